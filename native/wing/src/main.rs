@@ -1,0 +1,22 @@
+//! wing: the short helpers of an aerie host, one static file with three commands.
+//! Each command is a module of its own and shares nothing with its neighbours but this table.
+
+mod launch;
+mod pack;
+mod vsock;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut argv = std::env::args_os();
+    let _ = argv.next();
+    match argv.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("launch") => launch::main(argv),
+        Some("vsock") => vsock::main(argv),
+        Some("pack") => pack::main(argv),
+        _ => {
+            eprintln!("usage: wing launch|vsock|pack …");
+            ExitCode::from(2)
+        }
+    }
+}
