@@ -1,0 +1,41 @@
+import { Type, type TLiteral, type TSchema, type TUnion } from '@sinclair/typebox'
+
+export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
+
+/** One verb of the API. Its fields have Elysia's names, so an operation is itself the hook of its route. */
+export interface Operation {
+  readonly method: Method
+  readonly path: string
+  readonly detail: { readonly summary: string; readonly description?: string; readonly tags: readonly string[] }
+  readonly params?: TSchema
+  readonly query?: TSchema
+  readonly body?: TSchema
+  readonly response: Readonly<Record<number, TSchema>>
+  /** The codes of the faults that this verb can answer with, beside those that any request can meet. */
+  readonly faults: readonly string[]
+  /** What a token must be allowed: read < exec < admin. */
+  readonly scope: Scope
+  /** How the bytes travel where it is not JSON: an upload, a download, server-sent events, a WebSocket. */
+  readonly stream?: 'upload' | 'download' | 'sse' | 'websocket'
+}
+
+export type Scope = 'read' | 'exec' | 'admin'
+
+export const operation = <const T extends Operation>(it: T): T => it
+
+/** A string that is one of these words. */
+export const oneOf = <const T extends readonly string[]>(...words: T) =>
+  Type.Union(words.map((word) => Type.Literal(word))) as unknown as TUnion<{ [K in keyof T]: TLiteral<T[K]> } & TSchema[]>
+
+export const Timestamp = Type.String({ format: 'date-time', description: 'RFC 3339, UTC, milliseconds' })
+export const Nothing = Type.Null()
+
+/** What every failed request answers: RFC 9457, with Volant's `error`, a stable `code` and a `hint`. */
+export const Problem = Type.Object({
+  type: Type.String(), title: Type.String(), status: Type.Integer(),
+  error: Type.String({ description: 'The same sentence as `title`, where a Volant client looks for it' }),
+  code: Type.String({ description: 'Stable, for programs' }),
+  hint: Type.Optional(Type.String({ description: 'What to do about it' })),
+  request_id: Type.Optional(Type.String()),
+  errors: Type.Optional(Type.Array(Type.Object({ path: Type.String(), message: Type.String() }))),
+}, { additionalProperties: true })

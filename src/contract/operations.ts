@@ -1,0 +1,23 @@
+import type { Static, TSchema } from '@sinclair/typebox'
+import { imageOperations } from './image.ts'
+import { kernelOperations } from './kernel.ts'
+import type { Operation } from './operation.ts'
+import { systemOperations } from './system.ts'
+import { vmOperations } from './vm.ts'
+
+/** Every verb of the API: routes, the client, the command line and OpenAPI are read off this table. */
+export const operations = { ...vmOperations, ...imageOperations, ...kernelOperations, ...systemOperations }
+export type OperationId = keyof typeof operations
+
+/** Codes that any request can be answered with. */
+export const COMMON_FAULTS = ['request_invalid', 'route_not_found', 'token_missing', 'token_invalid', 'token_scope', 'host_refused',
+  'origin_refused', 'internal', 'shutting_down'] as const
+
+type Of<S> = S extends TSchema ? Static<S> : never
+type Part<O, K extends string> = O extends Readonly<Record<K, infer S>> ? Of<S> : undefined
+/** What a caller gives an operation: only the parts that it has. */
+export type Input<Id extends OperationId> = (typeof operations)[Id] extends infer O
+  ? { readonly [K in 'params' | 'query' | 'body' as K extends keyof O ? K : never]: Part<O, K> } : never
+/** The JSON of the successful answer. */
+export type Output<Id extends OperationId> = (typeof operations)[Id]['response'] extends infer R ? Of<R[keyof R]> : never
+export type { Operation }

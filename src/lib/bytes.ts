@@ -1,0 +1,30 @@
+const UNITS: Readonly<Record<string, number>> = { '': 1, b: 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 }
+
+/** `512`, `64k`, `1.5GiB`, `10g` → bytes (binary units, as Docker reads them); undefined where it is no size. */
+export const parseBytes = (text: string): number | undefined => {
+  const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim())
+  if (!match) return undefined
+  const bytes = Number(match[1]) * (UNITS[(match[2] ?? '').toLowerCase()] ?? Number.NaN)
+  return Number.isSafeInteger(Math.round(bytes)) ? Math.round(bytes) : undefined
+}
+
+/** Bytes for people: three digits and a binary unit. */
+export const sayBytes = (bytes: number): string => {
+  let at = 0, n = bytes
+  while (n >= 1000 && at < 5) { n /= 1024; at++ }
+  return `${at === 0 || n >= 100 ? Math.round(n) : n.toPrecision(3)} ${['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][at]}`
+}
+
+/** `30`, `500ms`, `5m`, `1h30m` → milliseconds; a bare number is seconds. */
+export const parseDuration = (text: string): number | undefined => {
+  if (/^\d+(\.\d+)?$/.test(text)) return Math.round(Number(text) * 1000)
+  const unit: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+  let ms = 0, rest = text
+  while (rest !== '') {
+    const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)/.exec(rest)
+    if (!match) return undefined
+    ms += Number(match[1]) * (unit[match[2] ?? ''] ?? Number.NaN)
+    rest = rest.slice(match[0].length)
+  }
+  return text === '' ? undefined : Math.round(ms)
+}
