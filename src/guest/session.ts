@@ -1,0 +1,192 @@
+import { chmodSync, chownSync, rmSync } from 'node:fs'
+import { createHash, timingSafeEqual } from 'node:crypto'
+import { createServer, type Server, type Socket } from 'node:net'
+import { agentUnavailable } from '../hypervisor/errors.ts'
+import type { Log } from '../lib/log.ts'
+import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
+import { Conversation } from './conversation.ts'
+import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, GENERATION, KIND } from './frames.ts'
+
+/** What kestrel is told before it starts anything (`native/protocol/README.md`, "Session"). */
+export interface Configuration {
+  readonly secret: string
+  readonly time_ns: number
+  readonly entropy: string
+  readonly hostname: string
+  readonly machine_id: string
+  readonly root: { readonly mode: 'overlay' | 'initramfs'; readonly overlay_size_bytes: number | null }
+  readonly volumes: readonly { readonly serial: string; readonly path: string; readonly read_only: boolean; readonly fs: 'ext4' | 'erofs' }[]
+  readonly network: { readonly mode: 'none' | 'user' }
+  readonly files: readonly { readonly path: string; readonly mode: number; readonly content_base64: string }[]
+  readonly workload: null | {
+    readonly argv: readonly string[]; readonly env: Readonly<Record<string, string>>; readonly cwd: string; readonly user: string
+    readonly tty: boolean; readonly hold: boolean; readonly stop_signal: number }
+  readonly grace_ms: number
+  readonly log_bytes: number
+}
+
+export type AgentEvent =
+  | { readonly seq: number; readonly type: 'ready'; readonly boot_ms: number }
+  | { readonly seq: number; readonly type: 'started'; readonly pid: number }
+  | { readonly seq: number; readonly type: 'exited'; readonly code: number; readonly signal: number | null; readonly oom: boolean; readonly message: string }
+  | { readonly seq: number; readonly type: 'failed'; readonly stage: string; readonly message: string }
+  | { readonly seq: number; readonly type: 'button' }
+
+/** Whose guest it is: every answer that must survive the daemon is durable when these return. */
+export interface SessionOwner {
+  /** Makes and stores a new configuration, for an agent that has none yet. */
+  configure(): Configuration
+  /** SHA-256, hex, of the secret of the last configuration; undefined before the first. */
+  secretHash(): string | undefined
+  /** The newest event that was taken. */
+  acked(): number
+  /** Takes one event; resolves when it is durable. */
+  event(event: AgentEvent): Promise<void>
+}
+
+export const hashSecret = (secret: string): string => createHash('sha256').update(secret).digest('hex')
+
+const sameHash = (a: string, b: string): boolean => timingSafeEqual(Buffer.from(a, 'hex'), Buffer.from(b, 'hex'))
+
+/** A configuration must have been asked for within this time of the connect: a guest may open sockets and say nothing. */
+const HELLO_MS = 10_000
+/** Connections to port 1024 that have not said hello, at once. */
+const STRANGERS_MAX = 8
+
+/**
+ * The agent's own connection, guest to host, on port 1024: configuration, events, requests. It is re-made by the guest whenever it
+ * breaks, so a `GuestSession` lives as long as its machine and not as long as a connection.
+ *
+ * Any process of the guest can connect to this port. A stranger is refused: the configuration is given while nothing of the guest's own
+ * has run (no event was taken and no agent is connected), later ones must know the session's secret.
+ */
+export class GuestSession {
+  readonly #path: string
+  readonly #owner: SessionOwner
+  readonly #log: Log
+  readonly #server: Server
+  #strangers = 0
+  #current: Conversation | undefined
+  #connected: Deferred<Conversation> = deferred()
+  #requests = new Map<number, Deferred<Record<string, unknown>>>()
+  #nextRequest = 1
+  #closed = false
+
+  private constructor(path: string, owner: SessionOwner, log: Log) {
+    this.#path = path
+    this.#owner = owner
+    this.#log = log
+    this.#server = createServer({ allowHalfOpen: true }, (socket) => { void this.#meet(socket) })
+  }
+
+  /** Listens at `path`, which only root and `jail` may use. A socket left by an earlier daemon is replaced. */
+  static async listen(path: string, jail: { uid: number; gid: number } | undefined, owner: SessionOwner, log: Log): Promise<GuestSession> {
+    const session = new GuestSession(path, owner, log)
+    rmSync(path, { force: true })
+    const listening = Promise.withResolvers<void>()
+    session.#server.once('error', listening.reject)
+    session.#server.listen(path, listening.resolve)
+    await listening.promise
+    chmodSync(path, 0o600)
+    if (jail) chownSync(path, jail.uid, jail.gid)
+    return session
+  }
+
+  async #meet(socket: Socket): Promise<void> {
+    const conversation = new Conversation(socket)
+    if (this.#closed || this.#strangers >= STRANGERS_MAX) { conversation.close(); return }
+    this.#strangers++
+    const late = setTimeout(() => { conversation.close() }, HELLO_MS)
+    let welcome = false
+    try {
+      welcome = await this.#welcome(conversation)
+    } catch (error) {
+      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) }, 'a guest connection was dropped')
+    } finally {
+      clearTimeout(late)
+      this.#strangers--
+    }
+    if (!welcome) { conversation.close(); return }
+    try {
+      await this.#serve(conversation)
+    } catch (error) {
+      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) }, 'the agent\'s connection broke')
+    } finally {
+      conversation.close()
+      if (this.#current === conversation) {
+        this.#current = undefined
+        this.#connected = deferred()
+        for (const request of this.#requests.values()) request.reject(agentUnavailable({ reason: 'its connection broke' }))
+        this.#requests.clear()
+      }
+    }
+  }
+
+  async #welcome(conversation: Conversation): Promise<boolean> {
+    const frame = await conversation.next()
+    if (!frame) return false
+    const open = decodeOpen(frame)
+    const refuse = async (code: string, message: string, more: object = {}): Promise<false> => {
+      await conversation.send(encodeJson(FRAME.error, { code, message, ...more }))
+      conversation.endWriting()
+      return false
+    }
+    if (open.generation !== GENERATION) return await refuse('generation_unknown', `generation ${open.generation} is unknown`, { supported: [GENERATION] })
+    if (open.kind !== KIND.session) return await refuse('kind_unknown', 'only a session comes from the guest')
+    const secret = open.body['secret'], known = this.#owner.secretHash()
+    if (typeof secret === 'string') {
+      if (known === undefined || !sameHash(hashSecret(secret), known)) return await refuse('refused', 'the secret is not this session\'s')
+      this.#current?.close() // the agent itself says that the older connection is dead
+      this.#current = conversation
+      await conversation.send(encodeJson(FRAME.ok, { resumed: true, acked: this.#owner.acked() }))
+    } else {
+      if (this.#current !== undefined || this.#owner.acked() > 0) return await refuse('refused', 'this guest has its session')
+      this.#current = conversation
+      await conversation.send(encodeJson(FRAME.ok, { resumed: false, ...this.#owner.configure() }))
+    }
+    this.#connected.resolve(conversation)
+    return true
+  }
+
+  async #serve(conversation: Conversation): Promise<void> {
+    for await (const frame of conversation) {
+      if (frame.type === FRAME.event) {
+        const event = decodeJson(frame) as unknown as AgentEvent
+        if (!Number.isSafeInteger(event.seq) || typeof event.type !== 'string') throw new Error('an event has no number or no type')
+        if (event.seq > this.#owner.acked()) await this.#owner.event(event)
+        await conversation.send(encodeAck(event.seq))
+      } else if (frame.type === FRAME.reply) {
+        const reply = decodeJson(frame), id = Number(reply['id'])
+        this.#requests.get(id)?.resolve(reply)
+        this.#requests.delete(id)
+      } else {
+        throw new Error(`frame 0x${frame.type.toString(16)} has no place in a session`)
+      }
+    }
+  }
+
+  get connected(): boolean { return this.#current !== undefined }
+
+  /** @throws `agent_unavailable` where the agent is not connected in time, or refuses */
+  async request(op: string, args: Readonly<Record<string, unknown>>, signal: AbortSignal): Promise<Record<string, unknown>> {
+    const conversation = await orAbort(this.#connected.promise, signal)
+      .catch(() => { throw agentUnavailable({ reason: 'it is not connected' }) })
+    const id = this.#nextRequest++, answer = deferred<Record<string, unknown>>()
+    this.#requests.set(id, answer)
+    try {
+      await conversation.send(encodeJson(FRAME.request, { id, op, ...args }))
+      const reply = await orAbort(answer.promise, signal)
+      if (reply['ok'] !== true) throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`) })
+      return reply
+    } finally {
+      this.#requests.delete(id)
+    }
+  }
+
+  close(): void {
+    this.#closed = true
+    this.#current?.close()
+    this.#server.close()
+    rmSync(this.#path, { force: true })
+  }
+}

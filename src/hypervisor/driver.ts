@@ -1,0 +1,107 @@
+import type { Duplex } from 'node:stream'
+
+/*
+ * The life of a machine
+ *
+ * A *machine* is one VMM process, with its helpers (QEMU needs a vsock backend), that runs one guest once.
+ *
+ *   start ──▶ running ──pause──▶ paused ──resume──▶ running
+ *                │                                     │
+ *                └── the guest ends (or is killed) ────┴──▶ ended ──kill──▶ gone
+ *
+ * - `start` resolves when the VMM runs the guest's first instruction; the guest is not ready yet: its agent says so over vsock.
+ * - A machine outlives the daemon. `identity` is all that `adopt` needs; the caller keeps it in its row before it relies on it.
+ * - When the guest ends, `ended` resolves with the reason. The process may then still be there, holding that reason for a daemon that
+ *   was not looking; `kill` lets it go. The caller records the reason first and kills afterwards.
+ * - `adopt` of a process that is gone, or of another one that got its number, gives undefined and touches nothing.
+ * - A guest's reboot ends the machine with reason `reboot`; the caller starts a new one.
+ *
+ * Two more words: the *folder* is a short path of the machine's own where its sockets stand, made and removed by the caller;
+ * *vsock* is a Unix socket in it with Firecracker's dialect (`CONNECT <port>\n` → `OK <n>\n`); what the guest connects to, port p,
+ * arrives at the Unix socket `vsock_<p>` beside it, where the caller listens before `start`.
+ */
+
+export interface DiskSpec {
+  readonly path: string
+  readonly readOnly: boolean
+  /** What the guest finds it by: `root`, `overlay`, `vol<n>`; at most 20 bytes (virtio 1.2, section 5.2.6). */
+  readonly serial: string
+}
+
+/** Who a machine runs as, and the limits that its cgroup holds it to; absent for a daemon without root. */
+export interface JailSpec {
+  readonly uid: number
+  readonly gid: number
+  readonly groups: readonly number[]
+}
+
+/** What a VMM needs to know: paths and numbers, no rows, no HTTP. */
+export interface MachineSpec {
+  /** Names the machine in cgroups and in the environment of its processes: `<state id>/<vm uid>`. */
+  readonly mark: string
+  readonly uuid: string
+  readonly folder: string
+  readonly kernel: string
+  readonly initramfs: string
+  readonly cmdline: string
+  readonly vcpus: number
+  readonly memoryMib: number
+  readonly disks: readonly DiskSpec[]
+  readonly nic: { readonly kind: 'user'; readonly mac: string } | undefined
+  /** 3 or more: virtio 1.2, section 5.10.4. */
+  readonly cid: number
+  /** Takes the serial console; made by the caller, appended to by the VMM. */
+  readonly consoleLog: string
+  /** Takes what the VMM itself says on stdout and stderr. */
+  readonly vmmLog: string
+  readonly jail: JailSpec | undefined
+  /** Folders of cgroups that exist, joined by every process of the machine. */
+  readonly cgroups: readonly string[]
+}
+
+export interface ProcessId {
+  readonly pid: number
+  /** Field 22 of /proc/PID/stat, proc(5): clock ticks after boot. */
+  readonly startTime: string
+}
+
+export interface MachineIdentity {
+  readonly bootId: string
+  readonly process: ProcessId
+  readonly helpers: readonly ProcessId[]
+  readonly folder: string
+  readonly uuid: string
+}
+
+export type EndReason = 'poweroff' | 'reboot' | 'panic' | 'killed' | 'failed' | 'gone'
+
+/** `code` is the VMM's own exit code; null where the process is no child of ours or has not exited. */
+export interface End {
+  readonly reason: EndReason
+  readonly code: number | null
+  readonly message: string
+}
+
+/** One VMM process. Every call is idempotent, and one that rejects has changed nothing. */
+export interface Machine {
+  readonly identity: MachineIdentity
+  readonly ended: Promise<End>
+  /** Unix socket of the serial console: bytes both ways, one client at a time. */
+  readonly consoleSocket: string
+  /** A stream to a vsock port of the guest. @throws `agent_unavailable` where nobody listens there */
+  connect(port: number, signal: AbortSignal): Promise<Duplex>
+  pause(signal: AbortSignal): Promise<void>
+  resume(signal: AbortSignal): Promise<void>
+  state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
+  powerButton(signal: AbortSignal): Promise<void>
+  /** Ends every process of the machine; resolves when they have gone. */
+  kill(): Promise<void>
+}
+
+export interface HypervisorDriver {
+  readonly name: 'qemu' | 'talon' | 'fake'
+  /** @throws `hypervisor_unavailable`, `machine_failed` */
+  start(spec: MachineSpec, signal: AbortSignal): Promise<Machine>
+  /** A machine that outlived the daemon; undefined where it is gone. */
+  adopt(identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined>
+}

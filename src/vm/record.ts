@@ -1,0 +1,111 @@
+import { and, asc, desc, eq, inArray, like, or, sql, type SQL } from 'drizzle-orm'
+import type { Vm, VmListQuery } from '../contract/vm.ts'
+import { VmState } from '../contract/vm-state.ts'
+import { after, type Cause } from '../contract/vm-state.ts'
+import { Value } from '@sinclair/typebox/value'
+import type { EventLog, EventType } from '../store/events.ts'
+import { vms, type VmRow } from '../store/schema.ts'
+import { immediate, type Store } from '../store/store.ts'
+import { filterInvalid, vmAmbiguous, vmNotFound, vmWrongState } from './errors.ts'
+
+const iso = (ms: number): string => new Date(ms).toISOString()
+
+/** A row as the API shows it. No values of the environment: they may be secrets. */
+export const view = (row: VmRow): Vm => ({
+  id: row.id, uid: row.uid, name: row.name, status: row.state, status_message: row.statusMessage, runtime: row.runtime, plugin: row.plugin,
+  image: row.spec.image, image_digest: row.imageDigest, kernel: row.kernelDigest, hypervisor: row.hypervisor,
+  pid: row.machine?.process.pid ?? null, ip_address: row.ip, mac_address: row.mac, vsock_cid: row.cid,
+  cpu_cores: row.cpuCores, memory_mb: row.memoryMb, disk_mb: row.spec.disk_mb, kernel_cmdline: row.spec.kernel_cmdline,
+  serial_socket: row.machine ? `${row.machine.folder}/console.sock` : '', network: row.spec.network, port: row.spec.port ?? null,
+  tty: row.spec.tty, auto_remove: row.spec.auto_remove,
+  entrypoint: row.spec.entrypoint ? [...row.spec.entrypoint] : null, cmd: row.spec.cmd ? [...row.spec.cmd] : null,
+  env_names: Object.keys(row.spec.env), metadata: { ...row.spec.metadata }, stop_timeout_s: row.spec.stop_timeout_s,
+  exit_code: row.exitCode, exit_signal: row.exitSignal, exit_message: row.exitMessage, boot_ms: row.bootMs, gen: row.gen,
+  created_at: iso(row.createdAt), updated_at: iso(row.updatedAt),
+  started_at: row.startedAt === null ? null : iso(row.startedAt), stopped_at: row.stoppedAt === null ? null : iso(row.stoppedAt),
+})
+
+/**
+ * One vm by id, then name, then uid, then a prefix of uid or name that fits it alone.
+ *
+ * @throws `vm_not_found`, `vm_ambiguous`
+ */
+export const find = (store: Store, ref: string): VmRow => {
+  const exact = /^[1-9]\d{0,15}$/.test(ref) ? store.select().from(vms).where(eq(vms.id, Number(ref))).get() : undefined
+  const named = exact ?? store.select().from(vms).where(or(eq(vms.name, ref), eq(vms.uid, ref))).get()
+  if (named) return named
+  const prefix = `${ref.replaceAll(/[\\%_]/g, '\\$&')}%`
+  const found = store.select().from(vms)
+    .where(or(sql`${vms.uid} LIKE ${prefix} ESCAPE '\\'`, sql`${vms.name} LIKE ${prefix} ESCAPE '\\'`)).limit(6).all()
+  if (found.length > 1) throw vmAmbiguous({ name: ref, matches: found.map((row) => row.name) })
+  if (!found[0]) throw vmNotFound({ name: ref })
+  return found[0]
+}
+
+export const byUid = (store: Store, uid: string): VmRow | undefined => store.select().from(vms).where(eq(vms.uid, uid)).get()
+
+const SORTS = { id: vms.id, name: vms.name, status: vms.state, runtime: vms.runtime, created_at: vms.createdAt, updated_at: vms.updatedAt }
+
+/** @throws `filter_invalid` */
+export const list = (store: Store, query: VmListQuery): { readonly vms: Vm[]; readonly total: number } => {
+  const wheres: SQL[] = []
+  if (query.status !== undefined) {
+    const states = query.status.split(',').filter((word) => word !== '')
+    const wrong = states.find((word) => !Value.Check(VmState, word))
+    if (wrong !== undefined) throw filterInvalid({ filter: 'status', reason: `"${wrong}" is no state` })
+    wheres.push(inArray(vms.state, states as VmState[]))
+  }
+  if (query.runtime !== undefined) wheres.push(eq(vms.runtime, query.runtime))
+  if (query.plugin !== undefined) wheres.push(eq(vms.plugin, query.plugin))
+  if (query.q !== undefined) wheres.push(like(vms.name, `%${query.q.replaceAll(/[%_]/g, '')}%`))
+  const pairs = query.metadata === undefined ? [] : Array.isArray(query.metadata) ? query.metadata : [query.metadata]
+  for (const pair of pairs) {
+    const at = pair.indexOf('=')
+    if (at < 1) throw filterInvalid({ filter: 'metadata', reason: `"${pair}" is not key=value` })
+    wheres.push(sql`json_extract(${vms.spec}, ${`$.metadata."${pair.slice(0, at).replaceAll(/["\\]/g, '')}"`}) = ${pair.slice(at + 1)}`)
+  }
+  const where = and(...wheres)
+  const by = SORTS[query.sort ?? 'id']
+  const rows = store.select().from(vms).where(where)
+    .orderBy(query.order === 'desc' ? desc(by) : asc(by), asc(vms.id))
+    .limit(query.limit ?? 1000).offset(query.offset ?? 0).all()
+  const total = query.limit === undefined && rows.length < 1000 && (query.offset ?? 0) === 0 ? rows.length
+    : store.select({ n: sql<number>`count(*)` }).from(vms).where(where).get()?.n ?? 0
+  return { vms: rows.map(view), total }
+}
+
+/** What a state is called in the log of events. */
+const EVENT_OF = {
+  pending: 'VM_CREATED', starting: 'VM_STARTING', running: 'VM_RUNNING', paused: 'VM_PAUSED', standby: 'VM_STANDBY', stopping: 'VM_STOPPING',
+  stopped: 'VM_STOPPED', crashed: 'VM_CRASHED', deleting: 'VM_DELETED', unknown: 'VM_UNKNOWN',
+} as const satisfies Record<VmState, EventType>
+
+export type Change = Partial<Pick<VmRow, 'machine' | 'sessionSecret' | 'ackedSeq' | 'wasReady' | 'statusMessage' | 'exitCode' | 'exitSignal'
+  | 'exitMessage' | 'bootMs' | 'startedAt' | 'stoppedAt' | 'spec' | 'kernelDigest' | 'hypervisor'>>
+
+/**
+ * Moves a vm by the table, with what else changes in the same moment, and its event: one transaction, and one UPDATE guarded by `gen`,
+ * so that of two racing callers the row lets one through.
+ *
+ * @throws `vm_not_found`, `vm_wrong_state`
+ */
+export const move = (store: Store, events: EventLog, uid: string, by: Cause, change: Change = {}): VmRow =>
+  immediate(store, (tx) => {
+    const row = byUid(tx, uid)
+    if (!row) throw vmNotFound({ name: uid })
+    const to = after(row.state, by)
+    if (!to) throw vmWrongState({ name: row.name, status: row.state, verb: by })
+    const moved = tx.update(vms).set({ statusMessage: null, ...change, state: to, gen: sql`${vms.gen} + 1`, updatedAt: Date.now() })
+      .where(and(eq(vms.uid, uid), eq(vms.gen, row.gen))).returning().get()
+    if (!moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
+    if (to !== 'deleting') { // VM_DELETED is said when the last of it has gone
+      events.append(tx, { type: EVENT_OF[to], name: row.name, uid, status: to, ip: row.ip, mac: row.mac,
+        pid: moved.machine?.process.pid ?? null, message: moved.statusMessage ?? '' })
+    }
+    return moved
+  })
+
+/** Changes a row without a move. */
+export const change = (store: Store, uid: string, set: Change): void => {
+  store.update(vms).set({ ...set, updatedAt: Date.now() }).where(eq(vms.uid, uid)).run()
+}
