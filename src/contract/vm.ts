@@ -162,9 +162,11 @@ export type AttachStart = Static<typeof AttachStart>
 
 /**
  * Exec and attach on one WebSocket: the first message is text (`ExecStart` or `AttachStart`), every later one is binary, a channel
- * byte and the rest. `control` is JSON, `ExecControl`.
+ * byte and the rest. `control` is JSON, `ExecControl`. A client may send `STDIN_WINDOW` bytes of stdin, and after that as many more as
+ * `window` says, so that a signal is never stuck behind input that nobody reads.
  */
 export const CHANNEL = { stdin: 0, stdout: 1, stderr: 2, control: 3 } as const
+export const STDIN_WINDOW = 262_144
 export type ExecControl =
   // from the server
   | { readonly type: 'started'; readonly pid: number | null; readonly tty: boolean }
@@ -175,6 +177,14 @@ export type ExecControl =
   | { readonly type: 'resize'; readonly cols: number; readonly rows: number }
   | { readonly type: 'signal'; readonly signal: number }
   | { readonly type: 'eof' }
+
+/**
+ * Forward and console: a binary message is data; a text message is JSON, `RawControl`. `eof` ends one direction and leaves the other
+ * open, as shutdown(2) does (forward only); `error` is the server's last word.
+ */
+export type RawControl =
+  | { readonly type: 'eof' }
+  | { readonly type: 'error'; readonly code: string; readonly message: string; readonly hint?: string }
 
 /** An exec for programs that want one answer: output up to 1 MiB a stream, base64 where it is no UTF-8. */
 export const ExecResult = Type.Object({
