@@ -1,0 +1,99 @@
+//! One virtqueue as vhost-user describes it, message by message.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsRawFd,
+    sync::Arc,
+};
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// Entries of the largest queue that is taken; QEMU's vsock has 128.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+#[derive(Debug)]
+pub struct Ring {
+    /// Where its kicks are waited for, and under which number.
+    epoll: Arc<Epoll>,
+    token: u64,
+    pub queue: Queue,
+    kick: Option<File>,
+    call: Option<File>,
+    pub enabled: bool,
+    /// Its addresses are known.
+    pub placed: bool,
+    /// The position that the VMM gave it (`SET_VRING_BASE`).
+    pub base: u16,
+    /// The position at which it was stopped last (`GET_VRING_BASE`).
+    pub stopped_at: Option<u16>,
+}
+
+impl Ring {
+    pub fn new(epoll: Arc<Epoll>, token: u64) -> Result<Self, virtio_queue::Error> {
+        Ok(Self {
+            epoll,
+            token,
+            queue: Queue::new(QUEUE_SIZE_MAX)?,
+            kick: None,
+            call: None,
+            enabled: false,
+            placed: false,
+            base: 0,
+            stopped_at: None,
+        })
+    }
+
+    /// Whether everything is there that a ring needs to run.
+    pub fn is_complete(&self) -> bool {
+        self.enabled && self.placed && self.kick.is_some()
+    }
+
+    /// Puts another kick descriptor in place. The old one is taken out of the epoll first: to close it would not do,
+    /// as the VMM has the same open file.
+    pub fn set_kick(&mut self, kick: Option<File>) -> io::Result<()> {
+        if let Some(old) = self.kick.take() {
+            let nothing = EpollEvent::new(EventSet::empty(), 0);
+            self.epoll
+                .ctl(ControlOperation::Delete, old.as_raw_fd(), nothing)?;
+        }
+        if let Some(new) = kick {
+            let input = EpollEvent::new(EventSet::IN, self.token);
+            self.epoll
+                .ctl(ControlOperation::Add, new.as_raw_fd(), input)?;
+            self.kick = Some(new);
+        }
+        Ok(())
+    }
+
+    pub fn set_call(&mut self, call: Option<File>) {
+        self.call = call;
+    }
+
+    /// Makes the kick descriptor quiet.
+    pub fn clear_kick(&self) {
+        if let Some(mut kick) = self.kick.as_ref() {
+            // An eventfd gives its count or, to nobody's harm, EAGAIN.
+            let _ = kick.read(&mut [0; 8]);
+        }
+    }
+
+    /// Interrupts the guest.
+    pub fn call(&self) {
+        if let Some(mut call) = self.call.as_ref() {
+            // EAGAIN means 2^64-2 interrupts wait already: one more says nothing new.
+            let _ = call.write(&1u64.to_ne_bytes());
+        }
+    }
+
+    /// Stops it and says where, as `GET_VRING_BASE` wants.
+    pub fn stop(&mut self) -> io::Result<u16> {
+        self.queue.set_ready(false);
+        self.set_kick(None)?;
+        self.call = None;
+        let at = self.queue.next_avail();
+        self.stopped_at = Some(at);
+        Ok(at)
+    }
+}
