@@ -1,0 +1,117 @@
+import { constants } from 'node:os'
+import { closeFd, setNonblock } from './fd.ts'
+import { memfdSealed } from './memfd.ts'
+import { pidfdOpen, pidfdReap, pidfdSignal, whenExited, type Exit } from './pidfd.ts'
+import { startTimeOf } from './proc.ts'
+import { socketPair } from './socket.ts'
+import { wingCommand, WingError, wingErrorOf } from './wing.ts'
+
+/** What to start and as whom; the JSON of `wing launch` (native/README.md), where every field and its default is explained. */
+export interface LaunchSpec {
+  readonly argv: readonly string[]
+  /** An absolute path, or a descriptor of ours. */
+  readonly exe: string | { readonly fd: number }
+  readonly env?: Readonly<Record<string, string>>
+  readonly cwd?: string
+  readonly cgroups?: readonly string[]
+  readonly umask?: number
+  readonly oom_score_adj?: number
+  /** `[soft, hard]`; null is unlimited. */
+  readonly rlimits?: Readonly<Record<string, readonly [number | null, number | null]>>
+  readonly namespaces?: readonly ('user' | 'mount' | 'net' | 'pid' | 'ipc')[]
+  readonly uid?: number
+  readonly gid?: number
+  readonly groups?: readonly number[]
+  readonly no_new_privs?: boolean
+  readonly capabilities?: 'drop' | 'keep'
+}
+
+export interface LaunchFiles {
+  /** Descriptors of ours for 0, 1 and 2; absent is `/dev/null`. A program that outlives us must not write into a pipe of ours. */
+  readonly stdin?: number | undefined
+  readonly stdout?: number | undefined
+  readonly stderr?: number | undefined
+  /** `[ours, its]`, its 3 to 255. Ours stay open. */
+  readonly fds?: readonly (readonly [number, number])[] | undefined
+  /** Kills what has been started so far. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/** A program that runs, in a session of its own: it survives us and hears no signal of our terminal. */
+export interface Launched {
+  readonly pid: number
+  /** Field 22 of /proc/PID/stat: with pid and boot id, the name of this process for ever. */
+  readonly startTime: string
+  /** The caller closes it, after `exited` if it wants to know that. */
+  readonly pidfd: number
+  readonly exited: Promise<Exit>
+}
+
+// Descriptors of the launcher: 3 is its specification.
+const REPORT_SLOT = 4, FIRST_SLOT = 5
+const SIGKILL = 9
+
+/**
+ * Starts a program through `wing launch` and resolves when it has been executed, with every confinement in place.
+ *
+ * @throws WingError: why it was not (`cgroup_denied`, `exec_missing`, …); the signal's reason. Nothing is left running then
+ */
+export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise<Launched> => {
+  const { signal } = files
+  signal?.throwIfAborted()
+  const { launcher, started, report } = start(spec, files)
+  const kill = () => { launcher.kill('SIGKILL') }
+  signal?.addEventListener('abort', kill, { once: true })
+  try {
+    const { pid, error } = await readReport(report)
+    const program = pid === undefined || pid === launcher.pid ? started : adoptChild(pid, started)
+    if (pid !== undefined && !error && !signal?.aborted) return program
+    if (signal?.aborted) pidfdSignal(program.pidfd, SIGKILL)
+    await program.exited
+    closeFd(program.pidfd)
+    signal?.throwIfAborted()
+    throw error ?? new WingError('wing_died', `wing launch ended with ${launcher.signalCode ?? launcher.exitCode}`)
+  } finally { signal?.removeEventListener('abort', kill) }
+}
+
+/** Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait for the child. */
+const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFiles) => {
+  const slots = fds.map(([ours]) => ours)
+  const asked: Record<string, unknown> = { ...spec, setsid: true, report_fd: REPORT_SLOT, fds: fds.map(([, its], index) => [FIRST_SLOT + index, its]) }
+  if (typeof spec.exe === 'object') {
+    asked['exe'] = { fd: FIRST_SLOT + slots.length }
+    slots.push(spec.exe.fd)
+  }
+  const specFd = memfdSealed('launch', Buffer.from(JSON.stringify(asked)))
+  const [report, reportEnd] = socketPair()
+  try {
+    const launcher = Bun.spawn({ ...wingCommand(['launch']), stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots], detached: true })
+    launcher.unref()
+    const pidfd = pidfdOpen(launcher.pid), startTime = startTimeOf(launcher.pid) ?? ''
+    const exited = launcher.exited.then((code) => endOf(code, launcher.signalCode))
+    return { launcher, report, started: { pid: launcher.pid, startTime, pidfd, exited } }
+  } catch (error) {
+    closeFd(report)
+    throw error
+  } finally { closeFd(specFd); closeFd(reportEnd) }
+}
+
+const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
+  signal === null ? { code, signal: null } : { code: null, signal: typeof signal === 'number' ? signal : constants.signals[signal] }
+
+/** The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait for it. */
+const adoptChild = (pid: number, launcher: Launched): Launched => {
+  closeFd(launcher.pidfd)
+  const pidfd = pidfdOpen(pid), startTime = startTimeOf(pid) ?? ''
+  return { pid, startTime, pidfd, exited: whenExited(pidfd).then(() => pidfdReap(pidfd) ?? { code: null, signal: null }) }
+}
+
+/** The lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the descriptor. */
+const readReport = async (fd: number): Promise<{ readonly pid: number | undefined; readonly error: WingError | undefined }> => {
+  try {
+    setNonblock(fd, true) // Bun waits with epoll for such a descriptor, and would block for another
+    const text = await Bun.file(fd).text()
+    const pid = /^\{"pid":(\d+)\}$/m.exec(text)?.[1]
+    return { pid: pid === undefined ? undefined : Number(pid), error: wingErrorOf(text) }
+  } finally { closeFd(fd) }
+}
