@@ -1,6 +1,132 @@
-//! (skeleton)
-use std::{ffi::OsString, process::ExitCode};
+//! `wing pack`: archives into what a guest boots from. It reads what strangers made, so it is a process of its own,
+//! confined before the first byte, with typed refusals and bounds on memory, disk and time. `native/README.md` has the
+//! table of its commands and codes.
 
-pub fn main(_argv: impl Iterator<Item = OsString>) -> ExitCode {
-    ExitCode::from(2)
+mod args;
+mod bzimage;
+mod confine;
+mod cpio;
+mod deb;
+mod decompress;
+mod docker;
+mod erofs;
+mod error;
+mod image;
+mod input;
+mod kernel;
+mod layer;
+mod lz4_legacy;
+mod modules;
+mod oci;
+mod output;
+mod path;
+mod rootfs;
+mod scratch;
+mod tar;
+mod tree;
+mod zstd;
+
+use std::{ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
+
+use serde::Serialize;
+use serde_json::json;
+
+use args::Args;
+use error::{Code, Error, Result};
+
+/// Exit code of every failure but a wrong command line, which has 2.
+const FAILED: u8 = 1;
+
+/// Runs one command; `argv` is what stands behind `wing pack`.
+pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        report(
+            &json!({ "code": "internal", "message": format!("wing pack has a bug: {panic}"), "chain": [] }),
+        );
+        std::process::exit(FAILED.into());
+    }));
+    let command = argv
+        .next()
+        .and_then(|command| command.into_string().ok())
+        .unwrap_or_default();
+    match run(&command, argv) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.code();
+            report(
+                &json!({ "code": code.as_str(), "message": error.to_string(), "chain": error.chain() }),
+            );
+            ExitCode::from(if code == Code::Usage { 2 } else { FAILED })
+        }
+    }
+}
+
+/// One line on standard error; if no one reads it, the exit code is left.
+fn report(line: &serde_json::Value) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+fn run(command: &str, argv: impl Iterator<Item = OsString>) -> Result<()> {
+    let mut args = Args::parse(argv)?;
+    match command {
+        "image" => {
+            let out = args.file("out-fd")?;
+            let scratch = args.file_if_given("scratch-fd")?;
+            let limits = args.limits()?;
+            confined(args, || image::run(out, scratch, limits))
+        }
+        "kernel" => {
+            let out = args.file("out-fd")?;
+            let modules = args.file("modules-fd")?;
+            let limits = args.limits()?;
+            confined(args, || kernel::run(out, modules, limits))
+        }
+        "vmlinux" => {
+            let out = args.file("out-fd")?;
+            confined(args, || bzimage::run(out))
+        }
+        "initramfs" => {
+            let kestrel = args.file("kestrel-fd")?;
+            let modules = args.file_if_given("modules-fd")?;
+            let out = args.file("out-fd")?;
+            confined(args, || cpio::run(kestrel, modules, out))
+        }
+        "probe" => {
+            args.finish()?;
+            print(&confine::probe())
+        }
+        _ => Err(Error::Usage {
+            reason: "wing pack image|kernel|vmlinux|initramfs|probe …".into(),
+        }),
+    }
+}
+
+/// Runs `work` with nothing but the files that are open, and prints what it found.
+fn confined<T: Serialize>(args: Args, work: impl FnOnce() -> Result<T>) -> Result<()> {
+    args.finish()?;
+    confine::confine()?;
+    print(&work()?)
+}
+
+fn print(value: &impl Serialize) -> Result<()> {
+    let failed = |source| Error::Write {
+        what: "standard output",
+        source,
+    };
+    let mut line = serde_json::to_vec(value).map_err(|error| failed(error.into()))?;
+    line.push(b'\n');
+    std::io::stdout()
+        .write_all(&line)
+        .and_then(|()| std::io::stdout().flush())
+        .map_err(failed)
+}
+
+/// Lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -1,0 +1,96 @@
+//! Where bytes come from, and how many may come.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    mem::ManuallyDrop,
+    os::fd::FromRawFd as _,
+};
+
+use super::error::{Error, Result};
+
+/// A reader whose failures say what was read.
+pub struct Named<R> {
+    inner: R,
+    what: &'static str,
+}
+
+impl<R> Named<R> {
+    pub fn new(inner: R, what: &'static str) -> Self {
+        Self { inner, what }
+    }
+}
+
+impl<R: Read> Read for Named<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.inner.read(buf) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                Err(Error::from_read(self.what, error).into())
+            }
+            result => result,
+        }
+    }
+}
+
+/// Descriptor 0 without the buffer of `std::io::stdin`.
+pub struct Stdin(ManuallyDrop<File>);
+
+impl Read for Stdin {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buf)
+    }
+}
+
+/// Standard input.
+pub fn stdin() -> Named<Stdin> {
+    // SAFETY: descriptor 0 stays open for the life of the process: nothing here closes it, and `ManuallyDrop` keeps
+    // this `File` from doing so. If it was closed before we began, reads answer EBADF.
+    let file = unsafe { File::from_raw_fd(0) };
+    Named::new(Stdin(ManuallyDrop::new(file)), "standard input")
+}
+
+/// Gives `archive_too_large` after a number of bytes: what a small archive unpacks to has an end.
+pub struct Limited<R> {
+    inner: R,
+    left: u64,
+    limit: u64,
+}
+
+impl<R> Limited<R> {
+    pub fn new(inner: R, limit: u64) -> Self {
+        Self {
+            inner,
+            left: limit,
+            limit,
+        }
+    }
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.left = match self.left.checked_sub(count as u64) {
+            Some(left) => left,
+            None => {
+                return Err(Error::TooLarge {
+                    what: "bytes",
+                    limit: self.limit,
+                }
+                .into());
+            }
+        };
+        Ok(count)
+    }
+}
+
+/// Reads all of `input`, at most `max` bytes.
+///
+/// # Errors
+/// `archive_too_large` beyond `max`, else those of reading.
+pub fn read_all(input: impl Read, max: u64, what: &'static str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    Limited::new(input, max)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::from_read(what, error))?;
+    Ok(bytes)
+}

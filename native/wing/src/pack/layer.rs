@@ -1,0 +1,101 @@
+//! One layer of an image put upon those below it, with whiteouts (OCI image specification, "Image Layer Filesystem
+//! Changeset"): `.wh.NAME` hides NAME, `.wh..wh..opq` hides all that lower layers have in its folder.
+
+use std::{collections::HashSet, io::Read};
+
+use super::{
+    error::{Error, Result, show},
+    path::split,
+    rootfs::Rootfs,
+    tar::{Archive, Entry, Kind},
+    tree::NodeId,
+};
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Names of this beginning are the bookkeeping of aufs.
+const META: &[u8] = b".wh..wh.";
+
+/// Adds the entries of a layer.
+///
+/// # Errors
+/// As [`Rootfs::add`]; `entry_path_invalid` for a whiteout of nothing.
+pub fn add(rootfs: &mut Rootfs, archive: &mut Archive<impl Read>) -> Result<()> {
+    let mut own = Own {
+        first: rootfs.tree.next_id(),
+        touched: HashSet::new(),
+    };
+    while let Some(entry) = archive.next_entry()? {
+        let path = rootfs.admit(&entry)?;
+        match split(&path) {
+            Some((folder, OPAQUE)) => {
+                if let Some(folder) = rootfs.tree.find_directory(folder) {
+                    own.prune(rootfs, folder);
+                }
+                rootfs.release();
+            }
+            Some((_, name)) if name.starts_with(META) => {}
+            Some((folder, name)) if name.starts_with(WHITEOUT) => {
+                let hidden = &name[WHITEOUT.len()..];
+                if matches!(hidden, b"" | b"." | b"..") {
+                    return Err(Error::Path {
+                        path: show(&entry.path),
+                        reason: "it is a whiteout of no file",
+                    });
+                }
+                if let Some(folder) = rootfs.tree.find_directory(folder) {
+                    own.hide(rootfs, folder, hidden);
+                }
+                rootfs.release();
+            }
+            _ => own.add(rootfs, &entry, &path, archive)?,
+        }
+    }
+    Ok(())
+}
+
+/// What this layer brought, which its own whiteouts do not hide, in whatever order they come.
+struct Own {
+    /// Nodes from here on were made by this layer.
+    first: NodeId,
+    /// Nodes of lower layers that this one names again.
+    touched: HashSet<NodeId>,
+}
+
+impl Own {
+    fn add(
+        &mut self,
+        rootfs: &mut Rootfs,
+        entry: &Entry,
+        path: &[u8],
+        input: &mut impl Read,
+    ) -> Result<()> {
+        rootfs.add(entry, path, input)?;
+        if matches!(entry.kind, Kind::Directory | Kind::HardLink) {
+            self.touched
+                .extend(rootfs.tree.find(path).filter(|&id| id < self.first));
+        }
+        Ok(())
+    }
+
+    /// Hides what lower layers have below `folder`.
+    fn prune(&self, rootfs: &mut Rootfs, folder: NodeId) {
+        let names: Vec<Box<[u8]>> = rootfs
+            .tree
+            .entries(folder)
+            .map(|(name, _)| name.into())
+            .collect();
+        for name in names {
+            self.hide(rootfs, folder, &name);
+        }
+    }
+
+    fn hide(&self, rootfs: &mut Rootfs, folder: NodeId, name: &[u8]) {
+        match rootfs.tree.child(folder, name) {
+            Some(id) if id >= self.first => {}
+            Some(id) if self.touched.contains(&id) => self.prune(rootfs, id),
+            Some(_) => rootfs.tree.remove_name(folder, name),
+            None => {}
+        }
+    }
+}

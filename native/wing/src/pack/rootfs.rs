@@ -1,0 +1,187 @@
+//! Entries of an archive made into a root filesystem: each is judged, its contents stored, its node put into the tree.
+
+use std::{fs::File, io::Read};
+
+use serde::Serialize;
+
+use super::{
+    args::Limits,
+    erofs::{self, DataArea, Summary},
+    error::{Error, Result, show},
+    path::normalize,
+    tar::{Archive, Entry, Kind},
+    tree::{Attributes, Body, Tree},
+};
+
+/// What is left out is listed up to here; then it is only counted.
+const SKIPPED_MAX: usize = 100;
+
+/// Something that the image does not hold, and why.
+#[derive(Debug, Serialize)]
+pub struct Skipped {
+    pub path: String,
+    pub reason: String,
+}
+
+/// An image that grows.
+#[derive(Debug)]
+pub struct Rootfs {
+    pub tree: Tree,
+    data: DataArea,
+    limits: Limits,
+    entries: u64,
+    bytes: u64,
+    pub skipped: Vec<Skipped>,
+    pub skipped_count: u64,
+}
+
+impl Rootfs {
+    /// An empty image in `out`.
+    pub fn new(out: File, limits: Limits) -> Result<Self> {
+        Ok(Self {
+            tree: Tree::new(),
+            data: DataArea::new(out)?,
+            limits,
+            entries: 0,
+            bytes: 0,
+            skipped: Vec::new(),
+            skipped_count: 0,
+        })
+    }
+
+    /// Entries taken so far.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Adds all entries of an archive.
+    pub fn add_archive(&mut self, archive: &mut Archive<impl Read>) -> Result<()> {
+        while let Some(entry) = archive.next_entry()? {
+            let path = self.admit(&entry)?;
+            self.add(&entry, &path, archive)?;
+        }
+        Ok(())
+    }
+
+    /// Counts an entry and gives its clean path.
+    ///
+    /// # Errors
+    /// `archive_too_large`, `entry_escapes`, `entry_path_invalid`.
+    pub fn admit(&mut self, entry: &Entry) -> Result<Vec<u8>> {
+        let Limits {
+            bytes_max,
+            entries_max,
+        } = self.limits;
+        self.entries += 1;
+        if self.entries > entries_max {
+            return Err(Error::TooLarge {
+                what: "entries",
+                limit: entries_max,
+            });
+        }
+        self.bytes = self.bytes.saturating_add(entry.size);
+        if self.bytes > bytes_max {
+            return Err(Error::TooLarge {
+                what: "bytes",
+                limit: bytes_max,
+            });
+        }
+        normalize(&entry.path)
+    }
+
+    /// Adds one admitted entry, its contents from `input`.
+    pub fn add(&mut self, entry: &Entry, path: &[u8], input: &mut impl Read) -> Result<()> {
+        let invalid = |reason| Error::Path {
+            path: show(&entry.path),
+            reason,
+        };
+        if path.is_empty() && entry.kind != Kind::Directory {
+            return Err(invalid("the root must be a directory"));
+        }
+        if entry.kind == Kind::HardLink {
+            self.tree.insert_link(path, &normalize(&entry.link)?)?;
+            self.release();
+            return Ok(());
+        }
+        let attributes = self.attributes(entry)?;
+        let (major, minor) = entry.device;
+        let body = match entry.kind {
+            Kind::Directory => {
+                self.tree.insert_directory(path, attributes)?;
+                self.release();
+                return Ok(());
+            }
+            Kind::File => {
+                let inode_len = erofs::inode_len_max(self.tree.xattrs(attributes.xattrs));
+                Body::File(self.data.store(input, entry.size, inode_len)?)
+            }
+            Kind::Symlink
+                if entry.link.is_empty() || entry.link.len() >= 4096 || entry.link.contains(&0) =>
+            {
+                return Err(invalid(
+                    "its target is empty, longer than 4095 bytes, or holds NUL",
+                ));
+            }
+            Kind::Symlink => Body::Symlink(entry.link.as_slice().into()),
+            Kind::CharDevice | Kind::BlockDevice
+                if major > erofs::DEVICE_MAX.0 || minor > erofs::DEVICE_MAX.1 =>
+            {
+                return Err(invalid("its device number is out of range"));
+            }
+            Kind::CharDevice => Body::CharDevice(major, minor),
+            Kind::BlockDevice => Body::BlockDevice(major, minor),
+            Kind::Fifo | Kind::HardLink => Body::Fifo,
+        };
+        self.tree.insert(path, attributes, body)?;
+        self.release();
+        Ok(())
+    }
+
+    /// Writes the metadata; the image is complete after this.
+    pub fn finish(&mut self) -> Result<Summary> {
+        erofs::finish(&self.tree, &mut self.data)
+    }
+
+    /// Notes that something is left out.
+    pub fn skip(&mut self, path: &[u8], reason: String) {
+        self.skipped_count += 1;
+        if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.push(Skipped {
+                path: show(path),
+                reason,
+            });
+        }
+    }
+
+    /// Gives back the room of what is no longer in the tree.
+    pub fn release(&mut self) {
+        for contents in self.tree.take_freed() {
+            self.data.release(&contents);
+        }
+    }
+
+    fn attributes(&mut self, entry: &Entry) -> Result<Attributes> {
+        let mut set = Vec::new();
+        for (name, value) in &entry.xattrs {
+            if erofs::xattr_is_storable(name) {
+                set.push((name.clone(), value.clone()));
+            } else {
+                self.skip(
+                    &entry.path,
+                    format!(
+                        "EROFS has no place for the extended attribute \"{}\"",
+                        show(name)
+                    ),
+                );
+            }
+        }
+        Ok(Attributes {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            mtime_nsec: entry.mtime_nsec,
+            xattrs: self.tree.intern_xattrs(set)?,
+        })
+    }
+}
