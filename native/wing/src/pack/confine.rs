@@ -49,8 +49,8 @@ pub fn confine() -> Result<()> {
     // SAFETY: takes numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())
         .map_err(failed("no_new_privs"))?;
-    limit(libc::RLIMIT_AS, ADDRESS_SPACE_MAX).map_err(failed("setrlimit"))?;
-    limit(libc::RLIMIT_CORE, 0).map_err(failed("setrlimit"))?;
+    limit(libc::RLIMIT_AS.into(), ADDRESS_SPACE_MAX).map_err(failed("setrlimit"))?;
+    limit(libc::RLIMIT_CORE.into(), 0).map_err(failed("setrlimit"))?;
     restrict_files().map_err(failed("Landlock"))?;
     let program = filter().map_err(|error| failed("seccomp")(io::Error::other(error)))?;
     seccompiler::apply_filter(&program).map_err(|error| failed("seccomp")(io::Error::other(error)))
@@ -65,20 +65,23 @@ fn check(answer: i64) -> io::Result<i64> {
 }
 
 /// Lowers a limit; one that is lower already stays.
-fn limit(resource: libc::__rlimit_resource_t, max: u64) -> io::Result<()> {
+fn limit(resource: i64, max: u64) -> io::Result<()> {
     let mut now = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `now` is a valid place for the answer.
-    check(unsafe { libc::getrlimit(resource, &mut now) }.into())?;
+    let nothing = std::ptr::null::<libc::rlimit>();
+    // SAFETY: asks only; `now` is a valid place for the answer, of the kernel's `struct rlimit64`.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, nothing, &raw mut now) })?;
     let max = max.min(now.rlim_max);
     let lower = libc::rlimit {
         rlim_cur: max.min(now.rlim_cur),
         rlim_max: max,
     };
-    // SAFETY: `lower` is valid for the duration of the call.
-    check(unsafe { libc::setrlimit(resource, &lower) }.into()).map(drop)
+    let answer = std::ptr::null_mut::<libc::rlimit>();
+    // SAFETY: `lower` is valid for the duration of the call, and no answer is wanted.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const lower, answer) })
+        .map(drop)
 }
 
 fn landlock_abi() -> u32 {
