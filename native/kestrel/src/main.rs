@@ -1,1 +1,57 @@
-fn main() {}
+//! kestrel, PID 1 of every guest: mounts its disks, speaks with the daemon over vsock, runs and watches the workload.
+//!
+//! `native/protocol/README.md` is what it speaks. It begins in an initramfs as `/init`, without a C library's start files
+//! being trusted to find `/dev/null`: hence `no_main`.
+#![cfg_attr(not(test), no_main)]
+
+mod agent;
+mod attach;
+mod boot;
+mod button;
+mod conn;
+mod console;
+mod disks;
+mod encoding;
+mod events;
+mod exec;
+mod freeze;
+mod listen;
+mod modules;
+mod mounts;
+mod network;
+mod oom;
+mod power;
+mod pty;
+mod reap;
+mod ring;
+mod session;
+mod settings;
+mod spawn;
+mod stdin;
+mod sys;
+#[cfg(test)]
+mod test_folder;
+#[cfg(test)]
+mod test_reaper;
+mod users;
+mod vsock;
+mod workload;
+
+/// The entry, called by the C library. std's own would abort in a guest without a console: it wants descriptors 0 to 2 open
+/// and opens `/dev/null` for them, which an initramfs need not have.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
+    // SAFETY: getpid touches no memory.
+    if unsafe { libc::getpid() } != 1 {
+        eprintln!("kestrel is the first process of a guest and does nothing anywhere else");
+        return 2;
+    }
+    // A write to a socket or pipe whose reader is gone is an error to handle and no reason to die.
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    std::panic::set_hook(Box::new(|panic| {
+        console::say(&format!("bug: {panic}").replace('\n', " "));
+        power::last_resort()
+    }));
+    boot::run()
+}

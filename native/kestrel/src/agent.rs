@@ -1,0 +1,79 @@
+//! What every conversation shares: one agent per guest, alive as long as the guest.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use crate::events::Events;
+use crate::mounts::Mounted;
+use crate::power::Power;
+use crate::reap::Reaper;
+use crate::ring::Ring;
+use crate::workload::Workloads;
+
+/// Conversations at once; the host's own limit for one guest.
+pub const CONVERSATIONS_MAX: usize = 256;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Agent {
+    pub reaper: &'static Reaper,
+    pub events: Events,
+    pub ring: &'static Ring,
+    pub workload: Workloads,
+    pub power: Power,
+    /// The session's secret, from the configuration on.
+    pub secret: OnceLock<String>,
+    /// The guest's name as kestrel set it last.
+    pub hostname: Mutex<String>,
+    pub mounted: Mutex<Mounted>,
+    /// From `ready` until the power-off begins.
+    pub is_open: AtomicBool,
+    conversations: AtomicUsize,
+}
+
+impl Agent {
+    /// Makes the agent and starts its reaper.
+    ///
+    /// # Errors
+    /// No descriptor or no thread to be had.
+    pub fn start() -> io::Result<&'static Self> {
+        let ring: &'static Ring = Box::leak(Box::new(Ring::new(64 * 1024)));
+        Ok(Box::leak(Box::new(Self {
+            reaper: Reaper::start()?,
+            events: Events::new()?,
+            ring,
+            workload: Workloads::new()?,
+            power: Power::new()?,
+            secret: OnceLock::new(),
+            hostname: Mutex::default(),
+            mounted: Mutex::default(),
+            is_open: AtomicBool::new(false),
+            conversations: AtomicUsize::new(0),
+        })))
+    }
+
+    /// A place for one more conversation, free again when dropped.
+    pub fn conversation(&'static self) -> Option<Place> {
+        let taken = self
+            .conversations
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < CONVERSATIONS_MAX).then_some(count + 1)
+            });
+        taken.ok().map(|_| Place(self))
+    }
+
+    pub fn conversations(&self) -> usize {
+        self.conversations.load(Ordering::Acquire)
+    }
+}
+
+/// See [`Agent::conversation`].
+#[derive(Debug)]
+pub struct Place(&'static Agent);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.conversations.fetch_sub(1, Ordering::AcqRel);
+    }
+}

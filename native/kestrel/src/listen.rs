@@ -1,0 +1,113 @@
+//! What the host starts: accepts its connections, reads the `open`, and gives each a thread of its own.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use aerie_protocol::message::{ErrorBody, code};
+use aerie_protocol::{Frame, GENERATION, HOST_CID, Kind, kind_byte, parse_json};
+use serde::de::DeserializeOwned;
+
+use crate::agent::{Agent, CONVERSATIONS_MAX};
+use crate::conn::{Conn, ConnError, frame_name};
+use crate::sys::spawn_thread;
+use crate::{attach, exec, vsock};
+
+/// How long a host may take to say what it wants.
+const OPEN: Duration = Duration::from_secs(30);
+
+/// Accepts for ever.
+pub fn run(agent: &'static Agent, listener: &OwnedFd) -> ! {
+    loop {
+        match vsock::accept(listener.as_fd()) {
+            Ok((socket, HOST_CID)) => greet(agent, socket),
+            // A guest's own user, over vsock loopback: closed without a word.
+            Ok(_) => {}
+            // Out of descriptors or memory, or a peer that is gone already: others may do better a little later.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn greet(agent: &'static Agent, socket: OwnedFd) {
+    let Ok(conn) = Conn::new(socket) else { return };
+    let Some(place) = agent.conversation() else {
+        refuse_now(
+            conn,
+            &format!("{CONVERSATIONS_MAX} conversations are open already"),
+        );
+        return;
+    };
+    let body = move || {
+        serve(agent, conn);
+        drop(place);
+    };
+    // Without a thread the connection is closed by dropping it.
+    let _ = spawn_thread("talk", body);
+}
+
+/// Says why without waiting for anyone: this is the accepting thread.
+fn refuse_now(mut conn: Conn, why: &str) {
+    let body = ErrorBody::new(code::BUSY, why);
+    if conn.output.queue_json(kind_byte::ERROR, &body).is_ok() {
+        // A host that does not take a hundred bytes sees a closed connection.
+        let _ = conn.flush_now();
+    }
+}
+
+fn serve(agent: &'static Agent, mut conn: Conn) {
+    let deadline = Some(Instant::now() + OPEN);
+    let opened = conn.receive(deadline, |frame| match frame {
+        Frame::Open {
+            generation,
+            kind,
+            body,
+        } => Ok((generation, kind, body.to_vec())),
+        other => Err(ConnError::Unexpected(frame_name(&other))),
+    });
+    let (generation, kind, body) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            if let Some(body) = error.body() {
+                conn.fail(&body);
+            }
+            return;
+        }
+    };
+    if generation != GENERATION {
+        let mut body = ErrorBody::new(
+            code::GENERATION_UNKNOWN,
+            format!("generation {generation} is not spoken here"),
+        );
+        body.supported = Some(vec![GENERATION]);
+        return conn.fail(&body);
+    }
+    let Some(kind) = Kind::from_byte(kind) else {
+        let message = format!("kind {kind} is not known here");
+        return conn.fail(&ErrorBody::new(code::KIND_UNKNOWN, message));
+    };
+    if !agent.is_open.load(Ordering::Acquire) {
+        let message = "the guest is not ready, or about to power off";
+        return conn.fail(&ErrorBody::new(code::NOT_READY, message));
+    }
+    dispatch(agent, conn, kind, &body);
+}
+
+fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {
+    match kind {
+        Kind::Exec => with(conn, body, |conn, body| exec::serve(agent, conn, &body)),
+        Kind::Attach => with(conn, body, |conn, body| attach::serve(agent, conn, &body)),
+        other => conn.fail(&ErrorBody::new(
+            code::KIND_UNKNOWN,
+            format!("{} is not for a guest", other.name()),
+        )),
+    }
+}
+
+/// Types the body, or answers that it cannot be.
+fn with<T: DeserializeOwned>(conn: Conn, body: &[u8], serve: impl FnOnce(Conn, T)) {
+    match parse_json(body) {
+        Ok(body) => serve(conn, body),
+        Err(error) => conn.fail(&ErrorBody::new(code::BODY_INVALID, error.to_string())),
+    }
+}

@@ -1,0 +1,478 @@
+//! The guest's main program: held, started, watched, its output kept and given to whoever is attached.
+//!
+//! ```text
+//! absent                        no workload: the guest stays up
+//! held ──(first attach)──▶ running ──▶ ended      `started`, `exited` events; the end powers the guest off
+//! starting at boot ───────▶ running
+//! ```
+//!
+//! One thread (the pump) reads the workload's output while it runs. A reader that is attached and slow holds the workload
+//! up, as a terminal would; nobody attached never does: the ring forgets instead.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use aerie_protocol::LogStream;
+use aerie_protocol::message::{EventKind, Exit, Workload, WorkloadState};
+
+use crate::agent::Agent;
+use crate::console::chain;
+use crate::exec::{Running, Streams, start};
+use crate::oom::OomWatch;
+use crate::pty::{self, Size};
+use crate::reap::Child;
+use crate::ring::Record;
+use crate::spawn::Program;
+use crate::stdin::Stdin;
+use crate::sys::{
+    NO_FD, Wake, is_ready, lock, poll, poll_entry, read_now, readable_bytes, spawn_thread,
+};
+
+/// What one attached reader may have waiting before the workload is held up.
+const SINK_BYTES_MAX: usize = 256 * 1024;
+/// Readers at once.
+const SINKS_MAX: usize = 16;
+const READ_BYTES: usize = 32 * 1024;
+
+/// One attached reader's queue.
+#[derive(Debug)]
+pub struct Sink {
+    queue: Mutex<Queue>,
+    /// For the reader: there is something, or the end.
+    pub wake: Wake,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: VecDeque<(LogStream, Arc<[u8]>)>,
+    bytes: usize,
+    end: Option<Exit>,
+}
+
+/// What a reader takes from its sink.
+#[derive(Debug)]
+pub enum Taken {
+    Chunk(LogStream, Arc<[u8]>),
+    End(Exit),
+    Nothing,
+}
+
+impl Sink {
+    fn push(&self, stream: LogStream, data: &Arc<[u8]>) {
+        let mut queue = lock(&self.queue);
+        queue.bytes += data.len();
+        queue.chunks.push_back((stream, Arc::clone(data)));
+        drop(queue);
+        self.wake.set();
+    }
+
+    fn end(&self, exit: Exit) {
+        lock(&self.queue).end = Some(exit);
+        self.wake.set();
+    }
+
+    fn has_room(&self) -> bool {
+        lock(&self.queue).bytes < SINK_BYTES_MAX
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Absent,
+    Held(Box<Workload>),
+    Running(Child),
+    Ended(Exit),
+}
+
+#[derive(Debug)]
+struct Inner {
+    phase: Phase,
+    tty: bool,
+    stop_signal: u8,
+    stdin: Option<Stdin>,
+    stdin_taken: bool,
+    master: Option<Arc<OwnedFd>>,
+    sinks: Vec<Arc<Sink>>,
+}
+
+/// The workload of this guest; see the module.
+#[derive(Debug)]
+pub struct Workloads {
+    inner: Mutex<Inner>,
+    /// For the pump: a reader has taken something, come or gone.
+    pump: Wake,
+}
+
+/// What an attach gets.
+#[derive(Debug)]
+pub struct Attached {
+    pub sink: Arc<Sink>,
+    pub tty: bool,
+    /// Asked for, and free to be had.
+    pub stdin: Option<Stdin>,
+    pub master: Option<Arc<OwnedFd>>,
+    pub child: Option<Child>,
+}
+
+/// Why an attach is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    #[error("this guest has no workload")]
+    Absent,
+    #[error("another connection has the workload's stdin, or {SINKS_MAX} are attached")]
+    Busy,
+    #[error("no descriptor to be had")]
+    Exhausted,
+}
+
+/// How an attach begins.
+#[derive(Clone, Copy, Debug)]
+pub struct AttachAs {
+    pub stdin: bool,
+    pub replay: bool,
+    /// For a workload that this attach starts or resizes.
+    pub size: Option<Size>,
+}
+
+impl Workloads {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            inner: Mutex::new(Inner {
+                phase: Phase::Absent,
+                tty: false,
+                stop_signal: 15,
+                stdin: None,
+                stdin_taken: false,
+                master: None,
+                sinks: Vec::new(),
+            }),
+            pump: Wake::new()?,
+        })
+    }
+
+    /// Takes the workload of the configuration: held, or started now.
+    pub fn configure(&self, agent: &'static Agent, workload: Workload) {
+        let mut inner = lock(&self.inner);
+        inner.tty = workload.tty;
+        inner.stop_signal = workload.stop_signal.clamp(1, 64);
+        if workload.hold {
+            inner.phase = Phase::Held(Box::new(workload));
+        } else {
+            // A terminal always has an input: whoever attaches may type.
+            let has_stdin = workload.tty;
+            let size = Size::or_default(workload.cols, workload.rows);
+            inner.start(agent, &workload, has_stdin, size);
+        }
+    }
+
+    /// Attaches a reader; a held workload starts.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach(&self, agent: &'static Agent, how: AttachAs) -> Result<Attached, AttachError> {
+        let wake = Wake::new().map_err(|_| AttachError::Exhausted)?;
+        let sink = Arc::new(Sink {
+            queue: Mutex::default(),
+            wake,
+        });
+        let mut inner = lock(&self.inner);
+        if matches!(inner.phase, Phase::Absent) {
+            return Err(AttachError::Absent);
+        }
+        if how.stdin && inner.stdin_taken || inner.sinks.len() >= SINKS_MAX {
+            return Err(AttachError::Busy);
+        }
+        if how.replay {
+            for Record { stream, data, .. } in agent.ring.all() {
+                if stream != LogStream::Kestrel {
+                    sink.push(stream, &data);
+                }
+            }
+        }
+        inner.sinks.push(Arc::clone(&sink));
+        if let Phase::Held(workload) = &inner.phase {
+            let workload = workload.clone();
+            let size = how
+                .size
+                .unwrap_or_else(|| Size::or_default(workload.cols, workload.rows));
+            inner.start(agent, &workload, how.stdin || workload.tty, size);
+        } else if let (Some(size), Some(master)) = (how.size, &inner.master) {
+            // A terminal whose process just ended needs no size.
+            let _ = pty::resize(master.as_fd(), size);
+        }
+        if let Phase::Ended(exit) = &inner.phase {
+            sink.end(exit.clone());
+        }
+        let stdin = how.stdin.then(|| {
+            inner.stdin_taken = true;
+            inner.stdin.take().unwrap_or_else(Stdin::nobody)
+        });
+        Ok(Attached {
+            sink,
+            tty: inner.tty,
+            stdin,
+            master: inner.master.clone(),
+            child: match &inner.phase {
+                Phase::Running(child) => Some(child.clone()),
+                _ => None,
+            },
+        })
+    }
+
+    /// Takes the next piece for a reader.
+    pub fn take(&self, sink: &Sink) -> Taken {
+        sink.wake.clear();
+        let mut queue = lock(&sink.queue);
+        match queue.chunks.pop_front() {
+            Some((stream, data)) => {
+                let was_full = queue.bytes >= SINK_BYTES_MAX;
+                queue.bytes -= data.len();
+                if was_full && queue.bytes < SINK_BYTES_MAX {
+                    self.pump.set();
+                }
+                sink.wake.set();
+                Taken::Chunk(stream, data)
+            }
+            None => queue.end.clone().map_or(Taken::Nothing, Taken::End),
+        }
+    }
+
+    /// A reader has gone. A terminal's input is free for the next one; a pipe's has ended with it.
+    pub fn detach(&self, attached: Attached) {
+        let mut inner = lock(&self.inner);
+        inner
+            .sinks
+            .retain(|sink| !Arc::ptr_eq(sink, &attached.sink));
+        if let Some(stdin) = attached.stdin {
+            if inner.tty {
+                inner.stdin = Some(stdin);
+            }
+            inner.stdin_taken = false;
+        }
+        drop(inner);
+        self.pump.set();
+    }
+
+    /// Sends a signal to the workload, if it runs.
+    pub fn signal(&self, signal: u8) -> bool {
+        match &lock(&self.inner).phase {
+            Phase::Running(child) => {
+                child.signal(signal);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Sends the workload's own stop signal.
+    pub fn ask_to_stop(&self) {
+        let signal = lock(&self.inner).stop_signal;
+        self.signal(signal);
+    }
+
+    pub fn is_running(&self) -> bool {
+        matches!(lock(&self.inner).phase, Phase::Running(_))
+    }
+
+    /// For metrics.
+    pub fn state(&self) -> WorkloadState {
+        match &lock(&self.inner).phase {
+            Phase::Running(child) => WorkloadState {
+                pid: u32::try_from(child.pid()).ok(),
+                running: true,
+            },
+            _ => WorkloadState::default(),
+        }
+    }
+
+    fn deliver(&self, agent: &Agent, stream: LogStream, data: &[u8]) {
+        let inner = lock(&self.inner);
+        // What a person types and reads at a terminal is theirs; without one, or unwatched, it is the log.
+        if !inner.tty || inner.sinks.is_empty() {
+            agent.ring.append(stream, data);
+        }
+        if !inner.sinks.is_empty() {
+            let data: Arc<[u8]> = Arc::from(data);
+            for sink in &inner.sinks {
+                sink.push(stream, &data);
+            }
+        }
+    }
+
+    fn readers_have_room(&self) -> bool {
+        lock(&self.inner).sinks.iter().all(|sink| sink.has_room())
+    }
+
+    fn ended(&self, agent: &Agent, exit: Exit, oom: bool) {
+        let mut inner = lock(&self.inner);
+        inner.end(agent, exit, oom);
+    }
+}
+
+impl Inner {
+    fn start(&mut self, agent: &'static Agent, workload: &Workload, has_stdin: bool, size: Size) {
+        let cwd = workload.cwd.as_deref().filter(|cwd| !cwd.is_empty());
+        if let Some(cwd) = cwd {
+            // Images name folders that they do not hold; a failure shows when the workload enters it.
+            let _ = std::fs::create_dir_all(cwd);
+        }
+        let program = Program {
+            argv: &workload.argv,
+            env: &workload.env,
+            cwd,
+            user: workload.user.as_deref(),
+            tty: workload.tty,
+        };
+        let oom = OomWatch::start();
+        let group = oom.procs();
+        match start(
+            agent,
+            &program,
+            has_stdin,
+            size,
+            group.as_ref().map(File::as_fd),
+        ) {
+            Ok(Running {
+                child,
+                stdin,
+                streams,
+                master,
+            }) => {
+                self.stdin = Some(stdin);
+                self.master = master.map(Arc::new);
+                self.phase = Phase::Running(child.clone());
+                agent.events.push(EventKind::Started {
+                    pid: u32::try_from(child.pid()).unwrap_or(0),
+                });
+                let pumped = child.clone();
+                if let Err(error) =
+                    spawn_thread("workload", move || pump(agent, &pumped, streams, &oom))
+                {
+                    child.signal_session(9);
+                    self.fail(agent, 126, format!("cannot watch the workload: {error}"));
+                }
+            }
+            Err(error) => self.fail(agent, error.exit_code(), chain(&error)),
+        }
+    }
+
+    fn fail(&mut self, agent: &Agent, code: i32, message: String) {
+        let exit = Exit {
+            code,
+            signal: None,
+            message: Some(message),
+        };
+        self.end(agent, exit, false);
+    }
+
+    fn end(&mut self, agent: &Agent, exit: Exit, oom: bool) {
+        self.stdin = None;
+        self.master = None;
+        for sink in &self.sinks {
+            sink.end(exit.clone());
+        }
+        self.phase = Phase::Ended(exit.clone());
+        let Exit {
+            code,
+            signal,
+            message,
+        } = exit;
+        let seq = agent.events.push(EventKind::Exited {
+            code,
+            signal,
+            oom,
+            message,
+        });
+        agent.power.workload_ended(seq);
+    }
+}
+
+/// Reads the workload's output until it has ended and its pipes are empty.
+fn pump(agent: &'static Agent, child: &Child, mut streams: Streams, oom: &OomWatch) {
+    let workload = &agent.workload;
+    let mut buffer = vec![0; READ_BYTES];
+    let status = loop {
+        if let Some(status) = child.status() {
+            break status;
+        }
+        let has_room = workload.readers_have_room();
+        let source = |fd: &Option<OwnedFd>| match fd {
+            Some(fd) if has_room => poll_entry(fd.as_raw_fd(), libc::POLLIN),
+            _ => poll_entry(NO_FD, 0),
+        };
+        let mut entries = [
+            poll_entry(workload.pump.fd(), libc::POLLIN),
+            poll_entry(child.wake_fd(), libc::POLLIN),
+            source(&streams.stdout),
+            source(&streams.stderr),
+        ];
+        if poll(&mut entries, None).is_err() {
+            continue;
+        }
+        workload.pump.clear();
+        let [_, _, stdout, stderr] = entries;
+        for (entry, fd, stream) in [
+            (stdout, &mut streams.stdout, LogStream::Stdout),
+            (stderr, &mut streams.stderr, LogStream::Stderr),
+        ] {
+            if is_ready(&entry)
+                && let Some(open) = fd.as_ref()
+                && read_some(agent, open, stream, &mut buffer).is_none()
+            {
+                *fd = None;
+            }
+        }
+    };
+    rest(agent, &streams, &mut buffer);
+    let exit = Exit {
+        code: status.code(),
+        signal: status.signal(),
+        message: None,
+    };
+    let was_oom = exit.code != 0 && oom.has_killed();
+    workload.ended(agent, exit, was_oom);
+}
+
+/// Reads once; `None` at the end of the stream.
+fn read_some(agent: &Agent, fd: &OwnedFd, stream: LogStream, buffer: &mut [u8]) -> Option<usize> {
+    match read_now(fd.as_fd(), buffer) {
+        Ok(Some(0)) | Err(_) => None,
+        Ok(None) => Some(0),
+        Ok(Some(count)) => {
+            let data = buffer.get(..count).unwrap_or_default();
+            agent.workload.deliver(agent, stream, data);
+            Some(count)
+        }
+    }
+}
+
+/// What was written before the end; bounded by what pipes and terminals hold, so readers need no room for it.
+fn rest(agent: &Agent, streams: &Streams, buffer: &mut [u8]) {
+    for (fd, stream) in [
+        (&streams.stdout, LogStream::Stdout),
+        (&streams.stderr, LogStream::Stderr),
+    ] {
+        let Some(fd) = fd else { continue };
+        let mut left = match streams.is_terminal {
+            true => crate::exec::TERMINAL_REST_BYTES,
+            false => readable_bytes(fd.as_fd()).unwrap_or(0),
+        };
+        while left > 0 {
+            let mut entries = [poll_entry(fd.as_raw_fd(), libc::POLLIN)];
+            // Polling makes a terminal's line discipline hand over what is under way.
+            if !poll(&mut entries, Some(Instant::now())).unwrap_or(false) {
+                break;
+            }
+            let room = left.min(buffer.len());
+            let part = buffer.get_mut(..room).unwrap_or_default();
+            match read_some(agent, fd, stream, part) {
+                Some(count) if count > 0 => left -= count.min(left),
+                _ => break,
+            }
+        }
+    }
+}

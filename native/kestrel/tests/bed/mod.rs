@@ -1,0 +1,557 @@
+//! The host's side of a guest, as small as it can be.
+
+use std::env;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use aerie_protocol::message::{
+    Configuration, Event, Exec, Exit, Network, NetworkMode, Reply, Request, Root, RootMode,
+    SessionOpen, Workload,
+};
+use aerie_protocol::{Decoder, Frame, GENERATION, Kind, encode, parse_json};
+use serde::Serialize;
+
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What differs between tests.
+pub struct Setup {
+    pub workload: Option<Workload>,
+    pub overlay_bytes: Option<u64>,
+    pub memory_mib: u32,
+    pub log_bytes: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            workload: None,
+            overlay_bytes: Some(1 << 30),
+            memory_mib: 256,
+            log_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A frame that owns its bytes.
+#[derive(Debug)]
+pub enum Got {
+    Ok(Vec<u8>),
+    Error(String),
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    Eof,
+    Exit(Exit),
+    Event(Event),
+    Reply(Reply),
+    Window(u32),
+    Log {
+        stream: u8,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Open(SessionOpen),
+    Closed,
+}
+
+/// One connection.
+pub struct Talk {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Talk {
+    pub fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        Self {
+            stream,
+            decoder: Decoder::new(),
+        }
+    }
+
+    pub fn send(&mut self, frame: &Frame<'_>) {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn next(&mut self) -> Got {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return own(&frame);
+            }
+            let mut chunk = vec![0; 65536];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Got::Closed,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                    return Got::Closed;
+                }
+                Err(error) => panic!("nothing from the guest: {error}"),
+                Ok(count) => self.decoder.push(&chunk[..count]),
+            }
+        }
+    }
+}
+
+fn own(frame: &Frame<'_>) -> Got {
+    match frame {
+        Frame::Ok(body) => Got::Ok(body.to_vec()),
+        Frame::Error(body) => Got::Error(String::from_utf8(body.to_vec()).unwrap()),
+        Frame::Stdout(bytes) => Got::Stdout(bytes.to_vec()),
+        Frame::Stderr(bytes) => Got::Stderr(bytes.to_vec()),
+        Frame::Eof => Got::Eof,
+        Frame::Exit(body) => Got::Exit(parse_json(body).unwrap()),
+        Frame::Event(body) => Got::Event(parse_json(body).unwrap()),
+        Frame::Reply(body) => Got::Reply(parse_json(body).unwrap()),
+        Frame::Window(bytes) => Got::Window(*bytes),
+        Frame::Log {
+            stream,
+            offset,
+            data,
+            ..
+        } => Got::Log {
+            stream: stream.byte(),
+            offset: *offset,
+            data: data.to_vec(),
+        },
+        Frame::Open { body, .. } => Got::Open(parse_json(body).unwrap()),
+        other => panic!("the guest sent {other:?}"),
+    }
+}
+
+/// What an exec gave.
+#[derive(Debug)]
+pub struct Done {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Exit,
+}
+
+pub fn exec_default() -> Exec {
+    Exec {
+        argv: vec![],
+        env: [("PATH".to_owned(), "/bin".to_owned())].into(),
+        cwd: None,
+        user: None,
+        tty: false,
+        cols: None,
+        rows: None,
+        stdin: false,
+        timeout_ms: None,
+    }
+}
+
+/// A running guest.
+pub struct Bed {
+    folder: PathBuf,
+    qemu: Child,
+    vsock: Child,
+    listener: UnixListener,
+    session: Option<Talk>,
+    pub secret: String,
+    requests: u64,
+}
+
+impl Bed {
+    /// `None`, with the reason on stderr, where the machine lacks something.
+    pub fn boot(setup: Setup) -> Option<Self> {
+        let tool = |name: &str| match env::var_os(name) {
+            Some(path) => Some(PathBuf::from(path)),
+            None => {
+                eprintln!("skipped: {name} is not set");
+                None
+            }
+        };
+        let kernel = tool("AERIE_TEST_KERNEL")?;
+        let modules = tool("AERIE_TEST_MODULES")?;
+        let kestrel = tool("AERIE_TEST_KESTREL")?;
+        let backend = tool("AERIE_TEST_VSOCK")?;
+        static NEXT: AtomicU32 = AtomicU32::new(3);
+        let cid = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() % 10_000 * 16;
+        let folder = env::temp_dir().join(format!("kb{cid}"));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        initramfs(&folder, &kestrel, &modules);
+        disks(&folder, setup.overlay_bytes);
+        let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        let listener = UnixListener::bind(at("v_1024")).unwrap();
+        let vsock = Command::new(backend)
+            .args([
+                "--guest-cid",
+                &cid.to_string(),
+                "--socket",
+                &at("vhost"),
+                "--uds-path",
+                &at("v"),
+            ])
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(at("vsock.log")).unwrap())
+            .spawn()
+            .unwrap();
+        wait_for(&folder.join("vhost"));
+        let memory = setup.memory_mib;
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-M",
+            "q35,memory-backend=m0",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            &memory.to_string(),
+        ])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args([
+            "-object",
+            &format!("memory-backend-memfd,id=m0,size={memory}M,share=on"),
+        ])
+        .args(["-chardev", &format!("socket,id=vs,path={}", at("vhost"))])
+        .args(["-device", "vhost-user-vsock-pci,chardev=vs"])
+        .args([
+            "-kernel",
+            &kernel.to_string_lossy(),
+            "-initrd",
+            &at("initrd"),
+        ])
+        .args([
+            "-append",
+            "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable",
+        ])
+        .args(["-serial", &format!("file:{}", at("serial.log"))])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
+        .args([
+            "-drive",
+            &format!(
+                "file={},if=none,id=root,format=raw,readonly=on",
+                at("root.erofs")
+            ),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=root,serial=root"]);
+        if setup.overlay_bytes.is_some() {
+            qemu.args([
+                "-drive",
+                &format!(
+                    "file={},if=none,id=top,format=raw,discard=unmap",
+                    at("overlay.ext4")
+                ),
+            ])
+            .args(["-device", "virtio-blk-pci,drive=top,serial=overlay"]);
+        }
+        let qemu = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(at("qemu.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut bed = Self {
+            folder,
+            qemu,
+            vsock,
+            listener,
+            session: None,
+            secret: "ab".repeat(32),
+            requests: 0,
+        };
+        bed.first_session(setup);
+        Some(bed)
+    }
+
+    fn accept(&mut self) -> Talk {
+        self.listener.set_nonblocking(true).unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false).unwrap();
+                    return Talk::new(stream);
+                }
+                Err(_) if Instant::now() < deadline && self.qemu.try_wait().unwrap().is_none() => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("the guest did not call: {error}\n{}", self.serial()),
+            }
+        }
+    }
+
+    fn first_session(&mut self, setup: Setup) {
+        let mut talk = self.accept();
+        let Got::Open(open) = talk.next() else {
+            panic!("no open")
+        };
+        assert_eq!(open.secret, None);
+        assert_eq!(open.last_event, 0);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let configuration = Configuration {
+            resumed: false,
+            secret: self.secret.clone(),
+            time_ns: u64::try_from(now.as_nanos()).unwrap(),
+            entropy: "5a".repeat(32),
+            hostname: "guest".to_owned(),
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            root: Root {
+                mode: RootMode::Overlay,
+                overlay_size_bytes: setup.overlay_bytes,
+            },
+            volumes: vec![],
+            network: Network {
+                mode: NetworkMode::None,
+            },
+            files: vec![],
+            workload: setup.workload,
+            grace_ms: 5000,
+            log_bytes: setup.log_bytes,
+        };
+        talk.send(&Frame::Ok(&json(&configuration)));
+        self.session = Some(talk);
+    }
+
+    /// The next event, acknowledged.
+    pub fn event(&mut self) -> Event {
+        let event = self.event_unacked();
+        self.session().send(&Frame::Ack(event.seq));
+        event
+    }
+
+    pub fn event_unacked(&mut self) -> Event {
+        match self.session().next() {
+            Got::Event(event) => event,
+            other => panic!("no event but {other:?}\n{}", self.serial()),
+        }
+    }
+
+    pub fn session(&mut self) -> &mut Talk {
+        self.session.as_mut().unwrap()
+    }
+
+    /// Cuts the session, as a daemon that was killed, and takes the next call.
+    pub fn cut_session(&mut self, acked: u64) -> SessionOpen {
+        self.session = None;
+        let mut talk = self.accept();
+        let Got::Open(open) = talk.next() else {
+            panic!("no open")
+        };
+        talk.send(&Frame::Ok(
+            format!("{{\"resumed\":true,\"acked\":{acked}}}").as_bytes(),
+        ));
+        self.session = Some(talk);
+        open
+    }
+
+    pub fn request(&mut self, op: &str, fill: impl FnOnce(&mut Request)) -> Reply {
+        self.requests += 1;
+        let mut request = Request {
+            id: self.requests,
+            op: op.to_owned(),
+            grace_ms: None,
+            signal: None,
+            time_ns: None,
+        };
+        fill(&mut request);
+        self.session().send(&Frame::Request(&json(&request)));
+        match self.session().next() {
+            Got::Reply(reply) => reply,
+            other => panic!("no reply but {other:?}"),
+        }
+    }
+
+    pub fn stop(&mut self, grace_ms: u64) {
+        assert!(
+            self.request("stop", |request| request.grace_ms = Some(grace_ms))
+                .ok
+        );
+    }
+
+    pub fn dial(&self) -> Talk {
+        let mut stream = UnixStream::connect(self.folder.join("v")).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(b"CONNECT 1024\n").unwrap();
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stream.read_exact(&mut byte).unwrap();
+            line.extend(byte);
+        }
+        assert!(line.starts_with(b"OK "), "{line:?}");
+        Talk::new(stream)
+    }
+
+    pub fn open<T: Serialize>(&self, kind: Kind, body: &T) -> Talk {
+        let mut talk = self.dial();
+        talk.send(&Frame::Open {
+            generation: GENERATION,
+            kind: kind.byte(),
+            body: &json(body),
+        });
+        talk
+    }
+
+    pub fn exec(&self, exec: &Exec) -> Done {
+        let mut talk = self.open(Kind::Exec, exec);
+        assert!(matches!(talk.next(), Got::Ok(_)));
+        finish(&mut talk)
+    }
+
+    pub fn shell(&self, script: &str) -> String {
+        let done = self.exec(&Exec {
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            ..exec_default()
+        });
+        String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
+    }
+
+    pub fn serial(&self) -> String {
+        fs::read_to_string(self.folder.join("serial.log")).unwrap_or_default()
+    }
+
+    pub fn powerdown(&self) {
+        let mut qmp = UnixStream::connect(self.folder.join("qmp")).unwrap();
+        qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_powerdown\"}\n")
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    /// Waits for the machine to be off.
+    pub fn wait_off(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.qemu.try_wait().unwrap().is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "the guest stays up\n{}",
+                self.serial()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn overlay_is_clean(&self) -> bool {
+        let checked = Command::new("e2fsck")
+            .args(["-f", "-n"])
+            .arg(self.folder.join("overlay.ext4"))
+            .output()
+            .unwrap();
+        eprintln!("{}", String::from_utf8_lossy(&checked.stdout));
+        checked.status.success() && !String::from_utf8_lossy(&checked.stderr).contains("journal")
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("serial:\n{}", self.serial());
+        }
+        for process in [&mut self.qemu, &mut self.vsock] {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Everything until `exit`.
+pub fn finish(talk: &mut Talk) -> Done {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        match talk.next() {
+            Got::Stdout(bytes) => stdout.extend(bytes),
+            Got::Stderr(bytes) => stderr.extend(bytes),
+            Got::Window(_) => {}
+            Got::Exit(exit) => {
+                return Done {
+                    stdout,
+                    stderr,
+                    exit,
+                };
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn json<T: Serialize>(body: &T) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap()
+}
+
+fn wait_for(path: &Path) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !path.exists() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Loaded in this order; a kernel that has one built in has no file of it.
+const MODULES: [&str; 14] = [
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+    "libcrc32c",
+    "netfs",
+    "erofs",
+    "overlay",
+    "virtio-rng",
+    "button",
+    "evdev",
+];
+
+fn initramfs(folder: &Path, kestrel: &Path, modules: &Path) {
+    let tree = folder.join("tree");
+    fs::create_dir_all(tree.join("modules")).unwrap();
+    fs::create_dir_all(tree.join("dev")).unwrap();
+    fs::copy(kestrel, tree.join("init")).unwrap();
+    shell(&format!(
+        "chmod 755 {0}/init; mknod {0}/dev/console c 5 1",
+        tree.display()
+    ));
+    for (number, name) in MODULES.iter().enumerate() {
+        let to = tree.join(format!("modules/{number:02}-{name}.ko"));
+        shell(&format!(
+            "f=$(find {} -name {name}.ko -o -name {name}.ko.xz | head -1); case $f in *.xz) xz -dc $f > {to};; *.ko) cp $f {to};; esac",
+            modules.display(),
+            to = to.display()
+        ));
+    }
+    shell(&format!(
+        "cd {} && find . | cpio -o -H newc --quiet > {}",
+        tree.display(),
+        folder.join("initrd").display()
+    ));
+}
+
+fn disks(folder: &Path, overlay: Option<u64>) {
+    let base = folder.join("base");
+    shell(&format!(
+        "mkdir -p {0}/bin {0}/etc {0}/root {0}/var && cp $(which busybox) {0}/bin/busybox && \
+         for a in $({0}/bin/busybox --list); do ln -s busybox {0}/bin/$a; done; \
+         printf 'root:x:0:0:root:/root:/bin/sh\\nweb:x:33:33::/var/www:/bin/sh\\n' > {0}/etc/passwd; \
+         printf 'root:x:0:\\nweb:x:33:\\nadm:x:4:web\\n' > {0}/etc/group; \
+         mkfs.erofs {1}/root.erofs {0} >/dev/null",
+        base.display(),
+        folder.display()
+    ));
+    if let Some(bytes) = overlay {
+        shell(&format!(
+            "cd {} && truncate -s 64M overlay.ext4 && mke2fs -q -t ext4 -E resize=64G overlay.ext4 2>/dev/null && truncate -s {bytes} overlay.ext4",
+            folder.display()
+        ));
+    }
+}
+
+fn shell(script: &str) {
+    let done = Command::new("sh").args(["-c", script]).status().unwrap();
+    assert!(done.success(), "{script}");
+}
