@@ -38,7 +38,7 @@ export const Token = Type.Object({
 export type Token = Static<typeof Token>
 export const TokenCreate = Type.Object({
   name: Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._-]*$', maxLength: 63 }),
-  scope: Type.Optional(Type.Union(TokenScope.anyOf, { default: 'read' })),
+  scope: Type.Optional(TokenScope),
   expires_in_s: Type.Optional(Type.Integer({ minimum: 60, maximum: 10 * 365 * 86_400 })),
 }, { additionalProperties: false })
 export type TokenCreate = Static<typeof TokenCreate>

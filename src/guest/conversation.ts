@@ -1,11 +1,11 @@
 import { once } from 'node:events'
-import type { Duplex } from 'node:stream'
+import { Duplex } from 'node:stream'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
 import { guestPathNotFound, guestRefused, guestUserNotFound } from './errors.ts'
-import { AGENT_PORT, decodeJson, encodeOpen, FRAME, FrameError, FrameReader, type Frame, type Kind } from './frames.ts'
+import { AGENT_PORT, decodeJson, encode, encodeEmpty, encodeOpen, FRAME, FrameError, FrameReader, type Frame, type Kind } from './frames.ts'
 
 /**
  * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room, and the peer
@@ -48,10 +48,34 @@ export class Conversation {
 
   close(): void { this.#stream.destroy() }
 
-  /** The stream itself, for what follows an `ok` without frames. Take it before any frame after the `ok` is read. */
-  get stream(): Duplex { return this.#stream }
+  /**
+   * The bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other (kind proxy).
+   */
+  raw(): Duplex {
+    const conversation = this
+    let over = false
+    return new Duplex({
+      allowHalfOpen: true,
+      read() {
+        void conversation.next().then((frame) => {
+          if (frame?.type === FRAME.stdout) { this.push(Buffer.from(frame.payload)); return }
+          if (over) return
+          over = true
+          this.push(null)
+        }, (error: Error) => { this.destroy(error) })
+      },
+      write(chunk: Buffer, _encoding, done) { sendParts(conversation, chunk).then(() => { done() }, done) },
+      final(done) { conversation.send(encodeEmpty(FRAME.eof)).then(() => { done() }, done) },
+      destroy(error, done) { conversation.close(); done(error) },
+    })
+  }
 
   get closed(): boolean { return this.#stream.destroyed }
+}
+
+const RAW_CHUNK = 65_536
+const sendParts = async (conversation: Conversation, bytes: Buffer): Promise<void> => {
+  for (let at = 0; at < bytes.byteLength; at += RAW_CHUNK) await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + RAW_CHUNK)))
 }
 
 /** The agent's `error` as a fault of ours. What it says is the guest's word: shown, never trusted. */
@@ -66,25 +90,44 @@ export const asFault = (body: Record<string, unknown>, path: string | undefined)
 }
 
 /**
- * Opens a conversation of one kind and answers with the body of the agent's `ok`.
+ * Opens a conversation of one kind, without waiting for its answer.
  *
- * @throws `agent_unavailable` where no agent answers; the agent's own refusal as `guest_*`
+ * @throws `agent_unavailable` where no agent answers
  */
-export const converse = async (
-  machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal,
-): Promise<{ readonly conversation: Conversation; readonly ok: Record<string, unknown> }> => {
-  const stream = await machine.connect(AGENT_PORT, signal)
-  const conversation = new Conversation(stream)
+export const open = async (machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal): Promise<Conversation> => {
+  const conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
   try {
     await conversation.send(encodeOpen(kind, body))
+    return conversation
+  } catch (error) {
+    conversation.close()
+    throw agentUnavailable({ reason: error instanceof Error ? error.message : String(error) }, error)
+  }
+}
+
+/**
+ * The body of the agent's `ok`.
+ *
+ * @throws the agent's own refusal as `guest_*`; `agent_unavailable` where it says anything else, or goes away. The connection is closed then
+ */
+export const accepted = async (conversation: Conversation, path: string | undefined, signal: AbortSignal): Promise<Record<string, unknown>> => {
+  try {
     const frame = await orAbort(conversation.next(), signal)
     if (!frame) throw agentUnavailable({ reason: 'it closed the connection' })
-    if (frame.type === FRAME.error) throw asFault(decodeJson(frame), typeof body['path'] === 'string' ? body['path'] : undefined)
+    if (frame.type === FRAME.error) throw asFault(decodeJson(frame), path)
     if (frame.type !== FRAME.ok) throw new FrameError('frame_payload_invalid', `frame 0x${frame.type.toString(16)} where an ok was expected`)
-    return { conversation, ok: decodeJson(frame) }
+    return decodeJson(frame)
   } catch (error) {
     conversation.close()
     if (error instanceof Fault || signal.aborted) throw error
     throw agentUnavailable({ reason: error instanceof Error ? error.message : String(error) }, error)
   }
+}
+
+/** Opens a conversation and waits for its `ok`. */
+export const converse = async (
+  machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal,
+): Promise<{ readonly conversation: Conversation; readonly ok: Record<string, unknown> }> => {
+  const conversation = await open(machine, kind, body, signal)
+  return { conversation, ok: await accepted(conversation, typeof body['path'] === 'string' ? body['path'] : undefined, signal) }
 }

@@ -1,0 +1,111 @@
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync, chmodSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import { Type } from '@sinclair/typebox'
+import { readConfig, type Config } from './config.ts'
+import type { DefaultHypervisor, Host } from './host.ts'
+import type { HypervisorDriver } from './hypervisor/driver.ts'
+import { fake } from './hypervisor/drivers/fake.ts'
+import { qemu } from './hypervisor/drivers/qemu.ts'
+import { serveApi } from './http/server.ts'
+import { Images } from './image/images.ts'
+import { Kernels } from './kernel/kernels.ts'
+import { chain, fault } from './lib/fault.ts'
+import { newLog } from './lib/log.ts'
+import { Serial } from './lib/serial.ts'
+import { sleep } from './lib/wait.ts'
+import { kvmSupport } from './linux/kvm.ts'
+import { tryLock } from './linux/lock.ts'
+import { adoptSeeds } from './system/seeds.ts'
+import { EventLog } from './store/events.ts'
+import { openStore } from './store/store.ts'
+import { Tokens } from './system/tokens.ts'
+import { VERSION } from './version.ts'
+import { adoptAll, reprobe } from './vm/adopt.ts'
+import { punchConsoles } from './vm/console-size.ts'
+
+export const daemonRunning = fault('daemon_running', 'conflict', { state: Type.String() },
+  (d) => `Cannot serve "${d.state}": another daemon does already`, 'Give this one a state folder of its own with --state')
+const stateUnwritable = fault('state_unwritable', 'invalid', { folder: Type.String(), reason: Type.String() },
+  (d) => `Cannot use folder "${d.folder}": ${d.reason}`, 'Run as root, or choose folders with --state and --run, or serve yourself alone with --user')
+
+/** Between two looks at what no event tells: vms in `unknown`, the size of consoles. */
+const TICK_MS = 5000
+
+/**
+ * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was asked to end;
+ * guests run on.
+ *
+ * Order of a start: lock → store → what was left by the last one is settled → API.
+ *
+ * @throws `config_invalid`, `daemon_running`, `state_unwritable`, `state_newer`, `listen_refused`, `address_taken`
+ */
+export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<number> => {
+  process.umask(0o077)
+  const config = readConfig(flags, process.env, process.getuid?.() ?? 0), log = newLog(config.log_level)
+  process.on('uncaughtException', (error) => { log.fatal({ reasons: chain(error), stack: error.stack }, 'uncaught exception'); process.exit(70) })
+  process.on('unhandledRejection', (error) => { log.error({ reasons: chain(error), stack: error instanceof Error ? error.stack : undefined }, 'unhandled rejection') })
+  makeFolders(config)
+  const lock = tryLock(join(config.state, 'lock'))
+  if (lock === undefined) throw daemonRunning({ state: config.state })
+
+  const store = openStore(join(config.state, 'state.db')), events = new EventLog(store)
+  const host: Host = {
+    config, log, store, events, images: new Images(store, events, config.state), kernels: new Kernels(store, events, config.state),
+    ...hypervisors(config), stateId: stateId(config.state), queue: new Serial(), live: new Map(), creating: new Map(), version: VERSION, startedAt: Date.now(),
+    step: (name) => { if (config.crash_at === name) process.kill(process.pid, 'SIGKILL') },
+  }
+  await adoptSeeds(host)
+  await adoptAll(host)
+
+  const ending = Promise.withResolvers<void>()
+  let going = false
+  const api = await serveApi(host, new Tokens(store), () => going)
+  log.info({ addresses: api.addresses, state: config.state, hypervisor: host.hypervisor.name, accelerator: host.hypervisor.accelerator, version: VERSION }, 'aerie serves')
+  if (host.hypervisor.accelerator !== 'kvm') log.warn({ reason: host.hypervisor.reason }, 'guests run without KVM')
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => { ending.resolve() })
+  const timer = setInterval(() => {
+    void reprobe(host)
+    punchConsoles(host)
+    if (config.idle_exit_s > 0 && host.live.size === 0 && host.queue.busy === 0 && api.open() === 0
+      && Date.now() - api.lastActive() > config.idle_exit_s * 1000) ending.resolve()
+  }, Math.min(TICK_MS, config.idle_exit_s > 0 ? 500 : TICK_MS))
+
+  await ending.promise
+  going = true
+  clearInterval(timer)
+  await Promise.race([host.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
+  await api.stop()
+  for (const live of host.live.values()) live.close()
+  store.$client.close()
+  log.info('aerie has ended; guests run on')
+  return 0
+}
+
+const makeFolders = (config: Config): void => {
+  for (const [folder, mode] of [[config.state, 0o711], [config.run, 0o711], [join(config.state, 'vms'), 0o711], [join(config.run, 'm'), 0o711]] as const) {
+    try {
+      mkdirSync(folder, { recursive: true, mode })
+      if (statSync(folder).uid === process.getuid?.()) chmodSync(folder, mode)
+      else throw new Error(`it belongs to uid ${statSync(folder).uid}`)
+    } catch (error) { throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error) }
+  }
+}
+
+/** A random name of this state folder, made once: two daemons on one host know their own processes by it. */
+const stateId = (state: string): string => {
+  const path = join(state, 'id')
+  if (!existsSync(path)) writeFileSync(path, randomBytes(8).toString('hex'), { mode: 0o600, flag: 'wx' })
+  return readFileSync(path, 'utf8').trim()
+}
+
+const hypervisors = (config: Config): { drivers: ReadonlyMap<string, HypervisorDriver>; hypervisor: DefaultHypervisor } => {
+  const support = kvmSupport(), accelerator = config.accelerator === 'auto' ? (support.usable ? 'kvm' as const : 'tcg' as const) : config.accelerator
+  const drivers = new Map<string, HypervisorDriver>(), program = Bun.which(config.qemu)
+  if (program) drivers.set('qemu', qemu({ program, accelerator }))
+  if (config.hypervisor === 'fake') drivers.set('fake', fake())
+  const name = config.hypervisor ?? 'qemu'
+  if (name === 'fake') return { drivers, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
+  if (!drivers.has(name)) return { drivers, hypervisor: { name, accelerator: 'none', reason: `"${config.qemu}" is not installed` } }
+  return { drivers, hypervisor: { name, accelerator, reason: config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}` } }
+}

@@ -1,0 +1,185 @@
+import { chmodSync, chownSync, readFileSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
+import { randomUUID } from 'node:crypto'
+import { Elysia } from 'elysia'
+import type { Server, ServerWebSocket } from 'bun'
+import { Type } from '@sinclair/typebox'
+import type { Operation } from '../contract/operation.ts'
+import type { Host } from '../host.ts'
+import { fault, Fault } from '../lib/fault.ts'
+import { find } from '../vm/record.ts'
+import type { Tokens } from '../system/tokens.ts'
+import { check, operationOf, type Listener } from './access.ts'
+import { imageRoutes } from './image.ts'
+import { kernelRoutes } from './kernel.ts'
+import { asFault, problem } from './problem.ts'
+import { behave, type SocketData } from './sockets.ts'
+import { systemRoutes } from './system.ts'
+import { vmRoutes } from './vm.ts'
+
+/** Of a JSON body. Uploads are streams and have no limit here. */
+const BODY_MAX = 2 * 1_048_576
+
+export const shuttingDown = fault('shutting_down', 'unavailable', {}, () => 'Cannot serve this request: the daemon is going down')
+const bodyTooLarge = fault('request_invalid', 'invalid', { limit: Type.Integer() }, (d) => `Cannot read the request: its body is larger than ${d.limit} bytes`)
+const listenRefused = fault('listen_refused', 'invalid', { address: Type.String() },
+  (d) => `Cannot listen on "${d.address}": it is not the loopback, and this daemon has no TLS`, 'Put a proxy with TLS in front, or say --listen-insecure')
+const addressTaken = fault('address_taken', 'conflict', { address: Type.String() }, (d) => `Cannot listen on "${d.address}": somebody does already`)
+
+/** The API, as requests to answers; a test needs no socket. */
+export const api = (host: Host, tokens: Tokens) =>
+  new Elysia({ name: 'http/server', normalize: false })
+    .onError(({ error, code, request }) => problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log))
+    .use(vmRoutes(host)).use(imageRoutes(host)).use(kernelRoutes(host)).use(systemRoutes(host, tokens))
+
+export interface ApiServer {
+  readonly addresses: readonly string[]
+  /** When the last request came or ended, ms. */
+  readonly lastActive: () => number
+  readonly open: () => number
+  stop(): Promise<void>
+}
+
+const LOOPBACK = new Set(['127.0.0.1', 'localhost', '[::1]', '::1'])
+
+/** Serves the API on the Unix socket and, where the configuration says so, on TCP. */
+export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean): Promise<ApiServer> => {
+  const app = api(host, tokens)
+  let active = 0, lastActive = Date.now()
+  const enter = () => { active++; lastActive = Date.now() }
+  const leave = () => { active--; lastActive = Date.now() }
+
+  const handler = (listener: Listener) => async (request: Request, server: Server<SocketData>): Promise<Response | undefined> => {
+    const given = request.headers.get('x-request-id')
+    const id = given !== null && /^[A-Za-z0-9._-]{1,64}$/.test(given) ? given : randomUUID()
+    enter()
+    let streaming = false
+    try {
+      if (gone()) throw shuttingDown({})
+      const { pathname } = new URL(request.url), found = operationOf(request.method, pathname)
+      check(listener, request, found?.operation, tokens)
+      server.timeout(request, 0) // a create, a wait, a stream: each has its own deadline
+      if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
+      const bounded = await withinLimit(request, found?.operation)
+      if (given !== id) bounded.headers.set('x-request-id', id)
+      const answer = await app.fetch(bounded)
+      answer.headers.set('x-request-id', id)
+      if (answer.body !== null && found?.operation.stream !== undefined) {
+        streaming = true
+        request.signal.addEventListener('abort', leave, { once: true })
+        return counted(answer, () => { request.signal.removeEventListener('abort', leave); leave() })
+      }
+      return answer
+    } catch (error) {
+      return problem(asFault(error), id, host.log)
+    } finally {
+      if (!streaming) leave()
+    }
+  }
+
+  const websocket = {
+    idleTimeout: 0, sendPings: true, maxPayloadLength: 4 * 1_048_576, backpressureLimit: 64 * 1_048_576, closeOnBackpressureLimit: true, perMessageDeflate: false,
+    open: (ws: ServerWebSocket<SocketData>) => { enter(); ws.data.behavior = behave(host, ws) },
+    message: (ws: ServerWebSocket<SocketData>, message: string | Buffer) => { ws.data.behavior?.message(message) },
+    drain: (ws: ServerWebSocket<SocketData>) => { ws.data.behavior?.drained() },
+    close: (ws: ServerWebSocket<SocketData>) => { leave(); ws.data.behavior?.close() },
+  }
+  const common = { websocket, idleTimeout: 30, maxRequestBodySize: Number.MAX_SAFE_INTEGER }
+
+  const servers: Server<SocketData>[] = [], addresses: string[] = []
+  const { socket, listen } = host.config
+  await freeSocket(socket)
+  servers.push(Bun.serve({ ...common, unix: socket, fetch: handler({ kind: 'unix', hosts: new Set() }) } as Bun.Serve.Options<SocketData>))
+  chmodSync(socket, 0o660)
+  const gid = host.config.mode === 'system' ? groupId(host.config.socket_group) : undefined
+  if (gid !== undefined) chownSync(socket, 0, gid)
+  addresses.push(`unix://${socket}`)
+
+  if (listen !== '') {
+    const at = listen.lastIndexOf(':'), hostname = listen.slice(0, at).replace(/^\[|\]$/g, ''), port = Number(listen.slice(at + 1))
+    if (!LOOPBACK.has(hostname) && !host.config.listen_insecure) throw listenRefused({ address: listen })
+    const hosts = new Set([...LOOPBACK, hostname])
+    try {
+      const server = Bun.serve<SocketData>({ ...common, hostname, port, fetch: handler({ kind: 'tcp', hosts }) })
+      servers.push(server)
+      addresses.push(`http://${hostname}:${server.port}`)
+    } catch (error) { throw addressTaken({ address: listen }, error) }
+  }
+  return {
+    addresses, lastActive: () => lastActive, open: () => active,
+    stop: async () => {
+      await Promise.all(servers.map((server) => server.stop(true)))
+      rmSync(socket, { force: true })
+    },
+  }
+}
+
+const upgrade = (host: Host, request: Request, server: Server<SocketData>, id: string, requestId: string): Response | undefined => {
+  if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket') {
+    throw new Fault('request_invalid', 'invalid', 'Cannot serve this request: it is for a WebSocket', {}, { hint: 'Send `Upgrade: websocket`' })
+  }
+  const url = new URL(request.url)
+  const name = decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '')
+  find(host.store, name) // a vm that is not there is a 404, not a socket that closes
+  const data: SocketData = id === 'vm.forward'
+    ? { kind: 'forward', name, port: portOf(url.searchParams.get('port')), unix: url.searchParams.get('unix') ?? undefined }
+    : { kind: id === 'vm.exec.stream' ? 'exec' : id === 'vm.attach' ? 'attach' : 'console', name }
+  if (data.kind === 'forward' && data.port === undefined && data.unix === undefined) {
+    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
+  }
+  if (!server.upgrade(request, { data, headers: { 'x-request-id': requestId } })) throw new Fault('request_invalid', 'invalid', 'Cannot upgrade this request to a WebSocket')
+  return undefined
+}
+
+const portOf = (text: string | null): number | undefined => {
+  const port = Number(text)
+  return text !== null && Number.isInteger(port) && port >= 1 && port <= 65_535 ? port : undefined
+}
+
+/** A request whose body is no stream, with at most `BODY_MAX` of it read. @throws `request_invalid` */
+const withinLimit = async (request: Request, operation: Operation | undefined): Promise<Request> => {
+  if (!request.body || operation === undefined || operation.stream === 'upload' || operation.stream === 'download') return request
+  const parts: Uint8Array[] = []
+  let size = 0
+  for await (const part of request.body as unknown as AsyncIterable<Uint8Array>) {
+    size += part.byteLength
+    if (size > BODY_MAX) throw bodyTooLarge({ limit: BODY_MAX })
+    parts.push(part)
+  }
+  const headers = new Headers(request.headers)
+  headers.delete('transfer-encoding')
+  if (size > 0 && !headers.has('content-type')) headers.set('content-type', 'application/json')
+  return new Request(request.url, { method: request.method, headers, signal: request.signal, ...(size > 0 ? { body: Buffer.concat(parts) } : {}) })
+}
+
+/** An answer that says when its body has ended or was left. */
+const counted = (answer: Response, ended: () => void): Response => {
+  const reader = (answer.body as ReadableStream<Uint8Array>).getReader()
+  let over = false
+  const once = () => { if (!over) { over = true; ended() } }
+  const body = new ReadableStream<Uint8Array>({
+    pull: async (controller) => {
+      try {
+        const { done, value } = await reader.read()
+        if (done) { once(); controller.close() } else controller.enqueue(value)
+      } catch (error) { once(); controller.error(error) }
+    },
+    cancel: async (reason) => { once(); await reader.cancel(reason) },
+  })
+  return new Response(body, { status: answer.status, headers: answer.headers })
+}
+
+/** Removes a socket that nobody listens on. @throws `address_taken` */
+const freeSocket = (path: string): Promise<void> =>
+  new Promise((resolve, reject) => {
+    const probe = connect(path)
+    probe.once('connect', () => { probe.destroy(); reject(addressTaken({ address: path })) })
+    probe.once('error', () => { rmSync(path, { force: true }); resolve() })
+  })
+
+const groupId = (name: string): number | undefined => {
+  try {
+    const line = readFileSync('/etc/group', 'utf8').split('\n').find((entry) => entry.startsWith(`${name}:`))
+    return line === undefined ? undefined : Number(line.split(':')[2])
+  } catch { return undefined }
+}

@@ -1,0 +1,117 @@
+import { connect } from 'node:net'
+import { closeSync, openSync } from 'node:fs'
+import { constants } from 'node:os'
+import { join } from 'node:path'
+import { deferred, orAbort, sleep } from '../../lib/wait.ts'
+import { closeFd } from '../../linux/fd.ts'
+import { MARK } from '../../linux/marked.ts'
+import { pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
+import { bootId, startTimeOf } from '../../linux/proc.ts'
+import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId } from '../driver.ts'
+import { agentUnavailable, machineFailed } from '../errors.ts'
+import { connectVsock } from '../vsock.ts'
+
+/*
+ * A machine without a guest: one process (`fake-machine.ts`, this executable again) that speaks the agent's protocol and runs no command of
+ * anybody's. It outlives the daemon, is adopted, ends and is killed as a real one, so what stands above the drivers is tested on it.
+ */
+
+/** This executable, or this source under Bun. */
+const command = (): string[] => import.meta.dir.startsWith('/$bunfs') ? [process.execPath] : [process.execPath, join(import.meta.dir, '../../main.ts')]
+
+export const fake = (): HypervisorDriver => ({ name: 'fake', start, adopt })
+
+interface Held extends ProcessId { readonly pidfd: number; readonly exited: Promise<Exit> }
+
+const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => {
+  const log = openSync(spec.vmmLog, 'a', 0o600)
+  try {
+    const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog })],
+      { stdio: ['ignore', log, log], env: { [MARK]: spec.mark }, detached: true })
+    child.unref()
+    const pidfd = pidfdOpen(child.pid), startTime = startTimeOf(child.pid) ?? ''
+    const held: Held = { pid: child.pid, startTime, pidfd, exited: child.exited.then((code) => ({ code, signal: null })) }
+    const machine = new FakeMachine({ bootId: bootId(), folder: spec.folder, uuid: spec.uuid, process: { pid: child.pid, startTime }, helpers: [] }, held)
+    try {
+      await machine.watch(signal)
+      return machine
+    } catch (error) {
+      await machine.kill()
+      if (signal.aborted) throw error
+      throw machineFailed({ hypervisor: 'fake', reason: error instanceof Error ? error.message : String(error) }, error)
+    }
+  } finally { closeSync(log) }
+}
+
+const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
+  if (identity.bootId !== bootId()) return undefined
+  let pidfd: number
+  try { pidfd = pidfdOpen(identity.process.pid) } catch { return undefined }
+  if (startTimeOf(identity.process.pid) !== identity.process.startTime) { closeFd(pidfd); return undefined }
+  const machine = new FakeMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) })
+  await machine.watch(signal).catch(() => undefined)
+  return machine
+}
+
+class FakeMachine implements Machine {
+  readonly identity: MachineIdentity
+  readonly consoleSocket: string
+  readonly #held: Held
+  readonly #ended = deferred<End>()
+  #killed: Promise<void> | undefined
+
+  constructor(identity: MachineIdentity, held: Held) {
+    this.identity = identity
+    this.consoleSocket = join(identity.folder, 'console.sock')
+    this.#held = held
+    void held.exited.then((exit) => { this.#ended.resolve({ reason: 'killed', code: exit.code, message: 'its process ended' }) })
+  }
+
+  get ended(): Promise<End> { return this.#ended.promise }
+
+  /** Waits until it answers, and hears of its end from then on. */
+  async watch(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      try {
+        const uuid = await this.#ask('uuid', signal)
+        if (uuid !== this.identity.uuid) throw new Error('another machine answers')
+        break
+      } catch (error) {
+        if (signal.aborted || await Promise.race([this.#held.exited.then(() => true), sleep(5, signal).then(() => false)])) throw error
+      }
+    }
+    void this.#ask('ended', undefined).then((reason) => { this.#ended.resolve({ reason: reason as End['reason'], code: null, message: '' }) }, () => undefined)
+  }
+
+  #ask(op: string, signal: AbortSignal | undefined): Promise<string> {
+    const answer = new Promise<string>((resolve, reject) => {
+      const socket = connect(join(this.identity.folder, 'control.sock'))
+      let text = ''
+      socket.setEncoding('utf8')
+      socket.on('data', (part) => {
+        text += String(part)
+        if (text.includes('\n')) { resolve(text.trim()); socket.destroy() }
+      })
+      socket.on('error', reject)
+      socket.on('close', () => { reject(agentUnavailable({ reason: 'the machine is not there' })) })
+      socket.write(`${op}\n`)
+      signal?.addEventListener('abort', () => { socket.destroy() }, { once: true })
+    })
+    answer.catch(() => undefined)
+    return signal ? orAbort(answer, signal) : answer
+  }
+
+  connect(port: number, signal: AbortSignal) { return connectVsock(join(this.identity.folder, 'vsock'), port, signal) }
+  async pause(signal: AbortSignal): Promise<void> { await this.#ask('pause', signal) }
+  async resume(signal: AbortSignal): Promise<void> { await this.#ask('resume', signal) }
+  async powerButton(signal: AbortSignal): Promise<void> { await this.#ask('button', signal) }
+  async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> { return await this.#ask('state', signal) as 'running' }
+
+  kill(): Promise<void> {
+    return this.#killed ??= (async () => {
+      pidfdSignal(this.#held.pidfd, constants.signals.SIGKILL)
+      await this.#held.exited
+      closeFd(this.#held.pidfd)
+    })()
+  }
+}

@@ -1,0 +1,184 @@
+import { createHash } from 'node:crypto'
+import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { asc, eq, like } from 'drizzle-orm'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
+import { fault, Fault } from '../lib/fault.ts'
+import { newId } from '../lib/id.ts'
+import { archiveFault, requestInvalid, sha256File } from './archive.ts'
+import { wing } from '../linux/wing.ts'
+import type { EventLog } from '../store/events.ts'
+import { imageNames, images, vms } from '../store/schema.ts'
+import { immediate, type Store } from '../store/store.ts'
+
+export const imageNotFound = fault('image_not_found', 'not_found', { image: Type.String() },
+  (d) => `Cannot find image "${d.image}"`, '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one')
+export const imageAmbiguous = fault('image_ambiguous', 'conflict', { image: Type.String(), matches: Type.Array(Type.String()) },
+  (d) => `Cannot tell which image "${d.image}" is: it fits ${d.matches.join(', ')}`)
+export const imageInUse = fault('image_in_use', 'conflict', { image: Type.String(), vms: Type.Array(Type.String()) },
+  (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`, 'Delete those vms first')
+
+type ImageRow = typeof images.$inferSelect
+
+const view = (row: ImageRow, name: string | null): Image => ({
+  name, digest: row.digest, status: row.status, format: row.format, size_bytes: row.sizeBytes, config: row.config,
+  created_at: new Date(row.createdAt).toISOString() })
+
+/** Keys in one order, so that one configuration has one digest. */
+const canonical = (value: unknown): string =>
+  JSON.stringify(value, (_, at: unknown) => typeof at === 'object' && at !== null && !Array.isArray(at)
+    ? Object.fromEntries(Object.entries(at).sort(([a], [b]) => (a < b ? -1 : 1))) : at)
+
+const words = (text: string | undefined, field: string): string[] | undefined => {
+  if (text === undefined) return undefined
+  try {
+    const list: unknown = JSON.parse(text)
+    if (Array.isArray(list) && list.every((word) => typeof word === 'string')) return list
+  } catch { /* one sentence for both */ }
+  throw requestInvalid({ field, reason: 'it is no JSON array of strings' })
+}
+
+/** What `wing pack image` answers. */
+const Packed = Type.Object({ format: Type.String(), config: ImageConfig, erofs_sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }), bytes: Type.Integer() })
+
+/**
+ * The images of this host: an EROFS by its digest, shared by every vm, and a configuration. An image's identity is the digest of both,
+ * so the same tree with another entrypoint is another image over one file.
+ *
+ * Order of effects of an import: temporary file → EROFS written and synced → renamed to its digest → rows in one transaction. A crash
+ * leaves a temporary file or an EROFS without a row, and `sweep` removes both.
+ */
+export class Images {
+  readonly #store: Store
+  readonly #events: EventLog
+  readonly #folder: string
+
+  constructor(store: Store, events: EventLog, state: string) {
+    this.#store = store
+    this.#events = events
+    this.#folder = join(state, 'images')
+    mkdirSync(this.#folder, { recursive: true, mode: 0o711 })
+  }
+
+  pathOf(row: { readonly erofsDigest: string }): string { return join(this.#folder, `${row.erofsDigest}.erofs`) }
+
+  /** @throws `archive_*`, `request_invalid`, `disk_exhausted` */
+  async import(query: ImageImportQuery, archive: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<Image> {
+    const asked = {
+      entrypoint: words(query.entrypoint, 'entrypoint'), cmd: words(query.cmd, 'cmd'), env: words(query.env, 'env'),
+      user: query.user, working_dir: query.workdir }
+    const temporary = join(this.#folder, `.${newId('tmp')}`), scratch = `${temporary}.scratch`
+    try {
+      const out = openSync(temporary, 'wx+', 0o644), layers = openSync(scratch, 'wx+', 0o600)
+      let packed
+      try {
+        packed = Value.Parse(Packed, await wing(['pack', 'image', '--out-fd', '4', '--scratch-fd', '5'], { stdin: archive, fds: [[out, 4], [layers, 5]], signal }))
+        fsyncSync(out)
+      } finally { closeSync(out); closeSync(layers) }
+      const own = packed.config
+      const config: ImageConfig = {
+        ...own,
+        // as with `docker run --entrypoint`: a new entrypoint does not get the old command
+        entrypoint: asked.entrypoint ?? own.entrypoint, cmd: asked.cmd ?? (asked.entrypoint ? [] : own.cmd),
+        env: mergeEnv(own.env, asked.env ?? []), user: asked.user ?? own.user, working_dir: asked.working_dir ?? own.working_dir }
+      renameSync(temporary, this.pathOf({ erofsDigest: packed.erofs_sha256 }))
+      return this.#record(query.name, packed.format, packed.erofs_sha256, packed.bytes, config)
+    } catch (error) {
+      throw error instanceof Fault ? error : archiveFault(error)
+    } finally {
+      rmSync(temporary, { force: true })
+      rmSync(scratch, { force: true })
+    }
+  }
+
+  /** Takes an EROFS that is already made (the `base` image inside a released executable). */
+  async adopt(name: string, erofs: Uint8Array, config: ImageConfig): Promise<Image> {
+    const digest = createHash('sha256').update(erofs).digest('hex')
+    const temporary = join(this.#folder, `.${newId('tmp')}`)
+    await Bun.write(temporary, erofs, { mode: 0o644 })
+    renameSync(temporary, this.pathOf({ erofsDigest: digest }))
+    return this.#record(name, 'rootfs', digest, erofs.byteLength, config)
+  }
+
+  #record(name: string, format: string, erofsDigest: string, sizeBytes: number, config: ImageConfig): Image {
+    const digest = `sha256:${createHash('sha256').update(canonical({ config, erofs: erofsDigest })).digest('hex')}`
+    immediate(this.#store, (tx) => {
+      tx.insert(images).values({ digest, format, erofsDigest, sizeBytes, config, status: 'ready', createdAt: Date.now() })
+        .onConflictDoNothing().run()
+      tx.insert(imageNames).values({ name, digest }).onConflictDoUpdate({ target: imageNames.name, set: { digest } }).run()
+      this.#events.append(tx, { type: 'IMAGE_IMPORTED', name, message: digest })
+    })
+    return this.get(name)
+  }
+
+  list(): Image[] {
+    return this.#store.select().from(images).leftJoin(imageNames, eq(imageNames.digest, images.digest))
+      .orderBy(asc(imageNames.name)).all().map((row) => view(row.images, row.image_names?.name ?? null))
+  }
+
+  get(ref: string): Image {
+    const row = this.resolve(ref)
+    const named = this.#store.select().from(imageNames).where(eq(imageNames.digest, row.digest)).all().map((r) => r.name)
+    return view(row, named.includes(ref) ? ref : named[0] ?? null)
+  }
+
+  /** @throws `image_not_found`, `image_ambiguous` */
+  resolve(ref: string, tx = this.#store): ImageRow {
+    const bare = ref.endsWith(':latest') ? ref.slice(0, -':latest'.length) : ref
+    for (const name of [ref, bare]) {
+      const named = tx.select().from(imageNames).innerJoin(images, eq(images.digest, imageNames.digest)).where(eq(imageNames.name, name)).get()
+      if (named) return named.images
+    }
+    const hex = ref.startsWith('sha256:') ? ref.slice(7) : ref
+    if (!/^[0-9a-f]{6,64}$/.test(hex)) throw imageNotFound({ image: ref })
+    const found = tx.select().from(images).where(like(images.digest, `sha256:${hex}%`)).limit(3).all()
+    if (found.length > 1) throw imageAmbiguous({ image: ref, matches: found.map((row) => row.digest.slice(0, 19)) })
+    if (!found[0]) throw imageNotFound({ image: ref })
+    return found[0]
+  }
+
+  /** A row by the digest that a vm keeps. */
+  byDigest(digest: string): ImageRow {
+    const row = this.#store.select().from(images).where(eq(images.digest, digest)).get()
+    if (!row) throw imageNotFound({ image: digest })
+    return row
+  }
+
+  /** @throws `image_not_found`, `image_ambiguous`, `image_in_use` */
+  delete(ref: string): void {
+    immediate(this.#store, (tx) => {
+      const row = this.resolve(ref, tx)
+      const names = tx.select().from(imageNames).where(eq(imageNames.digest, row.digest)).all().map((r) => r.name)
+      const users = tx.select({ name: vms.name }).from(vms).where(eq(vms.imageDigest, row.digest)).all().map((r) => r.name)
+      const last = names.length <= 1 || !names.includes(ref)
+      if (last && users.length > 0) throw imageInUse({ image: ref, vms: users })
+      if (last) tx.delete(images).where(eq(images.digest, row.digest)).run()
+      else tx.delete(imageNames).where(eq(imageNames.name, ref)).run()
+      this.#events.append(tx, { type: 'IMAGE_DELETED', name: ref, message: row.digest })
+    })
+    this.sweep()
+  }
+
+  /** Removes files that no row owns; imports that run now are known by their age. */
+  sweep(olderThanMs = 24 * 3_600_000): void {
+    const known = new Set(this.#store.select({ erofs: images.erofsDigest }).from(images).all().map((row) => `${row.erofs}.erofs`))
+    for (const name of readdirSync(this.#folder)) {
+      const path = join(this.#folder, name)
+      const stale = name.startsWith('.') ? Date.now() - statSync(path, { throwIfNoEntry: false })!.mtimeMs > olderThanMs : !known.has(name)
+      if (stale) rmSync(path, { force: true })
+    }
+  }
+
+  /** Whether the file of an image is there and holds what its name says. */
+  async verify(row: ImageRow): Promise<boolean> {
+    return await sha256File(this.pathOf(row)) === row.erofsDigest
+  }
+}
+
+const mergeEnv = (base: readonly string[], over: readonly string[]): string[] => {
+  const merged = new Map<string, string>()
+  for (const pair of [...base, ...over]) merged.set(pair.split('=', 1)[0] ?? '', pair)
+  return [...merged.values()]
+}

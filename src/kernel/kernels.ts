@@ -1,0 +1,178 @@
+import { createHash } from 'node:crypto'
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { and, asc, desc, eq, like, ne, or, sql } from 'drizzle-orm'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import type { Kernel } from '../contract/kernel.ts'
+import { archiveFault, sha256File } from '../image/archive.ts'
+import { fault, Fault } from '../lib/fault.ts'
+import { newId } from '../lib/id.ts'
+import { embedded } from '../linux/embedded.ts'
+import { wing } from '../linux/wing.ts'
+import type { EventLog } from '../store/events.ts'
+import { kernels, vms } from '../store/schema.ts'
+import { immediate, type Store } from '../store/store.ts'
+
+export const kernelNotFound = fault('kernel_not_found', 'not_found', { kernel: Type.String() },
+  (d) => d.kernel === '' ? 'Cannot find a guest kernel: this host has none' : `Cannot find kernel "${d.kernel}"`,
+  '`aerie kernel import FILE.deb` takes one, e.g. of `apt-get download linux-image-cloud-amd64`')
+export const kernelInUse = fault('kernel_in_use', 'conflict', { kernel: Type.String(), vms: Type.Array(Type.String()) },
+  (d) => `Cannot delete kernel "${d.kernel}": vms use it: ${d.vms.join(', ')}`, 'Delete those vms first')
+
+type KernelRow = typeof kernels.$inferSelect
+
+const view = (row: KernelRow): Kernel => ({
+  digest: row.digest, name: row.name, version: row.version, format: row.format, modules: row.modules, size_bytes: row.sizeBytes,
+  default: row.isDefault, created_at: new Date(row.createdAt).toISOString() })
+
+/** What `wing pack kernel` answers. */
+const Packed = Type.Object({
+  version: Type.String(), format: Type.Union([Type.Literal('bzimage'), Type.Literal('vmlinux')]),
+  sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }), modules: Type.Array(Type.Object({ name: Type.String() })) })
+
+/**
+ * The guest kernels of this host: a boot image and the modules that its initramfs needs, by the digest of both.
+ *
+ * The initramfs is ours (the agent and those modules), made once for a kernel and an agent and kept in the cache: losing it costs a rebuild.
+ * Order of effects of an import: temporary folder → files written and synced → renamed to the digest → row. `sweep` removes the rest.
+ */
+export class Kernels {
+  readonly #store: Store
+  readonly #events: EventLog
+  readonly #folder: string
+  readonly #cache: string
+  readonly #building = new Map<string, Promise<string>>()
+
+  constructor(store: Store, events: EventLog, state: string) {
+    this.#store = store
+    this.#events = events
+    this.#folder = join(state, 'kernels')
+    this.#cache = join(state, 'cache', 'initramfs')
+    for (const folder of [this.#folder, this.#cache]) mkdirSync(folder, { recursive: true, mode: 0o711 })
+  }
+
+  imageOf(digest: string): string { return join(this.#folder, digest.slice('sha256:'.length), 'kernel') }
+
+  /** @throws `archive_*`, `kernel_missing`, `kernel_module_missing`, `disk_exhausted` */
+  async import(query: { readonly name?: string; readonly default?: boolean }, archive: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<Kernel> {
+    const temporary = join(this.#folder, `.${newId('tmp')}`)
+    mkdirSync(temporary, { mode: 0o711 })
+    try {
+      const image = openSync(join(temporary, 'kernel'), 'wx+', 0o644), modules = openSync(join(temporary, 'modules.tar'), 'wx+', 0o644)
+      let packed
+      try {
+        packed = Value.Parse(Packed, await wing(['pack', 'kernel', '--out-fd', '4', '--modules-fd', '5'], { stdin: archive, fds: [[image, 4], [modules, 5]], signal }))
+        fsyncSync(image)
+        fsyncSync(modules)
+      } finally { closeSync(image); closeSync(modules) }
+      return await this.#record(temporary, packed.version, packed.format, packed.sha256, packed.modules.map((m) => m.name), query)
+    } catch (error) {
+      throw error instanceof Fault ? error : archiveFault(error)
+    } finally {
+      rmSync(temporary, { recursive: true, force: true })
+    }
+  }
+
+  /** Takes a kernel that is already unpacked (the one inside a released executable). */
+  async adopt(kernel: { readonly name: string; readonly version: string; readonly format: 'bzimage' | 'vmlinux'; readonly modules: readonly string[] },
+    image: Uint8Array, modules: Uint8Array): Promise<Kernel> {
+    const temporary = join(this.#folder, `.${newId('tmp')}`)
+    mkdirSync(temporary, { mode: 0o711 })
+    try {
+      writeFileSync(join(temporary, 'kernel'), image, { mode: 0o644, flush: true })
+      writeFileSync(join(temporary, 'modules.tar'), modules, { mode: 0o644, flush: true })
+      const sha256 = createHash('sha256').update(image).digest('hex')
+      return await this.#record(temporary, kernel.version, kernel.format, sha256, [...kernel.modules], { name: kernel.name })
+    } finally {
+      rmSync(temporary, { recursive: true, force: true })
+    }
+  }
+
+  async #record(temporary: string, version: string, format: 'bzimage' | 'vmlinux', sha256: string, modules: string[],
+    query: { readonly name?: string; readonly default?: boolean }): Promise<Kernel> {
+    const modulesDigest = await sha256File(join(temporary, 'modules.tar'))
+    const hex = createHash('sha256').update(JSON.stringify({ image: sha256, modules: modulesDigest })).digest('hex'), digest = `sha256:${hex}`
+    const final = join(this.#folder, hex)
+    if (!existsSync(final)) renameSync(temporary, final)
+    const name = query.name ?? version
+    immediate(this.#store, (tx) => {
+      const first = tx.select().from(kernels).limit(1).get() === undefined
+      if (query.default === true) tx.update(kernels).set({ isDefault: false }).run()
+      // a name moves to the newest; the kernel that had it is still there by its digest, for the vms that use it
+      tx.update(kernels).set({ name: sql`${kernels.digest}` }).where(and(eq(kernels.name, name), ne(kernels.digest, digest))).run()
+      tx.insert(kernels).values({ digest, name, version, format, modules, createdAt: Date.now(), isDefault: query.default === true || first,
+        sizeBytes: statSync(join(final, 'kernel')).size + statSync(join(final, 'modules.tar')).size })
+        .onConflictDoUpdate({ target: kernels.digest, set: { name, ...(query.default === true ? { isDefault: true } : {}) } }).run()
+      this.#events.append(tx, { type: 'KERNEL_IMPORTED', name, message: digest })
+    })
+    return view(this.byDigest(digest))
+  }
+
+  list(): Kernel[] {
+    return this.#store.select().from(kernels).orderBy(desc(kernels.isDefault), asc(kernels.name)).all().map(view)
+  }
+
+  /** By name, version or digest; the default where nothing is named. @throws `kernel_not_found` */
+  resolve(ref: string | undefined): KernelRow {
+    const row = ref === undefined
+      ? this.#store.select().from(kernels).orderBy(desc(kernels.isDefault), desc(kernels.createdAt)).limit(1).get()
+      : this.#store.select().from(kernels).where(or(eq(kernels.name, ref), eq(kernels.version, ref), eq(kernels.digest, ref),
+        /^[0-9a-f]{6,64}$/.test(ref) ? like(kernels.digest, `sha256:${ref}%`) : undefined)).limit(1).get()
+    if (!row) throw kernelNotFound({ kernel: ref ?? '' })
+    return row
+  }
+
+  byDigest(digest: string): KernelRow {
+    const row = this.#store.select().from(kernels).where(eq(kernels.digest, digest)).get()
+    if (!row) throw kernelNotFound({ kernel: digest })
+    return row
+  }
+
+  /** @throws `kernel_not_found`, `kernel_in_use` */
+  delete(ref: string): void {
+    immediate(this.#store, (tx) => {
+      const row = this.resolve(ref)
+      const users = tx.select({ name: vms.name }).from(vms).where(eq(vms.kernelDigest, row.digest)).all().map((r) => r.name)
+      if (users.length > 0) throw kernelInUse({ kernel: row.name, vms: users })
+      tx.delete(kernels).where(eq(kernels.digest, row.digest)).run()
+      this.#events.append(tx, { type: 'KERNEL_DELETED', name: row.name, message: row.digest })
+    })
+    this.sweep()
+  }
+
+  /** The initramfs for a kernel: built at its first use, by any number of askers at once only once. */
+  initramfs(digest: string): Promise<string> {
+    const agent = embedded('kestrel'), path = join(this.#cache, `${digest.slice(7, 39)}-${agent.digest.slice(0, 16)}.cpio`)
+    if (existsSync(path)) return Promise.resolve(path)
+    const running = this.#building.get(path)
+    if (running) return running
+    const building = this.#build(digest, agent.fd, path).finally(() => { this.#building.delete(path) })
+    this.#building.set(path, building)
+    return building
+  }
+
+  async #build(digest: string, agentFd: number, path: string): Promise<string> {
+    const temporary = `${path}.${newId('tmp')}`
+    const modules = openSync(join(this.#folder, digest.slice(7), 'modules.tar'), 'r'), out = openSync(temporary, 'wx+', 0o644)
+    try {
+      await wing(['pack', 'initramfs', '--kestrel-fd', '5', '--modules-fd', '6', '--out-fd', '4'],
+        { fds: [[out, 4], [agentFd, 5], [modules, 6]], signal: AbortSignal.timeout(60_000) })
+      renameSync(temporary, path)
+      return path
+    } catch (error) {
+      rmSync(temporary, { force: true })
+      throw error
+    } finally { closeSync(modules); closeSync(out) }
+  }
+
+  sweep(): void {
+    const known = new Set(this.#store.select({ digest: kernels.digest }).from(kernels).all().map((row) => row.digest.slice(7)))
+    for (const name of readdirSync(this.#folder)) {
+      const path = join(this.#folder, name)
+      if (name.startsWith('.') ? Date.now() - (statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0) > 3_600_000 : !known.has(name)) {
+        rmSync(path, { recursive: true, force: true })
+      }
+    }
+  }
+}

@@ -1,0 +1,27 @@
+import { readFileSync, statSync } from 'node:fs'
+import { Value } from '@sinclair/typebox/value'
+import { Type } from '@sinclair/typebox'
+import baseErofs from '../../dist/seed/base.erofs' with { type: 'file' }
+import kernelImage from '../../dist/seed/kernel' with { type: 'file' }
+import kernelModules from '../../dist/seed/modules.tar' with { type: 'file' }
+import manifestPath from '../../dist/seed/manifest.seed' with { type: 'file' }
+import { ImageConfig } from '../contract/image.ts'
+import type { Host } from '../host.ts'
+
+/** What `scripts/build` wrote of a kernel and a base image that it embedded; each absent where it was built without. */
+const Seed = Type.Object({
+  kernel: Type.Optional(Type.Object({ name: Type.String(), version: Type.String(), format: Type.Union([Type.Literal('bzimage'), Type.Literal('vmlinux')]),
+    modules: Type.Array(Type.String()) })),
+  base: Type.Optional(Type.Object({ config: ImageConfig })),
+})
+
+/** A released executable brings a kernel and an image: on a fresh state folder they are taken once, and a person may delete or replace them. */
+export const adoptSeeds = async (host: Host): Promise<void> => {
+  const seed = Value.Parse(Seed, JSON.parse(readFileSync(manifestPath, 'utf8')))
+  if (seed.kernel && host.kernels.list().length === 0 && statSync(kernelImage).size > 0) {
+    await host.kernels.adopt(seed.kernel, readFileSync(kernelImage), readFileSync(kernelModules))
+  }
+  if (seed.base && host.images.list().length === 0 && statSync(baseErofs).size > 0) {
+    await host.images.adopt('base', readFileSync(baseErofs), seed.base.config)
+  }
+}

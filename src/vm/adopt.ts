@@ -1,0 +1,160 @@
+import { readdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { notInArray } from 'drizzle-orm'
+import { ON_BOOT } from '../contract/vm-state.ts'
+import type { Host } from '../host.ts'
+import type { Machine } from '../hypervisor/driver.ts'
+import { chain } from '../lib/fault.ts'
+import { endMarked } from '../linux/marked.ts'
+import { idempotency, vms, type VmRow } from '../store/schema.ts'
+import { abandon, expireUnattached, listen, watch } from './boot.ts'
+import { removeCgroups } from './cgroups.ts'
+import { erase } from './erase.ts'
+import type { LiveVm } from './live.ts'
+import { byUid, move } from './record.ts'
+import { orAbort } from '../lib/wait.ts'
+import { stopNow } from './stop.ts'
+
+/** How long one machine may take to answer at the daemon's start. */
+const PROBE_MS = 10_000
+
+/**
+ * Makes the rows true again after the daemon was away, however it ended: each vm is adopted, repaired or marked, and what belongs to no
+ * row (process, folder, cgroup) is removed. Vms are looked at side by side; the API opens when all are settled, and what takes longer
+ * (a guest that still boots, a stop that is asked again) goes on behind it.
+ */
+export const adoptAll = async (host: Host): Promise<void> => {
+  const rows = host.store.select().from(vms).all()
+  await Promise.all(rows.map((row) => host.queue.run(row.uid, () => adopt(host, row)).catch((error: unknown) => {
+    host.log.error({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
+  })))
+  await sweep(host)
+}
+
+const adopt = async (host: Host, row: VmRow): Promise<void> => {
+  switch (ON_BOOT[row.state]) {
+    case 'keep': return
+    case 'undo': await undoCreate(host, row); return
+    case 'finish':
+      if (row.state === 'deleting') {
+        await abandon(host, row, await probe(host, row))
+        await endMarked(markOf(host, row))
+        await erase(host, row.uid)
+        return
+      }
+      if (await probe(host, row)) later(host, row, () => stopNow(host, row.uid, {}))
+      else await lostMeanwhile(host, row)
+      return
+    case 'probe': {
+      const live = await probe(host, row)
+      if (!live?.machine) {
+        if (row.state === 'starting' && !row.wasReady) await undoCreate(host, row)
+        else await lostMeanwhile(host, row)
+        return
+      }
+      await settle(host, row, live, live.machine)
+    }
+  }
+}
+
+/** What a vm that is there is in truth. */
+const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
+  const state = await machine.state(AbortSignal.timeout(PROBE_MS)).catch(() => undefined)
+  expireUnattached(host, live, row)
+  if (row.wasReady) live.follow()
+  if (state === undefined) {
+    if (row.state !== 'unknown') move(host.store, host.events, row.uid, 'lost', { statusMessage: 'its VMM does not answer' })
+  } else if (row.state === 'unknown' && state !== 'ended') {
+    move(host.store, host.events, row.uid, state === 'paused' ? 'found_paused' : 'found')
+  } else if (row.state === 'running' && state === 'paused') {
+    move(host.store, host.events, row.uid, 'pause')
+  } else if (row.state === 'paused' && state === 'running') {
+    move(host.store, host.events, row.uid, 'resume')
+  } else if (row.state === 'starting' && state !== 'ended') {
+    // its create or start goes on where it was: ready comes over the session, or the time is up
+    later(host, row, async () => {
+      const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
+      try {
+        await Promise.race([orAbort(live.ready.promise, signal), machine.ended.then((end) => { throw new Error(end.message) })])
+      } catch (error) {
+        if (byUid(host.store, row.uid)?.state !== 'starting') return
+        await abandon(host, row, live)
+        if (row.wasReady) move(host.store, host.events, row.uid, 'broke', { machine: null, statusMessage: error instanceof Error ? error.message : String(error) })
+        else await undoCreate(host, row)
+      }
+    })
+  }
+}
+
+const later = (host: Host, row: VmRow, work: () => Promise<unknown>): void => {
+  void host.queue.run(row.uid, work).catch((error: unknown) => { host.log.warn({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm') })
+}
+
+/** The machine of a row, if it is still there: its session listens, its end is watched. */
+const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
+  const driver = host.drivers.get(row.hypervisor)
+  if (!row.machine || !driver) return undefined
+  const machine = await driver.adopt(row.machine, AbortSignal.timeout(PROBE_MS))
+  if (!machine) return undefined
+  const live = await listen(host, row)
+  watch(host, live, machine)
+  return live
+}
+
+/** A create that was cut short before its guest was ready: nobody was told that the vm exists. */
+const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
+  await endMarked(markOf(host, row))
+  if (row.state !== 'deleting') move(host.store, host.events, row.uid, 'delete', { statusMessage: 'its create was cut short' })
+  await erase(host, row.uid)
+}
+
+/** The machine of a vm that was ready has gone while no daemon looked. */
+const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
+  await endMarked(markOf(host, row))
+  await removeCgroups(host, row)
+  const message = 'the machine ended while the daemon was away'
+  if (row.exitCode !== null || row.state === 'stopping') {
+    move(host.store, host.events, row.uid, 'exited', { machine: null, stoppedAt: Date.now(), exitMessage: row.exitMessage ?? message })
+  } else {
+    move(host.store, host.events, row.uid, 'broke', { machine: null, stoppedAt: Date.now(), statusMessage: message, exitMessage: message })
+  }
+  const after = byUid(host.store, row.uid)
+  if (after?.spec.auto_remove) {
+    move(host.store, host.events, row.uid, 'delete')
+    await erase(host, row.uid)
+  }
+}
+
+const markOf = (host: Host, row: VmRow): string => `${host.stateId}/${row.uid}`
+
+/** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
+const sweep = async (host: Host): Promise<void> => {
+  const rows = host.store.select().from(vms).all()
+  await endMarked(`${host.stateId}/`, new Set(rows.map((row) => markOf(host, row))))
+  removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
+  removeOthers(join(host.config.run, 'm'), new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))))
+  await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
+  if (rows.length > 0) {
+    host.store.delete(idempotency).where(notInArray(idempotency.vmUid, rows.map((row) => row.uid))).run()
+  }
+  host.images.sweep()
+  host.kernels.sweep()
+}
+
+const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
+  let names: string[]
+  try { names = readdirSync(folder) } catch { return }
+  for (const name of names) if (!keep.has(name)) rmSync(join(folder, name), { recursive: true, force: true })
+}
+
+/** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
+export const reprobe = async (host: Host): Promise<void> => {
+  for (const row of host.store.select().from(vms).all().filter((vm) => vm.state === 'unknown')) {
+    await host.queue.run(row.uid, async () => {
+      const now = byUid(host.store, row.uid), live = host.live.get(row.uid)
+      if (now?.state !== 'unknown') return
+      if (live?.machine) await settle(host, now, live, live.machine)
+      else await lostMeanwhile(host, now)
+    }).catch((error: unknown) => { host.log.debug({ vm: row.name, reasons: chain(error) }, 'a vm is still unknown') })
+  }
+}

@@ -1,0 +1,146 @@
+import { appendFileSync, closeSync, existsSync, fstatSync, openSync, readSync, renameSync, statSync } from 'node:fs'
+import { EventEmitter } from 'node:events'
+import type { LogRecord } from '../guest/frames.ts'
+
+/** One line that the workload (or the agent) wrote. */
+export interface AppLine {
+  /** Offset in the agent's log right after this line: where to go on after a restart of the daemon. */
+  readonly o: number
+  readonly t: number
+  /** 1 stdout, 2 stderr, 3 the agent */
+  readonly s: 1 | 2 | 3
+  /** The line, UTF-8; `b` instead where it is no UTF-8. */
+  readonly d?: string
+  readonly b?: string
+  /** The line goes on in the next record of its stream. */
+  readonly p?: true
+}
+
+/** A line longer than this is kept in parts. */
+const LINE_MAX = 16_384
+const strict = new TextDecoder('utf-8', { fatal: true })
+
+/** The text of a line, whatever bytes it held. */
+export const textOf = (line: AppLine): string => line.d ?? Buffer.from(line.b ?? '', 'base64').toString('utf8')
+
+/**
+ * What the workload of one vm said, on disk: a JSON object a line, the last `maxBytes` and one older file of the same size.
+ *
+ * Written before it is acknowledged to anybody, so a restart of the daemon goes on after the last line (`next`): records stand in the
+ * order of the agent's offsets, and what was held back as the start of a line is written first when another stream gets ahead of it.
+ */
+export class AppLog extends EventEmitter<{ append: [] }> {
+  readonly path: string
+  readonly #maxBytes: number
+  #size: number
+  #next: number
+  readonly #partial = new Map<1 | 2 | 3, { bytes: Buffer; offset: number; timeMs: number }>()
+
+  constructor(path: string, maxBytes: number) {
+    super()
+    this.setMaxListeners(0)
+    this.path = path
+    this.#maxBytes = maxBytes
+    if (!endsWhole(path)) appendFileSync(path, '\n') // a crash cut the last line short
+    this.#size = statSync(path, { throwIfNoEntry: false })?.size ?? 0
+    this.#next = lastOffset(path) ?? lastOffset(`${path}.1`) ?? 0
+  }
+
+  /** The agent's offset from which bytes are still missing here. */
+  get next(): number { return this.#next }
+
+  /** Starts over: a new boot counts its offsets from 0 again. */
+  restart(): void { this.#next = 0; this.#partial.clear() }
+
+  take(record: LogRecord): void {
+    const lines: AppLine[] = []
+    for (const [stream, held] of this.#partial) if (stream !== record.stream) this.#flush(stream, held, lines)
+    const held = this.#partial.get(record.stream)
+    let bytes = held ? Buffer.concat([held.bytes, record.bytes]) : Buffer.from(record.bytes)
+    let offset = held ? held.offset : record.offset
+    for (;;) {
+      const end = bytes.indexOf(10)
+      if (end < 0 && bytes.byteLength <= LINE_MAX) break
+      const cut = end >= 0 && end <= LINE_MAX ? end : LINE_MAX
+      offset += cut + (cut === end ? 1 : 0)
+      lines.push(lineOf(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
+      bytes = bytes.subarray(cut + (cut === end ? 1 : 0))
+    }
+    if (bytes.byteLength > 0) this.#partial.set(record.stream, { bytes: Buffer.from(bytes), offset, timeMs: record.timeMs })
+    else this.#partial.delete(record.stream)
+    this.#write(lines)
+  }
+
+  /** Writes what was held back as the start of a line: the workload has ended. */
+  flush(): void {
+    const lines: AppLine[] = []
+    for (const [stream, held] of this.#partial) this.#flush(stream, held, lines)
+    this.#write(lines)
+  }
+
+  #flush(stream: 1 | 2 | 3, held: { bytes: Buffer; offset: number; timeMs: number }, lines: AppLine[]): void {
+    lines.push(lineOf(held.bytes, held.offset + held.bytes.byteLength, held.timeMs, stream, true))
+    this.#partial.delete(stream)
+  }
+
+  #write(lines: readonly AppLine[]): void {
+    const last = lines.at(-1)
+    if (!last) return
+    const text = lines.map((line) => `${JSON.stringify(line)}\n`).join('')
+    if (this.#size > this.#maxBytes) {
+      renameSync(this.path, `${this.path}.1`)
+      this.#size = 0
+    }
+    appendFileSync(this.path, text, { mode: 0o600 })
+    this.#size += Buffer.byteLength(text)
+    this.#next = last.o
+    this.emit('append')
+  }
+}
+
+const lineOf = (bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine => {
+  const rest = { o: offset, t: timeMs, s: stream, ...(partial ? { p: true as const } : {}) }
+  try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
+}
+
+/** The end of a file of whole lines: `take` says when enough was read, newest line first. */
+export const readBackwards = (path: string, take: (line: string) => boolean): void => {
+  if (!existsSync(path)) return
+  const fd = openSync(path, 'r')
+  try {
+    let at = fstatSync(fd).size, rest = Buffer.alloc(0)
+    while (at > 0) {
+      const length = Math.min(65_536, at), chunk = Buffer.alloc(length)
+      at -= length
+      readSync(fd, chunk, 0, length, at)
+      let bytes = Buffer.concat([chunk, rest])
+      for (let cut = bytes.lastIndexOf(10, bytes.byteLength - 2); cut >= 0; cut = bytes.lastIndexOf(10, bytes.byteLength - 2)) {
+        const line = bytes.subarray(cut + 1).toString('utf8').replace(/\n$/, '')
+        bytes = bytes.subarray(0, cut + 1)
+        if (line !== '' && !take(line)) return
+        if (bytes.byteLength < 2) break
+      }
+      rest = bytes
+    }
+    const first = rest.toString('utf8').replace(/\n$/, '')
+    if (first !== '') take(first)
+  } finally { closeSync(fd) }
+}
+
+const endsWhole = (path: string): boolean => {
+  if (!existsSync(path)) return true
+  const fd = openSync(path, 'r')
+  try {
+    const size = fstatSync(fd).size, last = Buffer.alloc(1)
+    return size === 0 || (readSync(fd, last, 0, 1, size - 1) === 1 && last[0] === 10)
+  } finally { closeSync(fd) }
+}
+
+const lastOffset = (path: string): number | undefined => {
+  let found: number | undefined
+  readBackwards(path, (line) => {
+    try { found = (JSON.parse(line) as AppLine).o } catch { return true } // a line that a crash cut short
+    return false
+  })
+  return found
+}

@@ -1,0 +1,161 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { eq, sql } from 'drizzle-orm'
+import { Value } from '@sinclair/typebox/value'
+import { VmCreate, type Vm, type VmSpec } from '../contract/vm.ts'
+import type { Host } from '../host.ts'
+import { hypervisorUnavailable } from '../hypervisor/errors.ts'
+import { Fault, type FaultKind } from '../lib/fault.ts'
+import { newId, newName } from '../lib/id.ts'
+import { writeTemplate } from '../volume/template.ts'
+import { idempotency, vms, type VmRow } from '../store/schema.ts'
+import { immediate, isDuplicate } from '../store/store.ts'
+import { boot } from './boot.ts'
+import { admit } from './capacity.ts'
+import { argvOf } from './configuration.ts'
+import { idempotencyConflict, vmExists, workloadMissing } from './errors.ts'
+import { erase } from './erase.ts'
+import { places } from './places.ts'
+import { lastLines } from './console-log.ts'
+import { byUid, move, view } from './record.ts'
+
+/** Answers to a create with an Idempotency-Key are kept this long. */
+const KEY_MS = 24 * 3_600_000
+
+/**
+ * Creates a vm and answers when its agent is ready. Order of effects, each undone by `undo` (or at the next start of the daemon):
+ *
+ *   row (name, CID, MAC, capacity: one transaction) → folder, disk, logs → `starting` → boot (`vm/boot.ts`)
+ *
+ * A create that fails before `running` leaves no row: its reason is in the answer and in the event `VM_CREATE_FAILED`.
+ *
+ * @throws `vm_exists`, `image_not_found`, `kernel_not_found`, `capacity_exhausted`, `hypervisor_unavailable`, `vm_start_failed`, `idempotency_conflict`
+ */
+export const create = (host: Host, want: VmCreate, key: string | undefined): Promise<Vm> => {
+  if (key === undefined) return createOnce(host, want, undefined)
+  const hash = createHash('sha256').update(JSON.stringify(want)).digest('hex')
+  const earlier = host.store.select().from(idempotency).where(eq(idempotency.key, key)).get()
+  if (earlier && Date.now() - earlier.at < KEY_MS) {
+    if (earlier.requestHash !== hash) return Promise.reject(idempotencyConflict({ key }))
+    const running = host.creating.get(key) as Promise<Vm> | undefined
+    if (running) return running
+    if (earlier.fault) return Promise.reject(new Fault(earlier.fault.code, earlier.fault.kind as FaultKind, earlier.fault.message, earlier.fault.data))
+    const row = byUid(host.store, earlier.vmUid)
+    if (row) return Promise.resolve(view(row))
+  }
+  const creating = createOnce(host, want, { key, hash }).finally(() => { host.creating.delete(key) })
+  host.creating.set(key, creating)
+  creating.catch(() => undefined) // the caller may have gone; the fault is kept under its key
+  return creating
+}
+
+interface Key { readonly key: string; readonly hash: string }
+
+const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Promise<Vm> => {
+  const row = reserve(host, want, key)
+  host.step('row-inserted')
+  return await host.queue.run(row.uid, async () => {
+    try {
+      prepare(host, row)
+      move(host.store, host.events, row.uid, 'prepared')
+      host.step('prepared')
+      await boot(host, row)
+      const ready = byUid(host.store, row.uid)
+      if (!ready) throw new Error('the row has gone')
+      return view(ready)
+    } catch (error) {
+      await undo(host, row, error)
+      throw error
+    }
+  })
+}
+
+/** The one transaction of a create: everything unique is the database's to decide. */
+const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
+  const { name, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
+  const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
+  const hypervisor = spec.hypervisor ?? host.hypervisor.name
+  if (!host.drivers.has(hypervisor)) {
+    throw hypervisorUnavailable({ hypervisor, reason: hypervisor === host.hypervisor.name ? host.hypervisor.reason : 'this host has no such driver' })
+  }
+  const uid = newId('vm')
+  for (let attempt = 0; ; attempt++) {
+    const chosen = name ?? newName()
+    try {
+      return immediate(host.store, (tx) => {
+        const image = host.images.resolve(spec.image, tx), kernel = host.kernels.resolve(spec.kernel)
+        if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
+        admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
+        const now = Date.now()
+        const row = tx.insert(vms).values({
+          uid, name: chosen, state: 'pending', spec, runtime: spec.runtime ?? spec.plugin ?? 'vm', plugin: spec.plugin ?? null, hypervisor,
+          imageDigest: image.digest, kernelDigest: kernel.digest, cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb,
+          cid: freeCid(tx), mac: newMac(), machineId: newMachineId(), createdAt: now, updatedAt: now }).returning().get()
+        if (key) {
+          tx.insert(idempotency).values({ key: key.key, requestHash: key.hash, vmUid: uid, at: now })
+            .onConflictDoUpdate({ target: idempotency.key, set: { requestHash: key.hash, vmUid: uid, at: now, fault: null } }).run()
+          tx.delete(idempotency).where(sql`${idempotency.at} < ${now - KEY_MS}`).run()
+        }
+        host.events.append(tx, { type: 'VM_CREATED', name: chosen, uid, status: 'pending', mac: row.mac })
+        return row
+      })
+    } catch (error) {
+      if (isDuplicate(error, 'vms.name') && name !== undefined) throw vmExists({ name })
+      const chance = isDuplicate(error, 'vms.name') || isDuplicate(error, 'vms.mac')
+      if (!chance || attempt > 20) throw error
+    }
+  }
+}
+
+/** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
+const freeCid = (tx: Host['store']): number => {
+  const taken = new Set(tx.select({ cid: vms.cid }).from(vms).all().map((row) => row.cid))
+  let cid = 3
+  while (taken.has(cid)) cid++
+  return cid
+}
+
+/** A locally administered unicast address (IEEE 802, bit 1 of the first octet). */
+const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
+
+/** machine-id(5), which is also a version 4 UUID. */
+const newMachineId = (): string => {
+  const bytes = randomBytes(16)
+  bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40
+  bytes[8] = ((bytes[8] ?? 0) & 0x3f) | 0x80
+  return bytes.toString('hex')
+}
+
+const prepare = (host: Host, row: VmRow): void => {
+  const at = places(host.config, row)
+  mkdirSync(at.folder, { recursive: true, mode: 0o700 })
+  host.step('folder-made')
+  writeTemplate(at.overlay, row.spec.disk_mb)
+  for (const log of [at.consoleLog, at.vmmLog]) writeFileSync(log, '', { flag: 'a', mode: 0o600 })
+  host.step('disk-made')
+}
+
+const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+  const now = byUid(host.store, row.uid)
+  if (!now || now.state === 'deleting') return
+  const fault = error instanceof Fault ? error : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })
+  const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
+  immediate(host.store, (tx) => {
+    host.events.append(tx, { type: 'VM_CREATE_FAILED', name: row.name, uid: row.uid, status: 'failed', mac: row.mac, message })
+  })
+  const kept = host.store.select().from(idempotency).where(eq(idempotency.vmUid, row.uid)).get()
+  move(host.store, host.events, row.uid, 'delete')
+  await erase(host, row.uid)
+  if (kept) {
+    host.store.insert(idempotency).values({ ...kept, fault: { code: fault.code, kind: fault.kind, message: fault.message, data: { ...fault.data } } })
+      .onConflictDoNothing().run()
+  }
+}
+
+/** The last lines of the console, which is gone with the vm. */
+const consoleTail = (host: Host, row: VmRow): string => {
+  try {
+    const lines = lastLines(places(host.config, row).consoleLog, 5)
+    return lines.length === 0 ? '' : `\nconsole: ${lines.join('\nconsole: ')}`
+  } catch { return '' }
+}

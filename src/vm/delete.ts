@@ -1,0 +1,25 @@
+import type { Host } from '../host.ts'
+import { abandon } from './boot.ts'
+import { erase } from './erase.ts'
+import { byUid, find, move } from './record.ts'
+import { cancelBoot } from './stop.ts'
+
+/**
+ * Ends a vm at once and deletes all that is its own. Stop it first for a graceful end.
+ * Order of effects: `deleting` in the row → machine → files → row. A crash in between is finished at the next start.
+ *
+ * @throws `vm_not_found`, `vm_ambiguous`
+ */
+export const remove = async (host: Host, ref: string): Promise<void> => {
+  const { uid } = find(host.store, ref)
+  cancelBoot(host, uid, 'delete')
+  await host.queue.run(uid, async () => {
+    const row = byUid(host.store, uid)
+    if (!row) return // the create that was cancelled, or an end that came first, has done it
+    move(host.store, host.events, uid, 'delete')
+    host.step('deleting')
+    await abandon(host, row, host.live.get(uid))
+    host.step('machine-gone')
+    await erase(host, uid)
+  })
+}

@@ -1,0 +1,65 @@
+import type { FileStat } from '../contract/vm.ts'
+import type { Host } from '../host.ts'
+import { accepted, asFault, converse, open } from '../guest/conversation.ts'
+import { decodeJson, encode, encodeEmpty, FRAME, KIND } from '../guest/frames.ts'
+import { agentUnavailable } from '../hypervisor/errors.ts'
+import { running } from './reach.ts'
+
+const ANSWER_MS = 30_000
+const CHUNK = 65_536
+
+/** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
+export const stat = async (host: Host, ref: string, path: string, follow: boolean): Promise<FileStat> => {
+  const { machine } = running(host, ref, 'look into')
+  const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
+  conversation.close()
+  return ok as unknown as FileStat
+}
+
+export const listFolder = async (host: Host, ref: string, path: string, limit: number) => {
+  const { machine } = running(host, ref, 'look into')
+  const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
+  conversation.close()
+  return ok as unknown as { entries: (FileStat & { name: string })[]; truncated: boolean }
+}
+
+/** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
+export const copyIn = async (host: Host, ref: string, path: string, owner: 'keep' | 'root', archive: ReadableStream<Uint8Array>, client: AbortSignal) => {
+  const { machine } = running(host, ref, 'copy into')
+  // The agent answers with `ok` when the whole archive is unpacked, or with an error at any time before.
+  const conversation = await open(machine, KIND.copyIn, { path, owner }, AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]))
+  const hangUp = () => { conversation.close() }
+  client.addEventListener('abort', hangUp, { once: true })
+  const sending = (async () => {
+    for await (const part of archive) {
+      for (let at = 0; at < part.byteLength; at += CHUNK) await conversation.send(encode(FRAME.stdin, part.subarray(at, at + CHUNK)))
+    }
+    await conversation.send(encodeEmpty(FRAME.eof))
+  })()
+  sending.catch(() => undefined)
+  try {
+    const done = await accepted(conversation, path, client)
+    return { entries: Number(done['entries'] ?? 0), bytes: Number(done['bytes'] ?? 0) }
+  } finally {
+    client.removeEventListener('abort', hangUp)
+    conversation.close()
+  }
+}
+
+/** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
+export const copyOut = async (host: Host, ref: string, path: string, follow: boolean, client: AbortSignal) => {
+  const { machine } = running(host, ref, 'copy out of')
+  const { conversation, ok } = await converse(machine, KIND.copyOut, { path, follow }, AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]))
+  const stream = new ReadableStream<Uint8Array>({
+    pull: async (controller) => {
+      const frame = await conversation.next()
+      if (frame?.type === FRAME.stdout) { controller.enqueue(Uint8Array.from(frame.payload)); return }
+      if (frame?.type === FRAME.eof) { conversation.close(); controller.close(); return }
+      conversation.close()
+      // An error in the midst must not look like a whole archive: the transfer breaks off.
+      controller.error(frame?.type === FRAME.error ? asFault(decodeJson(frame), path) : agentUnavailable({ reason: 'it went away during the copy' }))
+    },
+    cancel: () => { conversation.close() },
+  })
+  return { stream, name: String(ok['name'] ?? ''), isDir: ok['is_dir'] === true }
+}

@@ -1,0 +1,104 @@
+import { Conversation, converse } from '../guest/conversation.ts'
+import { decodeLog, FRAME, KIND } from '../guest/frames.ts'
+import type { GuestSession } from '../guest/session.ts'
+import type { Machine } from '../hypervisor/driver.ts'
+import type { Log } from '../lib/log.ts'
+import { deferred, sleep, type Deferred } from '../lib/wait.ts'
+import type { AppLog } from './app-log.ts'
+
+/** How long the last lines of a workload may take to arrive once it has ended. */
+const DRAIN_MS = 5000
+
+/**
+ * A vm that has a machine now: the process, the agent's session, the stream of the workload's log. In memory only; the row is the truth,
+ * and `vm/adopt.ts` makes one of these anew for each machine that outlived the daemon.
+ *
+ * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares `host.live.get(uid)` with the one it
+ * knew, so an end that comes late never touches a newer boot.
+ */
+export class LiveVm {
+  readonly uid: string
+  readonly name: string
+  readonly log: AppLog
+  readonly session: GuestSession
+  /** Resolves at the agent's `ready`; rejects where the agent reported that it failed. */
+  readonly ready: Deferred<number> = deferred()
+  /** Aborted when the vm is stopped or deleted while it boots. */
+  readonly cancel = new AbortController()
+  machine: Machine | undefined
+  /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
+  attached = false
+  #following: Promise<void> | undefined
+  #followed: Conversation | undefined
+  readonly #logger: Log
+  readonly #done = new AbortController()
+
+  constructor(uid: string, name: string, log: AppLog, session: GuestSession, logger: Log) {
+    this.uid = uid
+    this.name = name
+    this.log = log
+    this.session = session
+    this.#logger = logger
+  }
+
+  /** Keeps the workload's log on disk: from where the file ends, until the log ends or the machine has gone. */
+  follow(): void {
+    this.#following ??= this.#followAll()
+  }
+
+  async #followAll(): Promise<void> {
+    const { signal } = this.#done
+    for (let wait = 100; !signal.aborted; wait = Math.min(wait * 2, 5000)) {
+      try {
+        if (await this.#followOnce(signal)) return
+        wait = 50
+      } catch (error) {
+        this.#logger.debug({ vm: this.name, reason: error instanceof Error ? error.message : String(error) }, 'the log stream broke')
+      }
+      await sleep(wait, signal)
+    }
+  }
+
+  /** True when the log has ended, false when the stream broke before. */
+  async #followOnce(signal: AbortSignal): Promise<boolean> {
+    const machine = this.machine
+    if (!machine) return true
+    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.next, follow: true }, signal)
+    if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
+    this.#followed = conversation
+    const close = () => { conversation.close() }
+    signal.addEventListener('abort', close, { once: true })
+    try {
+      for await (const frame of conversation) {
+        if (frame.type === FRAME.log) this.log.take(decodeLog(frame))
+        else if (frame.type === FRAME.eof) return true
+      }
+      return false
+    } finally {
+      signal.removeEventListener('abort', close)
+      conversation.close()
+      this.#followed = undefined
+    }
+  }
+
+  /** After the workload's end: waits for its last lines, but not for ever. */
+  async drain(): Promise<void> {
+    this.follow()
+    await Promise.race([this.#following, sleep(DRAIN_MS)])
+    this.log.flush()
+  }
+
+  /** The same where the machine may be gone already: what is on its way is taken, nothing new is asked for. */
+  async drainIfConnected(): Promise<void> {
+    if (this.#followed && !this.#followed.closed) await Promise.race([this.#following, sleep(500)])
+    this.log.flush()
+  }
+
+  /** Lets go of all that is the daemon's own; the machine is not touched. */
+  close(): void {
+    this.#done.abort()
+    this.#followed?.close()
+    this.session.close()
+    this.log.flush()
+  }
+}

@@ -1,0 +1,29 @@
+import { statSync } from 'node:fs'
+import type { VmStats } from '../contract/vm.ts'
+import type { Host } from '../host.ts'
+import { converse } from '../guest/conversation.ts'
+import { KIND } from '../guest/frames.ts'
+import { processUsage } from '../linux/usage.ts'
+import { places } from './places.ts'
+import { running } from './reach.ts'
+
+/** Bytes of a block as stat(2) counts them. */
+const STAT_BLOCK = 512
+
+/** @throws `vm_wrong_state`, `agent_unavailable` */
+export const stats = async (host: Host, ref: string): Promise<VmStats> => {
+  const { row, machine } = running(host, ref, 'measure')
+  const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(10_000))
+  conversation.close()
+  const { uptime_ms, cpu, load, memory, disks, processes } = ok as unknown as Omit<VmStats, 'name' | 'host'>
+  const { process: main, helpers } = machine.identity
+  const usage = [main, ...helpers].map((one) => processUsage(one.pid))
+  const sum = (values: readonly (number | undefined)[]) =>
+    values.every((value) => value === undefined) ? null : values.reduce<number>((all, value) => all + (value ?? 0), 0)
+  return {
+    name: row.name, uptime_ms, cpu, load, memory, disks, processes,
+    host: {
+      memory_bytes: sum(usage.map((one) => one?.residentBytes)), cpu_ms: sum(usage.map((one) => one?.cpuMs)),
+      disk_bytes: (statSync(places(host.config, row).overlay, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK },
+  }
+}
