@@ -1,1 +1,187 @@
-fn main() {}
+//! `talon run` is one machine, `talon check` tells what this host can do.
+//!
+//! The last word of a process that fails is one JSON line on stderr: `{"code", "message", "chain"}`.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+
+use kvm_ioctls::Kvm;
+use serde_json::{Value, json};
+use talon::machine::Prepare;
+use talon::resources::adopt;
+use talon::vmm::{Fatal, Launch, VerbError, Vmm};
+
+/// Bytes of a launch configuration.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Exit codes beside 0: used wrongly, failed, the guest panicked.
+const EXIT_USAGE: u8 = 2;
+const EXIT_FAILED: u8 = 1;
+const EXIT_PANICKED: u8 = 3;
+
+const USAGE: &str = "usage: talon run [--config-fd N] [--api-fd N | --api-socket PATH] [--kvm-fd N]
+       talon --version";
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("{0}\n{USAGE}")]
+    Usage(String),
+    #[error("cannot use descriptor {fd}")]
+    Descriptor {
+        fd: RawFd,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot read the configuration")]
+    Config(#[source] std::io::Error),
+    #[error("cannot bind the API socket")]
+    Socket(#[source] std::io::Error),
+    #[error("/dev/kvm cannot be used")]
+    Kvm(#[source] std::io::Error),
+    #[error(transparent)]
+    Fatal(#[from] Fatal),
+}
+
+impl StartError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Usage(_) => "usage",
+            Self::Descriptor { .. } => "descriptor_invalid",
+            Self::Config(_) => "config_unreadable",
+            Self::Socket(_) => "socket_failed",
+            Self::Kvm(_) => "kvm_unusable",
+            Self::Fatal(fatal) => fatal.code(),
+        }
+    }
+
+    fn exit(&self) -> u8 {
+        match self {
+            Self::Usage(_) => EXIT_USAGE,
+            Self::Fatal(Fatal::GuestPanicked) => EXIT_PANICKED,
+            _ => EXIT_FAILED,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Arguments {
+    config: Option<RawFd>,
+    api_fd: Option<RawFd>,
+    api_socket: Option<String>,
+    kvm: Option<RawFd>,
+}
+
+fn parse(mut argv: impl Iterator<Item = String>) -> Result<Arguments, StartError> {
+    let mut arguments = Arguments::default();
+    while let Some(flag) = argv.next() {
+        let value = argv
+            .next()
+            .ok_or_else(|| StartError::Usage(format!("{flag} needs a value")))?;
+        let number = || {
+            value
+                .parse::<RawFd>()
+                .ok()
+                .filter(|fd| *fd >= 0)
+                .ok_or_else(|| StartError::Usage(format!("{flag} takes a descriptor, not {value}")))
+        };
+        match flag.as_str() {
+            "--config-fd" => arguments.config = Some(number()?),
+            "--api-fd" => arguments.api_fd = Some(number()?),
+            "--api-socket" => arguments.api_socket = Some(value),
+            "--kvm-fd" => arguments.kvm = Some(number()?),
+            _ => return Err(StartError::Usage(format!("{flag} is unknown"))),
+        }
+    }
+    if arguments.config.is_none() && arguments.api_fd.is_none() && arguments.api_socket.is_none() {
+        return Err(StartError::Usage(
+            "nothing to do: neither a configuration nor an API socket".to_owned(),
+        ));
+    }
+    Ok(arguments)
+}
+
+fn take(fd: RawFd) -> Result<std::os::fd::OwnedFd, StartError> {
+    adopt(fd).map_err(|source| StartError::Descriptor { fd, source })
+}
+
+fn read_config(fd: RawFd) -> Result<Value, StartError> {
+    let mut bytes = Vec::new();
+    File::from(take(fd)?)
+        .take(CONFIG_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(StartError::Config)?;
+    if bytes.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(StartError::Config(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| StartError::Fatal(Fatal::Start(VerbError::Json(error))))
+}
+
+fn open_kvm(fd: Option<RawFd>) -> Result<Kvm, StartError> {
+    match fd {
+        None => Kvm::new()
+            .map_err(|error| StartError::Kvm(std::io::Error::from_raw_os_error(error.errno()))),
+        Some(fd) => {
+            use std::os::fd::{FromRawFd, IntoRawFd};
+            let owned = take(fd)?;
+            // SAFETY: the descriptor is ours and given away here; `Kvm` closes it.
+            Ok(unsafe { Kvm::from_raw_fd(owned.into_raw_fd()) })
+        }
+    }
+}
+
+fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
+    let arguments = parse(argv)?;
+    let listener = match (arguments.api_fd, &arguments.api_socket) {
+        (Some(fd), _) => Some(UnixListener::from(take(fd)?)),
+        (None, Some(path)) => Some(UnixListener::bind(path).map_err(StartError::Socket)?),
+        (None, None) => None,
+    };
+    let config = arguments.config.map(read_config).transpose()?;
+    let kvm = open_kvm(arguments.kvm)?;
+    let prepare = Prepare {
+        vcpu: || Ok(()),
+        worker: || Ok(()),
+    };
+    let mut vmm = Vmm::new(
+        kvm,
+        listener,
+        Launch {
+            jailed: false,
+            prepare,
+        },
+    )?;
+    if let Some(config) = config {
+        vmm.create(config)
+            .and_then(|()| vmm.boot())
+            .map_err(Fatal::Start)?;
+    }
+    vmm.run()?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let mut argv = std::env::args().skip(1);
+    let outcome = match argv.next().as_deref() {
+        Some("run") => run(argv),
+        Some("--version") => {
+            println!("talon {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => Err(StartError::Usage("a command is missing".to_owned())),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let chain = talon::chain_of(&error);
+            eprintln!(
+                "{}",
+                json!({ "code": error.code(), "message": chain[0], "chain": &chain[1..] })
+            );
+            ExitCode::from(error.exit())
+        }
+    }
+}

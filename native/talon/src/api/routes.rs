@@ -1,0 +1,243 @@
+//! From a request to the machine's verb and back. Names, methods and states are Cloud Hypervisor's.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::http::Response;
+use super::server::Incoming;
+use crate::config::{ConfigError, Fields};
+use crate::virtio::Command;
+use crate::vmm::{EVENT_WAIT_MAX, VerbError, Vmm};
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// An answer now.
+    Answer(Response),
+    /// An answer when something happens.
+    Wait {
+        /// The newest event that the client knows.
+        after: u64,
+        /// How long it waits.
+        time: Duration,
+    },
+}
+
+const PREFIX: &str = "/api/v1/";
+
+/// Verbs and their methods.
+const VERBS: [(&str, &str); 17] = [
+    ("vmm.ping", "GET"),
+    ("vmm.shutdown", "PUT"),
+    ("vm.create", "PUT"),
+    ("vm.boot", "PUT"),
+    ("vm.info", "GET"),
+    ("vm.counters", "GET"),
+    ("vm.events", "GET"),
+    ("vm.pause", "PUT"),
+    ("vm.resume", "PUT"),
+    ("vm.shutdown", "PUT"),
+    ("vm.delete", "PUT"),
+    ("vm.reboot", "PUT"),
+    ("vm.power-button", "PUT"),
+    ("vm.resize", "PUT"),
+    ("vm.snapshot", "PUT"),
+    ("vm.restore", "PUT"),
+    ("vm.fork", "PUT"),
+];
+
+fn refusal(error: &VerbError) -> Response {
+    let chain = crate::chain_of(error);
+    let path = match error {
+        VerbError::Config(config) => Some(config.path.as_str()),
+        _ => None,
+    };
+    Response::fault(
+        error.status(),
+        error.code(),
+        &error.to_string(),
+        &chain[1..],
+        path,
+    )
+}
+
+/// Does what a request asks.
+pub fn route(vmm: &mut Vmm, incoming: Incoming) -> Outcome {
+    let verb = incoming
+        .request
+        .path
+        .strip_prefix(PREFIX)
+        .unwrap_or_default();
+    let Some((verb, method)) = VERBS.iter().find(|(name, _)| *name == verb) else {
+        return Outcome::Answer(Response::fault(
+            404,
+            "verb_unknown",
+            "there is no such verb",
+            &[],
+            None,
+        ));
+    };
+    if incoming.request.method != *method {
+        let message = format!("{verb} takes {method}");
+        return Outcome::Answer(Response::fault(405, "method_wrong", &message, &[], None));
+    }
+    let done = if *verb == "vm.events" {
+        return events(vmm, &incoming.request.query);
+    } else {
+        perform(vmm, verb, incoming)
+    };
+    Outcome::Answer(match done {
+        Ok(None) => Response::done(),
+        Ok(Some(value)) => Response::json(&value),
+        Err(error) => refusal(&error),
+    })
+}
+
+fn body(bytes: &[u8]) -> Result<Value, VerbError> {
+    if bytes.is_empty() {
+        return Ok(json!({}));
+    }
+    serde_json::from_slice(bytes).map_err(VerbError::Json)
+}
+
+fn perform(vmm: &mut Vmm, verb: &str, incoming: Incoming) -> Result<Option<Value>, VerbError> {
+    let value = body(&incoming.request.body)?;
+    match verb {
+        "vmm.ping" => Ok(Some(ping())),
+        "vmm.shutdown" => {
+            vmm.end();
+            Ok(None)
+        }
+        "vm.create" => vmm.create(value).map(|()| None),
+        "vm.boot" => vmm.boot().map(|()| None),
+        "vm.info" => info(vmm).map(Some),
+        "vm.counters" => counters(vmm).map(Some),
+        "vm.pause" => vmm.pause().map(|()| None),
+        "vm.resume" => vmm.resume().map(|()| None),
+        "vm.shutdown" => {
+            if vmm.machine.is_none() {
+                return Err(VerbError::State("not running"));
+            }
+            vmm.stop_machine();
+            vmm.events.note("vm", "shutdown", Value::Null);
+            Ok(None)
+        }
+        "vm.delete" => {
+            vmm.stop_machine();
+            vmm.created = None;
+            vmm.events.note("vm", "deleted", Value::Null);
+            Ok(None)
+        }
+        "vm.reboot" => vmm.reboot().map(|()| None),
+        "vm.power-button" => vmm.press_power_button().map(|()| None),
+        "vm.resize" => resize(vmm, &value).map(|()| None),
+        _ => {
+            let mut error = ConfigError::new("", format!("{verb} is not supported"));
+            error.unsupported = true;
+            Err(error.into())
+        }
+    }
+}
+
+fn ping() -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "build_version": concat!("talon/", env!("CARGO_PKG_VERSION")),
+        "pid": std::process::id(),
+        "features": ["talon", "events"],
+    })
+}
+
+fn info(vmm: &Vmm) -> Result<Value, VerbError> {
+    let created = vmm.created.as_ref().ok_or(VerbError::NotCreated)?;
+    let devices: serde_json::Map<String, Value> = vmm
+        .machine
+        .iter()
+        .flat_map(|machine| machine.functions())
+        .map(|function| {
+            let state = json!({
+                "id": function.id(),
+                "pci_bdf": format!("0000:00:{:02x}.0", function.slot()),
+                "broken": function.is_broken(),
+            });
+            (function.id().to_owned(), state)
+        })
+        .collect();
+    Ok(json!({
+        "config": created.value,
+        "state": vmm.state(),
+        "memory_actual_size": created.config.ram,
+        "device_tree": devices,
+    }))
+}
+
+fn counters(vmm: &Vmm) -> Result<Value, VerbError> {
+    let machine = vmm
+        .machine
+        .as_ref()
+        .ok_or(VerbError::State("not running"))?;
+    let mut all = serde_json::Map::new();
+    for function in machine.functions() {
+        let counters: serde_json::Map<String, Value> = function
+            .counters()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
+        all.insert(function.id().to_owned(), Value::Object(counters));
+        if function.id() == "balloon" {
+            function.command(&Command::RefreshStatistics);
+            let _ = function.kick().write(1);
+        }
+    }
+    Ok(Value::Object(all))
+}
+
+fn resize(vmm: &mut Vmm, value: &Value) -> Result<(), VerbError> {
+    let created = vmm.created.as_ref().ok_or(VerbError::NotCreated)?;
+    let ram = created.config.ram;
+    let mut fields = Fields::new("", value)?;
+    fields.unsupported("desired_vcpus")?;
+    fields.unsupported("desired_ram")?;
+    let wanted = fields.number("desired_balloon", 0, ram)?;
+    fields.finish()?;
+    let machine = vmm
+        .machine
+        .as_ref()
+        .ok_or(VerbError::State("not running"))?;
+    if let Some(bytes) = wanted {
+        let balloon = machine
+            .functions()
+            .find(|function| function.id() == "balloon");
+        balloon
+            .ok_or(VerbError::NoDevice("balloon"))?
+            .command(&Command::Balloon(bytes));
+        vmm.events
+            .note("vm", "resized", json!({ "desired_balloon": bytes }));
+    }
+    Ok(())
+}
+
+/// `GET vm.events?after=SEQ&timeout_ms=N`: at once when there is one, else when there is or the time is over.
+fn events(vmm: &Vmm, query: &str) -> Outcome {
+    let (mut after, mut wait) = (0, 0);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let number = pair
+            .split_once('=')
+            .and_then(|(key, value)| Some((key, value.parse::<u64>().ok()?)));
+        match number {
+            Some(("after", value)) => after = value,
+            Some(("timeout_ms", value)) => wait = value,
+            _ => {
+                let message = format!("{pair:.64} is not a parameter of vm.events");
+                return Outcome::Answer(Response::fault(400, "query_invalid", &message, &[], None));
+            }
+        }
+    }
+    let time = Duration::from_millis(wait).min(EVENT_WAIT_MAX);
+    if after < vmm.events.last() || time.is_zero() {
+        Outcome::Answer(Response::json(&vmm.events.after(after)))
+    } else {
+        Outcome::Wait { after, time }
+    }
+}

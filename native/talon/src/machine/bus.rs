@@ -1,0 +1,166 @@
+//! Where an exit of a processor goes. All addresses are fixed by the layout, so finding the device is arithmetic.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::VmFd;
+use vm_superio::{Serial, Trigger, serial::NoEvents};
+
+use super::console::Log;
+use crate::layout;
+use crate::pci::{MsiSink, Window};
+use crate::virtio::Function;
+
+/// What a guest wants of the machine as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// ACPI S5.
+    PowerOff,
+    /// The reset register, or a triple fault.
+    Reset,
+}
+
+/// Interrupt lines and messages of a VM.
+#[derive(Debug, Clone)]
+pub struct Lines(pub Arc<VmFd>);
+
+impl Lines {
+    /// An edge on a line of the IOAPIC.
+    pub fn pulse(&self, gsi: u32) {
+        // A guest that did not set the line up does not hear it; there is nobody else to tell.
+        let _ = self.0.set_irq_line(gsi, true);
+        let _ = self.0.set_irq_line(gsi, false);
+    }
+}
+
+impl MsiSink for Lines {
+    fn signal(&self, address: u64, data: u32) {
+        let message = kvm_bindings::kvm_msi {
+            address_lo: crate::bytes::low(address),
+            address_hi: crate::bytes::low(address >> 32),
+            data,
+            ..Default::default()
+        };
+        let _ = self.0.signal_msi(message);
+    }
+}
+
+/// The serial port's line.
+#[derive(Debug)]
+pub struct SerialLine(pub Lines);
+
+impl Trigger for SerialLine {
+    type E = std::convert::Infallible;
+
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.pulse(layout::SERIAL_GSI);
+        Ok(())
+    }
+}
+
+/// The serial port.
+pub type Uart = Serial<SerialLine, NoEvents, Log>;
+
+/// Everything that a processor can reach by an exit.
+#[derive(Debug)]
+pub struct Bus {
+    /// Pages that are read without exits.
+    pub window: Arc<Window>,
+    /// Functions by slot.
+    pub functions: [Option<Arc<Function>>; layout::SLOTS as usize],
+    /// Serial port.
+    pub serial: Option<Mutex<Uart>>,
+    /// Called when the guest tells of its panic.
+    pub panicked: std::sync::atomic::AtomicBool,
+}
+
+/// pvpanic's "the guest has panicked".
+const PANICKED: u8 = 1;
+
+impl Bus {
+    fn function(&self, slot: u64) -> Option<&Arc<Function>> {
+        self.functions
+            .get(crate::bytes::to_usize(slot))
+            .and_then(Option::as_ref)
+    }
+
+    /// A write to memory that is not RAM. Returns true when the guest has just told of its panic.
+    pub fn write_memory(&self, address: u64, data: &[u8]) -> bool {
+        if let Some(offset) = address
+            .checked_sub(layout::ECAM)
+            .filter(|offset| *offset < layout::ECAM_BYTES)
+        {
+            // Only function 0 of a slot is there.
+            if offset & 0x7000 == 0
+                && let Some(function) = self.function(offset >> 15)
+            {
+                function.write_config(crate::bytes::to_usize(offset & 0xfff), data);
+            }
+            return false;
+        }
+        if let Some(offset) = address.checked_sub(layout::REGISTERS)
+            && let Some(function) = self.function(offset / layout::REGISTERS_BYTES)
+        {
+            function.write_registers(
+                crate::bytes::to_usize(offset % layout::REGISTERS_BYTES),
+                data,
+            );
+            return false;
+        }
+        if address == layout::PVPANIC && data.first().is_some_and(|byte| byte & PANICKED != 0) {
+            return !self
+                .panicked
+                .swap(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        false
+    }
+
+    /// A read of memory that is not RAM and in no slot.
+    pub fn read_memory(&self, address: u64, data: &mut [u8]) {
+        if address == layout::PVPANIC {
+            data.fill(0);
+            if let Some(first) = data.first_mut() {
+                *first = PANICKED;
+            }
+        } else {
+            self.window.read(address, data);
+        }
+    }
+
+    /// A write to a port.
+    pub fn write_port(&self, port: u16, data: &[u8]) -> Option<Request> {
+        let first = *data.first()?;
+        match port {
+            layout::SLEEP_CONTROL if first == layout::SLEEP_S5 => Some(Request::PowerOff),
+            layout::RESET if first == layout::RESET_VALUE => Some(Request::Reset),
+            _ => {
+                if let (Some(serial), Some(offset)) = (&self.serial, serial_offset(port)) {
+                    let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+                    for byte in data {
+                        // Only the line can fail, and it cannot.
+                        let _ = serial.write(offset, *byte);
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    /// A read of a port. Where nothing is, the bus floats high.
+    pub fn read_port(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        match (&self.serial, serial_offset(port)) {
+            (Some(serial), Some(offset)) => {
+                let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+                data.fill_with(|| serial.read(offset));
+            }
+            _ if port == layout::SLEEP_STATUS || port == layout::SLEEP_CONTROL => data.fill(0),
+            _ => {}
+        }
+    }
+}
+
+fn serial_offset(port: u16) -> Option<u8> {
+    port.checked_sub(layout::SERIAL)
+        .filter(|offset| *offset < 8)
+        .and_then(|offset| u8::try_from(offset).ok())
+}

@@ -1,0 +1,202 @@
+//! The descriptors that a machine stands on. They are opened once, before anything is built, and kept: a reboot needs
+//! kernel and initramfs again, and in the jail nothing can be opened twice.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+
+use crate::config::{ConfigError, ConsoleMode, Source, VmConfig};
+
+/// How a path is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Read,
+    ReadWrite,
+    Log,
+}
+
+/// Everything that a configuration names, open.
+#[derive(Debug)]
+pub struct Resources {
+    /// vmlinux.
+    pub kernel: File,
+    /// Initial RAM file system.
+    pub initramfs: Option<File>,
+    /// The launcher's memfd.
+    pub ram: Option<File>,
+    /// Images, in the configuration's order.
+    pub disks: Vec<File>,
+    /// Taps, in the configuration's order.
+    pub taps: Vec<File>,
+    /// Sink of the serial port.
+    pub serial: Option<File>,
+    /// Sink of the virtio console.
+    pub console: Option<File>,
+    /// Where host-initiated vsock connections arrive.
+    pub vsock: Option<UnixListener>,
+}
+
+/// Takes a copy of an inherited descriptor; talon's own (which are all close-on-exec) are not to be had.
+fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with integers; a number that is no descriptor is refused.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: as above.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `copy` is a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Opens what configurations name.
+#[derive(Debug, Clone, Copy)]
+pub struct Opener {
+    /// In the jail a path is refused, not tried.
+    pub jailed: bool,
+}
+
+impl Opener {
+    fn open(self, field: &str, source: &Source, mode: Mode) -> Result<File, ConfigError> {
+        let opened = match source {
+            Source::Fd(fd) => inherited(*fd).map(File::from),
+            Source::Path(_) if self.jailed => {
+                return Err(ConfigError::new(
+                    field,
+                    "must be an inherited descriptor (/dev/fd/N): paths end at the jail",
+                ));
+            }
+            Source::Path(path) => {
+                let mut options = OpenOptions::new();
+                match mode {
+                    Mode::Read => options.read(true),
+                    Mode::ReadWrite => options.read(true).write(true),
+                    Mode::Log => options.write(true).create(true).truncate(true).mode(0o600),
+                };
+                options.open(path)
+            }
+        };
+        opened.map_err(|error| ConfigError::new(field, format!("cannot be opened: {error}")))
+    }
+
+    fn log(self, field: &str, mode: &ConsoleMode) -> Result<Option<File>, ConfigError> {
+        match mode {
+            ConsoleMode::Off | ConsoleMode::Null => Ok(None),
+            ConsoleMode::Tty => self.open(field, &Source::Fd(1), Mode::Log).map(Some),
+            ConsoleMode::File(source) => self
+                .open(&format!("{field}.file"), source, Mode::Log)
+                .map(Some),
+        }
+    }
+
+    /// Opens everything, or nothing.
+    ///
+    /// # Errors
+    /// With the path of the field that could not be opened.
+    pub fn all(self, config: &VmConfig) -> Result<Resources, ConfigError> {
+        let mut disks = Vec::new();
+        for (index, disk) in config.disks.iter().enumerate() {
+            let mode = if disk.readonly {
+                Mode::Read
+            } else {
+                Mode::ReadWrite
+            };
+            disks.push(self.open(&format!("disks[{index}].path"), &disk.path, mode)?);
+        }
+        let mut taps = Vec::new();
+        for (index, net) in config.nets.iter().enumerate() {
+            taps.push(self.open(
+                &format!("net[{index}].fds[0]"),
+                &Source::Fd(net.fd),
+                Mode::ReadWrite,
+            )?);
+        }
+        let vsock = config.vsock.as_ref().map(|vsock| match vsock.listen_fd {
+            Some(fd) => inherited(fd)
+                .map(UnixListener::from)
+                .map_err(|error| ConfigError::new("vsock.fd", format!("cannot be used: {error}"))),
+            None if self.jailed => Err(ConfigError::new(
+                "vsock.fd",
+                "must be given: nothing is bound inside the jail",
+            )),
+            None => UnixListener::bind(&vsock.socket).map_err(|error| {
+                ConfigError::new("vsock.socket", format!("cannot be bound: {error}"))
+            }),
+        });
+        Ok(Resources {
+            kernel: self.open("payload.kernel", &config.kernel, Mode::Read)?,
+            initramfs: config
+                .initramfs
+                .as_ref()
+                .map(|source| self.open("payload.initramfs", source, Mode::Read))
+                .transpose()?,
+            ram: config
+                .ram_file
+                .as_ref()
+                .map(|source| self.open("memory.zones[0].file", source, Mode::ReadWrite))
+                .transpose()?,
+            disks,
+            taps,
+            serial: self.log("serial", &config.serial)?,
+            console: self.log("console", &config.console)?,
+            vsock: vsock.transpose()?,
+        })
+    }
+}
+
+/// Takes an inherited descriptor for good: it is talon's own from now on.
+///
+/// # Errors
+/// When the number is no descriptor.
+pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with integers; a number that is no descriptor is refused.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the launcher passed this descriptor for us alone, and each number is taken once, at start.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes of an image: a file's length or a block device's size.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn image_bytes(image: &File) -> io::Result<u64> {
+    // SAFETY: lseek with integers on a descriptor that is open; nobody uses the image's file position.
+    let end = unsafe { libc::lseek(image.as_raw_fd(), 0, libc::SEEK_END) };
+    u64::try_from(end).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_the_jail_is_refused_with_its_field() {
+        let error = Opener { jailed: true }
+            .open(
+                "disks[0].path",
+                &Source::Path("/etc/passwd".to_owned()),
+                Mode::Read,
+            )
+            .unwrap_err();
+
+        assert_eq!(error.path, "disks[0].path");
+    }
+
+    #[test]
+    fn our_own_descriptors_are_not_resources() {
+        let own = File::open("/dev/null").unwrap();
+
+        assert!(
+            Opener { jailed: false }
+                .open("x", &Source::Fd(own.as_raw_fd()), Mode::Read)
+                .is_err()
+        );
+    }
+}
