@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync, chmodSync } from 'node:fs'
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
@@ -11,6 +11,7 @@ import { serveApi } from './http/server.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
 import { chain, fault } from './lib/fault.ts'
+import { ensureFolder } from './lib/folder.ts'
 import { newLog } from './lib/log.ts'
 import { Serial } from './lib/serial.ts'
 import { sleep } from './lib/wait.ts'
@@ -85,9 +86,9 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 const makeFolders = (config: Config): void => {
   for (const [folder, mode] of [[config.state, 0o711], [config.run, 0o711], [join(config.state, 'vms'), 0o711], [join(config.run, 'm'), 0o711]] as const) {
     try {
-      mkdirSync(folder, { recursive: true, mode })
-      if (statSync(folder).uid === process.getuid?.()) chmodSync(folder, mode)
-      else throw new Error(`it belongs to uid ${statSync(folder).uid}`)
+      const owner = statSync(folder, { throwIfNoEntry: false })?.uid
+      if (owner !== undefined && owner !== process.getuid?.()) throw new Error(`it belongs to uid ${owner}`)
+      ensureFolder(folder, mode)
     } catch (error) { throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error) }
   }
 }

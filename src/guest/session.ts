@@ -28,7 +28,7 @@ export interface Configuration {
 export type AgentEvent =
   | { readonly seq: number; readonly type: 'ready'; readonly boot_ms: number }
   | { readonly seq: number; readonly type: 'started'; readonly pid: number }
-  | { readonly seq: number; readonly type: 'exited'; readonly code: number; readonly signal: number | null; readonly oom: boolean; readonly message: string }
+  | { readonly seq: number; readonly type: 'exited'; readonly code: number; readonly signal: number | null; readonly oom: boolean; readonly message: string | null }
   | { readonly seq: number; readonly type: 'failed'; readonly stage: string; readonly message: string }
   | { readonly seq: number; readonly type: 'button' }
 

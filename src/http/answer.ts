@@ -1,3 +1,5 @@
+import type { TSchema } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 import type { Operation } from '../contract/operation.ts'
 
 /**
@@ -6,11 +8,22 @@ import type { Operation } from '../contract/operation.ts'
  */
 export const hook = <const O extends Operation, P extends 'none' | undefined = undefined>(operation: O, parse?: P) => ({
   ...(operation.params ? { params: operation.params } : {}),
-  ...(operation.query ? { query: operation.query } : {}),
+  ...(operation.query ? { query: operation.query, transform: readQuery(operation.query) } : {}),
   ...(operation.body ? { body: operation.body } : {}),
   ...(parse ? { parse } : {}),
 }) as unknown as
   { -readonly [K in keyof O as K extends 'params' | 'query' | 'body' ? K : never]: O[K] } & (P extends 'none' ? { parse: 'none' } : object)
+
+/** A query as its schema's types, before it is checked: `?limit=5` is a number, a key that comes twice is a list. */
+const readQuery = (schema: TSchema) => (context: { query: unknown; request: Request }): void => {
+  const said: Record<string, unknown> = {}
+  const given = new URL(context.request.url).searchParams
+  for (const key of new Set(given.keys())) {
+    const values = given.getAll(key)
+    said[key] = values.length === 1 ? values[0] : values
+  }
+  context.query = Value.Convert(schema, said)
+}
 
 export const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>
   new Response(JSON.stringify(value), { status, headers: { 'content-type': 'application/json', ...headers } })

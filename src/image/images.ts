@@ -1,11 +1,12 @@
 import { createHash } from 'node:crypto'
-import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { asc, eq, like } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
 import { fault, Fault } from '../lib/fault.ts'
+import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
 import { archiveFault, requestInvalid, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
@@ -40,8 +41,10 @@ const words = (text: string | undefined, field: string): string[] | undefined =>
   throw requestInvalid({ field, reason: 'it is no JSON array of strings' })
 }
 
-/** What `wing pack image` answers. */
-const Packed = Type.Object({ format: Type.String(), config: ImageConfig, erofs_sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }), bytes: Type.Integer() })
+const Said = Type.Union([Type.String(), Type.Null()])
+/** What `wing pack image` answers; null is what the archive does not say. */
+const Packed = Type.Object({ format: Type.String(), config: Type.Composite([Type.Omit(ImageConfig, ['user', 'working_dir', 'stop_signal']),
+  Type.Object({ user: Said, working_dir: Said, stop_signal: Said })]), erofs_sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }), bytes: Type.Integer() })
 
 /**
  * The images of this host: an EROFS by its digest, shared by every vm, and a configuration. An image's identity is the digest of both,
@@ -59,7 +62,7 @@ export class Images {
     this.#store = store
     this.#events = events
     this.#folder = join(state, 'images')
-    mkdirSync(this.#folder, { recursive: true, mode: 0o711 })
+    ensureFolder(this.#folder, 0o711)
   }
 
   pathOf(row: { readonly erofsDigest: string }): string { return join(this.#folder, `${row.erofsDigest}.erofs`) }
@@ -79,10 +82,10 @@ export class Images {
       } finally { closeSync(out); closeSync(layers) }
       const own = packed.config
       const config: ImageConfig = {
-        ...own,
+        stop_signal: own.stop_signal ?? '', env: mergeEnv(own.env, asked.env ?? []), exposed_ports: own.exposed_ports,
+        user: asked.user ?? own.user ?? '', working_dir: asked.working_dir ?? own.working_dir ?? '',
         // as with `docker run --entrypoint`: a new entrypoint does not get the old command
-        entrypoint: asked.entrypoint ?? own.entrypoint, cmd: asked.cmd ?? (asked.entrypoint ? [] : own.cmd),
-        env: mergeEnv(own.env, asked.env ?? []), user: asked.user ?? own.user, working_dir: asked.working_dir ?? own.working_dir }
+        entrypoint: asked.entrypoint ?? own.entrypoint, cmd: asked.cmd ?? (asked.entrypoint ? [] : own.cmd) }
       renameSync(temporary, this.pathOf({ erofsDigest: packed.erofs_sha256 }))
       return this.#record(query.name, packed.format, packed.erofs_sha256, packed.bytes, config)
     } catch (error) {

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, fchmodSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { and, asc, desc, eq, like, ne, or, sql } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
@@ -7,6 +7,7 @@ import { Value } from '@sinclair/typebox/value'
 import type { Kernel } from '../contract/kernel.ts'
 import { archiveFault, sha256File } from '../image/archive.ts'
 import { fault, Fault } from '../lib/fault.ts'
+import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
 import { embedded } from '../linux/embedded.ts'
 import { wing } from '../linux/wing.ts'
@@ -49,7 +50,7 @@ export class Kernels {
     this.#events = events
     this.#folder = join(state, 'kernels')
     this.#cache = join(state, 'cache', 'initramfs')
-    for (const folder of [this.#folder, this.#cache]) mkdirSync(folder, { recursive: true, mode: 0o711 })
+    for (const folder of [this.#folder, join(state, 'cache'), this.#cache]) ensureFolder(folder, 0o711)
   }
 
   imageOf(digest: string): string { return join(this.#folder, digest.slice('sha256:'.length), 'kernel') }
@@ -57,12 +58,13 @@ export class Kernels {
   /** @throws `archive_*`, `kernel_missing`, `kernel_module_missing`, `disk_exhausted` */
   async import(query: { readonly name?: string; readonly default?: boolean }, archive: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<Kernel> {
     const temporary = join(this.#folder, `.${newId('tmp')}`)
-    mkdirSync(temporary, { mode: 0o711 })
+    ensureFolder(temporary, 0o711)
     try {
       const image = openSync(join(temporary, 'kernel'), 'wx+', 0o644), modules = openSync(join(temporary, 'modules.tar'), 'wx+', 0o644)
       let packed
       try {
         packed = Value.Parse(Packed, await wing(['pack', 'kernel', '--out-fd', '4', '--modules-fd', '5'], { stdin: archive, fds: [[image, 4], [modules, 5]], signal }))
+        fchmodSync(image, 0o644) // a VMM of another user opens it by its path
         fsyncSync(image)
         fsyncSync(modules)
       } finally { closeSync(image); closeSync(modules) }
@@ -78,9 +80,10 @@ export class Kernels {
   async adopt(kernel: { readonly name: string; readonly version: string; readonly format: 'bzimage' | 'vmlinux'; readonly modules: readonly string[] },
     image: Uint8Array, modules: Uint8Array): Promise<Kernel> {
     const temporary = join(this.#folder, `.${newId('tmp')}`)
-    mkdirSync(temporary, { mode: 0o711 })
+    ensureFolder(temporary, 0o711)
     try {
-      writeFileSync(join(temporary, 'kernel'), image, { mode: 0o644, flush: true })
+      writeFileSync(join(temporary, 'kernel'), image, { flush: true })
+      chmodSync(join(temporary, 'kernel'), 0o644)
       writeFileSync(join(temporary, 'modules.tar'), modules, { mode: 0o644, flush: true })
       const sha256 = createHash('sha256').update(image).digest('hex')
       return await this.#record(temporary, kernel.version, kernel.format, sha256, [...kernel.modules], { name: kernel.name })
@@ -158,6 +161,7 @@ export class Kernels {
     try {
       await wing(['pack', 'initramfs', '--kestrel-fd', '5', '--modules-fd', '6', '--out-fd', '4'],
         { fds: [[out, 4], [agentFd, 5], [modules, 6]], signal: AbortSignal.timeout(60_000) })
+      fchmodSync(out, 0o644)
       renameSync(temporary, path)
       return path
     } catch (error) {

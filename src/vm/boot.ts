@@ -1,10 +1,11 @@
-import { mkdirSync, rmSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import type { Host } from '../host.ts'
 import type { End, Machine, MachineSpec } from '../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
 import { guestSilent } from '../guest/errors.ts'
 import { GuestSession, hashSecret, type AgentEvent, type SessionOwner } from '../guest/session.ts'
 import { Fault } from '../lib/fault.ts'
+import { ensureFolder } from '../lib/folder.ts'
 import { orAbort, sleep } from '../lib/wait.ts'
 import { makeCgroups, removeCgroups } from './cgroups.ts'
 import type { VmRow } from '../store/schema.ts'
@@ -77,7 +78,7 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
     case 'exited': {
       await live.drain()
       change(host.store, live.uid, { ackedSeq: event.seq, exitCode: event.code, exitSignal: event.signal,
-        exitMessage: (event.oom ? `${event.message} - OOM` : event.message).slice(0, 1000) })
+        exitMessage: [event.message ?? '', ...(event.oom ? ['OOM'] : [])].filter((word) => word !== '').join(' - ').slice(0, 1000) || null })
       return
     }
     case 'failed': {
@@ -94,7 +95,7 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
 /** Listens for the agent of a vm and makes its live record. */
 export const listen = async (host: Host, row: VmRow): Promise<LiveVm> => {
   const at = places(host.config, row)
-  mkdirSync(at.run, { recursive: true, mode: 0o711 })
+  ensureFolder(at.run, 0o711)
   const appLog = new AppLog(at.appLog, host.config.log_max_mb * 2 ** 20)
   const found: { live?: LiveVm } = {}
   const owner = ownerOf(host, row.uid, () => {
