@@ -1,0 +1,122 @@
+import { Fault } from '../lib/fault.ts'
+import { systemPlaces, userPlaces, type Environment } from '../lib/paths.ts'
+import { COMMANDS, findEntry, GROUPS, type Entry } from './commands.ts'
+import { flagsOf, GLOBAL_FLAGS, type Context, type Globals, type Programs } from './command.ts'
+import { EXIT, EXIT_OURS, EXIT_PIPE } from './exit.ts'
+import { parseFlags, usageInvalid } from './flags.ts'
+import { asFault, problemOf, sayFault } from './fault-text.ts'
+import { complain, Out } from './out.ts'
+import { suggest } from './suggest.ts'
+
+/** Where the words of a command's name end: flags of every command may stand before it. */
+export const splitName = (argv: readonly string[]): { readonly before: string[]; readonly words: string[]; readonly after: string[] } => {
+  const before: string[] = []
+  let at = 0
+  for (; at < argv.length; at++) {
+    const word = argv[at] ?? ''
+    if (!word.startsWith('-') || word === '-' || word === '--') break
+    before.push(word)
+    const takesValue = Object.entries(GLOBAL_FLAGS).some(([key, flag]) => flag.kind !== 'switch'
+      && (word === `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` || ('short' in flag && word === `-${flag.short}`)))
+    if (takesValue && at + 1 < argv.length) before.push(argv[++at] ?? '')
+  }
+  const rest = argv.slice(at)
+  const two = rest.slice(0, 2).join(' ')
+  const length = rest.length >= 2 && findEntry(two) ? 2 : rest.length > 0 && rest[0] !== '--' ? 1 : 0
+  return { before, words: rest.slice(0, length), after: rest.slice(length) }
+}
+
+const unknownCommand = (words: readonly string[], after: readonly string[]): Fault => {
+  const typed = words.join(' '), verb = after.find((word) => !word.startsWith('-'))
+  const names = COMMANDS.filter((entry) => entry.hidden !== true).flatMap((entry) => entry.names)
+  if (typed in GROUPS) {
+    const verbs = names.filter((name) => name.startsWith(`${typed} `)).map((name) => name.slice(typed.length + 1))
+    const near = verb === undefined ? undefined : suggest(verb, verbs)
+    return usageInvalid({ reason: verb === undefined ? `Cannot do "${typed}": a verb is missing` : `Cannot do "${typed} ${verb}": there is no such command`,
+      hint: near === undefined ? `Verbs of ${typed}: ${verbs.join(', ')}` : `Did you mean "${typed} ${near}"?` })
+  }
+  const near = suggest(typed, names.filter((name) => !name.includes(' ')).concat(Object.keys(GROUPS)))
+  return usageInvalid({ reason: `Cannot do "${typed}": there is no such command`, hint: near === undefined ? 'See "aerie help"' : `Did you mean "${near}"?` })
+}
+
+const isPipe = (error: unknown): boolean => (error as { code?: unknown } | null)?.code === 'EPIPE' && !(error instanceof Fault)
+
+/** An error that no promise of a command led to: said like any other, instead of a page of minified source. */
+const fatal = (error: unknown): never => {
+  if (isPipe(error)) process.exit(EXIT_PIPE)
+  complain(sayFault(asFault(error)))
+  process.exit(EXIT.internal)
+}
+
+/** argv → exit code. Every error ends here. */
+export const main = async (argv: readonly string[], env: Environment, programs: Programs): Promise<number> => {
+  let entry: Entry | undefined, guestCode = false
+  // Before the flags are read: an error in the flags also wants its format.
+  const json = argv.some((word, at) => word === '-ojson' || word === '--output=json' || (word === 'json' && ['-o', '--output'].includes(argv[at - 1] ?? '')))
+  try {
+    const { before, words, after } = splitName(argv)
+    const name = words.join(' ')
+    if (name === '') {
+      const globals = parseFlags(GLOBAL_FLAGS, before, { verb: 'aerie', command: false, argsMax: 0 })
+      const { overview } = await import('./help.ts')
+      if ((globals.values as Globals).help !== true && before.length > 0) throw usageInvalid({ reason: 'Cannot do nothing: there is no command', hint: 'See "aerie help"' })
+      await new Out('table', false, env).text(overview())
+      return 0
+    }
+    entry = findEntry(name)
+    if (!entry) {
+      if (name in GROUPS && [...before, ...after].some((word) => word === '--help' || word === '-h')) {
+        const { groupHelp } = await import('./help.ts')
+        await new Out('table', false, env).text(groupHelp(name))
+        return 0
+      }
+      throw unknownCommand(words, after)
+    }
+    const command = (await entry.load()).default
+    guestCode = command.guestCode === true
+    const flags = await flagsOf(command, programs)
+    const parsed = parseFlags({ ...GLOBAL_FLAGS, ...flags }, [...before, ...after],
+      { verb: name, command: command.command === true, argsMax: command.args.max })
+    const globals = parsed.values as Globals
+    if (globals.help === true) {
+      const { commandHelp } = await import('./help.ts')
+      await new Out('table', false, env).text(commandHelp(entry, command, flags))
+      return 0
+    }
+    if (!command.command && parsed.rest !== undefined) parsed.args.push(...parsed.rest)
+    const missing = parsed.args.length < command.args.min
+    if (missing || parsed.args.length > command.args.max) {
+      throw usageInvalid({ reason: missing ? `Cannot ${name}: an argument is missing` : `Cannot ${name}: "${parsed.args[command.args.max]}" is one argument too many`,
+        hint: `aerie ${name} ${command.usage}`.trimEnd() })
+    }
+    if (name !== 'serve' && name !== 'system serve') { // the daemon has its own way to die
+      process.on('uncaughtException', fatal).on('unhandledRejection', fatal)
+    }
+    const out = new Out(globals.output ?? 'table', globals.quiet === true, env)
+    return await command.run(newContext(env, globals, out, programs), { flags: parsed.values, args: parsed.args,
+      rest: command.command ? parsed.rest : undefined })
+  } catch (error) {
+    if (isPipe(error)) return EXIT_PIPE
+    const fault = asFault(error)
+    if (env['AERIE_DEBUG']) complain(Bun.inspect(error))
+    complain(json ? JSON.stringify(problemOf(fault)) : sayFault(fault))
+    return guestCode || entry?.names.some((name) => GUEST_CODE.has(name)) ? EXIT_OURS : EXIT[fault.kind]
+  }
+}
+/** Known before the command is loaded, should that fail. */
+const GUEST_CODE = new Set(['run', 'exec', 'attach'])
+
+const newContext = (env: Environment, globals: Globals, out: Out, programs: Programs): Context => ({
+  env, globals, out, programs,
+  async client(need = 'use') {
+    const [{ reach, selfOf }, { connect }, { sayEndpoint }] = await Promise.all(
+      [import('./reach.ts'), import('../client/client.ts'), import('../client/endpoint.ts')])
+    const uid = process.getuid?.() ?? 0
+    const reached = await reach({ env, uid, system: systemPlaces, user: userPlaces(env, uid), self: selfOf() }, globals, need)
+    if (reached.how === 'started' || globals.verbose) {
+      out.note(`${{ asked: 'the daemon', system: 'the daemon of this host', user: 'your own daemon', started: 'a new daemon of yours' }[reached.how]} serves at ${sayEndpoint(reached.endpoint)}`)
+    }
+    return connect(reached.endpoint)
+  },
+})
+

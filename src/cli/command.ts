@@ -1,0 +1,68 @@
+import type { TSchema } from '@sinclair/typebox'
+import type { Client } from '../client/client.ts'
+import type { Doctor } from '../contract/system.ts'
+import type { Environment } from '../lib/paths.ts'
+import type { Out } from './out.ts'
+import { text, word, yes, type Flags, type Values } from './flags.ts'
+import { FORMATS } from './out.ts'
+
+/** What the command line starts and does not know: given by main.ts, so that no command imports the daemon. */
+export interface Programs {
+  readonly version: string
+  readonly serve: (flags: Record<string, unknown>) => Promise<number>
+  readonly settings: () => Promise<Readonly<Record<string, TSchema>>>
+  readonly doctor: () => Promise<Doctor>
+}
+
+/** Flags of every command. They may also stand before its name. */
+export const GLOBAL_FLAGS = {
+  output: word(FORMATS, 'How results are printed', { short: 'o' }),
+  quiet: yes('Names only, no progress', { short: 'q' }),
+  host: text('Daemon: unix:///path, http://host:port, or "system" or "user" (AERIE_HOST)', 'ADDRESS', { short: 'H' }),
+  tokenFile: text('File with the token for an http address (else AERIE_TOKEN)', 'FILE'),
+  verbose: yes('Say which daemon serves'),
+  help: yes('Show help', { short: 'h' }),
+} satisfies Flags
+export type Globals = Values<typeof GLOBAL_FLAGS>
+
+/** `start`: where no daemon answers, one is started for this user. `use`: where none answers, that is the fault. */
+export type Need = 'start' | 'use'
+
+export interface Context {
+  readonly env: Environment
+  readonly globals: Globals
+  readonly out: Out
+  readonly programs: Programs
+  client(need?: Need): Promise<Client>
+}
+
+export interface Input<F> {
+  readonly flags: Values<F>
+  readonly args: readonly string[]
+  /** What stands after `--`, or after the arguments where a guest's command follows them. */
+  readonly rest: readonly string[] | undefined
+}
+
+/** What an argument can be, for completion. */
+export type Noun = 'vm' | 'image' | 'kernel' | 'token' | 'file' | 'none'
+
+export interface CommandOf<F extends Flags> {
+  /** `NAME [COMMAND…]`: what follows the command's own name. */
+  readonly usage: string
+  readonly detail?: string
+  readonly flags: F
+  readonly args: { readonly min: number; readonly max: number; readonly nouns?: readonly Noun[] }
+  /** A guest's command may follow the arguments, with or without `--`. */
+  readonly command?: boolean
+  /** The exit code is the guest's: every fault of ours is 125. */
+  readonly guestCode?: boolean
+  /** Flags that are known at run time only. */
+  readonly moreFlags?: (programs: Programs) => Promise<Flags>
+  run(context: Context, input: Input<F>): Promise<number>
+}
+export type Command = CommandOf<Flags>
+
+/** Every flag of a command that is its own. */
+export const flagsOf = async (it: Command, programs: Programs): Promise<Flags> => ({ ...it.flags, ...await it.moreFlags?.(programs) })
+
+export const command = <const F extends Flags>(it: CommandOf<F>): Command => it as unknown as Command

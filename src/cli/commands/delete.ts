@@ -1,0 +1,25 @@
+import { Type } from '@sinclair/typebox'
+import { HOLDS_MACHINE } from '../../contract/vm-state.ts'
+import { fault } from '../../lib/fault.ts'
+import { command } from '../command.ts'
+import { each } from '../each.ts'
+import { yes } from '../flags.ts'
+
+const vmRuns = fault('vm_runs', 'conflict', { name: Type.String(), status: Type.String() },
+  (d) => `Cannot delete vm "${d.name}": it is ${d.status}`, 'Stop it first, or use --force')
+
+export default command({
+  usage: '[FLAGS] NAME…',
+  flags: { force: yes('Also vms that run', { short: 'f' }) },
+  args: { min: 1, max: 256, nouns: ['vm'] },
+  async run(context, { flags, args }) {
+    const client = await context.client()
+    return each(context, args, async (name) => {
+      // The name may be a prefix; what is deleted is what was looked at.
+      const vm = await client.call('vm.get', { params: { name } })
+      if (!flags.force && HOLDS_MACHINE.includes(vm.status)) throw vmRuns({ name: vm.name, status: vm.status })
+      await client.call('vm.delete', { params: { name: vm.uid } })
+      await context.out.done({ name: vm.name })
+    })
+  },
+})

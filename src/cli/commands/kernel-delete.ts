@@ -1,0 +1,13 @@
+import { command } from '../command.ts'
+import { each } from '../each.ts'
+
+export default command({
+  usage: 'NAME…', flags: {}, args: { min: 1, max: 256, nouns: ['kernel'] },
+  async run(context, { args }) {
+    const client = await context.client()
+    return each(context, args, async (name) => {
+      await client.call('kernel.delete', { params: { name } })
+      await context.out.done({ name })
+    })
+  },
+})

@@ -1,0 +1,59 @@
+import { COMMANDS, GROUPS, type Entry } from './commands.ts'
+import { flagsOf, GLOBAL_FLAGS, type Command, type Programs } from './command.ts'
+import { flagLines, type Flags } from './flags.ts'
+
+const shown = COMMANDS.filter((entry) => entry.hidden !== true)
+const line = (name: string, summary: string): string => `  ${name.padEnd(18)}${summary}`
+
+export const overview = (): string => {
+  const short = shown.filter((entry) => !entry.names[0].includes(' ')).map((entry) => line(entry.names[0], entry.summary))
+  const groups = Object.entries(GROUPS).map(([noun, summary]) => {
+    const verbs = shown.flatMap((entry) => entry.names).filter((name) => name.startsWith(`${noun} `)).map((name) => name.slice(noun.length + 1))
+    return line(noun, `${summary}: ${verbs.join(', ')}`)
+  })
+  return `aerie runs commands in microVMs.
+
+  aerie run base -- uname -a
+
+Usage: aerie COMMAND [FLAGS] [ARGUMENTS]
+
+Commands:
+${short.join('\n')}
+
+Nouns:
+${groups.join('\n')}
+
+Flags of every command:
+${flagLines(GLOBAL_FLAGS).join('\n')}
+
+"aerie help COMMAND" shows one command, "aerie help --all" all of them.
+`
+}
+
+export const groupHelp = (noun: string): string =>
+  `${GROUPS[noun] ?? noun}\n\n${shown.flatMap((entry) => entry.names.filter((name) => name.startsWith(`${noun} `)).map((name) => line(name, entry.summary))).join('\n')}\n`
+
+export const commandHelp = (entry: Entry, command: Command, its: Flags): string => {
+  const flags = flagLines(its)
+  return `${entry.summary}
+
+Usage: aerie ${entry.names[0]} ${command.usage}`.trimEnd() + `
+${entry.names.length > 1 ? `Also:  ${entry.names.slice(1).map((name) => `aerie ${name}`).join(', ')}\n` : ''}${command.detail === undefined ? '' : `
+${command.detail}
+`}${flags.length === 0 ? '' : `
+Flags:
+${flags.join('\n')}
+`}
+Flags of every command: ${Object.keys(GLOBAL_FLAGS).map((key) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`).join(', ')}
+`
+}
+
+/** Every command and flag of the whole program, for people who search and for programs that read. */
+export const everything = async (programs: Programs): Promise<string> => {
+  const parts: string[] = []
+  for (const entry of shown) {
+    const { default: command } = await entry.load()
+    parts.push(commandHelp(entry, command, await flagsOf(command, programs)).replace(/\nFlags of every command:.*\n$/, ''))
+  }
+  return `${parts.join('\n────────\n\n')}\n────────\n\nFlags of every command:\n${flagLines(GLOBAL_FLAGS).join('\n')}\n`
+}

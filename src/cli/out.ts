@@ -1,0 +1,75 @@
+import { writeSync } from 'node:fs'
+import { isTerminal, terminalSize, writeAll } from './terminal.ts'
+import { plain, renderTable, wantsColour, type Look, type Table } from './table.ts'
+
+export const FORMATS = ['table', 'json', 'yaml', 'name'] as const
+export type Format = (typeof FORMATS)[number]
+
+/** stderr, at once and in order: a message must not overtake the exit. */
+export const complain = (text: string): void => {
+  const bytes = Buffer.from(`${text}\n`)
+  for (let at = 0, tries = 0; at < bytes.length && tries < 1000; tries++) {
+    try { at += writeSync(2, bytes, at) } catch (error) {
+      if ((error as { code?: unknown }).code !== 'EAGAIN') return // nobody hears it
+      Bun.sleepSync(1)
+    }
+  }
+}
+
+/** How one value looks in each format. JSON and YAML are the value itself, whole. */
+export interface Views {
+  readonly table: () => Table | string
+  readonly name: () => readonly string[]
+}
+
+/** The one layer between a command and stdout: results only; messages and progress go to stderr. */
+export class Out {
+  readonly format: Format
+  readonly quiet: boolean
+  readonly #env: Readonly<Record<string, string | undefined>>
+
+  constructor(format: Format, quiet: boolean, env: Readonly<Record<string, string | undefined>>) {
+    this.format = format
+    this.quiet = quiet
+    this.#env = env
+  }
+
+  get look(): Look {
+    const terminal = isTerminal(1)
+    return { width: terminal ? terminalSize()?.cols : undefined, colour: wantsColour(this.#env, terminal) }
+  }
+
+  /** A line for people and pipes, as it is. */
+  async line(text: string): Promise<void> { await writeAll(1, Buffer.from(`${text}\n`)) }
+
+  async text(text: string): Promise<void> { await writeAll(1, Buffer.from(text)) }
+
+  async show(value: unknown, views: Views): Promise<void> {
+    const names = () => views.name().map((name) => `${plain(name)}\n`).join('')
+    if (this.format === 'json') await this.text(`${JSON.stringify(value, null, 2)}\n`)
+    else if (this.format === 'yaml') await this.text(`${Bun.YAML.stringify(value, null, 2)}\n`)
+    else if (this.format === 'name' || this.quiet) await this.text(names())
+    else {
+      const view = views.table()
+      await this.text(typeof view === 'string' ? view : renderTable(view, this.look))
+    }
+  }
+
+  /** One of a stream: a line of JSON, a document of YAML, or what people read. */
+  async item(value: unknown, people: () => string): Promise<void> {
+    if (this.format === 'json') await this.line(JSON.stringify(value))
+    else if (this.format === 'yaml') await this.text(`---\n${Bun.YAML.stringify(value, null, 2)}\n`)
+    else await this.line(people())
+  }
+
+  /** A name that a verb has done something to: what Docker's verbs print. */
+  async done(value: { readonly name: string }): Promise<void> {
+    await this.show(value, { table: () => `${plain(value.name)}\n`, name: () => [value.name] })
+  }
+
+  /** What a person has to know even where progress is not wanted. */
+  warn(text: string): void { complain(`aerie: ${plain(text)}`) }
+
+  /** Progress and pleasantries. */
+  note(text: string): void { if (!this.quiet) complain(`aerie: ${plain(text)}`) }
+}

@@ -1,0 +1,57 @@
+import { sayBytes } from '../lib/bytes.ts'
+import { complain } from './out.ts'
+import { isTerminal } from './terminal.ts'
+import { writeSync } from 'node:fs'
+
+/** Between two looks of a person. */
+const EVERY_MS = 100
+
+/** How far a transfer is, on stderr: a line that renews itself on a terminal, nothing but the last word elsewhere. */
+export class Progress implements Disposable {
+  readonly #label: string
+  readonly #live: boolean
+  readonly #quiet: boolean
+  readonly #startedAt = Date.now()
+  #bytes = 0
+  #shownAt = 0
+
+  constructor(label: string, quiet: boolean) {
+    this.#label = label
+    this.#quiet = quiet
+    this.#live = !quiet && isTerminal(2)
+  }
+
+  readonly at = (bytes: number): void => {
+    this.#bytes = bytes
+    if (!this.#live || Date.now() - this.#shownAt < EVERY_MS) return
+    this.#shownAt = Date.now()
+    writeSync(2, `\r\x1b[K${this.#label}: ${this.#said()}`)
+  }
+
+  /** Counts what passes through. */
+  count(stream: ReadableStream<Uint8Array>): ReadableStream<Uint8Array> {
+    let bytes = 0
+    return stream.pipeThrough(new TransformStream<Uint8Array, Uint8Array>({ transform: (chunk, out) => {
+      bytes += chunk.length
+      this.at(bytes)
+      out.enqueue(chunk)
+    } }))
+  }
+
+  #said(): string {
+    const seconds = (Date.now() - this.#startedAt) / 1000
+    return `${sayBytes(this.#bytes)}${seconds > 0.5 ? `, ${sayBytes(this.#bytes / seconds)}/s` : ''}`
+  }
+
+  done(): void {
+    this.#clear()
+    if (!this.#quiet) complain(`${this.#label}: ${this.#said()}`)
+  }
+
+  #clear(): void {
+    if (this.#live && this.#shownAt > 0) writeSync(2, '\r\x1b[K')
+    this.#shownAt = 0
+  }
+
+  [Symbol.dispose](): void { this.#clear() }
+}

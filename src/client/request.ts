@@ -1,0 +1,31 @@
+import { operations, type Operation, type OperationId } from '../contract/operations.ts'
+
+/** The parts of an input, as the code that builds a request sees them: typed by the operation for callers only. */
+export interface Parts {
+  readonly params?: Readonly<Record<string, unknown>> | undefined
+  readonly query?: Readonly<Record<string, unknown>> | undefined
+  readonly body?: unknown
+}
+
+export const operationOf = (id: OperationId): Operation => operations[id]
+
+/** `/api/v1/vms/:name/stop` and `{name: "web"}` → `/api/v1/vms/web/stop`. */
+export const fillPath = (path: string, params: Parts['params'] = {}): string =>
+  path.replace(/:(\w+)|\*/g, (_, key: string | undefined) => {
+    const value = params[key ?? '*']
+    if (value === undefined) throw new TypeError(`Path ${path} needs "${key ?? '*'}"`)
+    return key === undefined ? String(value).split('/').map(encodeURIComponent).join('/') : encodeURIComponent(String(value))
+  })
+
+/** A list repeats its key; what is undefined is not said. */
+export const searchOf = (query: Parts['query'] = {}): string => {
+  const search = new URLSearchParams()
+  for (const [key, value] of Object.entries(query)) {
+    for (const one of Array.isArray(value) ? value as unknown[] : [value]) if (one !== undefined) search.append(key, String(one))
+  }
+  const text = search.toString()
+  return text === '' ? '' : `?${text}`
+}
+
+export const targetOf = (id: OperationId, parts: Parts): string =>
+  fillPath(operationOf(id).path, parts.params) + searchOf(parts.query)

@@ -1,0 +1,32 @@
+/**
+ * The one executable: argv → command line, daemon, or one of its own parts.
+ *
+ * `--version` answers before anything else is loaded (bun.md's rule; a test of the bundle holds it): every other way is an
+ * `await import()`, which the bundler makes a chunk of its own.
+ */
+import { writeSync } from 'node:fs'
+import { VERSION } from './version.ts'
+
+const argv = process.argv.slice(2)
+const [first, second] = argv
+
+if (argv.length === 1 && (first === '--version' || first === '-V')) {
+  writeSync(1, `aerie ${VERSION}\n`)
+  process.exit(0)
+}
+if (argv.length === 2 && first === 'version' && second === '--short') {
+  writeSync(1, `${VERSION}\n`)
+  process.exit(0)
+}
+if (first === 'fake-machine') {
+  const { run } = await import('./hypervisor/drivers/fake-machine.ts')
+  process.exit(await run(argv.slice(1)))
+}
+
+const { main } = await import('./cli/cli.ts')
+process.exit(await main(argv, process.env, {
+  version: VERSION,
+  serve: async (flags) => (await import('./daemon.ts')).serve(flags),
+  settings: async () => (await import('./config.ts')).Settings.properties,
+  doctor: async () => (await import('./system/doctor.ts')).doctor(),
+}))
