@@ -50,6 +50,8 @@ export interface Launched {
 // Descriptors of the launcher: 3 is its specification.
 const REPORT_SLOT = 4, FIRST_SLOT = 5
 const SIGKILL = 9
+/** Of the launcher; it could say so on stderr only, which is the program's. */
+const SPEC_BYTES_MAX = 2 ** 20
 
 /**
  * Starts a program through `wing launch` and resolves when it has been executed, with every confinement in place.
@@ -82,7 +84,9 @@ const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFile
     asked['exe'] = { fd: FIRST_SLOT + slots.length }
     slots.push(spec.exe.fd)
   }
-  const specFd = memfdSealed('launch', Buffer.from(JSON.stringify(asked)))
+  const json = Buffer.from(JSON.stringify(asked))
+  if (json.length > SPEC_BYTES_MAX) throw new WingError('spec_too_large', `the specification is longer than ${SPEC_BYTES_MAX} bytes`)
+  const specFd = memfdSealed('launch', json)
   const [report, reportEnd] = socketPair()
   try {
     const launcher = Bun.spawn({ ...wingCommand(['launch']), stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots], detached: true })

@@ -62,7 +62,7 @@ export const wing = async (args: readonly string[], { stdin, fds = [], signal }:
   const kill = () => { process.kill('SIGKILL') }
   signal?.addEventListener('abort', kill, { once: true })
   try {
-    const fed = stdin === undefined || !process.stdin ? undefined : feed(process.stdin, stdin).catch((error: unknown) => { kill(); return { error } })
+    const fed = stdin === undefined || !process.stdin ? undefined : feed(process.stdin, stdin, process.exited).catch((error: unknown) => { kill(); return { error } })
     const [stdout, stderr, broken] = await Promise.all([collect(process.stdout, kill), collect(process.stderr, kill), fed, process.exited])
     signal?.throwIfAborted()
     if (broken) throw broken.error
@@ -74,22 +74,23 @@ export const wing = async (args: readonly string[], { stdin, fds = [], signal }:
   } finally { signal?.removeEventListener('abort', kill) }
 }
 
-/** Writes a stream into a pipe. A reader that goes away early is no error here: why it did is in its own answer. */
-const feed = async (pipe: Bun.FileSink, source: ReadableStream<Uint8Array> | Uint8Array): Promise<undefined> => {
+/**
+ * Writes a stream into a pipe, a chunk in memory and not the archive: write() waits while the pipe is full. A reader that goes away early is
+ * no error here, why it did is in its own answer.
+ */
+const feed = async (pipe: Bun.FileSink, source: ReadableStream<Uint8Array> | Uint8Array, exited: Promise<unknown>): Promise<undefined> => {
   const reader = (source instanceof Uint8Array ? new Blob([source as Uint8Array<ArrayBuffer>]).stream() : source).getReader()
+  const gone = () => reader.cancel().catch(() => undefined)
+  void exited.then(gone) // a stream that has stopped in the middle would hold us for ever
   for (;;) {
     const { value, done } = await reader.read()
     try {
-      if (done) {
-        await pipe.end()
-        return undefined
-      }
-      pipe.write(value)
-      await pipe.flush() // one chunk in memory, not the archive
+      await (done ? pipe.end() : pipe.write(value))
     } catch {
-      await reader.cancel().catch(() => undefined)
+      await gone()
       return undefined
     }
+    if (done) return undefined
   }
 }
 

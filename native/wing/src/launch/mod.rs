@@ -70,7 +70,10 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// Returns only on failure, and where the program is another process than this one (pid namespace).
 fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
-    let spec = Spec::parse(&read_spec()?)?;
+    let json = read_spec()?;
+    // Not open: `fds::check` says so, to stderr.
+    *report = spec::report_fd(&json).and_then(|fd| fds::lift(fd).ok());
+    let spec = Spec::parse(&json)?;
     let (argv, env) = (spec.argv()?, spec.env()?);
     let cwd = spec::c_string("cwd", &spec.cwd)?;
     let path = match &spec.exe {
@@ -78,7 +81,6 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
         Exe::Fd(_) => CString::default(),
     };
     fds::check(&spec)?;
-    *report = spec.report_fd.map(fds::lift).transpose()?;
     sys::ignore_file_size_signal();
 
     let image = match fds::arrange(&spec, *report)? {

@@ -245,6 +245,17 @@ impl Spec {
     }
 }
 
+/// Where to report, as far as it can be told: a specification that is refused has somebody waiting for the
+/// reason too. Nothing else is read, and nothing refused.
+pub fn report_fd(json: &[u8]) -> Option<RawFd> {
+    #[derive(Deserialize)]
+    struct Report {
+        report_fd: Option<RawFd>,
+    }
+    let report: Report = serde_json::from_slice(json).ok()?;
+    report.report_fd.filter(|&fd| fd > SPEC_FD)
+}
+
 /// `text` with a NUL at its end.
 ///
 /// # Errors

@@ -405,6 +405,27 @@ fn a_failure_is_told_to_stderr_and_to_the_report() {
 }
 
 #[test]
+fn a_refused_specification_is_reported_too() {
+    for fields in [
+        json!({"umask": 4096}),
+        json!({"umask": "0"}),
+        json!({"unknown": 1}),
+    ] {
+        let (mut report, end) = pipe();
+        let mut spec = json!({"argv": ["true"], "exe": "/bin/true", "report_fd": 5});
+        spec.as_object_mut()
+            .unwrap()
+            .append(&mut fields.as_object().unwrap().clone());
+        let run = Launch::new(&spec).fd(5, end).run();
+
+        let mut told = String::new();
+        report.read_to_string(&mut told).unwrap();
+        assert_eq!(run.error_code(), "spec_invalid");
+        assert_eq!(told, run.stderr);
+    }
+}
+
+#[test]
 fn a_report_whose_reader_went_away_stops_nothing() {
     let (report, end) = pipe();
     drop(report);

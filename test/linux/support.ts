@@ -1,0 +1,48 @@
+import { test } from 'bun:test'
+import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs'
+import { release, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { memfdSealed } from '../../src/linux/memfd.ts'
+
+export const isRoot = process.getuid?.() === 0
+
+export const kernelAtLeast = (major: number, minor: number): boolean => {
+  const [ours = 0, oursMinor = 0] = release().split('.').map(Number)
+  return ours > major || (ours === major && oursMinor >= minor)
+}
+
+/** A test with a condition; where it does not hold, the test is skipped and its name says why. */
+export const testWhere = (holds: boolean, reason: string, name: string, body: () => void | Promise<void>): void => {
+  test.skipIf(!holds)(holds ? name : `${name} (skipped: ${reason})`, body)
+}
+
+/** A temporary folder that is removed when the block ends. */
+export const temporaryFolder = (): Disposable & { readonly path: string; file(name: string): string } => {
+  const path = mkdtempSync(join(tmpdir(), 'aerie-linux-'))
+  return { path, file: (name) => join(path, name), [Symbol.dispose]: () => { rmSync(path, { recursive: true, force: true }) } }
+}
+
+/** What each open descriptor of this process means, by number. */
+export const openFds = (): ReadonlyMap<number, string> => new Map(readdirSync('/proc/self/fd').flatMap((name) => {
+  try {
+    return [[Number(name), readlinkSync(`/proc/self/fd/${name}`)] as const]
+  } catch {
+    return [] // the folder's own
+  }
+}))
+
+/** Waits for a condition, for what has no event to wait for. */
+export const until = async (holds: () => boolean, what: string): Promise<void> => {
+  const end = Date.now() + 5000
+  while (!holds()) {
+    if (Date.now() > end) throw new Error(`waited 5 s in vain: ${what}`)
+    await Bun.sleep(5)
+  }
+}
+
+/** A process that is not our child: its parent has ended. It sleeps for so many seconds. */
+export const stranger = (seconds: number): number =>
+  Number(Bun.spawnSync(['sh', '-c', `sleep ${seconds} >/dev/null 2>&1 & echo $!`]).stdout.toString())
+
+/** A descriptor with these bytes to read. */
+export const filled = (text: string): number => memfdSealed('test', Buffer.from(text))
