@@ -15,6 +15,8 @@
 //! ```
 
 mod buffers;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod connection;
 mod credit;
 mod handshake;

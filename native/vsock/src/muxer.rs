@@ -185,17 +185,17 @@ impl Muxer {
                 let at = Instant::now() + self.config.limits.close;
                 self.set_deadline(token, Some(at));
             }
+            let Some(header) = packet else {
+                // Nothing came of it: its next event or the guest's next packet brings it back.
+                continue;
+            };
             self.queue(token);
-            if let Some(header) = packet {
-                return Some(write(
-                    buffers,
-                    &Header {
-                        src_cid: HOST_CID,
-                        dst_cid: self.config.cid,
-                        ..header
-                    },
-                ));
-            }
+            let cids = Header {
+                src_cid: HOST_CID,
+                dst_cid: self.config.cid,
+                ..header
+            };
+            return Some(write(buffers, &cids));
         }
         None
     }

@@ -150,10 +150,10 @@ fn give<'m, M: GuestMemory>(
         *budget -= 1;
         let head = chain.head_index();
         let fits = match buffers.fill(mem, chain, Permissions::Write, PACKET_BYTES_MAX) {
-            Ok(()) => buffers.len() >= HEADER_BYTES,
+            Ok(()) => buffers.len() > HEADER_BYTES,
             Err(BuffersError::Memory(_) | BuffersError::TooManyParts) => false,
         };
-        // A buffer that no packet fits in goes back empty, or the queue would stand still behind it.
+        // A buffer with no room for a byte of payload goes back empty, or the queue would stand still behind it.
         let used = if fits { muxer.rx(buffers) } else { Some(0) };
         match used {
             Some(bytes) => queue.add_used(mem, head, bytes)?,
