@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
@@ -86,7 +86,8 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 const makeFolders = (config: Config): void => {
   for (const [folder, mode] of [[config.state, 0o711], [config.run, 0o711], [join(config.state, 'vms'), 0o711], [join(config.run, 'm'), 0o711]] as const) {
     try {
-      const owner = statSync(folder, { throwIfNoEntry: false })?.uid
+      const there = lstatSync(folder, { throwIfNoEntry: false }), owner = there?.uid
+      if (there && !there.isDirectory()) throw new Error('it is no folder') // nor a link to one: /tmp is everybody's
       if (owner !== undefined && owner !== process.getuid?.()) throw new Error(`it belongs to uid ${owner}`)
       ensureFolder(folder, mode)
     } catch (error) { throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error) }

@@ -26,11 +26,11 @@ const TCG_CACHE_MIB = 128
 const GONE_MS = 10_000
 
 /** What QEMU inherits, by its own number. */
-const FD = { qmp: 3, console: 4, consoleLog: 5, vhost: 6, disks: 7 } as const
+const FD = { qmp: 3, console: 4, consoleLog: 5, vhost: 6, kernel: 7, initramfs: 8, disks: 9 } as const
 
 /**
  * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend, every file an
- * inherited descriptor, no path opened but those of kernel and initramfs.
+ * inherited descriptor: no folder of ours need be open to the user that it runs as.
  *
  * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later; `-no-reboot`: a reboot
  * ends the machine too. A panic arrives as a reset, and the console tells the two apart.
@@ -53,7 +53,7 @@ const argv = (options: QemuOptions, spec: MachineSpec): string[] => {
     '-uuid', spec.uuid, '-accel', kvm ? 'kvm' : `tcg,thread=multi,tb-size=${TCG_CACHE_MIB}`, '-cpu', kvm ? 'host,vmx=off,svm=off' : 'max',
     '-M', 'q35,memory-backend=m0,usb=off,smm=off,vmport=off,graphics=off', '-object', `memory-backend-memfd,id=m0,size=${spec.memoryMib}M,share=on`,
     '-m', `${spec.memoryMib}M`, '-smp', String(spec.vcpus),
-    '-kernel', spec.kernel, '-initrd', spec.initramfs, '-append', spec.cmdline,
+    '-kernel', `/proc/self/fd/${FD.kernel}`, '-initrd', `/proc/self/fd/${FD.initramfs}`, '-append', spec.cmdline,
     '-chardev', `socket,id=qmp,fd=${FD.qmp},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control',
     '-add-fd', `fd=${FD.consoleLog},set=1`,
     '-chardev', `socket,id=con,fd=${FD.console},server=on,wait=off,logfile=/dev/fdset/1,logappend=on`, '-serial', 'chardev:con',
@@ -83,6 +83,7 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
     const qmp = own(unixListen(join(spec.folder, 'qmp.sock'), { mode: 0o600 }))
     const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
     const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600)), vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
+    const kernel = own(openSync(spec.kernel, 'r')), initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
 
     const backend = launch({ ...confined(spec), exe: { fd: embedded('wing').fd },
@@ -90,7 +91,8 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
     { stdout: vmmLog, stderr: vmmLog, fds: [[vhostBackend, 3], [vsock, 4]], signal })
     const main = launch({ ...confined(spec), exe: options.program, argv: argv(options, spec) },
       { stdout: vmmLog, stderr: vmmLog, signal,
-        fds: [[qmp, FD.qmp], [serial, FD.console], [consoleLog, FD.consoleLog], [vhostQemu, FD.vhost], ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
+        fds: [[qmp, FD.qmp], [serial, FD.console], [consoleLog, FD.consoleLog], [vhostQemu, FD.vhost], [kernel, FD.kernel],
+          [initramfs, FD.initramfs], ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
     for (const one of await Promise.allSettled([main, backend])) if (one.status === 'fulfilled') started.push(one.value)
     const [vmm, helper] = [await main, await backend]
     const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
