@@ -5,6 +5,7 @@ import type { TSchema } from '@sinclair/typebox'
 import { AttachStart, CHANNEL, ExecStart, type ExecControl } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
+import { deferred } from '../lib/wait.ts'
 import { attach, exec, onChannel, type GuestProcess } from '../vm/exec.ts'
 import { viewConsole } from '../vm/console.ts'
 import { dial } from '../vm/proxy.ts'
@@ -74,6 +75,7 @@ const sayFault = (error: unknown): Uint8Array => {
 /** Exec and attach: the first message says what, the others are channels. */
 const processBehavior = <S extends TSchema, T>(ws: Ws, schema: S, begin: (want: T, signal: AbortSignal) => Promise<GuestProcess>): Behavior => {
   const gone = new AbortController(), sender = new Sender(ws), inbox = new Inbox(() => { ws.close(CLOSE.broken) })
+  const begun = deferred<GuestProcess>() // what the client says meanwhile waits for it
   let running: GuestProcess | undefined, started = false
 
   const pump = async (guest: GuestProcess) => {
@@ -91,6 +93,7 @@ const processBehavior = <S extends TSchema, T>(ws: Ws, schema: S, begin: (want: 
     const guest = await begin(want as T, gone.signal)
     if (gone.signal.aborted) { guest.close(); return }
     running = guest
+    begun.resolve(guest)
     await sender.send(control({ type: 'started', pid: guest.pid, tty: guest.tty }))
     await pump(guest)
   }
@@ -108,13 +111,12 @@ const processBehavior = <S extends TSchema, T>(ws: Ws, schema: S, begin: (want: 
       if (typeof message === 'string') {
         if (started) { ws.close(CLOSE.policy); return }
         started = true
-        start(message).catch(async (error: unknown) => { await sender.send(sayFault(error)) })
+        start(message).catch(async (error: unknown) => { begun.reject(error); await sender.send(sayFault(error)) })
           .finally(() => { running?.close(); ws.close(CLOSE.normal) }).catch(() => undefined)
         return
       }
-      const guest = running
-      if (!guest) { ws.close(CLOSE.policy); return }
-      if (!inbox.take(message.byteLength, () => handle(guest, message))) ws.close(CLOSE.policy)
+      const bytes = Buffer.from(message) // its memory is the socket's
+      if (!started || !inbox.take(bytes.byteLength, async () => { await handle(await begun.promise, bytes) })) ws.close(CLOSE.policy)
     },
     close: () => { gone.abort(); sender.close(); running?.close() },
     drained: () => { sender.drained() },
@@ -137,7 +139,7 @@ const streamBehavior = (ws: Ws, open: (signal: AbortSignal) => Promise<Socket | 
   })
   return {
     message: (message) => {
-      const bytes = typeof message === 'string' ? Buffer.from(message) : message
+      const bytes = Buffer.from(message)
       const ahead = inbox.take(bytes.byteLength, async () => {
         const stream = await opened
         if (bytes.byteLength === 0) { stream.end(); return }
