@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -61,7 +62,7 @@ impl Packet {
 }
 
 /// A connected socket of the guest.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Sock {
     /// What came and was not read yet.
     pub inbox: Vec<u8>,
@@ -87,6 +88,22 @@ pub struct Sock {
     /// Bytes of the device that were read in all.
     pub total_in: u64,
     established: bool,
+}
+
+impl fmt::Debug for Sock {
+    /// What a failed case wants to see: numbers, not mebibytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sock")
+            .field("inbox", &self.inbox.len())
+            .field("outbox", &self.outbox.len())
+            .field("credit", &self.credit())
+            .field("sent", &self.sent)
+            .field("in_flight", &self.in_flight())
+            .field("received", &self.received)
+            .field("unannounced", &self.received.wrapping_sub(self.announced))
+            .field("shut", &(self.told, self.peer_shut, self.reset))
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sock {
@@ -390,8 +407,9 @@ impl<R: Rig> Guest<R> {
         while !done(self) {
             assert!(
                 Instant::now() < until,
-                "never happened: {what}; sockets {:?}, stray {:?}",
-                self.sockets.keys(),
+                "never happened: {what}; {} chains pending, {:?}, stray {:?}",
+                self.tx_at.len(),
+                self.sockets,
                 self.stray
             );
             self.turn(Duration::from_millis(2));

@@ -96,7 +96,7 @@ pub fn sixty_four_mebibytes_cross_both_ways_at_once<R: Rig>(bench: Bench<R>) {
             );
             checked += 1;
         }
-        checked == ROUNDS && sock.peer_shut != 0
+        sent == ROUNDS && checked == ROUNDS && sock.peer_shut != 0
     });
 
     assert_eq!(guest.sockets[&name].total_in, (ROUNDS * MIB) as u64);
