@@ -84,7 +84,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 }
 
 const makeFolders = (config: Config): void => {
-  for (const [folder, mode] of [[config.state, 0o711], [config.run, 0o711], [join(config.state, 'vms'), 0o711], [join(config.run, 'm'), 0o711]] as const) {
+  for (const [folder, mode] of [[config.state, 0o700], [join(config.state, 'vms'), 0o700], [config.run, 0o711], [join(config.run, 'm'), 0o711]] as const) {
     try {
       const there = lstatSync(folder, { throwIfNoEntry: false }), owner = there?.uid
       if (there && !there.isDirectory()) throw new Error('it is no folder') // nor a link to one: /tmp is everybody's
