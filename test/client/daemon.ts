@@ -123,6 +123,7 @@ export class FakeDaemon implements AsyncDisposable {
   #exec(ws: Ws, start: ExecStart): void {
     const frame = (channel: number, bytes: Uint8Array) => Buffer.concat([Buffer.of(channel), bytes])
     const control = (message: ExecControl) => { ws.send(frame(CHANNEL.control, Buffer.from(JSON.stringify(message)))) }
+    if (start.tty) { this.#terminal(ws, start, control); return }
     const child = spawn(start.argv[0] ?? '', start.argv.slice(1), { stdio: 'pipe', env: { PATH: process.env['PATH'], ...start.env } })
     child.stdin.on('error', () => undefined) // it reads no more
     child.on('error', () => undefined) // said below
@@ -167,6 +168,28 @@ export class FakeDaemon implements AsyncDisposable {
         control({ type: 'exit', code: signal === null ? code ?? 0 : 128 + signal, signal, message: null })
         ws.close()
       })
+    })
+  }
+
+  /** The same with a terminal of the host in the guest's place. */
+  #terminal(ws: Ws, start: ExecStart, control: (message: ExecControl) => void): void {
+    const child = Bun.spawn(start.argv, { env: { PATH: process.env['PATH'], TERM: 'xterm', ...start.env }, terminal: {
+      cols: start.cols ?? 80, rows: start.rows ?? 24,
+      data: (_, bytes) => { ws.send(Buffer.concat([Buffer.of(CHANNEL.stdout), bytes])) } } })
+    control({ type: 'started', pid: child.pid, tty: true })
+    ws.data.closed = () => { child.kill('SIGHUP') }
+    ws.data.session = (message) => {
+      if (typeof message === 'string') return
+      if (message[0] === CHANNEL.stdin) child.terminal?.write(message.subarray(1))
+      if (message[0] !== CHANNEL.control) return
+      const word = JSON.parse(Buffer.from(message.subarray(1)).toString()) as ExecControl
+      if (word.type === 'resize') { this.resized.push([word.cols, word.rows]); child.terminal?.resize(word.cols, word.rows) }
+      if (word.type === 'signal') { this.signals.push(word.signal); child.kill(word.signal) }
+    }
+    void child.exited.then((code) => {
+      ws.data.closed = () => undefined
+      control({ type: 'exit', code, signal: null, message: null })
+      ws.close()
     })
   }
 

@@ -1,4 +1,5 @@
 import { Type } from '@sinclair/typebox'
+import { constants } from 'node:os'
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Client } from '../../client/client.ts'
 import { fault } from '../../lib/fault.ts'
@@ -24,10 +25,14 @@ const listen = (server: Server, local: Local): Promise<Local> => new Promise((re
 const join = async (client: Client, name: string, remote: Remote, socket: Socket): Promise<void> => {
   const wire = await client.raw('vm.forward', { params: { name }, query: remote })
   socket.once('close', () => { wire.close() })
-  const up = async () => {
-    for await (const bytes of socket) await wire.send(bytes as Uint8Array)
-    await wire.end()
-  }
+  // By hand: an iterator over a socket takes the socket down with the end of one direction.
+  const up = () => new Promise<void>((resolve, reject) => {
+    socket.on('data', (bytes: Uint8Array) => {
+      socket.pause()
+      wire.send(bytes).then(() => { socket.resume() }, reject)
+    })
+    socket.once('end', () => { wire.end().then(resolve, reject) }).once('close', () => { resolve() })
+  })
   const down = async () => {
     for await (const bytes of wire.bytes()) {
       if (!socket.write(bytes)) await new Promise<void>((resolve) => { socket.once('drain', resolve).once('close', resolve) })
@@ -38,15 +43,17 @@ const join = async (client: Client, name: string, remote: Remote, socket: Socket
   try { await Promise.all([up(), down()]) } finally { socket.destroy(); wire.close() }
 }
 
-const open = async (context: Context, client: Client, name: string, forward: Forward): Promise<{ readonly local: string; readonly remote: string }> => {
+interface Opened { readonly server: Server; readonly local: string; readonly remote: string }
+
+const open = async (context: Context, client: Client, name: string, forward: Forward): Promise<Opened> => {
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => {
     socket.on('error', () => undefined) // its stream ends, which is all that we want to know
     join(client, name, forward.remote, socket).catch((error: unknown) => {
       socket.destroy()
-      if ((error as { code?: unknown }).code !== 'ERR_STREAM_PREMATURE_CLOSE') context.out.warn(asFault(error).message)
+      context.out.warn(asFault(error).message)
     })
   })
-  return { local: sayLocal(await listen(server, forward.local)), remote: sayRemote(forward.remote) }
+  return { server, local: sayLocal(await listen(server, forward.local)), remote: sayRemote(forward.remote) }
 }
 
 export default command({
@@ -59,10 +66,13 @@ Prints where it listens, and serves until it is ended.`,
     const [name = '', ...specs] = args, forwards = specs.map(parseForward)
     const client = await context.client()
     const vm = await client.call('vm.get', { params: { name } })
-    const opened: { readonly local: string; readonly remote: string }[] = []
+    const opened: Opened[] = []
     for (const forward of forwards) opened.push(await open(context, client, vm.uid, forward))
-    await context.out.show(opened, {
+    const ended = new Promise<number>((resolve) => {
+      for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => { resolve(128 + constants.signals[name]) })
+    })
+    await context.out.show(opened.map(({ local, remote }) => ({ local, remote })), {
       table: () => opened.map((one) => `${one.local} -> ${vm.name}:${one.remote}\n`).join(''), name: () => opened.map((one) => one.local) })
-    return new Promise<never>(() => undefined)
+    try { return await ended } finally { for (const { server } of opened) server.close() } // a Unix socket's file goes with its server
   },
 })
