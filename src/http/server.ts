@@ -28,7 +28,7 @@ const addressTaken = fault('address_taken', 'conflict', { address: Type.String()
 
 /** The API, as requests to answers; a test needs no socket. */
 export const api = (host: Host, tokens: Tokens) =>
-  new Elysia({ name: 'http/server', normalize: false })
+  new Elysia({ name: 'http/server', normalize: false, handler: { standardHostname: false } })
     .onError(({ error, code, request }) => problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log))
     .use(vmRoutes(host)).use(imageRoutes(host)).use(kernelRoutes(host)).use(systemRoutes(host, tokens))
 

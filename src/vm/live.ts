@@ -3,7 +3,7 @@ import { decodeLog, FRAME, KIND } from '../guest/frames.ts'
 import type { GuestSession } from '../guest/session.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import type { Log } from '../lib/log.ts'
-import { deferred, sleep, type Deferred } from '../lib/wait.ts'
+import { deferred, orAbort, sleep, type Deferred } from '../lib/wait.ts'
 import type { AppLog } from './app-log.ts'
 
 /** How long the last lines of a workload may take to arrive once it has ended. */
@@ -25,7 +25,8 @@ export class LiveVm {
   readonly ready: Deferred<number> = deferred()
   /** Aborted when the vm is stopped or deleted while it boots. */
   readonly cancel = new AbortController()
-  machine: Machine | undefined
+  #machine: Machine | undefined
+  readonly #hasMachine: Deferred<Machine> = deferred()
   /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
   attached = false
   #following: Promise<void> | undefined
@@ -39,6 +40,14 @@ export class LiveVm {
     this.log = log
     this.session = session
     this.#logger = logger
+  }
+
+  get machine(): Machine | undefined { return this.#machine }
+
+  /** The agent may speak before the driver has said that its machine runs: what needs the machine waits for this. */
+  set machine(machine: Machine) {
+    this.#machine = machine
+    this.#hasMachine.resolve(machine)
   }
 
   /** Keeps the workload's log on disk: from where the file ends, until the log ends or the machine has gone. */
@@ -61,8 +70,7 @@ export class LiveVm {
 
   /** True when the log has ended, false when the stream broke before. */
   async #followOnce(signal: AbortSignal): Promise<boolean> {
-    const machine = this.machine
-    if (!machine) return true
+    const machine = await orAbort(this.#hasMachine.promise, signal)
     const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.next, follow: true }, signal)
     if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
     this.#followed = conversation

@@ -1,0 +1,154 @@
+import { describe, expect, test } from 'bun:test'
+import { existsSync, readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+
+/** What a settled state folder may hold: for each row its files, for each running one its machine, and nothing else. */
+const expectSettled = async (daemon: Daemon) => {
+  await until(async () => (await daemon.client.call('vm.list', {})).every((vm) => !['pending', 'starting', 'stopping', 'deleting', 'unknown'].includes(vm.status)))
+  const vms = await daemon.client.call('vm.list', {}), running = vms.filter((vm) => vm.status === 'running')
+  expect(readdirSync(join(daemon.state, 'vms')).sort()).toEqual(vms.map((vm) => vm.uid).sort())
+  expect(readdirSync(join(daemon.run, 'm')).sort()).toEqual(running.map((vm) => vm.id.toString(36)).sort())
+  expect(machinesOf(daemon.state).sort()).toEqual(running.map((vm) => vm.pid ?? 0).sort())
+  for (const vm of running) {
+    expect(await daemon.client.call('vm.exec', { params: { name: vm.name }, body: { argv: ['echo', 'alive'] } })).toMatchObject({ exit_code: 0, stdout: 'alive\n' })
+  }
+  return vms
+}
+
+const CREATE = ['row-inserted', 'folder-made', 'disk-made', 'prepared', 'before-machine', 'machine-started', 'machine-recorded'] as const
+const START = ['starting', 'before-machine', 'machine-started', 'machine-recorded', 'ready'] as const
+const STOP = ['stopping', 'end-recorded'] as const
+const DELETE = ['deleting', 'machine-gone', 'before-files-removed', 'files-removed'] as const
+
+describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
+  const at = (name: string) => ({ params: { name } })
+
+  /** One vm runs before the crash; the verb is cut short at the step; another daemon takes over. */
+  const cut = async (step: string, verb: (daemon: Daemon) => Promise<unknown>, prepare?: (daemon: Daemon) => Promise<unknown>) => {
+    const before = await startDaemon({ fake: true })
+    await seedFake(before)
+    await createVm(before, { name: 'bystander', cmd: ['sleep', '1000'] })
+    await prepare?.(before)
+    await before.end()
+    const crashing = await startDaemon({ fake: true, folder: before.folder, flags: ['--crash-at', step] })
+    await verb(crashing).catch(() => undefined)
+    expect(await crashing.exited).not.toBe(0)
+    return await startDaemon({ fake: true, folder: before.folder })
+  }
+
+  for (const step of CREATE) {
+    test(`at ${step} of a create leaves nothing of it, and a retry with its key makes it`, async () => {
+      const daemon = await cut(step, (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }, 'key'))
+      try {
+        // from the moment the machine is in the row, the create is finished by the next daemon
+        const vms = await expectSettled(daemon)
+        expect(vms.map((vm) => vm.name).filter((name) => name !== 'bystander').length).toBeLessThanOrEqual(step === 'machine-recorded' ? 1 : 0)
+        expect(await createVm(daemon, { name: 'cut', cmd: ['sleep', '1000'] }, 'key')).toMatchObject({ name: 'cut', status: 'running' })
+        await expectSettled(daemon)
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  for (const step of START) {
+    test(`at ${step} of a start leaves a vm that is what it says`, async () => {
+      const stopped = async (one: Daemon) => {
+        await createVm(one, { name: 'cut', cmd: ['sleep', '1000'] })
+        await one.client.call('vm.stop', { ...at('cut'), body: {} })
+      }
+      const daemon = await cut(step, (one) => one.client.call('vm.start', { ...at('cut'), body: {} }), stopped)
+      try {
+        const vms = await expectSettled(daemon)
+        const vm = vms.find((one) => one.name === 'cut')
+        expect(['crashed', 'running', 'stopped']).toContain(vm?.status ?? 'gone')
+        if (vm?.status !== 'running') expect(await daemon.client.call('vm.start', { ...at('cut'), body: {} })).toMatchObject({ status: 'running' })
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  for (const step of STOP) {
+    test(`at ${step} of a stop is a stop`, async () => {
+      const daemon = await cut(step, (one) => one.client.call('vm.stop', { ...at('cut'), body: {} }), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
+      try {
+        const vms = await expectSettled(daemon)
+        expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'stopped' })
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  for (const step of DELETE) {
+    test(`at ${step} of a delete is a delete`, async () => {
+      const daemon = await cut(step, (one) => one.client.call('vm.delete', at('cut')), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
+      try {
+        expect((await expectSettled(daemon)).map((vm) => vm.name)).toEqual(['bystander'])
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  test('a workload that ended while no daemon looked has its exit code', async () => {
+    const first = await startDaemon({ fake: true })
+    await seedFake(first)
+    await createVm(first, { name: 'short', cmd: ['sh', '-c', 'sleep 0.6; exit 9'] })
+    await first.crash()
+    await Bun.sleep(900) // the workload's own time
+
+    const second = await startDaemon({ fake: true, folder: first.folder })
+    try {
+      expect(await second.client.call('vm.wait', { ...at('short'), query: { for: 'exit', timeout_s: 10 } })).toMatchObject({ status: 'stopped', exit_code: 9 })
+      await expectSettled(second)
+    } finally { await clean(second) }
+  }, 30_000)
+
+  test('a machine that was killed while no daemon looked is crashed, with the reason', async () => {
+    const first = await startDaemon({ fake: true })
+    await seedFake(first)
+    const vm = await createVm(first, { name: 'shot', cmd: ['sleep', '1000'] })
+    await first.crash()
+    process.kill(vm.pid ?? 0, 'SIGKILL')
+
+    const second = await startDaemon({ fake: true, folder: first.folder })
+    try {
+      const found = await second.client.call('vm.get', at('shot'))
+      expect(found).toMatchObject({ status: 'crashed', pid: null })
+      expect(found.status_message).toContain('while the daemon was away')
+    } finally { await clean(second) }
+  }, 30_000)
+
+  for (let seed = 1; seed <= 20; seed++) {
+    test(`at a random moment of much work loses and leaves nothing (seed ${seed})`, async () => {
+      let state = seed * 2654435761 >>> 0
+      const random = (below: number) => { state = (state * 1664525 + 1013904223) >>> 0; return state % below }
+      let daemon = await startDaemon({ fake: true })
+      try {
+        await seedFake(daemon)
+        await createVm(daemon, { name: 'rock', memory_mb: 64, cmd: ['sleep', '1000'] })
+        for (let round = 0; round < 2; round++) {
+          const one = daemon
+          const work = Array.from({ length: 6 }, async (_, index) => {
+            const name = `w${round}-${index}`
+            await Bun.sleep(random(60))
+            await createVm(one, { name, memory_mb: 64, cmd: ['sleep', '1000'] })
+            if (random(2) === 0) await one.client.call('vm.stop', { ...at(name), body: {} })
+            if (random(2) === 0) await one.client.call('vm.delete', at(name))
+          })
+          await Bun.sleep(random(400))
+          await daemon.crash()
+          await Promise.allSettled(work)
+          daemon = await startDaemon({ fake: true, folder: daemon.folder })
+          const vms = await expectSettled(daemon)
+          expect(vms.find((vm) => vm.name === 'rock')).toMatchObject({ status: 'running' })
+        }
+      } finally { await clean(daemon) }
+    }, 60_000)
+  }
+
+  test('a second daemon on the same state folder is refused, and the first goes on', async () => {
+    const first = await startDaemon({ fake: true })
+    try {
+      const second = await startDaemon({ fake: true, folder: first.folder, mayFail: true })
+      expect(await second.exited).toBe(5)
+      expect(existsSync(first.socket)).toBe(true)
+      expect(await first.client.call('system.status', {})).toEqual({ status: 'ok' })
+    } finally { await clean(first) }
+  }, 20_000)
+})
