@@ -69,9 +69,8 @@ impl Reactor {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` is a fresh descriptor that nobody else owns.
-        Ok(Self {
-            epoll: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { epoll })
     }
 
     fn control(&self, operation: i32, fd: RawFd, events: u32, token: Token) -> io::Result<()> {

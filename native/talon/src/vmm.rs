@@ -258,8 +258,9 @@ impl Vmm {
                 )
                 .map_err(refused)?;
             for source in function.sources() {
+                let events = if source.edge { READ | EDGE } else { READ };
                 self.reactor
-                    .add(source, READ | EDGE, Token::Source(function.slot()))
+                    .add(source.fd, events, Token::Source(function.slot()))
                     .map_err(refused)?;
             }
         }
@@ -285,6 +286,20 @@ impl Vmm {
         Ok(())
     }
 
+    /// A paused device takes nothing from its sources, so those that tell a state rather than a change must be silent.
+    fn listen_to_sources(&self, on: bool) {
+        let functions = self.machine.iter().flat_map(Machine::on_loop);
+        for function in functions {
+            let levels = function.sources().into_iter().filter(|source| !source.edge);
+            for source in levels {
+                let events = if on { READ } else { 0 };
+                let _ = self
+                    .reactor
+                    .change(source.fd, events, Token::Source(function.slot()));
+            }
+        }
+    }
+
     pub(crate) fn resume_machine(&mut self) {
         self.paused = false;
         if let Some(machine) = &self.machine {
@@ -298,7 +313,7 @@ impl Vmm {
             for function in machine.on_loop() {
                 self.reactor.remove(function.kick().as_raw_fd());
                 for source in function.sources() {
-                    self.reactor.remove(source);
+                    self.reactor.remove(source.fd);
                 }
             }
             drop(machine);
@@ -535,6 +550,7 @@ impl Vmm {
             Some(machine) if !self.paused => {
                 machine.pause();
                 self.paused = true;
+                self.listen_to_sources(false);
                 self.events.note("vm", "paused", Value::Null);
                 Ok(())
             }
@@ -551,6 +567,7 @@ impl Vmm {
         if self.machine.is_none() || !self.paused {
             return Err(VerbError::State("not paused"));
         }
+        self.listen_to_sources(true);
         self.resume_machine();
         self.events.note("vm", "resumed", Value::Null);
         Ok(())

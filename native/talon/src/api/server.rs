@@ -259,6 +259,22 @@ impl Connection {
 }
 
 const CONTROL_WORDS: usize = 64;
+// The width of this field differs between C libraries; a literal has any.
+const CONTROL_WORDS_BYTES: ControlLength = 512;
+#[cfg(target_env = "musl")]
+type ControlLength = libc::socklen_t;
+#[cfg(not(target_env = "musl"))]
+type ControlLength = usize;
+const _: () = assert!(CONTROL_WORDS * 8 == 512);
+
+#[cfg(target_env = "musl")]
+const fn control_bytes(length: ControlLength) -> usize {
+    length as usize
+}
+#[cfg(not(target_env = "musl"))]
+const fn control_bytes(length: ControlLength) -> usize {
+    length
+}
 
 /// `recvmsg` with room for descriptors, which are close-on-exec from their first moment.
 fn receive_with_fds(
@@ -276,7 +292,7 @@ fn receive_with_fds(
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control);
+    message.msg_controllen = CONTROL_WORDS_BYTES;
     // SAFETY: the message points to buffers that live through the call.
     let count =
         unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
@@ -289,7 +305,8 @@ fn receive_with_fds(
         if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
             // SAFETY: arithmetic on a constant.
             let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
-            let number = found.cmsg_len.saturating_sub(overhead) / size_of::<RawFd>();
+            let number =
+                control_bytes(found.cmsg_len).saturating_sub(overhead) / size_of::<RawFd>();
             // SAFETY: the data of an SCM_RIGHTS message is `number` descriptors.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             for index in 0..number {

@@ -25,7 +25,9 @@ use crate::memory::{Backing, MemoryError, PAGE, Ram, regions};
 use crate::pci::{ConfigSpace, MsiSink, Window, config::Identity};
 use crate::resources::{Resources, image_bytes};
 use crate::virtio::rate::Limiter;
-use crate::virtio::{Backend, Function, balloon, block, console as virtio_console, net, rng};
+use crate::virtio::{
+    Backend, Function, balloon, block, console as virtio_console, net, rng, vsock,
+};
 use bus::{Bus, Lines, SerialLine};
 use console::Log;
 use vcpu::{StopSink, Vcpu};
@@ -481,6 +483,20 @@ fn add_devices(
     if let Some(balloon) = config.balloon {
         let backend = balloon::Balloon::new(Arc::clone(&frame.ram), balloon);
         on_loop.push(frame.add(layout::SLOT_BALLOON, "balloon", Box::new(backend))?);
+    }
+    if let (Some(vsock), Some(listener)) = (&config.vsock, &resources.vsock) {
+        let backend = listener
+            .try_clone()
+            .map_err(io::Error::other)
+            .and_then(|listener| {
+                vsock::Vsock::new(vsock, listener, aerie_vsock::Limits::default())
+                    .map_err(io::Error::other)
+            })
+            .map_err(|source| MachineError::Device {
+                id: "vsock".to_owned(),
+                source,
+            })?;
+        on_loop.push(frame.add(layout::SLOT_VSOCK, "vsock", Box::new(backend))?);
     }
     if config.console != ConsoleMode::Off {
         let log = clone_log(resources.console.as_ref(), "console")?;

@@ -159,7 +159,7 @@ impl Vcpu {
         if let Some(thread) = &self.thread {
             use std::os::unix::thread::JoinHandleExt;
             // SAFETY: the thread has not been joined, so its id is valid.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+            unsafe { libc::pthread_kill(thread.as_pthread_t() as libc::pthread_t, kick_signal()) };
         }
     }
 

@@ -171,13 +171,22 @@ fn vectors(memory: &GuestMemoryMmap, pieces: &[Piece], skip: u64, limit: u64) ->
         .collect()
 }
 
+/// A queue whose driver may want an interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Returned {
+    /// Number of the queue.
+    pub queue: usize,
+    /// It does: the backend has asked already.
+    pub decided: bool,
+}
+
 /// Queues of a device while it serves.
 #[derive(Debug)]
 pub struct Io<'a> {
     /// Guest memory.
     pub memory: &'a GuestMemoryMmap,
     queues: &'a mut [Queue],
-    returned: &'a mut VecDeque<usize>,
+    returned: &'a mut VecDeque<Returned>,
     /// Set by a backend whose configuration has changed.
     pub config_changed: bool,
 }
@@ -187,7 +196,7 @@ impl<'a> Io<'a> {
     pub fn new(
         memory: &'a GuestMemoryMmap,
         queues: &'a mut [Queue],
-        returned: &'a mut VecDeque<usize>,
+        returned: &'a mut VecDeque<Returned>,
     ) -> Self {
         Self {
             memory,
@@ -270,10 +279,33 @@ impl<'a> Io<'a> {
         };
         ring.add_used(self.memory, head, written)
             .map_err(|source| ServeError::Queue { queue, source })?;
-        if !self.returned.contains(&queue) {
-            self.returned.push_back(queue);
-        }
+        self.note(Returned {
+            queue,
+            decided: false,
+        });
         Ok(())
+    }
+
+    fn note(&mut self, returned: Returned) {
+        if !self.returned.contains(&returned) {
+            self.returned.push_back(returned);
+        }
+    }
+
+    /// The driver wants an interrupt for this queue, as the backend knows.
+    pub fn interrupt(&mut self, queue: usize) {
+        self.note(Returned {
+            queue,
+            decided: true,
+        });
+    }
+
+    /// The first three queues themselves, for a backend that walks them on its own.
+    pub fn first_three(&mut self) -> Option<[&mut Queue; 3]> {
+        match self.queues {
+            [first, second, third, ..] => Some([first, second, third]),
+            _ => None,
+        }
     }
 
     /// Asks for no doorbell while the queue is being served.

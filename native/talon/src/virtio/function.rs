@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Io, ServeError};
-use super::{Backend, CONFIG_BYTES, Command, Next, feature};
+use super::chain::{Io, Returned, ServeError};
+use super::{Backend, CONFIG_BYTES, Command, Next, Source, feature};
 use crate::memory::Ram;
 use crate::pci::msix::{NO_VECTOR, PENDING, TABLE, TABLE_BYTES, VECTORS};
 use crate::pci::{ConfigSpace, MsiSink, Msix, Window, config::Identity};
@@ -45,7 +45,7 @@ struct Inner {
     generation: u8,
     queue_select: u16,
     paused: bool,
-    returned: VecDeque<usize>,
+    returned: VecDeque<Returned>,
     broken: u64,
 }
 
@@ -186,7 +186,7 @@ impl Function {
 
     /// Descriptors that the loop watches for the backend.
     #[must_use]
-    pub fn sources(&self) -> Vec<std::os::fd::RawFd> {
+    pub fn sources(&self) -> Vec<Source> {
         self.lock().backend.sources()
     }
 
@@ -441,10 +441,11 @@ impl Function {
 
     fn interrupt(&self, inner: &mut Inner) -> Result<(), ServeError> {
         let mut raised = 0u32;
-        while let Some(queue) = inner.returned.pop_front() {
-            let wanted = inner.queues[queue]
-                .needs_notification(self.ram.guest())
-                .map_err(|source| ServeError::Queue { queue, source })?;
+        while let Some(Returned { queue, decided }) = inner.returned.pop_front() {
+            let wanted = decided
+                || inner.queues[queue]
+                    .needs_notification(self.ram.guest())
+                    .map_err(|source| ServeError::Queue { queue, source })?;
             let vector = inner.vectors[queue];
             if wanted && vector != NO_VECTOR && raised & 1 << vector == 0 {
                 raised |= 1 << vector;

@@ -12,6 +12,7 @@ pub mod function;
 pub mod net;
 pub mod rate;
 pub mod rng;
+pub mod vsock;
 
 pub use chain::{Chain, Io, ServeError};
 pub use function::Function;
@@ -65,6 +66,15 @@ pub enum Next {
     At(Instant),
 }
 
+/// A descriptor that the loop watches for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// The descriptor.
+    pub fd: RawFd,
+    /// Tell changes only: for one that may stay readable while the guest has no room.
+    pub edge: bool,
+}
+
 /// The work of one device.
 pub trait Backend: Send + std::fmt::Debug {
     /// What it is.
@@ -86,8 +96,8 @@ pub trait Backend: Send + std::fmt::Debug {
     /// # Errors
     /// When the guest broke the rules of a queue, after which the device needs a reset.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError>;
-    /// Descriptors whose readiness is a reason to serve. They are watched edge-triggered.
-    fn sources(&self) -> Vec<RawFd> {
+    /// Descriptors whose readiness is a reason to serve.
+    fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
     /// Numbers for `vm.counters`.

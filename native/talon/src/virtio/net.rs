@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use super::rate::Limiter;
-use super::{Backend, CONFIG_BYTES, Chain, Command, Io, Kind, Next, ServeError};
+use super::{Backend, CONFIG_BYTES, Chain, Command, Io, Kind, Next, ServeError, Source};
 use crate::config::NetConfig;
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -81,9 +81,8 @@ impl Net {
         // SAFETY: fcntl with integers on our own descriptor.
         let flags = unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_GETFL) };
         // SAFETY: as above.
-        if flags < 0
-            || unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-        {
+        let set = unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+        if flags < 0 || set < 0 {
             return Err(io::Error::last_os_error());
         }
         let limiter = Limiter::new(&config.rate);
@@ -289,8 +288,11 @@ impl Backend for Net {
         })
     }
 
-    fn sources(&self) -> Vec<RawFd> {
-        vec![self.tap.as_raw_fd()]
+    fn sources(&self) -> Vec<Source> {
+        vec![Source {
+            fd: self.tap.as_raw_fd(),
+            edge: true,
+        }]
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -1,0 +1,214 @@
+//! The guest of the bed's tests: PID 1 of an initramfs, static, that does over vsock what a test asks.
+//!
+//! A test connects to port 52 and writes one line: `sh COMMAND` (answers with the command's output and a last line
+//! `exit N`), `echo` (every byte back until the end of input), `uuid` (16 bytes of the kernel's generator as hex, without
+//! starting a program), `clock` (monotonic nanoseconds), `panic`.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const PORT: u32 = 52;
+/// `AF_VSOCK` and the bytes of a `sockaddr_vm`, in the widths that the calls take.
+const FAMILY: libc::sa_family_t = 40;
+const ADDRESS_BYTES: libc::socklen_t = 16;
+
+fn say(text: &str) {
+    if let Ok(mut log) = fs::OpenOptions::new().write(true).open("/dev/kmsg") {
+        let _ = writeln!(log, "<1>{text}");
+    }
+}
+
+fn mount(kind: &std::ffi::CStr, at: &std::ffi::CStr) {
+    // SAFETY: all strings are valid C strings; the data pointer may be null.
+    unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+}
+
+fn load_modules() {
+    let Ok(folder) = fs::read_dir("/modules") else {
+        return;
+    };
+    let mut paths: Vec<_> = folder.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        let Ok(file) = fs::File::open(&path) else {
+            continue;
+        };
+        // SAFETY: a descriptor, an empty string of parameters, no flags.
+        let done =
+            unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        if done < 0 {
+            say(&format!(
+                "module {}: {}",
+                path.display(),
+                std::io::Error::last_os_error()
+            ));
+        }
+    }
+}
+
+fn shell(command: &str, out: &mut UnixStream) {
+    let child = Command::new("/bin/busybox")
+        .args(["sh", "-c", command])
+        .env("PATH", "/bin")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output();
+    let _ = match child {
+        Ok(done) => out
+            .write_all(&done.stdout)
+            .and_then(|()| out.write_all(&done.stderr))
+            .and_then(|()| writeln!(out, "exit {}", done.status.code().unwrap_or(255))),
+        Err(error) => writeln!(out, "{error}\nexit 254"),
+    };
+}
+
+fn uuid() -> String {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the buffer holds as many bytes as are asked for.
+    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn clock() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+fn serve(mut stream: UnixStream) {
+    let Ok(copy) = stream.try_clone() else { return };
+    let mut input = BufReader::new(copy);
+    let mut line = String::new();
+    if input.read_line(&mut line).is_err() {
+        return;
+    }
+    match line
+        .trim_end()
+        .split_once(' ')
+        .unwrap_or((line.trim_end(), ""))
+    {
+        ("sh", command) => shell(command, &mut stream),
+        ("echo", _) => {
+            let mut part = [0; 16 << 10];
+            while let Ok(count) = input.read(&mut part) {
+                if count == 0 || stream.write_all(&part[..count]).is_err() {
+                    break;
+                }
+            }
+        }
+        ("uuid", _) => drop(writeln!(stream, "{}", uuid())),
+        ("clock", _) => drop(writeln!(stream, "{}", clock())),
+        ("panic", _) => drop(fs::write("/proc/sysrq-trigger", "c")),
+        (other, _) => drop(writeln!(stream, "unknown command {other}")),
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+fn listen() -> Option<OwnedFd> {
+    // SAFETY: socket, bind and listen with a whole sockaddr_vm; results are checked.
+    unsafe {
+        let fd = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return None;
+        }
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = FAMILY;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = PORT;
+        if libc::bind(fd, (&raw const address).cast(), ADDRESS_BYTES) < 0
+            || libc::listen(fd, 64) < 0
+        {
+            return None;
+        }
+        Some(socket)
+    }
+}
+
+/// Tells the host that the guest is up: connects out to port 53.
+fn announce() {
+    // SAFETY: as in `listen`.
+    unsafe {
+        let fd = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return;
+        }
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = FAMILY;
+        address.svm_cid = libc::VMADDR_CID_HOST;
+        address.svm_port = 53;
+        if libc::connect(fd, (&raw const address).cast(), ADDRESS_BYTES) == 0 {
+            let mut stream = UnixStream::from(socket);
+            let _ = stream.write_all(b"up\n");
+        }
+    }
+}
+
+fn main() {
+    for folder in ["/proc", "/sys", "/dev"] {
+        let _ = fs::create_dir_all(folder);
+    }
+    mount(c"proc", c"/proc");
+    mount(c"sysfs", c"/sys");
+    mount(c"devtmpfs", c"/dev");
+    load_modules();
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    say(&format!("GUEST UP {}", uptime.trim()));
+    // The mark that boot counters look for: it costs one exit whatever the console is.
+    if let Ok(port) = fs::OpenOptions::new().write(true).open("/dev/port") {
+        let _ = std::os::unix::fs::FileExt::write_at(&port, &[0x41], 0x80);
+    }
+    if line.contains("guest.off") {
+        // SAFETY: the kernel ends here.
+        unsafe {
+            libc::sync();
+            libc::reboot(libc::LINUX_REBOOT_CMD_POWER_OFF);
+        }
+    }
+    if let Some(socket) = listen() {
+        announce();
+        loop {
+            // SAFETY: accept with no address; the descriptor is checked.
+            let fd = unsafe {
+                libc::accept4(
+                    socket.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    libc::SOCK_CLOEXEC,
+                )
+            };
+            if fd < 0 {
+                say(&format!("accept: {}", std::io::Error::last_os_error()));
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            // SAFETY: a fresh descriptor that nobody else owns. It is no Unix socket, but of it only read, write and
+            // shutdown are used, which every stream socket has.
+            let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            std::thread::spawn(move || serve(stream));
+        }
+    }
+    say("no vsock here; waiting for ever");
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
