@@ -27,6 +27,7 @@ struct InProcess {
     socket: PathBuf,
     prefix: PathBuf,
     kicked: bool,
+    limits: Limits,
     _scratch: Scratch,
 }
 
@@ -37,7 +38,7 @@ fn in_process(limits: Limits) -> InProcess {
     let config = Config {
         cid: 42,
         connect_prefix: prefix.clone(),
-        limits,
+        limits: limits.clone(),
     };
     InProcess {
         muxer: Muxer::new(config, listener).unwrap(),
@@ -46,6 +47,7 @@ fn in_process(limits: Limits) -> InProcess {
         socket,
         prefix,
         kicked: false,
+        limits,
         _scratch: scratch,
     }
 }
@@ -92,6 +94,10 @@ impl Rig for InProcess {
 
     fn cid(&self) -> u64 {
         self.muxer.cid()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.clone()
     }
 
     fn socket(&self) -> &Path {

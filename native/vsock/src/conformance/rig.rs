@@ -37,6 +37,9 @@ pub trait Rig {
 
     fn cid(&self) -> u64;
 
+    /// The limits that it really has: not every device can be given others.
+    fn limits(&self) -> Limits;
+
     /// The socket to which the host's programs connect.
     fn socket(&self) -> &Path;
 

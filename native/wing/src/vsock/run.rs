@@ -24,6 +24,9 @@ use super::{
 const MUXER: u64 = RINGS as u64;
 const FRONTEND: u64 = MUXER + 1;
 
+/// A thousand connections and the program's own dozen do not fit in the usual soft limit of 1,024.
+const DESCRIPTORS: libc::rlim_t = 2048;
+
 /// Serves until the VMM's end of the stream is closed.
 pub fn run(args: Args) -> Result<(), VsockError> {
     let stream = UnixStream::from(inherit(args.vhost_fd, "a connected Unix stream", |fd| {
@@ -43,6 +46,7 @@ pub fn run(args: Args) -> Result<(), VsockError> {
     };
     let muxer = Muxer::new(config, listener).map_err(VsockError::Device)?;
 
+    raise_descriptors();
     let epoll = Arc::new(Epoll::new().map_err(failed("make an epoll"))?);
     for (fd, token) in [(muxer.poll_fd(), MUXER), (stream.as_raw_fd(), FRONTEND)] {
         epoll
@@ -77,6 +81,22 @@ pub fn run(args: Args) -> Result<(), VsockError> {
             }
         }
         more = locked(&device).serve();
+    }
+}
+
+/// As far as the hard limit allows; under a lower one the muxer refuses what it has no descriptors for.
+fn raise_descriptors() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` lives through both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && limit.rlim_cur < DESCRIPTORS
+        {
+            limit.rlim_cur = DESCRIPTORS.min(limit.rlim_max);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
 }
 

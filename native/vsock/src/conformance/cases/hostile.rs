@@ -366,11 +366,11 @@ pub fn a_flood_without_receive_buffers_stops_at_the_bound<R: Rig>(bench: Bench<R
 }
 
 pub fn held_bytes_are_bounded<R: Rig>(bench: Bench<R>) {
-    let limits = Limits {
+    let mut guest = Guest::boot(bench(Limits {
         windows_bytes: 1 << 20,
         ..Limits::default()
-    };
-    let mut guest = Guest::boot(bench(limits.clone()));
+    }));
+    let limits = guest.rig.limits();
     let listener = guest.host().listen(PORT);
     let mut streams = Vec::new();
     let mut names = Vec::new();

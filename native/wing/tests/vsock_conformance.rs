@@ -1,0 +1,154 @@
+//! The vsock suite on `wing vsock`, and what only a vhost-user device has to do.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a rig that cannot be made fails its case"
+)]
+
+#[path = "vsock_rig/mod.rs"]
+mod rig;
+
+use std::{
+    io::{Read, Write},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use aerie_vsock::{
+    Limits,
+    conformance::{Guest, Rig},
+};
+use rig::Wing;
+use vhost::vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags};
+
+aerie_vsock::conformance!(Wing::new);
+
+const PORT: u32 = 1024;
+const WINDOW: u32 = 256 * 1024;
+
+#[test]
+fn a_pause_keeps_connections() {
+    let mut guest = Guest::boot(Wing::new(Limits::default()));
+    guest.listening.insert(PORT, WINDOW);
+    let host = guest.host();
+    let client = thread::spawn(move || host.connect(PORT).0);
+    let name = guest.accepted(PORT);
+    let mut stream = guest.join(client);
+
+    let at = guest.rig.stop();
+    stream.write_all(b"while it sleeps").unwrap();
+    guest.idle(Duration::from_millis(50));
+    assert_eq!(guest.sockets[&name].inbox, b"");
+    guest.rig.start_at(at);
+
+    guest.until("what was written", |guest| {
+        guest.sockets[&name].inbox == b"while it sleeps"
+    });
+    guest
+        .sockets
+        .get_mut(&name)
+        .unwrap()
+        .outbox
+        .extend(b"awake");
+    let reader = thread::spawn(move || {
+        let mut bytes = [0; 5];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(&guest.join(reader), b"awake");
+}
+
+#[test]
+fn the_configuration_is_the_cid() {
+    let mut guest = Guest::boot(Wing::new(Limits::default()));
+    let frontend = guest.rig.frontend.as_mut().unwrap();
+
+    let (_, bytes) = frontend
+        .get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8])
+        .unwrap();
+
+    assert_eq!(bytes, 42u64.to_le_bytes());
+}
+
+#[test]
+fn one_thread_is_enough_and_idle_it_sleeps() {
+    let mut guest = Guest::boot(Wing::new(Limits::default()));
+    guest.listening.insert(PORT, WINDOW);
+    let host = guest.host();
+    let client = thread::spawn(move || host.connect(PORT).0);
+    guest.accepted(PORT);
+    let _open = guest.join(client);
+    guest.idle(Duration::from_millis(100));
+
+    let wakes = |rig: &Wing| rig.status("voluntary_ctxt_switches");
+    let before = wakes(&guest.rig);
+    thread::sleep(Duration::from_secs(1));
+
+    assert_eq!(
+        wakes(&guest.rig),
+        before,
+        "wake-ups in an idle second with an open connection"
+    );
+    assert_eq!(guest.rig.status("Threads"), 1);
+    assert!(
+        guest.rig.status("RssAnon") < 1024,
+        "{} kB of its own",
+        guest.rig.status("RssAnon")
+    );
+}
+
+#[test]
+fn slow_readers_do_not_grow_it() {
+    let mut guest = Guest::boot(Wing::new(Limits::default()));
+    let listener = guest.host().listen(PORT);
+    let mut streams = Vec::new();
+    for _ in 0..400 {
+        let name = guest.dial(PORT, WINDOW);
+        assert!(guest.connected(name));
+        streams.push(listener.accept().unwrap());
+        guest
+            .sockets
+            .get_mut(&name)
+            .unwrap()
+            .outbox
+            .extend([7; 1 << 20]);
+    }
+    guest.idle(Duration::from_millis(500));
+
+    let limits = guest.rig.limits();
+    let bound = u64::from(limits.windows_bytes) + 400 * u64::from(limits.window_min_bytes);
+    // The buffers grow in steps of 64 KiB at most, and a connection itself is small.
+    let kb = guest.rig.status("RssAnon");
+    assert!(kb < (bound + 400 * 68 * 1024) / 1024, "{kb} kB");
+}
+
+#[test]
+fn a_wrong_command_line_is_one_json_line() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_wing"))
+            .arg("vsock")
+            .args(args)
+            .output()
+            .unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        (
+            output.status.code(),
+            said["code"].as_str().unwrap().to_owned(),
+        )
+    };
+
+    assert_eq!(run(&[]), (Some(2), "usage".into()));
+    let fds = [
+        "--vhost-fd",
+        "0",
+        "--listen-fd",
+        "1",
+        "--connect-prefix",
+        "/tmp/x",
+    ];
+    assert_eq!(
+        run(&[&["--cid", "42"], &fds[..]].concat()),
+        (Some(1), "fd_invalid".into())
+    );
+}
