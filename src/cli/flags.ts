@@ -139,7 +139,7 @@ export interface Parsed { readonly values: Record<string, unknown>; readonly arg
 export const parseFlags = (flags: Flags, argv: readonly string[], how: { readonly verb: string; readonly command: boolean; readonly argsMax: number }): Parsed => {
   const names = byName(flags), values: Record<string, unknown> = {}, args: string[] = []
   const unknown = (name: string): Fault => {
-    const near = suggest(name, [...names.keys()].filter((one) => one.startsWith('--') === name.startsWith('--')))
+    const near = name.startsWith('--') ? suggest(name, [...names.keys()].filter((one) => one.startsWith('--'))) : undefined // a letter is near to any letter
     return usageInvalid({ reason: `Cannot use flag "${name}" of ${how.verb}: there is no such flag`,
       hint: near !== undefined ? `Did you mean "${near}"?`
         : how.command && args.length > 0 ? 'What belongs to the guest\'s command stands after "--"' : `See "aerie help ${how.verb}"` })

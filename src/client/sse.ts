@@ -44,7 +44,7 @@ export async function* follow(
   open: (lastEventId: string | undefined) => Promise<Response>,
   options: { readonly signal?: AbortSignal; readonly lastEventId?: string; readonly endless?: boolean }, endpoint: string,
 ): AsyncGenerator<ServerEvent> {
-  let last = options.lastEventId
+  let last = options.lastEventId, said = false
   for (let failures = 0; ; failures++) {
     let cut: unknown
     try {
@@ -54,6 +54,7 @@ export async function* follow(
         failures = 0
         if (event.id !== undefined) last = event.id
         if (event.event === 'error') throw faultOfError(event.data, endpoint)
+        said = true
         yield event
       }
       if (options.endless !== true) return
@@ -62,8 +63,8 @@ export async function* follow(
       const first = last === undefined && failures === 0
       if (error instanceof RangeError) throw answerInvalid({ endpoint, reason: error.message }, error)
       if (error instanceof Fault && (error.kind !== 'unavailable' || first)) throw error
-      // Without an id there is no place to go on from: going on would say everything again.
-      if (last === undefined && options.endless !== true) throw error instanceof Fault ? error : faultOfNetwork(error, endpoint)
+      // Without an id there is no place to go on from: what was said would be said again.
+      if (last === undefined && said && options.endless !== true) throw error instanceof Fault ? error : faultOfNetwork(error, endpoint)
       cut = error
     }
     const pause = BACK_OFF_MS[failures]
