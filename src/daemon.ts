@@ -47,8 +47,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   process.on('uncaughtException', (error) => { log.fatal({ reasons: chain(error), stack: error.stack }, 'uncaught exception'); process.exit(70) })
   process.on('unhandledRejection', (error) => { log.error({ reasons: chain(error), stack: error instanceof Error ? error.stack : undefined }, 'unhandled rejection') })
   makeFolders(config)
-  const lock = tryLock(join(config.state, 'lock'))
-  if (lock === undefined) throw daemonRunning({ state: config.state })
+  await takeLock(config.state)
 
   const store = openStore(join(config.state, 'state.db')), events = new EventLog(store)
   const host: Host = {
@@ -91,6 +90,16 @@ const makeFolders = (config: Config): void => {
       if (owner !== undefined && owner !== process.getuid?.()) throw new Error(`it belongs to uid ${owner}`)
       ensureFolder(folder, mode)
     } catch (error) { throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error) }
+  }
+}
+
+/** How long a lock may outlive the daemon that had it: a child that it was just starting shares it until it executes. */
+const LOCK_MS = 2000
+
+/** @throws `daemon_running` */
+const takeLock = async (state: string): Promise<void> => {
+  for (const end = Date.now() + LOCK_MS; tryLock(join(state, 'lock')) === undefined; await sleep(50)) {
+    if (Date.now() > end) throw daemonRunning({ state })
   }
 }
 

@@ -1,6 +1,8 @@
 import { checked, hasCode } from './errno.ts'
 import { setNonblock } from './fd.ts'
+import { closeFd } from './fd.ts'
 import { host } from './host-library.ts'
+import { processStat } from './proc.ts'
 
 /** How a process ended; null where the kernel tells only its parent, and that is not us. */
 export interface Exit {
@@ -76,4 +78,17 @@ export const whenExited = async (pidfd: number, signal?: AbortSignal): Promise<E
     } finally { signal?.removeEventListener('abort', stop) }
     if (!signal?.aborted && !pidfdExited(pidfd)) await Bun.sleep(LOOK_AGAIN_MS)
   }
+}
+
+/**
+ * A descriptor of the process that was written down with this start time; undefined where it has ended (a zombie too), or where its number
+ * belongs to another now. The caller closes it.
+ */
+export const holdProcess = (id: { readonly pid: number; readonly startTime: string }): number | undefined => {
+  let pidfd: number
+  try { pidfd = pidfdOpen(id.pid) } catch { return undefined }
+  const stat = processStat(id.pid)
+  if (stat && stat.startTime === id.startTime && stat.state !== 'Z') return pidfd
+  closeFd(pidfd)
+  return undefined
 }

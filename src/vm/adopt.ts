@@ -130,7 +130,7 @@ const markOf = (host: Host, row: VmRow): string => `${host.stateId}/${row.uid}`
 /** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
 const sweep = async (host: Host): Promise<void> => {
   const rows = host.store.select().from(vms).all()
-  await endMarked(`${host.stateId}/`, new Set(rows.map((row) => markOf(host, row))))
+  await endMarked(`${host.stateId}/`, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => markOf(host, row))))
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
   removeOthers(join(host.config.run, 'm'), new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))))
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))

@@ -64,6 +64,7 @@ const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => (
 })
 
 const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> => {
+  await live.recorded() // a row that is `running` without its machine would lose it in a crash
   const row = byUid(host.store, live.uid)
   if (!row) return
   switch (event.type) {

@@ -50,6 +50,9 @@ export class LiveVm {
     this.#hasMachine.resolve(machine)
   }
 
+  /** Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is taken. */
+  async recorded(): Promise<void> { await orAbort(this.#hasMachine.promise, this.#done.signal) }
+
   /** Keeps the workload's log on disk: from where the file ends, until the log ends or the machine has gone. */
   follow(): void {
     this.#following ??= this.#followAll()

@@ -37,7 +37,8 @@ export const restart = async (host: Host, ref: string, want: VmStop): Promise<Vm
 export const stopNow = async (host: Host, uid: string, want: VmStop): Promise<Vm> => {
   const before = find(host.store, uid)
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
-  const row = move(host.store, host.events, uid, 'stop')
+  // one that a daemon before this one began is asked again
+  const row = before.state === 'stopping' ? before : move(host.store, host.events, uid, 'stop')
   host.step('stopping')
   const live = host.live.get(uid)
   if (!live?.machine) {

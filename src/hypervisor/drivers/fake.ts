@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { deferred, orAbort, sleep } from '../../lib/wait.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { MARK } from '../../linux/marked.ts'
-import { pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
+import { holdProcess, pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
 import { bootId, startTimeOf } from '../../linux/proc.ts'
 import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId } from '../driver.ts'
 import { agentUnavailable, machineFailed } from '../errors.ts'
@@ -45,9 +45,8 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
   if (identity.bootId !== bootId()) return undefined
-  let pidfd: number
-  try { pidfd = pidfdOpen(identity.process.pid) } catch { return undefined }
-  if (startTimeOf(identity.process.pid) !== identity.process.startTime) { closeFd(pidfd); return undefined }
+  const pidfd = holdProcess(identity.process)
+  if (pidfd === undefined) return undefined
   const machine = new FakeMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) })
   await machine.watch(signal).catch(() => undefined)
   return machine

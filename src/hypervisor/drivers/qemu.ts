@@ -3,8 +3,8 @@ import { join } from 'node:path'
 import { constants } from 'node:os'
 import { embedded } from '../../linux/embedded.ts'
 import { closeFd } from '../../linux/fd.ts'
-import { bootId, startTimeOf } from '../../linux/proc.ts'
-import { pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
+import { bootId } from '../../linux/proc.ts'
+import { holdProcess, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
 import { socketPair, unixListen } from '../../linux/socket.ts'
 import { launch, type Launched, type LaunchSpec } from '../../linux/spawn.ts'
 import { deferred, sleep } from '../../lib/wait.ts'
@@ -124,10 +124,8 @@ const lastBytes = (path: string, count: number): string => {
 
 /** A process by its identity: undefined where it is gone or its number belongs to another now. */
 const hold = (id: ProcessId): Launched | undefined => {
-  let pidfd: number
-  try { pidfd = pidfdOpen(id.pid) } catch { return undefined }
-  if (startTimeOf(id.pid) !== id.startTime) { closeFd(pidfd); return undefined }
-  return { ...id, pidfd, exited: whenExited(pidfd) }
+  const pidfd = holdProcess(id)
+  return pidfd === undefined ? undefined : { ...id, pidfd, exited: whenExited(pidfd) }
 }
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
