@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync, lstatSync, mkdirSync, readFileSync, readSync, statSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
 import { closeFd, dupCloexec, setCloexec, setNonblock } from '../../src/linux/fd.ts'
 import { peerOf, receiveFds, sendFds, socketPair, unixListen } from '../../src/linux/socket.ts'
-import { filled, isRoot, openFds, temporaryFolder, testWhere } from './support.ts'
+import { filled, isRoot, listenFd, openFds, temporaryFolder, testWhere } from './support.ts'
 
 const flags = (fd: number): number => Number.parseInt(/^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '', 8)
 const O_NONBLOCK = 0o4000, O_CLOEXEC = 0o2000000
@@ -99,7 +99,7 @@ describe('unixListen', () => {
       let fd
       try { fd = unixListen(path, { mode: 0o660 }) } finally { process.umask(old) }
       expect(statSync(path).mode & 0o7777).toBe(0o660)
-      using server = Bun.listen({ fd, socket: { open: (socket) => { socket.end('hello') }, data: () => undefined } })
+      using server = listenFd(fd, { open: (socket) => { socket.end('hello') }, data: () => undefined })
       const answer = Promise.withResolvers<string>()
       await Bun.connect({ unix: path, socket: { data: (_, bytes) => { answer.resolve(bytes.toString()) } } })
       expect(await answer.promise).toBe('hello')
@@ -136,7 +136,7 @@ describe('unixListen', () => {
   test('leaves alone what is not a socket', () => {
     using folder = temporaryFolder()
     const file = folder.file('file'), link = folder.file('link'), nested = folder.file('folder'), dangling = folder.file('dangling')
-    writeFileSync(file, 'mine'); symlinkSync(file, link); mkdirSync(nested); symlinkSync('/nonexistent', dangling)
+    writeFileSync(file, 'mine'); symlinkSync(file, link); mkdirSync(nested); symlinkSync('/proc/absent', dangling)
 
     for (const path of [file, link, nested, dangling]) expect(() => unixListen(path, { mode: 0o600 })).toThrow('EEXIST')
     expect(readFileSync(link, 'utf8')).toBe('mine')

@@ -5,7 +5,7 @@ import { pidfdExited, pidfdSignal } from '../../src/linux/pidfd.ts'
 import { environmentOf, processStat, startTimeOf } from '../../src/linux/proc.ts'
 import { socketPair } from '../../src/linux/socket.ts'
 import { launch, type Launched, type LaunchSpec } from '../../src/linux/spawn.ts'
-import { filled, isRoot, openFds, temporaryFolder, testWhere, until } from './support.ts'
+import { connectFd, filled, isRoot, openFds, temporaryFolder, testWhere, until } from './support.ts'
 
 const sh = (script: string, more: Partial<LaunchSpec> = {}): LaunchSpec =>
   ({ argv: ['sh', '-c', script], exe: '/bin/sh', env: { PATH: '/usr/bin:/bin' }, ...more })
@@ -65,9 +65,8 @@ describe('launch', () => {
     closeFd(theirs)
     const answer = Promise.withResolvers<string>()
     let text = ''
-    await Bun.connect({ fd: ours, socket: {
-      open: (socket) => { socket.write('hello\n') }, data: (_, bytes) => { text += bytes.toString() }, close: () => { answer.resolve(text) },
-    } } as unknown as Bun.UnixSocketOptions<undefined>) // bun-types knows no `fd` here; Bun does
+    await connectFd(ours, {
+      open: (socket) => { socket.write('hello\n') }, data: (_, bytes) => { text += bytes.toString() }, close: () => { answer.resolve(text) } })
 
     expect(await answer.promise).toBe('got hello\n')
     closeFd(running.pidfd)
@@ -76,9 +75,9 @@ describe('launch', () => {
   test('what cannot be executed is an error with its code, and leaves nothing', async () => {
     const fds = openFds().size
     const table: readonly (readonly [Partial<LaunchSpec>, string])[] = [
-      [{ exe: '/nonexistent' }, 'exec_missing'], [{ exe: '/etc/passwd' }, 'exec_denied'], [{ cwd: '/nonexistent' }, 'cwd_missing'],
+      [{ exe: '/proc/absent' }, 'exec_missing'], [{ exe: '/etc/passwd' }, 'exec_denied'], [{ cwd: '/proc/absent' }, 'cwd_missing'],
       [{ exe: 'relative' }, 'spec_invalid'], [{ argv: [] }, 'spec_invalid'], [{ argv: ['a\0b'] }, 'spec_invalid'],
-      [{ cgroups: ['/sys/fs/cgroup/nonexistent'] }, 'cgroup_missing'], [{ rlimits: { bogus: [1, 1] } }, 'spec_invalid'],
+      [{ cgroups: ['/sys/fs/cgroup/absent'] }, 'cgroup_missing'], [{ rlimits: { bogus: [1, 1] } }, 'spec_invalid'],
       [{ argv: ['x'.repeat(2 ** 20)] }, 'spec_too_large'], [{ argv: ['x'.repeat(200_000)] }, 'exec_failed'],
     ]
     for (const [fields, code] of table) {
@@ -149,7 +148,7 @@ describe('launch', () => {
     expect(await running.exited).toEqual({ code: 9, signal: null })
     expect(processStat(running.pid)).toBeUndefined()
     closeFd(running.pidfd)
-    await expect(launch({ argv: ['x'], exe: '/nonexistent', namespaces: ['pid'] })).rejects.toMatchObject({ code: 'exec_missing' })
+    await expect(launch({ argv: ['x'], exe: '/proc/absent', namespaces: ['pid'] })).rejects.toMatchObject({ code: 'exec_missing' })
   })
 
   test('fifty at once all run, and leave no descriptor', async () => {

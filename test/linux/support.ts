@@ -46,3 +46,9 @@ export const stranger = (seconds: number): number =>
 
 /** A descriptor with these bytes to read. */
 export const filled = (text: string): number => memfdSealed('test', Buffer.from(text))
+
+// bun-types knows no `fd` here; Bun does.
+export const connectFd = (fd: number, socket: Bun.SocketHandler) =>
+  Bun.connect({ fd, socket } as unknown as Bun.UnixSocketOptions)
+export const listenFd = (fd: number, socket: Bun.SocketHandler) =>
+  Bun.listen({ fd, socket } as unknown as Bun.UnixSocketOptions)

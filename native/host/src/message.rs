@@ -153,3 +153,91 @@ fn received_fds(control: &Control, control_bytes: usize) -> &[c_int] {
     let count = control.len.saturating_sub(HEADER_BYTES) / 4;
     control.fds.get(..count).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::aerie_socketpair;
+
+    fn pair() -> [c_int; 2] {
+        let mut pair = [-1; 2];
+        // SAFETY: two ints to write to.
+        assert_eq!(unsafe { aerie_socketpair(0, &raw mut pair) }, 0);
+        pair
+    }
+
+    /// The kernel's own sendmsg: ours refuses to send more than [`FDS_MAX`].
+    fn send_many(socket: c_int, count: usize) {
+        let mut control = vec![0_u64; 2 + count.div_ceil(2)];
+        let header: *mut libc::cmsghdr = control.as_mut_ptr().cast();
+        let mut byte = [b'x'];
+        let mut part = libc::iovec {
+            iov_base: byte.as_mut_ptr().cast(),
+            iov_len: 1,
+        };
+        // SAFETY: `control` is aligned and has room for the header and `count` ints (all zero: stdin); everything
+        // that the message points to is alive over the call.
+        let sent = unsafe {
+            (*header).cmsg_len = HEADER_BYTES + count * 4;
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = HEADER_BYTES + count * 4;
+            libc::sendmsg(socket, &raw const message, 0)
+        };
+        assert_eq!(sent, 1);
+    }
+
+    fn receive(socket: c_int, room: u32) -> (i32, Vec<c_int>) {
+        let (mut data, mut fds, mut count) = ([0_u8; 8], [-1; FDS_MAX], room);
+        let got =
+            // SAFETY: eight bytes, `FDS_MAX` ints, one u32; no test gives a larger room.
+            unsafe { aerie_recv_fds(socket, data.as_mut_ptr(), 8, fds.as_mut_ptr(), &raw mut count) };
+        (
+            got,
+            fds.iter()
+                .copied()
+                .take(usize::try_from(count).unwrap())
+                .collect(),
+        )
+    }
+
+    /// Copies of this process's stdin: what `send_many` sends.
+    fn copies_of_stdin() -> usize {
+        let of = |path: &std::path::Path| {
+            std::fs::metadata(path).map(|m| {
+                use std::os::unix::fs::MetadataExt;
+                (m.dev(), m.ino(), m.rdev())
+            })
+        };
+        let stdin = of("/proc/self/fd/0".as_ref()).unwrap();
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        fds.filter(|entry| of(&entry.as_ref().unwrap().path()).is_ok_and(|it| it == stdin))
+            .count()
+    }
+
+    #[test]
+    fn a_message_with_too_many_descriptors_leaves_none_open() {
+        let [ours, theirs] = pair();
+        let before = copies_of_stdin();
+        for (count, room) in [(40, 16), (17, 16), (3, 2), (1, 0)] {
+            send_many(theirs, count);
+            assert_eq!(
+                receive(ours, room),
+                (-libc::EMSGSIZE, vec![]),
+                "{count} into {room}"
+            );
+        }
+        assert_eq!(copies_of_stdin(), before);
+
+        send_many(theirs, 16);
+        let (bytes, fds) = receive(ours, 16);
+        assert_eq!((bytes, fds.len()), (1, 16));
+        fds.into_iter()
+            .chain([ours, theirs])
+            .for_each(|fd| assert_eq!(aerie_close(fd), 0));
+    }
+}

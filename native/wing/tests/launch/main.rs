@@ -365,7 +365,7 @@ fn a_failure_inside_a_pid_namespace_is_reported_too() {
     }
     let (mut report, end) = pipe();
     let run = Launch::new(
-        &json!({"argv": ["x"], "exe": "/nonexistent", "namespaces": ["pid"], "report_fd": 5}),
+        &json!({"argv": ["x"], "exe": "/proc/absent", "namespaces": ["pid"], "report_fd": 5}),
     )
     .fd(5, end)
     .run();
@@ -391,7 +391,7 @@ fn a_failure_inside_a_pid_namespace_is_reported_too() {
 #[test]
 fn a_failure_is_told_to_stderr_and_to_the_report() {
     let (mut report, end) = pipe();
-    let run = Launch::new(&json!({"argv": ["x"], "exe": "/nonexistent", "report_fd": 5}))
+    let run = Launch::new(&json!({"argv": ["x"], "exe": "/proc/absent", "report_fd": 5}))
         .fd(5, end)
         .run();
 
@@ -400,7 +400,7 @@ fn a_failure_is_told_to_stderr_and_to_the_report() {
     assert_eq!(run.code, Some(125));
     assert_eq!(told, format!("{{\"pid\":{}}}\n{}", run.pid, run.stderr));
     let error: Value = serde_json::from_str(&run.stderr).unwrap();
-    assert_eq!(error["message"], "cannot execute /nonexistent");
+    assert_eq!(error["message"], "cannot execute /proc/absent");
     assert_eq!(error["chain"][0], "No such file or directory (os error 2)");
 }
 
@@ -649,7 +649,7 @@ fn bad_specifications_are_refused_with_a_code() {
         ),
         (
             "no such program",
-            with("exe", json!("/nonexistent/program")),
+            with("exe", json!("/proc/absent/program")),
             "exec_missing",
         ),
         (
@@ -669,7 +669,7 @@ fn bad_specifications_are_refused_with_a_code() {
         ),
         (
             "no such folder",
-            with("cwd", json!("/nonexistent")),
+            with("cwd", json!("/proc/absent")),
             "cwd_missing",
         ),
         (
@@ -679,7 +679,7 @@ fn bad_specifications_are_refused_with_a_code() {
         ),
         (
             "no such cgroup",
-            with("cgroups", json!(["/sys/fs/cgroup/nonexistent"])),
+            with("cgroups", json!(["/sys/fs/cgroup/absent"])),
             "cgroup_missing",
         ),
     ];
