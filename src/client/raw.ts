@@ -1,6 +1,5 @@
-import type { RawControl } from '../contract/vm.ts'
+import { RAW_END } from '../contract/vm.ts'
 import type { Endpoint } from './endpoint.ts'
-import { faultOfProblem } from './problem.ts'
 import { openSocket } from './socket.ts'
 
 /** Bytes both ways: one forwarded connection, or a console. */
@@ -18,14 +17,14 @@ export const openRaw = async (endpoint: Endpoint, target: string): Promise<Raw> 
   return {
     async *bytes() {
       for await (const message of socket.messages()) {
-        if (typeof message !== 'string') { yield message; continue }
-        const control = JSON.parse(message) as RawControl
-        if (control.type === 'eof') return
-        if (control.type === 'error') throw faultOfProblem({ ...control }, 'unavailable')
+        if (typeof message === 'string') continue // nothing of ours says text here
+        if (message.length === 0) return
+        yield message
       }
     },
-    send: (bytes) => socket.send(bytes),
-    end: () => socket.send(JSON.stringify({ type: 'eof' } satisfies RawControl)),
+    // An empty piece would say the end.
+    send: (bytes) => bytes.length === 0 ? Promise.resolve() : socket.send(bytes),
+    end: () => socket.send(RAW_END),
     close: () => { socket.close() },
   }
 }

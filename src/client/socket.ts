@@ -1,6 +1,6 @@
 import { deferred } from '../lib/wait.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
-import { connectionLost, faultOfNetwork, faultOfResponse } from './problem.ts'
+import { connectionLost, faultOfNetwork, faultOfProblem, faultOfResponse } from './problem.ts'
 
 /** What a peer may have sent and nobody has read yet before the socket is told to wait, and when it goes on. */
 const UNREAD_HIGH = 1024 * 1024, UNREAD_LOW = 256 * 1024
@@ -38,6 +38,16 @@ const refusal = async (endpoint: Endpoint, target: string, said: string): Promis
     await response.body?.cancel()
     return connectionLost({ endpoint: said, reason: 'it refused the WebSocket' })
   } catch (error) { return faultOfNetwork(error, said) }
+}
+
+/** The fault in the reason of a close: JSON, which a close frame may have cut short. */
+const faultOfClose = (reason: string): Error | undefined => {
+  const code = /"code":"([a-z_]+)"/.exec(reason)?.[1]
+  if (code === undefined) return undefined
+  const message = /"message":("(?:[^"\\]|\\.)*)/.exec(reason)?.[1]
+  try { return faultOfProblem({ code, title: JSON.parse(`${message ?? '"'}"`) as unknown }, 'unavailable') } catch {
+    return faultOfProblem({ code, title: message?.slice(1) }, 'unavailable') // cut within an escape
+  }
 }
 
 export const openSocket = async (endpoint: Endpoint, target: string): Promise<Socket> => {
@@ -83,7 +93,7 @@ export const openSocket = async (endpoint: Endpoint, target: string): Promise<So
           yield message
         } else if (end) {
           if (end.clean) return
-          throw connectionLost({ endpoint: said, reason: end.reason })
+          throw faultOfClose(end.reason) ?? connectionLost({ endpoint: said, reason: end.reason })
         } else {
           wake = deferred()
           await wake.promise

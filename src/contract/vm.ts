@@ -179,12 +179,10 @@ export type ExecControl =
   | { readonly type: 'eof' }
 
 /**
- * Forward and console: a binary message is data; a text message is JSON, `RawControl`. `eof` ends one direction and leaves the other
- * open, as shutdown(2) does (forward only); `error` is the server's last word.
+ * Forward and console are raw: a binary message is bytes. In a forward an empty one ends its direction and leaves the other open, as
+ * shutdown(2) does. A failure is the close itself: its reason is JSON, `{code, message}`, cut to what a close frame holds.
  */
-export type RawControl =
-  | { readonly type: 'eof' }
-  | { readonly type: 'error'; readonly code: string; readonly message: string; readonly hint?: string }
+export const RAW_END = new Uint8Array(0)
 
 /** An exec for programs that want one answer: output up to 1 MiB a stream, base64 where it is no UTF-8. */
 export const ExecResult = Type.Object({

@@ -266,6 +266,8 @@ describe('a forwarded connection', () => {
     daemon.add({ name: 'a' })
     const raw = await connect(daemon.endpoint).raw('vm.forward', { params: { name: 'a' }, query: { port: 1 } })
 
-    expect((await fails(raw.bytes().next())).code).toBe('guest_refused')
+    const fault = await fails(raw.bytes().next())
+    expect(fault.code).toBe('guest_refused')
+    expect(fault.message).toStartWith('Nothing "listens" on port 1 at all at all')
   })
 })

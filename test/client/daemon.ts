@@ -2,7 +2,7 @@ import { lstatSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } f
 import { spawn } from 'node:child_process'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { CHANNEL, type ExecControl, type ExecStart, type FileStat, type Vm, type VmCreate } from '../../src/contract/vm.ts'
+import { CHANNEL, RAW_END, type ExecControl, type ExecStart, type FileStat, type Vm, type VmCreate } from '../../src/contract/vm.ts'
 import { newId } from '../../src/lib/id.ts'
 
 interface Wire { readonly path: string; readonly query: URLSearchParams; session?: (message: string | Uint8Array) => void; closed?: () => void; drained?: () => void }
@@ -200,7 +200,8 @@ export class FakeDaemon implements AsyncDisposable {
     Bun.connect({ hostname: '127.0.0.1', port, allowHalfOpen: true, socket: {
       open(socket) {
         ws.data.session = (message) => {
-          if (typeof message === 'string') { socket.shutdown(); return }
+          if (typeof message === 'string') return
+          if (message.length === 0) { socket.shutdown(); return }
           const rest = message.subarray(socket.write(message))
           if (rest.length === 0) return
           ws.pause()
@@ -216,11 +217,10 @@ export class FakeDaemon implements AsyncDisposable {
         ws.data.closed = () => { socket.terminate() }
       },
       data(_, bytes) { ws.send(bytes) },
-      end() { ws.send(JSON.stringify({ type: 'eof' })) },
+      end() { ws.send(RAW_END) },
       close() { ws.close() },
     } }).catch(() => {
-      ws.send(JSON.stringify({ type: 'error', code: 'guest_refused', message: `Nothing listens on port ${port}` }))
-      ws.close()
+      ws.close(1011, JSON.stringify({ code: 'guest_refused', message: `Nothing "listens" on port ${port}${' at all'.repeat(20)}` }).slice(0, 120))
     })
   }
 
