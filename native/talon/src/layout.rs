@@ -39,6 +39,8 @@ pub const EBDA_START: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// The 16 bytes of the generation id, in reserved RAM (Microsoft, "Virtual Machine Generation ID").
 pub const VMGENID: u64 = 0xf_f000;
+/// Where a processor starts after a reset, in real mode at f000:fff0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First byte above the 1 MiB of old.
 pub const KERNEL_START: u64 = 0x10_0000;
 

@@ -87,6 +87,7 @@ pub fn write(memory: &GuestMemoryMmap, params: &Params<'_>) -> Result<(), GuestM
     seed[16..].copy_from_slice(&params.seed);
     memory.write_slice(&seed, GuestAddress(layout::SETUP_DATA))?;
 
+    memory.write_slice(&reset_code(), GuestAddress(layout::RESET_VECTOR))?;
     for (index, descriptor) in GDT.iter().enumerate() {
         memory.write_obj(
             *descriptor,
@@ -94,6 +95,24 @@ pub fn write(memory: &GuestMemoryMmap, params: &Params<'_>) -> Result<(), GuestM
         )?;
     }
     write_page_tables(memory)
+}
+
+/// What a firmware has at the reset vector. A Linux on hardware-reduced ACPI takes it for granted that there is EFI to
+/// reboot with, and where there is none it jumps here (arch/x86/kernel/reboot.c, `efi_reboot_required`, `BOOT_BIOS`).
+const fn reset_code() -> [u8; 9] {
+    let port = layout::RESET.to_le_bytes();
+    // mov dx, RESET; mov al, RESET_VALUE; out dx, al; hlt; jmp back to hlt
+    [
+        0xba,
+        port[0],
+        port[1],
+        0xb0,
+        layout::RESET_VALUE,
+        0xee,
+        0xf4,
+        0xeb,
+        0xfd,
+    ]
 }
 
 /// Identity map of the first GiB in 2 MiB pages: all that the entry code touches before it maps itself.
