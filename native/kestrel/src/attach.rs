@@ -37,14 +37,7 @@ pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Attach) {
         .queue_json(kind_byte::OK, &ok)
         .and_then(|()| carry(agent, &mut conn, &mut attached));
     agent.workload.detach(attached);
-    match done {
-        Ok(()) => conn.finish(),
-        Err(error) => {
-            if let Some(body) = error.body() {
-                conn.fail(&body);
-            }
-        }
-    }
+    conn.end(done);
 }
 
 fn carry(agent: &Agent, conn: &mut Conn, attached: &mut Attached) -> Result<(), ConnError> {

@@ -216,12 +216,6 @@ impl Conn {
         }
     }
 
-    /// Queues one JSON frame and writes it.
-    pub fn send_json<T: Serialize>(&mut self, kind: u8, body: &T) -> Result<(), ConnError> {
-        self.output.queue_json(kind, body)?;
-        self.flush(None)
-    }
-
     /// Waits for a whole frame and shows it to `take`.
     pub fn receive<T>(
         &mut self,
@@ -269,6 +263,18 @@ impl Conn {
                 Ok(Some(0)) | Err(_) => return,
                 Ok(_) if Instant::now() >= deadline => return,
                 Ok(_) => {}
+            }
+        }
+    }
+
+    /// Ends the conversation as it went: in good order, or with the error that the host is to know.
+    pub fn end(self, done: Result<(), ConnError>) {
+        match done {
+            Ok(()) => self.finish(),
+            Err(error) => {
+                if let Some(body) = error.body() {
+                    self.fail(&body);
+                }
             }
         }
     }

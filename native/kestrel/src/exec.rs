@@ -155,7 +155,7 @@ pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Exec) {
     let pid = u32::try_from(running.child.pid()).unwrap_or(0);
     if let Err(error) = conn.output.queue_json(kind_byte::OK, &ExecOk { pid }) {
         running.child.signal_session(9);
-        return end(conn, Err(error));
+        return conn.end(Err(error));
     }
     let timeout = body.timeout_ms.map(Duration::from_millis);
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -164,7 +164,7 @@ pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Exec) {
         let exit = exit_of(ended, timeout);
         conn.output.queue_json(kind_byte::EXIT, &exit)
     });
-    end(conn, done);
+    conn.end(done);
 }
 
 /// The program is not there or will not run: that is an exit code and no error.
@@ -178,18 +178,7 @@ fn not_started(mut conn: Conn, error: &SpawnError) {
         .output
         .queue_json(kind_byte::OK, &ExecOk { pid: 0 })
         .and_then(|()| conn.output.queue_json(kind_byte::EXIT, &exit));
-    end(conn, queued);
-}
-
-fn end(conn: Conn, done: Result<(), ConnError>) {
-    match done {
-        Ok(()) => conn.finish(),
-        Err(error) => {
-            if let Some(body) = error.body() {
-                conn.fail(&body);
-            }
-        }
-    }
+    conn.end(queued);
 }
 
 #[derive(Clone, Copy, Debug)]

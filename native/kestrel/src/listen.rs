@@ -4,14 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aerie_protocol::message::{ErrorBody, code};
+use aerie_protocol::message::{Empty, ErrorBody, code};
 use aerie_protocol::{Frame, GENERATION, HOST_CID, Kind, kind_byte, parse_json};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::{Agent, CONVERSATIONS_MAX};
 use crate::conn::{Conn, ConnError, frame_name};
 use crate::sys::spawn_thread;
-use crate::{attach, exec, vsock};
+use crate::{attach, copy_in, copy_out, exec, files, identity, logs, metrics, proxy, vsock};
 
 /// How long a host may take to say what it wants.
 const OPEN: Duration = Duration::from_secs(30);
@@ -67,12 +68,7 @@ fn serve(agent: &'static Agent, mut conn: Conn) {
     });
     let (generation, kind, body) = match opened {
         Ok(opened) => opened,
-        Err(error) => {
-            if let Some(body) = error.body() {
-                conn.fail(&body);
-            }
-            return;
-        }
+        Err(error) => return conn.end(Err(error)),
     };
     if generation != GENERATION {
         let mut body = ErrorBody::new(
@@ -97,9 +93,25 @@ fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {
     match kind {
         Kind::Exec => with(conn, body, |conn, body| exec::serve(agent, conn, &body)),
         Kind::Attach => with(conn, body, |conn, body| attach::serve(agent, conn, &body)),
-        other => conn.fail(&ErrorBody::new(
+        Kind::CopyIn => with(conn, body, |conn, body| copy_in::serve(conn, &body)),
+        Kind::CopyOut => with(conn, body, |conn, body| copy_out::serve(conn, &body)),
+        Kind::Stat => with(conn, body, |conn, body| answer(conn, files::stat(&body))),
+        Kind::List => with(conn, body, |conn, body| answer(conn, files::list(&body))),
+        Kind::Logs => with(conn, body, |conn, body| logs::serve(agent, conn, &body)),
+        Kind::Proxy => with(conn, body, |conn, body| proxy::serve(conn, &body)),
+        Kind::Metrics => with(conn, body, |conn, Empty {}| {
+            answer(conn, Ok(metrics::read(agent.workload.state())));
+        }),
+        Kind::Identity => with(conn, body, |conn, body| {
+            let applied = identity::apply(agent, &body).map_err(|failure| {
+                let message = format!("{}: {}", failure.stage, failure.message);
+                ErrorBody::new(code::INTERNAL, message)
+            });
+            answer(conn, applied.map(|()| Empty {}));
+        }),
+        Kind::Session => conn.fail(&ErrorBody::new(
             code::KIND_UNKNOWN,
-            format!("{} is not for a guest", other.name()),
+            "a session is opened by the guest",
         )),
     }
 }
@@ -109,5 +121,16 @@ fn with<T: DeserializeOwned>(conn: Conn, body: &[u8], serve: impl FnOnce(Conn, T
     match parse_json(body) {
         Ok(body) => serve(conn, body),
         Err(error) => conn.fail(&ErrorBody::new(code::BODY_INVALID, error.to_string())),
+    }
+}
+
+/// Answers a conversation of one question.
+fn answer<T: Serialize>(mut conn: Conn, answer: Result<T, ErrorBody>) {
+    match answer {
+        Ok(body) => {
+            let queued = conn.output.queue_json(kind_byte::OK, &body);
+            conn.end(queued);
+        }
+        Err(body) => conn.fail(&body),
     }
 }

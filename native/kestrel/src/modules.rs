@@ -84,6 +84,6 @@ mod tests {
 
     #[test]
     fn no_folder_is_no_modules() {
-        assert!(load_all(Path::new("/nonexistent/modules")).is_empty());
+        assert!(load_all(Path::new("/no-such-place/modules")).is_empty());
     }
 }

@@ -251,7 +251,7 @@ mod tests {
         let etc = TestFolder::new();
         fs::write(etc.path().join("hostname"), "").unwrap();
         fs::write(etc.path().join("hosts"), "10.0.0.1 kept\n").unwrap();
-        std::os::unix::fs::symlink("/nonexistent/stub", etc.path().join("resolv.conf")).unwrap();
+        std::os::unix::fs::symlink("/no-such-place/stub", etc.path().join("resolv.conf")).unwrap();
 
         names_in(etc.path(), "web", Some("10.0.2.3")).unwrap();
 

@@ -195,7 +195,7 @@ pub fn set_wall_clock(time_ns: u64) -> io::Result<()> {
     let since = Duration::from_nanos(time_ns);
     // SAFETY: timespec is plain integers; zero is a value of it.
     let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-    time.tv_sec = libc::time_t::try_from(since.as_secs()).map_err(io::Error::other)?;
+    time.tv_sec = since.as_secs().try_into().map_err(io::Error::other)?;
     time.tv_nsec = libc::c_long::from(since.subsec_nanos().cast_signed());
     // SAFETY: a valid timespec.
     check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) })?;

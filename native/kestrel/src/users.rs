@@ -237,8 +237,8 @@ mod tests {
     fn without_files_root_is_root() {
         let user = resolve_in(
             "0",
-            Path::new("/nonexistent/a"),
-            Path::new("/nonexistent/b"),
+            Path::new("/no-such-place/a"),
+            Path::new("/no-such-place/b"),
         );
 
         assert_eq!(

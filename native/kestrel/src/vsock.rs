@@ -10,6 +10,8 @@ use crate::sys::{check, own};
 /// `sizeof(struct sockaddr_vm)`.
 const ADDRESS_BYTES: libc::socklen_t = 16;
 const _: () = assert!(size_of::<libc::sockaddr_vm>() == 16);
+/// More than may be served at once, so that one too many is told so by us and not reset by the kernel.
+const BACKLOG: libc::c_int = 1024;
 /// `AF_VSOCK` in the width of the field.
 const FAMILY: libc::sa_family_t = 40;
 const _: () = assert!(libc::AF_VSOCK == 40);
@@ -44,7 +46,7 @@ pub fn listen() -> io::Result<OwnedFd> {
     // SAFETY: a valid sockaddr_vm and its size.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), ADDRESS_BYTES) })?;
     // SAFETY: listen touches no memory of ours.
-    check(unsafe { libc::listen(fd.as_raw_fd(), 128) })?;
+    check(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) })?;
     Ok(fd)
 }
 

@@ -1,44 +1,652 @@
-//! Boots a real guest and speaks with it. Thin on purpose: the whole product is tested on guests elsewhere; this proves that
+//! Boots real guests and speaks with them. Thin on purpose: the whole product is tested on guests elsewhere; this proves that
 //! kestrel alone keeps its side of the protocol.
 //!
 //! Needs, by environment (else every test says what is missing and passes over):
 //! `AERIE_TEST_KERNEL` a boot image, `AERIE_TEST_MODULES` its `lib/modules/VERSION` folder, `AERIE_TEST_KESTREL` the static
-//! binary, `AERIE_TEST_VSOCK` a vhost-user vsock backend (`vhost-device-vsock`), and `qemu-system-x86_64`, `mkfs.erofs`,
-//! `mke2fs`, `cpio`, `xz`, `busybox` (static) on the machine.
+//! binary, `AERIE_TEST_WING` the static wing (for `wing vsock`); and `qemu-system-x86_64`, `mkfs.erofs`, `mke2fs`, `e2fsck`,
+//! `cpio`, `xz`, `busybox` (static), `tar` on the machine.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test whose guest does not answer has failed"
+)]
 
 mod bed;
 
-use aerie_protocol::message::{EventKind, Exec};
+use std::time::{Duration, Instant};
 
-use bed::{Bed, Setup};
+use aerie_protocol::message::{
+    Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileStat, Identity,
+    List, ListOk, Logs, Metrics, Owner, Proxy, Stat, Workload,
+};
+use aerie_protocol::{Frame, Kind, encode, parse_json};
+
+use bed::{Bed, Got, Setup, Talk, exec_default, finish};
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn shell_exec(script: &str) -> Exec {
+    Exec {
+        argv: words(&["sh", "-c", script]),
+        ..exec_default()
+    }
+}
+
+fn workload(script: &str) -> Workload {
+    Workload {
+        argv: words(&["sh", "-c", script]),
+        env: exec_default().env,
+        cwd: None,
+        user: None,
+        tty: false,
+        hold: false,
+        stop_signal: 15,
+        cols: None,
+        rows: None,
+    }
+}
+
+fn ready(bed: &mut Bed) {
+    let event = bed.event();
+    assert!(matches!(event.kind, EventKind::Ready { .. }), "{event:?}");
+}
 
 #[test]
-fn a_guest_boots_runs_a_command_and_powers_off() {
+fn a_guest_boots_runs_commands_and_powers_off() {
     let Some(mut bed) = Bed::boot(Setup::default()) else {
         return;
     };
+    let event = bed.event();
+    let EventKind::Ready { boot_ms } = event.kind else {
+        panic!("{event:?}");
+    };
 
-    let ready = bed.event();
-    assert!(matches!(ready.kind, EventKind::Ready { .. }), "{ready:?}");
-    eprintln!("{ready:?}");
-
-    let done = bed.exec(&Exec {
-        argv: ["sh", "-c", "echo out; echo err >&2; hostname; exit 7"]
-            .map(str::to_owned)
-            .to_vec(),
-        ..bed::exec_default()
-    });
+    let done = bed.exec(&shell_exec("echo out; echo err >&2; hostname; exit 7"));
     assert_eq!(done.stdout, b"out\nguest\n");
     assert_eq!(done.stderr, b"err\n");
     assert_eq!(done.exit.code, 7);
 
-    let absent = bed.exec(&Exec {
-        argv: vec!["no-such-program".to_owned()],
-        ..bed::exec_default()
-    });
-    assert_eq!(absent.exit.code, 127);
+    let code = |argv: &[&str]| {
+        bed.exec(&Exec {
+            argv: words(argv),
+            ..exec_default()
+        })
+        .exit
+        .code
+    };
+    assert_eq!(code(&["no-such-program"]), 127);
+    assert_eq!(code(&["/etc/passwd"]), 126);
+    assert_eq!(code(&["sh", "-c", "kill -9 $$"]), 137);
 
-    eprintln!("{}", bed.shell("grep -E 'VmRSS|RssAnon|RssFile|RssShmem|Threads' /proc/1/status; cat /proc/mounts; df; ls -la /"));
+    let killed = Instant::now();
+    let done = bed.exec(&Exec {
+        timeout_ms: Some(500),
+        ..shell_exec("sleep 100 & sleep 100")
+    });
+    assert_eq!(done.exit.code, 124);
+    assert!(killed.elapsed() < Duration::from_secs(20));
+    assert_eq!(
+        bed.shell("ps | grep '[s]leep 100'"),
+        "",
+        "its background job lives on"
+    );
+
+    let done = bed.exec(&Exec {
+        user: Some("web".to_owned()),
+        cwd: Some("/tmp".to_owned()),
+        ..shell_exec("id; pwd; echo $HOME; cat /proc/self/oom_score_adj; echo x > /dev/stdout")
+    });
+    assert_eq!(
+        String::from_utf8(done.stdout).unwrap(),
+        "uid=33(web) gid=33(web) groups=4(adm)\n/tmp\n/var/www\n0\nx\n"
+    );
+    let mut talk = bed.open(
+        Kind::Exec,
+        &Exec {
+            user: Some("nobody-here".to_owned()),
+            ..shell_exec("true")
+        },
+    );
+    assert!(matches!(talk.next(), Got::Error(body) if body.contains("not_found")));
+
+    // The root is the image's, writable, of the promised size, and nothing of the initramfs is in sight.
+    assert_eq!(
+        bed.shell(
+            "touch /x && cat /etc/machine-id && ls /init /modules /k 2>/dev/null; stat -c %a /"
+        ),
+        "0123456789abcdef0123456789abcdef\n755\n"
+    );
+    let size: u64 = bed
+        .shell("df -k / | tail -1 | awk '{print $2}'")
+        .trim()
+        .parse()
+        .unwrap();
+    assert!((900_000..1_100_000).contains(&size), "{size} KiB");
+
+    let resident = bed.shell("awk '/VmRSS/{print $2}' /proc/1/status");
+    let resident: u64 = resident.trim().parse().unwrap();
+    eprintln!("ready after {boot_ms} ms, {resident} KiB resident");
+    assert!(resident <= 2048, "{resident} KiB");
+
     bed.stop(1000);
     bed.wait_off();
+    assert!(bed.overlay_is_clean());
+}
+
+#[test]
+fn bytes_go_both_ways_and_none_is_lost() {
+    let Some(mut bed) = Bed::boot(Setup::default()) else {
+        return;
+    };
+    ready(&mut bed);
+
+    // stdin: more than two windows, binary, echoed.
+    let sent: Vec<u8> = (0..700_000_u32)
+        .map(|n| (n * 7 % 251).to_le_bytes()[0])
+        .collect();
+    let mut talk = bed.open(
+        Kind::Exec,
+        &Exec {
+            argv: words(&["cat"]),
+            stdin: true,
+            ..exec_default()
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    let echoed = talk.feed(&sent);
+    assert_eq!(echoed.stdout.len(), sent.len());
+    assert!(echoed.stdout == sent, "echoed bytes differ");
+    assert_eq!(echoed.exit.code, 0);
+
+    // Output at the very end, with a background child that holds the pipe open.
+    let began = Instant::now();
+    let done = bed.exec(&shell_exec("sleep 300 & head -c 60000 /dev/zero; exit 3"));
+    assert_eq!((done.stdout.len(), done.exit.code), (60_000, 3));
+    assert!(began.elapsed() < Duration::from_secs(60));
+
+    // A host that reads nothing for a while loses nothing.
+    let mut talk = bed.open(
+        Kind::Exec,
+        &shell_exec("head -c 3000000 /dev/zero; echo done >&2"),
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    let done = finish(&mut talk);
+    assert_eq!(
+        (done.stdout.len(), &done.stderr[..]),
+        (3_000_000, &b"done\n"[..])
+    );
+
+    // A terminal: its size, a resize, what is typed, a signal.
+    let mut talk = bed.open(
+        Kind::Exec,
+        &Exec {
+            tty: true,
+            stdin: true,
+            cols: Some(100),
+            rows: Some(30),
+            ..shell_exec("stty size; trap 'stty size; exit 9' WINCH; trap 'echo int' INT; read x; echo got $x; while :; do sleep 0.1; done")
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    talk.until("30 100\r\n");
+    talk.send(&Frame::Stdin(b"typed\n"));
+    talk.until("got typed\r\n");
+    talk.send(&Frame::Signal(2));
+    talk.until("int\r\n");
+    talk.send(&Frame::Resize {
+        columns: 90,
+        rows: 20,
+    });
+    talk.until("20 90\r\n");
+    assert_eq!(finish(&mut talk).exit.code, 9);
+
+    // A host that goes away takes its process along, its jobs too.
+    let mut talk = bed.open(
+        Kind::Exec,
+        &shell_exec("trap '' HUP; sleep 777 & sleep 777"),
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    drop(talk);
+    bed.wait_for_shell("ps | grep '[s]leep 777'", "");
+
+    // stdin beyond the window costs the conversation.
+    let mut talk = bed.open(
+        Kind::Exec,
+        &Exec {
+            stdin: true,
+            ..shell_exec("sleep 100")
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    for _ in 0..6 {
+        talk.send(&Frame::Stdin(&[0; 65_536]));
+    }
+    let refused = loop {
+        match talk.next() {
+            // What fits the pipe is given back.
+            Got::Window(_) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(refused, Got::Error(body) if body.contains("window_exceeded")));
+}
+
+#[test]
+fn a_held_workload_starts_with_its_attach_and_its_end_ends_the_guest() {
+    let held = Workload {
+        hold: true,
+        ..workload("cat; head -c 2000000 /dev/zero; echo err >&2; exit 7")
+    };
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(held),
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+    let metrics: Metrics = bed.ask(Kind::Metrics, &Empty {});
+    assert_eq!(metrics.workload.pid, None);
+
+    let mut talk = bed.open(
+        Kind::Attach,
+        &Attach {
+            stdin: true,
+            replay: true,
+            cols: None,
+            rows: None,
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":false}"#));
+    let started = bed.event();
+    assert!(
+        matches!(started.kind, EventKind::Started { .. }),
+        "{started:?}"
+    );
+    let done = talk.feed(b"hello ");
+    assert_eq!(done.stdout.len(), 2_000_006);
+    assert!(done.stdout.starts_with(b"hello "));
+    assert_eq!((&done.stderr[..], done.exit.code), (&b"err\n"[..], 7));
+
+    // The daemon dies before it has acknowledged, and comes back: the exit is told again.
+    let exited = EventKind::Exited {
+        code: 7,
+        signal: None,
+        oom: false,
+        message: None,
+    };
+    assert_eq!(bed.event_unacked().kind, exited);
+    let open = bed.cut_session(2);
+    assert_eq!(
+        (open.secret.as_deref(), open.last_event),
+        (Some(&*bed.secret), 3)
+    );
+    assert_eq!(bed.event().kind, exited);
+    bed.wait_off();
+}
+
+#[test]
+fn a_workload_is_logged_stopped_and_reported() {
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(workload(
+            "trap 'echo bye; exit 5' TERM; echo hello; echo oops >&2; while :; do sleep 0.1; done",
+        )),
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    let started = bed.event();
+    assert!(
+        matches!(started.kind, EventKind::Started { .. }),
+        "{started:?}"
+    );
+    ready(&mut bed);
+
+    let mut talk = bed.open(
+        Kind::Logs,
+        &Logs {
+            from: 0,
+            follow: true,
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    let lines = [talk.log(), talk.log()];
+    assert!(lines.contains(&(1, "hello\n".to_owned())), "{lines:?}");
+    assert!(lines.contains(&(2, "oops\n".to_owned())), "{lines:?}");
+
+    let mut attach = bed.open(
+        Kind::Attach,
+        &Attach {
+            stdin: false,
+            replay: true,
+            cols: None,
+            rows: None,
+        },
+    );
+    assert!(matches!(attach.next(), Got::Ok(_)));
+    assert!(bed.request("ping", |_| {}).ok);
+    let unknown = bed.request("dance", |_| {});
+    assert_eq!(unknown.code.as_deref(), Some("op_unknown"));
+    assert!(bed.request("quiesce", |_| {}).ok);
+    assert!(bed.request("thaw", |_| {}).ok);
+    assert_eq!(bed.shell("echo x > /after && cat /after"), "x\n");
+
+    bed.stop(20_000);
+    assert_eq!(talk.log(), (1, "bye\n".to_owned()));
+    assert!(matches!(talk.next(), Got::Eof));
+    let done = finish(&mut attach);
+    assert_eq!(done.stdout, b"hello\nbye\n");
+    assert_eq!((&done.stderr[..], done.exit.code), (&b"oops\n"[..], 5));
+    let event = bed.event();
+    assert!(
+        matches!(event.kind, EventKind::Exited { code: 5, .. }),
+        "{event:?}"
+    );
+    bed.wait_off();
+    assert!(bed.overlay_is_clean());
+}
+
+#[test]
+fn the_power_button_stops_and_an_unwilling_workload_is_killed() {
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(workload("trap '' TERM; echo up; while :; do sleep 1; done")),
+        grace_ms: 1000,
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    bed.event();
+    ready(&mut bed);
+
+    let mut talk = bed.open(
+        Kind::Logs,
+        &Logs {
+            from: 0,
+            follow: true,
+        },
+    );
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    assert_eq!(talk.log(), (1, "up\n".to_owned()));
+    bed.powerdown();
+
+    assert_eq!(bed.event().kind, EventKind::Button);
+    let event = bed.event();
+    assert!(
+        matches!(
+            event.kind,
+            EventKind::Exited {
+                code: 137,
+                signal: Some(9),
+                oom: false,
+                ..
+            }
+        ),
+        "{event:?}"
+    );
+    bed.wait_off();
+}
+
+#[test]
+fn a_workload_that_eats_the_memory_is_told_from_a_killed_one() {
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(workload("tail /dev/zero")),
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    bed.event();
+    ready(&mut bed);
+
+    let event = bed.event();
+
+    assert!(
+        matches!(
+            event.kind,
+            EventKind::Exited {
+                code: 137,
+                signal: Some(9),
+                oom: true,
+                ..
+            }
+        ),
+        "{event:?}"
+    );
+    bed.wait_off();
+}
+
+#[test]
+fn a_workload_that_is_not_there_is_reported_as_such() {
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(Workload {
+            argv: words(&["/no/such/program"]),
+            ..workload("")
+        }),
+        overlay_bytes: None,
+        ..Setup::default()
+    }) else {
+        return;
+    };
+
+    let event = bed.event();
+    assert!(
+        matches!(event.kind, EventKind::Exited { code: 127, .. }),
+        "{event:?}"
+    );
+    ready(&mut bed);
+    bed.wait_off();
+}
+
+#[test]
+fn a_guest_without_its_disk_says_so_and_powers_off() {
+    let Some(mut bed) = Bed::boot(Setup {
+        overlay_bytes: None,
+        promise_overlay: true,
+        ..Setup::default()
+    }) else {
+        return;
+    };
+
+    let event = bed.event();
+
+    let expected = EventKind::Failed {
+        stage: "root".to_owned(),
+        message: "there is no disk with the serial \"overlay\"".to_owned(),
+    };
+    assert_eq!(event.kind, expected);
+    bed.wait_off();
+    assert!(bed.serial().contains("kestrel: root: there is no disk"));
+}
+
+#[test]
+fn files_ports_and_numbers_of_the_guest_are_reached() {
+    // Without an overlay disk: the changes are in memory.
+    let Some(mut bed) = Bed::boot(Setup {
+        overlay_bytes: None,
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    let archive = bed
+        .tar("mkdir d; head -c 400000 /dev/urandom > d/f; ln d/f d/g; ln -s f d/l; chmod 4750 d/f");
+    let mut talk = bed.open(
+        Kind::CopyIn,
+        &CopyIn {
+            path: "/srv/new".to_owned(),
+            owner: Owner::Root,
+            mode: None,
+        },
+    );
+    for part in archive.chunks(100_000) {
+        talk.send(&Frame::Stdin(part));
+    }
+    talk.send(&Frame::Eof);
+    let Got::Ok(body) = talk.next() else {
+        panic!("no answer")
+    };
+    let done: CopyInDone = parse_json(&body).unwrap();
+    assert_eq!((done.bytes, done.skipped), (400_000, 0));
+    assert_eq!(
+        bed.shell("cd /srv/new/d; stat -c '%a %u %h' f; readlink l"),
+        "4750 0 2\nf\n"
+    );
+
+    let mut talk = bed.open(
+        Kind::CopyOut,
+        &CopyOut {
+            path: "/srv/new/d".to_owned(),
+            follow: false,
+        },
+    );
+    let Got::Ok(body) = talk.next() else {
+        panic!("no answer")
+    };
+    let ok: CopyOutOk = parse_json(&body).unwrap();
+    assert!(ok.name == "d" && ok.is_dir);
+    let mut back = Vec::new();
+    loop {
+        match talk.next() {
+            Got::Stdout(bytes) => back.extend(bytes),
+            Got::Eof => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    bed.same_tree(&back, "d");
+
+    let stat: FileStat = bed.ask(
+        Kind::Stat,
+        &Stat {
+            path: "/srv/new/d/l".to_owned(),
+            follow: false,
+        },
+    );
+    assert_eq!(stat.link_target.as_deref(), Some("f"));
+    let list: ListOk = bed.ask(
+        Kind::List,
+        &List {
+            path: "/srv/new/d".to_owned(),
+            limit: 2,
+        },
+    );
+    assert!(list.entries.len() == 2 && list.truncated);
+
+    let metrics: Metrics = bed.ask(Kind::Metrics, &Empty {});
+    assert!(
+        metrics.memory.total > 100 << 20 && metrics.processes > 1,
+        "{metrics:?}"
+    );
+    assert_eq!(metrics.disks[0].mount, "/");
+
+    assert_eq!(
+        bed.shell("mkdir /www && echo page > /www/index.html && httpd -p 8080 -h /www && echo up"),
+        "up\n"
+    );
+    let mut talk = bed.open(Kind::Proxy, &Proxy::Port { port: 8080 });
+    assert!(matches!(talk.next(), Got::Ok(_)));
+    talk.send(&Frame::Stdin(b"GET /index.html HTTP/1.0\r\n\r\n"));
+    talk.send(&Frame::Eof);
+    let mut answer = Vec::new();
+    loop {
+        match talk.next() {
+            Got::Stdout(bytes) => answer.extend(bytes),
+            Got::Eof => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answer.ends_with(b"page\n"));
+    let mut talk = bed.open(Kind::Proxy, &Proxy::Port { port: 1 });
+    assert!(matches!(talk.next(), Got::Error(body) if body.contains("connection_refused")));
+
+    let _: Empty = bed.ask(
+        Kind::Identity,
+        &Identity {
+            hostname: "other".to_owned(),
+            machine_id: "f".repeat(32),
+            entropy: "00".repeat(32),
+            time_ns: 2_000_000_000_000_000_000,
+            network: None,
+        },
+    );
+    assert_eq!(
+        bed.shell(
+            "hostname; cat /etc/hostname /etc/machine-id; grep -c other /etc/hosts; date -u +%Y"
+        ),
+        format!("other\nother\n{}\n1\n2033\n", "f".repeat(32))
+    );
+}
+
+#[test]
+fn hostile_hosts_cost_their_connection_and_nothing_else() {
+    let Some(mut bed) = Bed::boot(Setup::default()) else {
+        return;
+    };
+    ready(&mut bed);
+
+    let mut answers = Vec::new();
+    for bytes in [
+        // Unknown type; longer than allowed; no magic; bad JSON; a frame that does not open.
+        vec![0, 0, 0, 0, 0x99],
+        vec![0xff, 0xff, 0xff, 0xff, 0x10],
+        b"\x0a\0\0\0\x01XXXX\x01\0\x02\0{}".to_vec(),
+        b"\x09\0\0\0\x01KSTR\x01\0\x02\0{".to_vec(),
+        vec![0, 0, 0, 0, 0x13],
+        open(7, 2, b"{}"),
+        open(1, 99, b"{}"),
+        open(1, 1, b"{}"),
+        open(1, 2, b"{}"),
+        open(1, 6, br#"{"path":"relative"}"#),
+    ] {
+        let mut talk = bed.dial();
+        talk.raw(&bytes);
+        match talk.next() {
+            Got::Error(body) => {
+                let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+                answers.push(body["code"].as_str().unwrap().to_owned());
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(talk.next(), Got::Closed));
+    }
+    assert_eq!(
+        answers,
+        [
+            "frame_type_unknown",
+            "frame_too_long",
+            "frame_magic_invalid",
+            "frame_json_invalid",
+            "frame_unexpected",
+            "generation_unknown",
+            "kind_unknown",
+            "kind_unknown",
+            "body_invalid",
+            "body_invalid",
+        ]
+    );
+
+    // A guest's own user over the loopback, if its kernel has one, is not the host: nothing answers.
+    let silent: Vec<Talk> = (0..256).map(|_| bed.dial()).collect();
+    let mut refused = bed.dial();
+    assert!(matches!(refused.next(), Got::Error(body) if body.contains("busy")));
+    drop(silent);
+    bed.wait_for_shell_retrying("echo alive", "alive\n");
+
+    let resident: u64 = bed
+        .shell("awk '/VmRSS/{print $2}' /proc/1/status")
+        .trim()
+        .parse()
+        .unwrap();
+    eprintln!("{resident} KiB resident after 257 connections");
+}
+
+fn open(generation: u16, kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let frame = Frame::Open {
+        generation,
+        kind,
+        body,
+    };
+    encode(&frame, &mut bytes).unwrap();
+    bytes
 }

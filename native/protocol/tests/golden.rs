@@ -1,5 +1,8 @@
 //! The golden vectors, which the TypeScript codec reads as well: what both sides agree on, byte for byte.
-#![allow(clippy::unwrap_used, reason = "a test that cannot read its vectors has failed")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its vectors has failed"
+)]
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,9 @@
 //! A fuzz run that needs no nightly compiler: the corpus of golden vectors, mutated with a fixed seed. The same decoder is
 //! fuzzed without end by `fuzz/` where cargo-fuzz is at hand.
-#![allow(clippy::unwrap_used, reason = "a test that cannot read its vectors has failed")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its vectors has failed"
+)]
 
 use aerie_protocol::message::{Configuration, Event, Exec, ListOk, Proxy, Request, SessionAnswer};
 use aerie_protocol::{Decoder, Frame, encode, parse_json};

@@ -1,6 +1,9 @@
 //! Properties of the codec: what is encoded comes back whatever the portions, and no input makes the decoder panic or keep
 //! more than it was given.
-#![allow(clippy::unwrap_used, reason = "a test that cannot read its vectors has failed")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its vectors has failed"
+)]
 
 use aerie_protocol::{Decoder, Frame, LogStream, encode};
 use proptest::collection::vec;

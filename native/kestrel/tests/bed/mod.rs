@@ -3,7 +3,9 @@
 use std::env;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +17,7 @@ use aerie_protocol::message::{
 };
 use aerie_protocol::{Decoder, Frame, GENERATION, Kind, encode, parse_json};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 const TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -23,7 +26,9 @@ pub struct Setup {
     pub workload: Option<Workload>,
     pub overlay_bytes: Option<u64>,
     pub memory_mib: u32,
-    pub log_bytes: u64,
+    pub grace_ms: u64,
+    /// Say in the configuration that there is an overlay disk where there is none.
+    pub promise_overlay: bool,
 }
 
 impl Default for Setup {
@@ -32,7 +37,8 @@ impl Default for Setup {
             workload: None,
             overlay_bytes: Some(1 << 30),
             memory_mib: 256,
-            log_bytes: 1 << 20,
+            grace_ms: 5000,
+            promise_overlay: false,
         }
     }
 }
@@ -49,11 +55,7 @@ pub enum Got {
     Event(Event),
     Reply(Reply),
     Window(u32),
-    Log {
-        stream: u8,
-        offset: u64,
-        data: Vec<u8>,
-    },
+    Log { stream: u8, data: Vec<u8> },
     Open(SessionOpen),
     Closed,
 }
@@ -101,6 +103,59 @@ impl Talk {
     }
 }
 
+impl Talk {
+    /// Sends input under the window, to its end, and reads everything until `exit`.
+    pub fn feed(&mut self, input: &[u8]) -> Done {
+        let mut window = aerie_protocol::STDIN_WINDOW_BYTES as usize;
+        let (mut rest, mut ended) = (input, false);
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            while window > 0 && !rest.is_empty() {
+                let (part, after) = rest.split_at(rest.len().min(window).min(30_000));
+                self.send(&Frame::Stdin(part));
+                window -= part.len();
+                rest = after;
+            }
+            if rest.is_empty() && !ended {
+                ended = true;
+                self.send(&Frame::Eof);
+            }
+            match self.next() {
+                Got::Stdout(bytes) => stdout.extend(bytes),
+                Got::Stderr(bytes) => stderr.extend(bytes),
+                Got::Window(bytes) => window += bytes as usize,
+                Got::Exit(exit) => {
+                    return Done {
+                        stdout,
+                        stderr,
+                        exit,
+                    };
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Reads output until it ends like this.
+    pub fn until(&mut self, end: &str) {
+        let mut seen = Vec::new();
+        while !seen.ends_with(end.as_bytes()) {
+            match self.next() {
+                Got::Stdout(bytes) => seen.extend(bytes),
+                Got::Window(_) => {}
+                other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&seen)),
+            }
+        }
+    }
+
+    pub fn log(&mut self) -> (u8, String) {
+        match self.next() {
+            Got::Log { stream, data } => (stream, String::from_utf8(data).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 fn own(frame: &Frame<'_>) -> Got {
     match frame {
         Frame::Ok(body) => Got::Ok(body.to_vec()),
@@ -112,14 +167,8 @@ fn own(frame: &Frame<'_>) -> Got {
         Frame::Event(body) => Got::Event(parse_json(body).unwrap()),
         Frame::Reply(body) => Got::Reply(parse_json(body).unwrap()),
         Frame::Window(bytes) => Got::Window(*bytes),
-        Frame::Log {
-            stream,
-            offset,
-            data,
-            ..
-        } => Got::Log {
+        Frame::Log { stream, data, .. } => Got::Log {
             stream: stream.byte(),
-            offset: *offset,
             data: data.to_vec(),
         },
         Frame::Open { body, .. } => Got::Open(parse_json(body).unwrap()),
@@ -173,7 +222,7 @@ impl Bed {
         let kernel = tool("AERIE_TEST_KERNEL")?;
         let modules = tool("AERIE_TEST_MODULES")?;
         let kestrel = tool("AERIE_TEST_KESTREL")?;
-        let backend = tool("AERIE_TEST_VSOCK")?;
+        let wing = tool("AERIE_TEST_WING")?;
         static NEXT: AtomicU32 = AtomicU32::new(3);
         let cid = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() % 10_000 * 16;
         let folder = env::temp_dir().join(format!("kb{cid}"));
@@ -183,20 +232,8 @@ impl Bed {
         disks(&folder, setup.overlay_bytes);
         let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
         let listener = UnixListener::bind(at("v_1024")).unwrap();
-        let vsock = Command::new(backend)
-            .args([
-                "--guest-cid",
-                &cid.to_string(),
-                "--socket",
-                &at("vhost"),
-                "--uds-path",
-                &at("v"),
-            ])
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(at("vsock.log")).unwrap())
-            .spawn()
-            .unwrap();
-        wait_for(&folder.join("vhost"));
+        let vhost = UnixListener::bind(at("vhost")).unwrap();
+        let hosts = UnixListener::bind(at("v")).unwrap();
         let memory = setup.memory_mib;
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
@@ -252,6 +289,9 @@ impl Bed {
             .stderr(fs::File::create(at("qemu.log")).unwrap())
             .spawn()
             .unwrap();
+        // QEMU's end of the socket is connected to ours; the backend is given the accepted one and the host's listener.
+        let (frontend, _) = vhost.accept().unwrap();
+        let vsock = backend(&wing, cid, &folder, frontend.into(), hosts.into());
         let mut bed = Self {
             folder,
             qemu,
@@ -301,7 +341,10 @@ impl Bed {
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             root: Root {
                 mode: RootMode::Overlay,
-                overlay_size_bytes: setup.overlay_bytes,
+                overlay_size_bytes: match setup.promise_overlay {
+                    true => Some(1 << 30),
+                    false => setup.overlay_bytes,
+                },
             },
             volumes: vec![],
             network: Network {
@@ -309,8 +352,8 @@ impl Bed {
             },
             files: vec![],
             workload: setup.workload,
-            grace_ms: 5000,
-            log_bytes: setup.log_bytes,
+            grace_ms: setup.grace_ms,
+            log_bytes: 1 << 20,
         };
         talk.send(&Frame::Ok(&json(&configuration)));
         self.session = Some(talk);
@@ -410,6 +453,73 @@ impl Bed {
         String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
     }
 
+    /// A conversation of one question.
+    pub fn ask<T: DeserializeOwned>(&self, kind: Kind, body: &impl Serialize) -> T {
+        match self.open(kind, body).next() {
+            Got::Ok(body) => parse_json(&body).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs a script until it says what is expected.
+    pub fn wait_for_shell(&self, script: &str, expected: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let said = self.shell(script);
+            if said == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{said}");
+        }
+    }
+
+    /// As [`wait_for_shell`], for a guest that may be busy yet.
+    pub fn wait_for_shell_retrying(&self, script: &str, expected: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut talk = self.open(
+                Kind::Exec,
+                &Exec {
+                    argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+                    ..exec_default()
+                },
+            );
+            match talk.next() {
+                Got::Ok(_) => {
+                    assert_eq!(finish(&mut talk).stdout, expected.as_bytes());
+                    return;
+                }
+                refused => assert!(Instant::now() < deadline, "{refused:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A tar archive of what a script makes in an empty folder.
+    pub fn tar(&self, script: &str) -> Vec<u8> {
+        let tree = self.folder.join("copy");
+        fs::create_dir_all(&tree).unwrap();
+        shell(&format!("cd {} && {script}", tree.display()));
+        let tarred = Command::new("tar")
+            .args(["-C", &tree.to_string_lossy(), "-c", "."])
+            .output()
+            .unwrap();
+        assert!(tarred.status.success());
+        tarred.stdout
+    }
+
+    /// Asserts that an archive holds what [`tar`] made.
+    pub fn same_tree(&self, archive: &[u8], name: &str) {
+        let back = self.folder.join("back");
+        fs::create_dir_all(&back).unwrap();
+        fs::write(self.folder.join("back.tar"), archive).unwrap();
+        shell(&format!(
+            "tar -C {0} -xpf {1}/back.tar && diff -r {0}/{name} {1}/copy/{name} && test {0}/{name}/f -ef {0}/{name}/g",
+            back.display(),
+            self.folder.display()
+        ));
+    }
+
     pub fn serial(&self) -> String {
         fs::read_to_string(self.folder.join("serial.log")).unwrap_or_default()
     }
@@ -458,6 +568,32 @@ impl Drop for Bed {
     }
 }
 
+fn backend(wing: &Path, cid: u32, folder: &Path, frontend: OwnedFd, hosts: OwnedFd) -> Child {
+    let (frontend, hosts) = (frontend.as_raw_fd(), hosts.as_raw_fd());
+    let mut command = Command::new("sh");
+    // The shell moves the two descriptors, which it inherits, to the numbers that wing wants.
+    let script = format!(
+        "exec {} vsock --cid {cid} --vhost-fd 3 --listen-fd 4 --connect-prefix {}/v 3<&{frontend} 4<&{hosts}",
+        wing.display(),
+        folder.display()
+    );
+    command
+        .args(["-c", &script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(folder.join("vsock.log")).unwrap());
+    // SAFETY: between fork and exec, fcntl only.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in [frontend, hosts] {
+                libc::fcntl(fd, libc::F_SETFD, 0);
+            }
+            Ok(())
+        });
+    }
+    command.spawn().unwrap()
+}
+
 /// Everything until `exit`.
 pub fn finish(talk: &mut Talk) -> Done {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -480,14 +616,6 @@ pub fn finish(talk: &mut Talk) -> Done {
 
 pub fn json<T: Serialize>(body: &T) -> Vec<u8> {
     serde_json::to_vec(body).unwrap()
-}
-
-fn wait_for(path: &Path) {
-    let deadline = Instant::now() + TIMEOUT;
-    while !path.exists() {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Loaded in this order; a kernel that has one built in has no file of it.
@@ -536,7 +664,7 @@ fn disks(folder: &Path, overlay: Option<u64>) {
     let base = folder.join("base");
     shell(&format!(
         "mkdir -p {0}/bin {0}/etc {0}/root {0}/var && cp $(which busybox) {0}/bin/busybox && \
-         for a in $({0}/bin/busybox --list); do ln -s busybox {0}/bin/$a; done; \
+         for a in $({0}/bin/busybox --list); do ln -sf busybox {0}/bin/$a; done; rm {0}/bin/busybox; cp $(which busybox) {0}/bin/busybox; \
          printf 'root:x:0:0:root:/root:/bin/sh\\nweb:x:33:33::/var/www:/bin/sh\\n' > {0}/etc/passwd; \
          printf 'root:x:0:\\nweb:x:33:\\nadm:x:4:web\\n' > {0}/etc/group; \
          mkfs.erofs {1}/root.erofs {0} >/dev/null",

@@ -1,0 +1,251 @@
+//! proxy: bytes between the host and a server inside the guest, each direction ended by itself.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use aerie_protocol::message::{Empty, ErrorBody, Proxy, code};
+use aerie_protocol::{Frame, kind_byte};
+
+use crate::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
+use crate::sys::{NO_FD, is_ready, poll, poll_entry, set_nonblocking, write_now};
+
+/// A server on the loopback answers at once or its queue is full.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// What of the host's data waits for the server before the host is no longer read.
+const WAITING_BYTES: usize = 64 * 1024;
+
+/// Serves a proxy conversation whose `open` had this body.
+pub fn serve(mut conn: Conn, body: &Proxy) {
+    let server = match connect(body) {
+        Ok(server) => server,
+        Err(error) => {
+            let body = ErrorBody::new(error_code(&error), format!("cannot connect: {error}"));
+            return conn.fail(&body);
+        }
+    };
+    let done = conn
+        .output
+        .queue_json(kind_byte::OK, &Empty {})
+        .map_err(Broken::Host)
+        .and_then(|()| carry(&mut conn, server));
+    match done {
+        Err(Broken::Server(error)) => {
+            conn.fail(&ErrorBody::new(code::CONNECTION_LOST, error.to_string()));
+        }
+        Err(Broken::Host(error)) => conn.end(Err(error)),
+        Ok(()) => conn.finish(),
+    }
+}
+
+fn error_code(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => code::CONNECTION_REFUSED,
+        io::ErrorKind::PermissionDenied => code::PERMISSION_DENIED,
+        _ => code::CONNECTION_LOST,
+    }
+}
+
+fn connect(target: &Proxy) -> io::Result<OwnedFd> {
+    let server: OwnedFd = match target {
+        Proxy::Unix { unix } => UnixStream::connect(unix)?.into(),
+        Proxy::Port { port } => {
+            let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+            let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
+            let stream = std::net::TcpStream::connect_timeout(&v4, CONNECT).or_else(|refused| {
+                // The first answer is the one to show: a guest without IPv6 would say something misleading.
+                std::net::TcpStream::connect_timeout(&v6, CONNECT).map_err(|_| refused)
+            })?;
+            // Small answers must not wait for each other: nobody but us knows what the bytes mean.
+            let _ = stream.set_nodelay(true);
+            stream.into()
+        }
+    };
+    set_nonblocking(server.as_fd(), true)?;
+    Ok(server)
+}
+
+#[derive(Debug)]
+enum Broken {
+    Host(ConnError),
+    Server(io::Error),
+}
+
+impl From<ConnError> for Broken {
+    fn from(error: ConnError) -> Self {
+        Self::Host(error)
+    }
+}
+
+fn carry(conn: &mut Conn, server: OwnedFd) -> Result<(), Broken> {
+    let mut waiting: Vec<u8> = Vec::new();
+    let (mut host_ended, mut shut, mut server_ended) = (false, false, false);
+    loop {
+        if host_ended && waiting.is_empty() && !shut {
+            shut = true;
+            // SAFETY: shutdown touches no memory. A server that is gone already needs none.
+            unsafe { libc::shutdown(server.as_raw_fd(), libc::SHUT_WR) };
+        }
+        conn.flush_now()?;
+        if shut && server_ended && conn.output.is_flushed() {
+            return Ok(());
+        }
+        let read_host = waiting.len() < WAITING_BYTES;
+        let read_server = !server_ended && conn.output.is_flushed();
+        let write_server = !waiting.is_empty();
+        let mut wanted = 0;
+        if read_server {
+            wanted |= libc::POLLIN;
+        }
+        if write_server {
+            wanted |= libc::POLLOUT;
+        }
+        let target = if wanted == 0 {
+            NO_FD
+        } else {
+            server.as_raw_fd()
+        };
+        let mut entries = [conn.interest(read_host), poll_entry(target, wanted)];
+        poll(&mut entries, None).map_err(ConnError::Io)?;
+        let [host, there] = entries;
+        if read_host && host.revents & !libc::POLLOUT != 0 || host.revents & libc::POLLHUP != 0 {
+            conn.fill()?;
+            host_ended |= take_frames(conn, &mut waiting, host_ended)?;
+        }
+        if write_server
+            && is_ready(&there)
+            && let Some(count) = write_now(server.as_fd(), &waiting).map_err(Broken::Server)?
+        {
+            waiting.drain(..count);
+        }
+        if read_server && is_ready(&there) {
+            let read = conn
+                .output
+                .queue_read(kind_byte::STDOUT, server.as_fd(), CHUNK_BYTES)
+                .map_err(Broken::Server)?;
+            if read == Some(0) {
+                server_ended = true;
+                conn.output.queue(&Frame::Eof)?;
+            }
+        }
+    }
+}
+
+/// Takes data; `true` when the host said its end.
+fn take_frames(conn: &mut Conn, waiting: &mut Vec<u8>, ended: bool) -> Result<bool, ConnError> {
+    let mut ended = ended;
+    while let Some(frame) = conn.decoder.next_frame()? {
+        match frame {
+            Frame::Stdin(bytes) if !ended => waiting.extend_from_slice(bytes),
+            Frame::Eof if !ended => ended = true,
+            other => return Err(ConnError::Unexpected(frame_name(&other))),
+        }
+    }
+    conn.decoder.shrink();
+    Ok(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::test_folder::TestFolder;
+
+    fn open(target: Proxy) -> Conn {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || serve(Conn::new(ours.into()).unwrap(), &target));
+        Conn::new(theirs.into()).unwrap()
+    }
+
+    /// Reads to `eof` or `error`, whose code it returns.
+    fn rest(host: &mut Conn) -> (Vec<u8>, Option<String>) {
+        let mut all = Vec::new();
+        loop {
+            let part = host
+                .receive(None, |frame| {
+                    Ok(match frame {
+                        Frame::Stdout(bytes) => Ok(bytes.to_vec()),
+                        Frame::Ok(_) => Ok(vec![]),
+                        Frame::Eof => Err(None),
+                        Frame::Error(body) => {
+                            let body: ErrorBody = serde_json::from_slice(body).unwrap();
+                            Err(Some(body.code))
+                        }
+                        other => panic!("{other:?}"),
+                    })
+                })
+                .unwrap();
+            match part {
+                Ok(bytes) => all.extend(bytes),
+                Err(code) => return (all, code),
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_answers_after_the_end_of_the_request_is_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            stream.read_to_end(&mut request).unwrap();
+            let answer = request.repeat(3);
+            stream.write_all(&answer).unwrap();
+            request.len()
+        });
+        let mut host = open(Proxy::Port { port });
+        let sent = vec![42; 300_000];
+
+        for part in sent.chunks(50_000) {
+            host.output.queue(&Frame::Stdin(part)).unwrap();
+        }
+        host.output.queue(&Frame::Eof).unwrap();
+        host.flush(None).unwrap();
+        let (answer, error) = rest(&mut host);
+
+        assert_eq!((answer.len(), error), (900_000, None));
+        assert_eq!(server.join().unwrap(), 300_000);
+    }
+
+    #[test]
+    fn a_server_that_ends_first_still_gets_the_rest_of_the_request() {
+        let folder = TestFolder::new();
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"bye").unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).unwrap();
+            rest
+        });
+        let unix = path.to_str().unwrap().to_owned();
+        let mut host = open(Proxy::Unix { unix });
+
+        assert_eq!(rest(&mut host), (b"bye".to_vec(), None));
+        host.output.queue(&Frame::Stdin(b"late")).unwrap();
+        host.output.queue(&Frame::Eof).unwrap();
+        host.flush(None).unwrap();
+
+        assert_eq!(server.join().unwrap(), b"late");
+    }
+
+    #[test]
+    fn nobody_there_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+
+        let refused = Some(code::CONNECTION_REFUSED.to_owned());
+        assert_eq!(rest(&mut open(Proxy::Port { port })).1, refused);
+        let unix = "/no-such-place/socket".to_owned();
+        assert_eq!(rest(&mut open(Proxy::Unix { unix })).1, refused);
+    }
+}
