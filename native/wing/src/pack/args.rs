@@ -64,10 +64,10 @@ impl Args {
             .transpose()
     }
 
-    /// The limits, or their defaults: 16 GiB and two million entries.
-    pub fn limits(&mut self) -> Result<Limits> {
+    /// The limits, or their defaults: `gib` GiB and two million entries.
+    pub fn limits(&mut self, gib: u64) -> Result<Limits> {
         Ok(Limits {
-            bytes_max: self.number("max-bytes")?.unwrap_or(16 << 30),
+            bytes_max: self.number("max-bytes")?.unwrap_or(gib << 30),
             entries_max: self.number("max-entries")?.unwrap_or(2_000_000),
         })
     }
@@ -129,7 +129,7 @@ mod tests {
     fn flags_are_read_in_both_spellings() {
         let mut args = args(&["--max-bytes", "7", "--max-entries=9"]).unwrap();
 
-        let limits = args.limits().unwrap();
+        let limits = args.limits(1).unwrap();
 
         assert_eq!((limits.bytes_max, limits.entries_max), (7, 9));
         args.finish().unwrap();
@@ -140,7 +140,7 @@ mod tests {
         for words in [&["x"][..], &["--a"], &["--a", "1", "--a", "2"]] {
             assert_eq!(args(words).unwrap_err().code().as_str(), "usage");
         }
-        assert!(args(&["--max-bytes", "-1"]).unwrap().limits().is_err());
+        assert!(args(&["--max-bytes", "-1"]).unwrap().limits(1).is_err());
         assert!(args(&["--out-fd", "1"]).unwrap().file("out-fd").is_err());
         assert!(args(&["--out-fd", "999"]).unwrap().file("out-fd").is_err());
         assert!(args(&["--other", "1"]).unwrap().finish().is_err());

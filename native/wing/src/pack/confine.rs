@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::error::{Error, Result};
 
 /// Address space, bytes: names and attributes 900 MiB at most, their index, tails 256 MiB, a decoder's window 128 MiB.
-const ADDRESS_SPACE_MAX: u64 = 3 << 30;
+const ADDRESS_SPACE_MAX: u64 = 2 << 30;
 
 /// What the kernel offers for confinement.
 #[derive(Debug, Serialize)]

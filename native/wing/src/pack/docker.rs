@@ -102,6 +102,7 @@ pub fn add(
             if scratch.is_none() {
                 scratch = Some(Scratch::new(
                     scratch_file.take().ok_or(Error::ScratchRequired)?,
+                    limits.bytes_max,
                 )?);
             }
             if let Some(scratch) = &mut scratch {

@@ -255,7 +255,7 @@ impl Found {
         if self
             .stored
             .get(&name)
-            .is_some_and(|known| (rank(&known.path), &*known.path) <= (rank(path), path))
+            .is_some_and(|known| (rank(&known.path), &*known.path) < (rank(path), path))
         {
             return Ok(());
         }

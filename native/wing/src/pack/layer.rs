@@ -24,6 +24,7 @@ pub fn add(rootfs: &mut Rootfs, archive: &mut Archive<impl Read>) -> Result<()> 
     let mut own = Own {
         first: rootfs.tree.next_id(),
         touched: HashSet::new(),
+        pruned: HashSet::new(),
     };
     while let Some(entry) = archive.next_entry()? {
         let path = rootfs.admit(&entry)?;
@@ -60,6 +61,8 @@ struct Own {
     first: NodeId,
     /// Nodes of lower layers that this one names again.
     touched: HashSet<NodeId>,
+    /// Folders in which nothing of lower layers is left: a whiteout may come a million times.
+    pruned: HashSet<NodeId>,
 }
 
 impl Own {
@@ -71,15 +74,25 @@ impl Own {
         input: &mut impl Read,
     ) -> Result<()> {
         rootfs.add(entry, path, input)?;
+        let tree = &rootfs.tree;
         if matches!(entry.kind, Kind::Directory | Kind::HardLink) {
             self.touched
-                .extend(rootfs.tree.find(path).filter(|&id| id < self.first));
+                .extend(tree.find(path).filter(|&id| id < self.first));
+        }
+        // A layer need not name the folders above what it brings.
+        let mut folder = split(path).and_then(|(folder, _)| tree.find_directory(folder));
+        while let Some(id) = folder {
+            let above = tree.parent(id);
+            folder = (id < self.first && self.touched.insert(id) && above != id).then_some(above);
         }
         Ok(())
     }
 
     /// Hides what lower layers have below `folder`.
-    fn prune(&self, rootfs: &mut Rootfs, folder: NodeId) {
+    fn prune(&mut self, rootfs: &mut Rootfs, folder: NodeId) {
+        if !self.pruned.insert(folder) {
+            return;
+        }
         let names: Vec<Box<[u8]>> = rootfs
             .tree
             .entries(folder)
@@ -90,7 +103,7 @@ impl Own {
         }
     }
 
-    fn hide(&self, rootfs: &mut Rootfs, folder: NodeId, name: &[u8]) {
+    fn hide(&mut self, rootfs: &mut Rootfs, folder: NodeId, name: &[u8]) {
         match rootfs.tree.child(folder, name) {
             Some(id) if id >= self.first => {}
             Some(id) if self.touched.contains(&id) => self.prune(rootfs, id),

@@ -37,6 +37,11 @@ use error::{Code, Error, Result};
 /// Exit code of every failure but a wrong command line, which has 2.
 const FAILED: u8 = 1;
 
+/// Bounds where the command line gives none, GiB: an image; a kernel with all modules of a distribution and their
+/// debug data.
+const IMAGE_GIB: u64 = 16;
+const KERNEL_GIB: u64 = 4;
+
 /// Runs one command; `argv` is what stands behind `wing pack`.
 pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
@@ -72,13 +77,13 @@ fn run(command: &str, argv: impl Iterator<Item = OsString>) -> Result<()> {
         "image" => {
             let out = args.file("out-fd")?;
             let scratch = args.file_if_given("scratch-fd")?;
-            let limits = args.limits()?;
+            let limits = args.limits(IMAGE_GIB)?;
             confined(args, || image::run(out, scratch, limits))
         }
         "kernel" => {
             let out = args.file("out-fd")?;
             let modules = args.file("modules-fd")?;
-            let limits = args.limits()?;
+            let limits = args.limits(KERNEL_GIB)?;
             confined(args, || kernel::run(out, modules, limits))
         }
         "vmlinux" => {

@@ -16,6 +16,10 @@ use super::{
 /// What is left out is listed up to here; then it is only counted.
 const SKIPPED_MAX: usize = 100;
 
+/// Names looked at in lookups, for each entry that may come. Trees ten folders deep need ten or twenty; symlinks that
+/// lead through thousands of names each could ask for hours.
+const STEPS_PER_ENTRY: u64 = 32;
+
 /// Something that the image does not hold, and why.
 #[derive(Debug, Serialize)]
 pub struct Skipped {
@@ -68,29 +72,29 @@ impl Rootfs {
     /// # Errors
     /// `archive_too_large`, `entry_escapes`, `entry_path_invalid`.
     pub fn admit(&mut self, entry: &Entry) -> Result<Vec<u8>> {
-        let Limits {
-            bytes_max,
-            entries_max,
-        } = self.limits;
         self.entries += 1;
-        if self.entries > entries_max {
+        let limit = self.limits.entries_max;
+        if self.entries > limit {
             return Err(Error::TooLarge {
                 what: "entries",
-                limit: entries_max,
+                limit,
             });
         }
-        self.bytes = self.bytes.saturating_add(entry.size);
-        if self.bytes > bytes_max {
+        if self.tree.steps() > limit.saturating_mul(STEPS_PER_ENTRY) {
             return Err(Error::TooLarge {
-                what: "bytes",
-                limit: bytes_max,
+                what: "names to look up",
+                limit: limit.saturating_mul(STEPS_PER_ENTRY),
             });
         }
         normalize(&entry.path)
     }
 
     /// Adds one admitted entry, its contents from `input`.
+    ///
+    /// # Errors
+    /// `archive_too_large` when the image would become larger than allowed; those of [`Tree`] and of storing.
     pub fn add(&mut self, entry: &Entry, path: &[u8], input: &mut impl Read) -> Result<()> {
+        self.charge(entry)?;
         let invalid = |reason| Error::Path {
             path: show(&entry.path),
             reason,
@@ -142,6 +146,28 @@ impl Rootfs {
         erofs::finish(&self.tree, &mut self.data)
     }
 
+    /// Counts what an entry takes in the image: contents in whole blocks, since a small file may need one, and names
+    /// and attributes, which an archive can give to all its entries at once.
+    fn charge(&mut self, entry: &Entry) -> Result<()> {
+        let attributes = entry
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        let names = attributes.sum::<usize>() + entry.link.len();
+        self.bytes = (entry.size.checked_next_multiple_of(4096))
+            .and_then(|contents| contents.checked_add(names as u64))
+            .and_then(|bytes| bytes.checked_add(self.bytes))
+            .unwrap_or(u64::MAX);
+        let limit = self.limits.bytes_max;
+        if self.bytes > limit {
+            return Err(Error::TooLarge {
+                what: "bytes",
+                limit,
+            });
+        }
+        Ok(())
+    }
+
     /// Notes that something is left out.
     pub fn skip(&mut self, path: &[u8], reason: String) {
         self.skipped_count += 1;
@@ -176,7 +202,12 @@ impl Rootfs {
             }
         }
         Ok(Attributes {
-            mode: entry.mode,
+            // Linux gives symlinks no other mode; tar(1) stores what it is told.
+            mode: if entry.kind == Kind::Symlink {
+                0o777
+            } else {
+                entry.mode
+            },
             uid: entry.uid,
             gid: entry.gid,
             mtime: entry.mtime,

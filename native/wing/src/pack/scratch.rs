@@ -31,6 +31,7 @@ struct Member {
 #[derive(Debug)]
 pub struct Scratch {
     file: File,
+    bytes_max: u64,
     end: u64,
     members: Vec<Member>,
     index: BTreeMap<Vec<u8>, usize>,
@@ -38,10 +39,11 @@ pub struct Scratch {
 
 impl Scratch {
     /// Begins in `file`, whose old contents go away.
-    pub fn new(file: File) -> Result<Self> {
+    pub fn new(file: File, bytes_max: u64) -> Result<Self> {
         file.set_len(0).map_err(failed)?;
         Ok(Self {
             file,
+            bytes_max,
             end: 0,
             members: Vec::new(),
             index: BTreeMap::new(),
@@ -51,6 +53,12 @@ impl Scratch {
     /// Puts `entry` with the contents in `input` aside as `path` (clean).
     pub fn store(&mut self, entry: Entry, path: Vec<u8>, input: &mut impl Read) -> Result<()> {
         let offset = self.end;
+        if entry.size > self.bytes_max.saturating_sub(offset) {
+            return Err(Error::TooLarge {
+                what: "bytes",
+                limit: self.bytes_max,
+            });
+        }
         if entry.size > 0 {
             let mut buffer = vec![0; 1 << 20];
             loop {

@@ -2,7 +2,10 @@
 //! It obeys the rules of an extraction inside a root: symlinks on the way to an entry are followed but never out,
 //! folders that the archive left out are made, and what comes later replaces what came before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+};
 
 use super::{
     error::{Error, Result, show},
@@ -88,6 +91,7 @@ pub struct Tree {
     xattr_index: HashMap<XattrSet, u32>,
     freed: Vec<Contents>,
     memory: u64,
+    steps: Cell<u64>,
 }
 
 impl Tree {
@@ -100,6 +104,7 @@ impl Tree {
             xattr_index: HashMap::from([(Vec::new(), 0)]),
             freed: Vec::new(),
             memory: 0,
+            steps: Cell::new(0),
         };
         tree.nodes.push(Node {
             attributes: Attributes {
@@ -234,6 +239,11 @@ impl Tree {
         Ok(())
     }
 
+    /// Names looked at in all lookups so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.get()
+    }
+
     /// The node that the next new entry will be; those made later have greater numbers.
     pub fn next_id(&self) -> NodeId {
         u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
@@ -260,6 +270,7 @@ impl Tree {
             start
         };
         for component in components(path) {
+            self.steps.set(self.steps.get() + 1);
             if component == b".." {
                 here = self.parent(here);
                 continue;
@@ -298,6 +309,7 @@ impl Tree {
             start
         };
         for component in components(way) {
+            self.steps.set(self.steps.get() + 1);
             if component == b".." {
                 here = self.parent(here);
                 continue;
