@@ -1,4 +1,4 @@
-import { CHANNEL, STDIN_WINDOW, type AttachStart, type ExecControl, type ExecStart } from '../contract/vm.ts'
+import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/vm.ts'
 import { deferred } from '../lib/wait.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'
@@ -39,7 +39,7 @@ export const openExec = async (endpoint: Endpoint, target: string, start: ExecSt
   const said = sayEndpoint(endpoint)
   const socket = await openSocket(endpoint, target)
   await socket.send(JSON.stringify(start))
-  let credit = STDIN_WINDOW, over = false
+  let credit = 0, over = false
   let more = deferred<void>()
 
   const control = (message: ExecControl) => socket.send(frame(CHANNEL.control, Buffer.from(JSON.stringify(message))))

@@ -15,9 +15,11 @@ export const COMMON_FAULTS = ['request_invalid', 'route_not_found', 'token_missi
 
 type Of<S> = S extends TSchema ? Static<S> : never
 type Part<O, K extends string> = O extends Readonly<Record<K, infer S>> ? Of<S> : undefined
-/** What a caller gives an operation: only the parts that it has. */
+type PartsOf<O> = Extract<'params' | 'query' | 'body', keyof O>
+/** What a caller gives an operation: only the parts that it has, and those that can be empty may be left out. */
 export type Input<Id extends OperationId> = (typeof operations)[Id] extends infer O
-  ? { readonly [K in 'params' | 'query' | 'body' as K extends keyof O ? K : never]: Part<O, K> } : never
+  ? { readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? never : K]: Part<O, K> }
+    & { readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? K : never]?: Part<O, K> } : never
 /** The JSON of the successful answer. */
 export type Output<Id extends OperationId> = (typeof operations)[Id]['response'] extends infer R ? Of<R[keyof R]> : never
 export type { Operation }

@@ -162,11 +162,10 @@ export type AttachStart = Static<typeof AttachStart>
 
 /**
  * Exec and attach on one WebSocket: the first message is text (`ExecStart` or `AttachStart`), every later one is binary, a channel
- * byte and the rest. `control` is JSON, `ExecControl`. A client may send `STDIN_WINDOW` bytes of stdin, and after that as many more as
- * `window` says, so that a signal is never stuck behind input that nobody reads.
+ * byte and the rest. `control` is JSON, `ExecControl`. A client sends as many bytes of stdin as the `window` messages add up to, the
+ * first of which comes with `started`: so a signal is never stuck behind input that nobody reads.
  */
 export const CHANNEL = { stdin: 0, stdout: 1, stderr: 2, control: 3 } as const
-export const STDIN_WINDOW = 262_144
 export type ExecControl =
   // from the server
   | { readonly type: 'started'; readonly pid: number | null; readonly tty: boolean }

@@ -1,8 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import { connect } from '../../src/client/client.ts'
 import { Fault } from '../../src/lib/fault.ts'
-import { STDIN_WINDOW } from '../../src/contract/vm.ts'
-import { FakeDaemon } from './daemon.ts'
+import { FakeDaemon, WINDOW } from './daemon.ts'
 
 const fails = async (promise: Promise<unknown>): Promise<Fault> => {
   const error = await promise.then(() => undefined, (reason: unknown) => reason)
@@ -171,7 +170,7 @@ describe('an exec', () => {
     await writing
 
     expect(all.out.equals(sent)).toBe(true)
-    expect(daemon.stdinPendingMax).toBeLessThanOrEqual(STDIN_WINDOW)
+    expect(daemon.stdinPendingMax).toBeLessThanOrEqual(WINDOW)
   })
 
   test('a command that does not read stops the writer, and still hears a signal', async () => {
@@ -188,7 +187,7 @@ describe('an exec', () => {
     await writing // what the command did not take is dropped with it
 
     expect(all.ended.signal).toBe(9)
-    expect(daemon.stdinPendingMax).toBeLessThanOrEqual(STDIN_WINDOW)
+    expect(daemon.stdinPendingMax).toBeLessThanOrEqual(WINDOW)
   })
 
   test('output that nobody reads stops the command, and none of it is lost', async () => {

@@ -9,6 +9,8 @@ interface Wire { readonly path: string; readonly query: URLSearchParams; session
 type Ws = Bun.ServerWebSocket<Wire>
 export type Answer = (request: Request, path: string) => Response | Promise<Response> | undefined
 
+export const WINDOW = 262_144
+
 const problem = (status: number, code: string, title: string, more: object = {}): Response =>
   Response.json({ type: `urn:${code}`, title, status, error: title, code, ...more }, { status, headers: { 'content-type': 'application/problem+json' } })
 
@@ -133,6 +135,7 @@ export class FakeDaemon implements AsyncDisposable {
       return
     }
     control({ type: 'started', pid: child.pid, tty: start.tty ?? false })
+    control({ type: 'window', bytes: WINDOW })
     const pump = async (channel: number, stream: AsyncIterable<Uint8Array>) => {
       for await (const bytes of stream) {
         if (ws.readyState !== 1) return
@@ -177,6 +180,7 @@ export class FakeDaemon implements AsyncDisposable {
       cols: start.cols ?? 80, rows: start.rows ?? 24,
       data: (_, bytes) => { ws.send(Buffer.concat([Buffer.of(CHANNEL.stdout), bytes])) } } })
     control({ type: 'started', pid: child.pid, tty: true })
+    control({ type: 'window', bytes: WINDOW })
     ws.data.closed = () => { child.kill('SIGHUP') }
     ws.data.session = (message) => {
       if (typeof message === 'string') return
