@@ -28,5 +28,6 @@ process.exit(await main(argv, process.env, {
   version: VERSION,
   serve: async (flags) => (await import('./daemon.ts')).serve(flags),
   settings: async () => (await import('./config.ts')).Settings.properties,
+  rawTerminal: async () => (await import('./linux/terminal.ts')).makeRaw(0),
   doctor: async () => (await import('./system/doctor.ts')).doctor(),
 }))

@@ -12,6 +12,8 @@ export interface Programs {
   readonly serve: (flags: Record<string, unknown>) => Promise<number>
   readonly settings: () => Promise<Readonly<Record<string, TSchema>>>
   readonly doctor: () => Promise<Doctor>
+  /** Every key and every byte as it is, ^C included, until the disposal; undefined where stdin is no terminal. */
+  readonly rawTerminal: () => Promise<Disposable | undefined>
 }
 
 /** Flags of every command. They may also stand before its name. */

@@ -1,8 +1,9 @@
 import { constants } from 'node:os'
 import type { Ended, Exec } from '../client/exec.ts'
 import { deferred } from '../lib/wait.ts'
+import type { Programs } from './command.ts'
 import { EXIT_INTERRUPTED, EXIT_PIPE } from './exit.ts'
-import { isTerminal, rawMode, stdin, terminalSize, writeAll } from './terminal.ts'
+import { isTerminal, stdin, terminalSize, writeAll } from './terminal.ts'
 
 /** How a command of the guest is joined to this terminal. */
 export interface Join {
@@ -13,6 +14,7 @@ export interface Join {
   readonly detachable: boolean
   /** Ends the stay after so long. */
   readonly timeoutMs?: number | undefined
+  readonly rawTerminal: Programs['rawTerminal']
 }
 
 export type Left =
@@ -53,7 +55,7 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
   const left = deferred<Left>()
   using raw = new DisposableStack()
   const reader = join.stdin ? stdin().getReader() : undefined
-  if (join.tty && join.stdin && isTerminal(0)) raw.use(rawMode())
+  if (join.tty && join.stdin && isTerminal(0)) raw.use(await join.rawTerminal())
 
   const counts = new Map<string, number>()
   const on = (name: NodeJS.Signals, act: () => void) => {

@@ -29,11 +29,5 @@ export const terminalSize = (): { readonly cols: number; readonly rows: number }
   return undefined
 }
 
-/** Every key goes to the reader as it is, ^C included, until the disposal. */
-export const rawMode = (): Disposable => {
-  process.stdin.setRawMode(true)
-  return { [Symbol.dispose]: () => { process.stdin.setRawMode(false) } }
-}
-
 /** What stdin says, until its end. Nothing is read ahead of what is asked for. */
 export const stdin = (): ReadableStream<Uint8Array> => Bun.stdin.stream()

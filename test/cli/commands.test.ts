@@ -236,6 +236,16 @@ describe('on a terminal', () => {
     expect(seen).toMatch(/^icanon\r\nover/m)
   })
 
+  test('a line feed of the guest is one line down and nothing else', async () => {
+    await using daemon = new FakeDaemon()
+    daemon.add({ name: 'a' })
+    using person = new Typist(['exec', 'a', '--', 'sh', '-c', 'stty -opost; printf "one\\ntwo|"'], { socket: daemon.socket })
+
+    await person.exited
+
+    expect(person.seen).toContain('one\ntwo|')
+  })
+
   test('-T gives the guest none, and an output that is no terminal neither', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })

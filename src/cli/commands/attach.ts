@@ -19,7 +19,7 @@ export default command({
     const join = { ...chooseJoin(flags), tty: vm.tty }
     const exec = await client.attach({ params: { name: vm.uid } },
       { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) })
-    const left = await stay(exec, { ...join, detachable: join.tty })
+    const left = await stay(exec, { ...join, detachable: join.tty, rawTerminal: context.programs.rawTerminal })
     if (left.how === 'gone') return left.exit
     if (left.how !== 'ended') return 0
     if (left.message !== null) context.out.warn(left.message)

@@ -1,6 +1,6 @@
 import { command } from '../command.ts'
 import { yes } from '../flags.ts'
-import { isTerminal, rawMode, stdin, writeAll } from '../terminal.ts'
+import { isTerminal, stdin, writeAll } from '../terminal.ts'
 
 const ESCAPE = 0x1d // ^]
 
@@ -16,7 +16,7 @@ export default command({
     const typing = flags.stdin !== false, terminal = typing && isTerminal(0)
     if (terminal) {
       context.out.note('^] leaves the console')
-      raw.use(rawMode())
+      raw.use(await context.programs.rawTerminal())
     }
     const typed = async () => {
       for await (const bytes of stdin()) {

@@ -24,7 +24,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       argv: [...rest], tty: join.tty, stdin: join.stdin, ...(join.tty && terminalSize()), ...(env && { env }),
       ...(flags.workdir !== undefined && { cwd: flags.workdir }), ...(flags.user !== undefined && { user: flags.user }),
       ...(flags.timeout !== undefined && { timeout_ms: Math.max(1, flags.timeout) }) })
-    const left = await stay(exec, { ...join, detachable: false })
+    const left = await stay(exec, { ...join, detachable: false, rawTerminal: context.programs.rawTerminal })
     if (left.how === 'gone') return left.exit
     if (left.how !== 'ended') return 0
     if (left.message !== null) context.out.warn(left.message)

@@ -87,7 +87,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
     if (interrupted.signal.aborted) { exec.close(); return interruptedBy }
 
-    const left = await stay(exec, { ...join, detachable: keep && join.tty, timeoutMs: flags.timeout })
+    const left = await stay(exec, { ...join, detachable: keep && join.tty, timeoutMs: flags.timeout, rawTerminal: context.programs.rawTerminal })
     if (left.how === 'ended') {
       if (left.message !== null) context.out.warn(left.message)
       return codeOf(left)
