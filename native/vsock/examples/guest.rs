@@ -10,7 +10,7 @@
 //! | 10 | the same, but reads 64 KiB every 20 ms |
 //! | 19 | reads a line `<bytes>`, sends that many of the pattern, ends |
 //! | 20 | says `bye`, shuts its sending half, reads to the end, then dials host port 20 and says `<bytes> <fnv>` |
-//! | 21 | takes connections and never reads |
+//! | 21 | never reads, and closes after five seconds |
 
 use std::{
     fs,
@@ -40,12 +40,8 @@ fn main() {
 }
 
 fn run() -> io::Result<()> {
-    let mut modules: Vec<PathBuf> = fs::read_dir("/modules")?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
-    modules.sort();
-    for module in &modules {
-        insert(module)?;
+    for module in modules()? {
+        insert(&module)?;
     }
     let services: [(u32, Service); 7] = [
         (1, commands),
@@ -62,13 +58,24 @@ fn run() -> io::Result<()> {
         threads.push(spawn(move || accept(&listener, serve)));
     }
     eprintln!("guest: ready");
-    // The host learns that the guest is there from this connection; nobody has to poll. A test that does not want
-    // to know does not listen.
-    let _ = dial(1024).and_then(|mut ready| ready.write_all(b"ready\n"));
+    ready();
     for thread in threads {
         let _ = thread.join();
     }
     Ok(())
+}
+
+fn modules() -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir("/modules")?.map(|entry| entry.map(|e| e.path()));
+    let mut paths = entries.collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The host learns that the guest is there from this connection; nobody has to poll. A host that does not want to know
+/// does not listen.
+fn ready() {
+    let _ = dial(1024).and_then(|mut ready| ready.write_all(b"ready\n"));
 }
 
 fn spawn(body: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
@@ -106,7 +113,7 @@ fn accept(listener: &OwnedFd, serve: Service) {
 /// Answers:
 /// - `dial P N C`: connect to host port P, write N bytes of the pattern in writes of C, half-close, read to the end:
 ///   `ok <bytes> <fnv>` of what was read, or `err <errno>`
-/// - `reload`: take the transport's driver out and in again
+/// - `reload`: take the transport's driver out and in again, see [`reload`]
 /// - `reboot`, `poweroff`: no answer
 fn command(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -149,17 +156,26 @@ fn dialogue(port: u64, bytes: u64, chunk: u64) -> io::Result<String> {
     reading.join().map_err(|_| io::Error::other("reader"))?
 }
 
+/// Goes to work when nothing holds the driver any more, this command's own connection included, and says on host port
+/// 1024 when the new one is there.
 fn reload() -> io::Result<String> {
     let name = std::ffi::CString::new(TRANSPORT)?;
-    // SAFETY: the name is NUL-terminated.
-    if unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let file = fs::read_dir("/modules")?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.to_string_lossy().contains(&format!("{TRANSPORT}.ko")))
-        .ok_or(io::ErrorKind::NotFound)?;
-    insert(&file)?;
+    spawn(move || {
+        // SAFETY: the name is NUL-terminated.
+        while unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) }
+            != 0
+        {
+            thread::sleep(Duration::from_millis(50));
+        }
+        let again = modules().map(|paths| {
+            paths
+                .into_iter()
+                .filter(|path| path.to_string_lossy().contains(&format!("{TRANSPORT}.ko")))
+        });
+        let result = again.and_then(|mut paths| paths.try_for_each(|path| insert(&path)));
+        eprintln!("guest: reloaded: {result:?}");
+        ready();
+    });
     Ok(String::new())
 }
 
@@ -205,7 +221,7 @@ fn half(mut stream: TcpStream) -> io::Result<()> {
 }
 
 fn deaf(stream: TcpStream) -> io::Result<()> {
-    thread::sleep(Duration::from_secs(3600));
+    thread::sleep(Duration::from_secs(5));
     drop(stream);
     Ok(())
 }

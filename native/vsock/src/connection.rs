@@ -104,7 +104,7 @@ pub(crate) struct Connection {
     greeting: Option<Op>,
     /// The guest wants to know its credit.
     update: bool,
-    /// The guest was asked for credit and has not said anything since.
+    /// The guest was asked for credit and has not given any since.
     asked: bool,
     /// Our half-closes, and those of them that the guest has heard of.
     shut: u32,
@@ -294,7 +294,8 @@ impl Connection {
         poll: &Poll,
     ) -> Verdict {
         self.credit.learn(header.buf_alloc, header.fwd_cnt);
-        self.asked = false;
+        // An answer of "nothing" stands until the guest has more: it says so by itself when it has read.
+        self.asked &= self.credit.available() == 0;
         match (&self.phase, op) {
             (Phase::Handshake(_) | Phase::Draining, _) => Verdict::Keep,
             (Phase::Established, Op::Reset) => Verdict::Drain,

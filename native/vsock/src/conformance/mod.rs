@@ -17,7 +17,7 @@ mod rig;
 mod ring;
 
 pub use guest::{Guest, Layout, Packet, Sock};
-pub use host::Host;
+pub use host::{Host, ok, pattern, read_all, write_all};
 pub use rig::{Bench, QUEUE_SIZE, QueuePlace, Rig, Scratch, Setup};
 
 /// Makes a `#[test]` of every case for the rigs that `$make` makes.

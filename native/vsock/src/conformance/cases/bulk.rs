@@ -149,6 +149,12 @@ pub fn a_guest_that_reads_slowly_holds_the_host_back<R: Rig>(bench: Bench<R>) {
     });
     guest.idle(A_WHILE);
     assert_eq!(guest.sockets[&name].inbox.len(), SMALL as usize);
+    // The answer to the one question was "nothing": to ask again at once would never end.
+    assert!(
+        guest.sockets[&name].asked <= 1,
+        "asked {} times",
+        guest.sockets[&name].asked
+    );
 
     let mut bytes = Vec::new();
     guest.until("the end of the stream", |guest| {
