@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants as open_, fstatSync, openSync, readSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
 import { embedded } from '../../linux/embedded.ts'
@@ -79,6 +79,8 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
   try {
     const [vhostQemu, vhostBackend] = socketPair()
     own(vhostQemu); own(vhostBackend)
+    // The folder as a descriptor: those above it need not be open to the user that the machine runs as.
+    const folder = own(openSync(spec.folder, open_.O_RDONLY | open_.O_DIRECTORY))
     const vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
     const qmp = own(unixListen(join(spec.folder, 'qmp.sock'), { mode: 0o600 }))
     const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
@@ -87,8 +89,8 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
 
     const backend = launch({ ...confined(spec), exe: { fd: embedded('wing').fd },
-      argv: ['wing', 'vsock', '--cid', String(spec.cid), '--vhost-fd', '3', '--listen-fd', '4', '--connect-prefix', join(spec.folder, 'vsock')] },
-    { stdout: vmmLog, stderr: vmmLog, fds: [[vhostBackend, 3], [vsock, 4]], signal })
+      argv: ['wing', 'vsock', '--cid', String(spec.cid), '--vhost-fd', '3', '--listen-fd', '4', '--connect-prefix', '/proc/self/fd/5/vsock'] },
+    { stdout: vmmLog, stderr: vmmLog, fds: [[vhostBackend, 3], [vsock, 4], [folder, 5]], signal })
     const main = launch({ ...confined(spec), exe: options.program, argv: argv(options, spec) },
       { stdout: vmmLog, stderr: vmmLog, signal,
         fds: [[qmp, FD.qmp], [serial, FD.console], [consoleLog, FD.consoleLog], [vhostQemu, FD.vhost], [kernel, FD.kernel],
