@@ -52,7 +52,8 @@ const fatal = (error: unknown): never => {
 export const main = async (argv: readonly string[], env: Environment, programs: Programs): Promise<number> => {
   let entry: Entry | undefined, guestCode = false
   // Before the flags are read: an error in the flags also wants its format.
-  const json = argv.some((word, at) => word === '-ojson' || word === '--output=json' || (word === 'json' && ['-o', '--output'].includes(argv[at - 1] ?? '')))
+  const ours = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
+  const json = ours.some((word, at) => word === '-ojson' || word === '--output=json' || (word === 'json' && ['-o', '--output'].includes(ours[at - 1] ?? '')))
   try {
     const { before, words, after } = splitName(argv)
     const name = words.join(' ')
