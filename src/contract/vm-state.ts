@@ -31,6 +31,7 @@ export const VM_MOVES = [
   ['paused',   'resume',    'verb',  'running'],
   ['paused',   'stop',      'verb',  'stopping'],
   ['paused',   'standby',   'verb',  'standby'],
+  ['paused',   'exited',    'event', 'stopped'],  // its workload had ended when it was paused
   ['paused',   'broke',     'event', 'crashed'],
   ['paused',   'lost',      'event', 'unknown'],
   ['paused',   'delete',    'verb',  'deleting'],
