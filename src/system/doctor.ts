@@ -6,8 +6,8 @@ import { readConfig } from '../config.ts'
 import type { Check, Doctor } from '../contract/system.ts'
 import { sayBytes } from '../lib/bytes.ts'
 import { kvmSupport } from '../linux/kvm.ts'
-const cgroupSupport = () => ({ controllers: [] as string[], reason: 'none' })
-const reflinkSupport = (_a: string, _b: string) => false
+import { cgroupSupport } from '../linux/cgroup.ts'
+import { reflinkSupport } from '../linux/clone-file.ts'
 
 const check = (name: string, status: Check['status'], message: string, hint: string | null = null): Check => ({ name, status, message, hint })
 
@@ -63,7 +63,7 @@ const reflink = (config: Config): Check => {
 
 const cgroups = (): Check => {
   const { controllers, reason } = cgroupSupport()
-  const wanted = ['memory', 'cpu', 'pids'], missing = wanted.filter((name) => !controllers.includes(name))
+  const wanted = ['memory', 'cpu', 'pids'] as const, missing = wanted.filter((name) => !controllers.includes(name))
   return missing.length === 0 ? check('cgroups', 'ok', `${wanted.join(', ')} can limit a vm (${reason})`)
     : check('cgroups', 'warn', `${missing.join(', ')} cannot limit a vm: ${reason}`, 'Run as root, or under systemd with `Delegate=yes`')
 }
