@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { connect, type Client } from '../../src/client/client.ts'
 import type { Vm, VmCreate } from '../../src/contract/vm.ts'
@@ -65,7 +65,16 @@ export const clean = async (daemon: Daemon): Promise<void> => {
   await daemon.crash()
   for (const pid of machinesOf(daemon.state)) { try { process.kill(pid, 'SIGKILL') } catch { /* it has gone */ } }
   await until(() => machinesOf(daemon.state).length === 0)
+  for (const group of cgroupsOf(daemon.state)) { try { rmdirSync(group) } catch { /* a process of it is still leaving */ } }
   rmSync(daemon.folder, { recursive: true, force: true })
+}
+
+/** The cgroups of a state folder's vms, in every tree. */
+export const cgroupsOf = (state: string): string[] => {
+  const id = existsSync(join(state, 'id')) ? readFileSync(join(state, 'id'), 'utf8').trim() : '-'
+  const trees = ['/sys/fs/cgroup', ...readdirSync('/sys/fs/cgroup', { withFileTypes: true }).filter((one) => one.isDirectory()).map((one) => join('/sys/fs/cgroup', one.name))]
+  return trees.map((tree) => join(tree, 'aerie')).filter((tree) => existsSync(tree))
+    .flatMap((tree) => readdirSync(tree).filter((name) => name.startsWith(`${id}-`)).map((name) => join(tree, name)))
 }
 
 /** Waits for a condition; there is no event to wait for where this is used. */
