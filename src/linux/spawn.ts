@@ -65,10 +65,10 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
   const kill = () => { launcher.kill('SIGKILL') }
   signal?.addEventListener('abort', kill, { once: true })
   try {
-    const { pid, error } = await readReport(report)
+    const { pid, error } = await readReport(report).catch((error: unknown) => ({ pid: undefined, error }))
     const program = pid === undefined || pid === launcher.pid ? started : adoptChild(pid, started)
     if (pid !== undefined && !error && !signal?.aborted) return program
-    if (signal?.aborted) pidfdSignal(program.pidfd, SIGKILL)
+    if (!(error instanceof WingError)) pidfdSignal(program.pidfd, SIGKILL) // aborted, or it has said nothing: whatever it is now, nobody will know it
     await program.exited
     closeFd(program.pidfd)
     signal?.throwIfAborted()
@@ -86,18 +86,20 @@ const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFile
   }
   const json = Buffer.from(JSON.stringify(asked))
   if (json.length > SPEC_BYTES_MAX) throw new WingError('spec_too_large', `the specification is longer than ${SPEC_BYTES_MAX} bytes`)
-  const specFd = memfdSealed('launch', json)
+
+  using onlyHere = new DisposableStack(), onFailure = new DisposableStack()
+  const specFd = onlyHere.adopt(memfdSealed('launch', json), closeFd)
   const [report, reportEnd] = socketPair()
-  try {
-    const launcher = Bun.spawn({ ...wingCommand(['launch']), stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots], detached: true })
-    launcher.unref()
-    const pidfd = pidfdOpen(launcher.pid), startTime = startTimeOf(launcher.pid) ?? ''
-    const exited = launcher.exited.then((code) => endOf(code, launcher.signalCode))
-    return { launcher, report, started: { pid: launcher.pid, startTime, pidfd, exited } }
-  } catch (error) {
-    closeFd(report)
-    throw error
-  } finally { closeFd(specFd); closeFd(reportEnd) }
+  onFailure.adopt(report, closeFd)
+  onlyHere.adopt(reportEnd, closeFd)
+  const launcher = Bun.spawn({ ...wingCommand(['launch']), detached: true,
+    stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots] })
+  onFailure.defer(() => { launcher.kill('SIGKILL') })
+  launcher.unref()
+  const pidfd = onFailure.adopt(pidfdOpen(launcher.pid), closeFd), startTime = startTimeOf(launcher.pid) ?? ''
+  const exited = launcher.exited.then((code) => endOf(code, launcher.signalCode))
+  onFailure.move()
+  return { launcher, report, started: { pid: launcher.pid, startTime, pidfd, exited } }
 }
 
 const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
@@ -105,7 +107,7 @@ const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
 
 /** The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait for it. */
 const adoptChild = (pid: number, launcher: Launched): Launched => {
-  closeFd(launcher.pidfd)
+  closeFd(launcher.pidfd) // before the next one is opened: there may be no room for both
   const pidfd = pidfdOpen(pid), startTime = startTimeOf(pid) ?? ''
   return { pid, startTime, pidfd, exited: whenExited(pidfd).then(() => pidfdReap(pidfd) ?? { code: null, signal: null }) }
 }

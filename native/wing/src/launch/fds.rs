@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 
 use super::error::{LaunchError, Step};
-use super::spec::{Exe, ExeFd, Spec, TARGET_FD_MAX};
+use super::spec::{Exe, ExeFd, SPEC_FD, Spec};
 use super::sys;
 
 /// # Errors
@@ -29,8 +29,15 @@ pub fn check(spec: &Spec) -> Result<(), LaunchError> {
 ///
 /// # Errors
 /// `fd_failed` where the limit of open files is too low.
-pub fn lift(fd: RawFd) -> Result<RawFd, LaunchError> {
-    sys::dup_above(fd, TARGET_FD_MAX + 1).map_err(Step::Fd.on(format!("descriptor {fd}")))
+pub fn lift_report(spec: &Spec) -> Result<Option<RawFd>, LaunchError> {
+    spec.report_fd.map(|fd| lift(fd, spec)).transpose()
+}
+
+/// Above the targets and not above a constant: the limit of open files may be low.
+fn lift(fd: RawFd, spec: &Spec) -> Result<RawFd, LaunchError> {
+    let highest = spec.fds.iter().map(|&(_, to)| to).max();
+    let above = highest.unwrap_or(SPEC_FD).max(SPEC_FD) + 1;
+    sys::dup_above(fd, above).map_err(Step::Fd.on(format!("descriptor {fd}")))
 }
 
 /// Places every descriptor; nothing else above 2 is left open but the report and the program, whose new number
@@ -39,12 +46,12 @@ pub fn lift(fd: RawFd) -> Result<RawFd, LaunchError> {
 /// # Errors
 /// `fd_failed` where the limit of open files is too low.
 pub fn arrange(spec: &Spec, report: Option<RawFd>) -> Result<Option<RawFd>, LaunchError> {
-    let exe = exe_fd(spec).map(lift).transpose()?;
+    let exe = exe_fd(spec).map(|fd| lift(fd, spec)).transpose()?;
     let lifted = spec
         .fds
         .iter()
-        .map(|&(from, to)| Ok((lift(from)?, to)))
-        .collect::<Result<Vec<_>, LaunchError>>()?;
+        .map(|&(from, to)| Ok((lift(from, spec)?, to)));
+    let lifted = lifted.collect::<Result<Vec<_>, LaunchError>>()?;
     for &(from, to) in &lifted {
         sys::dup_onto(from, to).map_err(Step::Fd.on(format!("descriptor {to}")))?;
     }

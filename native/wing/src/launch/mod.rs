@@ -71,8 +71,8 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
 /// Returns only on failure, and where the program is another process than this one (pid namespace).
 fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     let json = read_spec()?;
-    // Not open: `fds::check` says so, to stderr.
-    *report = spec::report_fd(&json).and_then(|fd| fds::lift(fd).ok());
+    // One that is not open has nobody at its other end; `fds::check` says so, to stderr.
+    *report = spec::report_fd(&json).filter(|&fd| sys::fd_open(fd).is_ok());
     let spec = Spec::parse(&json)?;
     let (argv, env) = (spec.argv()?, spec.env()?);
     let cwd = spec::c_string("cwd", &spec.cwd)?;
@@ -81,6 +81,7 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
         Exe::Fd(_) => CString::default(),
     };
     fds::check(&spec)?;
+    *report = fds::lift_report(&spec)?;
     sys::ignore_file_size_signal();
 
     let image = match fds::arrange(&spec, *report)? {
@@ -97,9 +98,7 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     }
     confine::enter_namespaces(&spec)?;
     if spec.has(Namespace::Pid) {
-        let pid = sys::fork_sibling().map_err(Step::Namespace.on("a new pid namespace"))?;
-        if pid != 0 {
-            say(*report, &pid_line(pid));
+        if !become_first(*report).map_err(Step::Namespace.on("a new pid namespace"))? {
             return Ok(());
         }
     } else {
@@ -124,6 +123,21 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     sys::reset_signals();
     let error = sys::exec(&image, &argv, &env);
     Err(Step::Exec.on(name(&spec))(error))
+}
+
+/// Goes on as the first process of the new pid namespace, and says in the old one who that is: true in the new
+/// process, false in the launcher. The new one waits until its pid has been reported, so that the report's first line
+/// is always the pid, and gives up where it never will be: a program that nobody can name must not run.
+fn become_first(report: Option<RawFd>) -> io::Result<bool> {
+    let (mut wait, mut go) = io::pipe()?;
+    let pid = sys::fork_sibling()?;
+    if pid != 0 {
+        say(report, &pid_line(pid));
+        go.write_all(b".")?;
+        return Ok(false);
+    }
+    drop(go);
+    wait.read_exact(&mut [0]).map(|()| true)
 }
 
 fn read_spec() -> Result<Vec<u8>, LaunchError> {

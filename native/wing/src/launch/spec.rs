@@ -17,8 +17,8 @@ use super::error::LaunchError;
 pub const SPEC_BYTES_MAX: u64 = 1024 * 1024;
 /// The descriptor that carries the specification.
 pub const SPEC_FD: RawFd = 3;
-/// Highest descriptor number that a program may be given. Placing works through numbers above this one,
-/// and both must fit the usual soft limit of 1024 open files.
+/// Highest descriptor number that a program may be given. Placing works through numbers above the highest that
+/// is used, and both must fit the usual soft limit of 1024 open files.
 pub const TARGET_FD_MAX: RawFd = 255;
 const FDS_MAX: usize = 64;
 const CGROUPS_MAX: usize = 32;

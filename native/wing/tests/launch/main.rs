@@ -426,6 +426,34 @@ fn a_refused_specification_is_reported_too() {
 }
 
 #[test]
+fn a_low_limit_of_open_files_is_enough_or_is_reported() {
+    for (files_max, enough) in [(40, true), (19, false)] {
+        let (mut report, end) = pipe();
+        let spec = sh(
+            "cat /proc/$$/fd/15",
+            json!({"fds": [[6, 15], [6, 16]], "report_fd": 5}),
+        );
+        let run = Launch::new(&spec)
+            .fd(5, end)
+            .fd(6, memfd(b"content"))
+            .files_max(files_max)
+            .run();
+
+        let mut told = String::new();
+        report.read_to_string(&mut told).unwrap();
+        if enough {
+            assert_eq!(
+                (run.stdout.as_str(), told),
+                ("content", format!("{{\"pid\":{}}}\n", run.pid))
+            );
+        } else {
+            assert_eq!(run.error_code(), "fd_failed");
+            assert_eq!(told, run.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_report_whose_reader_went_away_stops_nothing() {
     let (report, end) = pipe();
     drop(report);

@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
@@ -43,7 +42,10 @@ impl Run {
 }
 
 #[derive(Debug)]
-pub struct Running(Child);
+pub struct Running(
+    Child,
+    #[expect(dead_code, reason = "removed when the run ends")] Option<Folder>,
+);
 
 impl Running {
     pub fn pid(&self) -> u32 {
@@ -77,6 +79,8 @@ pub struct Launch {
     block: bool,
     groups: Vec<u32>,
     uid: Option<u32>,
+    files_max: Option<u64>,
+    folder: Option<Folder>,
 }
 
 impl Launch {
@@ -89,7 +93,7 @@ impl Launch {
     }
 
     pub fn without_spec() -> Self {
-        let mut command = Command::new(wing());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wing"));
         command
             .arg("launch")
             .stdin(Stdio::null())
@@ -102,6 +106,8 @@ impl Launch {
             block: false,
             groups: Vec::new(),
             uid: None,
+            files_max: None,
+            folder: None,
         }
     }
 
@@ -131,9 +137,30 @@ impl Launch {
         self
     }
 
-    /// As this user, with the group of the same number, where the tests run as root.
+    /// With this limit of open files, soft and hard.
+    pub fn files_max(mut self, limit: u64) -> Self {
+        self.files_max = Some(limit);
+        self
+    }
+
+    /// As this user, with the group of the same number, where the tests run as root. Of a copy that every user may
+    /// run, whatever the modes of the build folder.
     pub fn uid(mut self, uid: u32) -> Self {
-        self.uid = is_root().then_some(uid);
+        if is_root() {
+            let folder = Folder::make();
+            // By another process: a fork of this one, meanwhile, would hold the file open for writing (ETXTBSY).
+            let copy = folder.0.join("wing");
+            let cp = Command::new("cp")
+                .arg(env!("CARGO_BIN_EXE_wing"))
+                .arg(&copy)
+                .status();
+            assert!(cp.unwrap().success());
+            self.command = Command::new(copy);
+            self.command.arg("launch").stdin(Stdio::null());
+            self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            self.uid = Some(uid);
+            self.folder = Some(folder);
+        }
         self
     }
 
@@ -143,6 +170,7 @@ impl Launch {
 
     pub fn spawn(mut self) -> Running {
         let (session, block, groups, uid) = (self.session, self.block, self.groups, self.uid);
+        let files_max = self.files_max;
         let highest = self.fds.iter().map(|(_, to)| *to).max().unwrap_or(2);
         let fds: Vec<_> = self
             .fds
@@ -158,6 +186,13 @@ impl Launch {
                 }
                 for ((_, to), copy) in fds.iter().zip(&lifted) {
                     libc::dup2(*copy, *to);
+                }
+                if let Some(limit) = files_max {
+                    let limit = libc::rlimit {
+                        rlim_cur: limit,
+                        rlim_max: limit,
+                    };
+                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
                 }
                 if session {
                     libc::setsid();
@@ -183,24 +218,8 @@ impl Launch {
         unsafe { self.command.pre_exec(prepare) };
         let child = self.command.spawn().unwrap();
         drop(self.fds);
-        Running(child)
+        Running(child, self.folder)
     }
-}
-
-/// A copy of the built wing that every user may run, whatever the modes of the build folder.
-fn wing() -> &'static PathBuf {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| {
-        let folder = Folder::make();
-        let path = PathBuf::from(folder.file(
-            "wing",
-            &fs::read(env!("CARGO_BIN_EXE_wing")).unwrap(),
-            0o755,
-        ));
-        // Held for the life of the test program; the folder is under the build's own temporary folder.
-        std::mem::forget(folder);
-        path
-    })
 }
 
 pub fn is_root() -> bool {
