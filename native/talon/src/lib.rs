@@ -12,7 +12,10 @@ pub mod memory;
 pub mod pci;
 pub mod reactor;
 pub mod resources;
+pub mod sigbus;
+pub mod snapshot;
 pub mod state;
+pub mod verbs;
 pub mod virtio;
 pub mod vmm;
 

@@ -24,10 +24,13 @@ use crate::config::{ConfigError, VmConfig};
 use crate::events::Events;
 use crate::layout;
 use crate::machine::bus::Request;
+use crate::machine::cpu_state::CpuStateError;
+use crate::machine::save::SaveError;
 use crate::machine::vcpu::{Stop, StopSink};
 use crate::machine::{Machine, MachineError, Prepare, RamSource};
 use crate::reactor::{EDGE, READ, Reactor, Token};
 use crate::resources::{Opener, Resources};
+use crate::snapshot::SnapshotError;
 use crate::virtio::{Function, Next};
 
 /// Why the process ends otherwise than asked.
@@ -86,6 +89,12 @@ pub enum VerbError {
     /// It could not be built.
     #[error("the machine could not be built")]
     Machine(#[from] MachineError),
+    /// A snapshot was refused or could not be written.
+    #[error("the snapshot failed")]
+    Snapshot(#[from] SnapshotError),
+    /// A machine could not be saved or filled.
+    #[error("the machine's state could not be moved")]
+    Save(#[from] SaveError),
     /// A device that the verb needs is not there.
     #[error("the machine has no {0}")]
     NoDevice(&'static str),
@@ -106,6 +115,16 @@ impl VerbError {
             Self::State(_) => "vm_state",
             Self::Machine(_) => "machine_failed",
             Self::NoDevice(_) => "device_missing",
+            Self::Snapshot(SnapshotError::File { .. }) => "snapshot_file",
+            Self::Snapshot(_) | Self::Save(SaveError::State(_) | SaveError::Shape(_)) => {
+                "snapshot_invalid"
+            }
+            Self::Save(SaveError::Cpu { source, .. }) => match source {
+                CpuStateError::Missing(_) => "snapshot_host_lacks",
+                CpuStateError::State(_) => "snapshot_invalid",
+                CpuStateError::Kvm { .. } => "machine_failed",
+            },
+            Self::Save(SaveError::Kvm(_)) => "machine_failed",
         }
     }
 
@@ -116,7 +135,13 @@ impl VerbError {
             Self::Json(_) | Self::Config(_) => 400,
             Self::NotCreated => 404,
             Self::AlreadyCreated | Self::State(_) | Self::NoDevice(_) => 409,
-            Self::Machine(_) => 500,
+            Self::Snapshot(SnapshotError::State(_) | SnapshotError::Memory(_))
+            | Self::Save(SaveError::State(_) | SaveError::Shape(_)) => 400,
+            Self::Save(SaveError::Cpu {
+                source: CpuStateError::Missing(_) | CpuStateError::State(_),
+                ..
+            }) => 400,
+            Self::Machine(_) | Self::Snapshot(_) | Self::Save(_) => 500,
         }
     }
 }
@@ -189,6 +214,7 @@ impl Vmm {
             .add(bell.as_raw_fd(), READ, Token::Stops)
             .map_err(Fatal::Loop)?;
         crate::machine::vcpu::install_kick_handler().map_err(Fatal::Loop)?;
+        crate::sigbus::install().map_err(Fatal::Loop)?;
         Ok(Self {
             kvm,
             reactor,
@@ -242,7 +268,7 @@ impl Vmm {
     }
 
     /// Takes a built machine over and watches its devices.
-    pub(crate) fn install(&mut self, machine: Machine) -> Result<(), VerbError> {
+    pub(crate) fn install(&mut self, machine: Machine, live: bool) -> Result<(), VerbError> {
         let refused = |source| {
             VerbError::Machine(MachineError::Host {
                 what: "watch on a device",
@@ -258,7 +284,11 @@ impl Vmm {
                 )
                 .map_err(refused)?;
             for source in function.sources() {
-                let events = if source.edge { READ | EDGE } else { READ };
+                let events = match (source.edge, live) {
+                    (true, _) => READ | EDGE,
+                    (false, true) => READ,
+                    (false, false) => 0,
+                };
                 self.reactor
                     .add(source.fd, events, Token::Source(function.slot()))
                     .map_err(refused)?;
@@ -280,7 +310,7 @@ impl Vmm {
         let machine = self.build(RamSource::Fresh)?;
         let created = self.created.as_ref().ok_or(VerbError::NotCreated)?;
         machine.load(&created.config, &created.resources)?;
-        self.install(machine)?;
+        self.install(machine, true)?;
         self.resume_machine();
         self.events.note("vm", "booted", Value::Null);
         Ok(())

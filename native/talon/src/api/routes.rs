@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::http::Response;
 use super::server::Incoming;
-use crate::config::{ConfigError, Fields};
+use crate::config::Fields;
 use crate::virtio::Command;
 use crate::vmm::{EVENT_WAIT_MAX, VerbError, Vmm};
 
@@ -27,7 +27,7 @@ pub enum Outcome {
 const PREFIX: &str = "/api/v1/";
 
 /// Verbs and their methods.
-const VERBS: [(&str, &str); 17] = [
+const VERBS: [(&str, &str); 18] = [
     ("vmm.ping", "GET"),
     ("vmm.shutdown", "PUT"),
     ("vm.create", "PUT"),
@@ -45,6 +45,7 @@ const VERBS: [(&str, &str); 17] = [
     ("vm.snapshot", "PUT"),
     ("vm.restore", "PUT"),
     ("vm.fork", "PUT"),
+    ("vm.link", "PUT"),
 ];
 
 fn refusal(error: &VerbError) -> Response {
@@ -132,11 +133,10 @@ fn perform(vmm: &mut Vmm, verb: &str, incoming: Incoming) -> Result<Option<Value
         "vm.reboot" => vmm.reboot().map(|()| None),
         "vm.power-button" => vmm.press_power_button().map(|()| None),
         "vm.resize" => resize(vmm, &value).map(|()| None),
-        _ => {
-            let mut error = ConfigError::new("", format!("{verb} is not supported"));
-            error.unsupported = true;
-            Err(error.into())
-        }
+        "vm.snapshot" => vmm.snapshot(&value, incoming.fds).map(Some),
+        "vm.fork" => vmm.fork(&value, incoming.fds).map(Some),
+        "vm.restore" => vmm.restore(&value, incoming.fds).map(|()| None),
+        _ => vmm.link(&value).map(|()| None),
     }
 }
 
@@ -145,7 +145,7 @@ fn ping() -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "build_version": concat!("talon/", env!("CARGO_PKG_VERSION")),
         "pid": std::process::id(),
-        "features": ["talon", "events"],
+        "features": ["talon", "events", "fork", "link"],
     })
 }
 

@@ -182,6 +182,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Any value, for whoever reads it further.
+    pub fn value(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.take(key)
+    }
+
     /// A field of Cloud Hypervisor's that this VMM does not do: fine while it asks for nothing.
     ///
     /// # Errors

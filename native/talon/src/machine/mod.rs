@@ -2,7 +2,9 @@
 
 pub mod bus;
 pub mod console;
+pub mod cpu_state;
 pub mod cpuid;
+pub mod save;
 pub mod vcpu;
 pub mod worker;
 
@@ -11,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, Msrs, kvm_msr_entry, kvm_segment,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, Msrs, kvm_msr_entry, kvm_segment,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
@@ -113,6 +115,7 @@ pub struct Machine {
     on_workers: Vec<Arc<Function>>,
     lines: Lines,
     ram: Arc<Ram>,
+    supported: CpuId,
 }
 
 /// The parts that exist before there are processors.
@@ -256,8 +259,6 @@ impl Machine {
                 .0
                 .create_vcpu(u64::from(cpu))
                 .map_err(kvm_error("create a processor"))?;
-            vcpu.set_cpuid2(&cpuid::of_processor(&supported, cpu, config.cpus))
-                .map_err(kvm_error("set CPUID"))?;
             let vcpu = Vcpu::spawn(cpu, vcpu, Arc::clone(&bus), Arc::clone(stops), prepare.vcpu)
                 .map_err(|source| MachineError::Host {
                     what: "processor thread",
@@ -281,6 +282,7 @@ impl Machine {
             on_workers,
             lines: frame.lines,
             ram: frame.ram,
+            supported,
         })
     }
 
@@ -333,8 +335,11 @@ impl Machine {
             },
         )?;
         self.renew_generation_id()?;
-        for vcpu in &self.vcpus {
-            set_boot_msrs(&vcpu.state())?;
+        for (cpu, vcpu) in (0u8..).zip(&self.vcpus) {
+            let vcpu = vcpu.state();
+            vcpu.set_cpuid2(&cpuid::of_processor(&self.supported, cpu, config.cpus))
+                .map_err(kvm_error("set CPUID"))?;
+            set_boot_msrs(&vcpu)?;
         }
         if let Some(first) = self.vcpus.first() {
             enter_kernel(&first.state(), kernel.entry)?;

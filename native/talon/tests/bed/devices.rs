@@ -258,7 +258,7 @@ fn reporting(context: &Context) {
 }
 
 /// A tap with an address on the host's side. Returns its descriptor.
-fn tap(name: &str, address: &str) -> std::os::fd::OwnedFd {
+pub fn tap(name: &str, address: &str) -> std::os::fd::OwnedFd {
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
     let file = File::options()
         .read(true)

@@ -29,6 +29,17 @@ fn variable(name: &str) -> PathBuf {
     )
 }
 
+/// talon itself, or under strace where its calls are to be looked at (`AERIE_BED_STRACE=1`).
+fn program(trace: &Path) -> Command {
+    let talon = variable("AERIE_BED_TALON");
+    if std::env::var_os("AERIE_BED_STRACE").is_none() {
+        return Command::new(talon);
+    }
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o"]).arg(trace).arg(talon);
+    command
+}
+
 impl Context {
     pub fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!(
@@ -99,7 +110,7 @@ impl Context {
     pub fn talon_with(&self, name: &str, arguments: &[&str], fds: &[(RawFd, RawFd)]) -> Talon {
         let api = self.path(&format!("{name}.api"));
         let stderr = File::create(self.path(&format!("{name}.stderr"))).expect("a log");
-        let mut command = Command::new(variable("AERIE_BED_TALON"));
+        let mut command = program(&self.path(&format!("{name}.strace")));
         command
             .arg("run")
             .arg("--api-socket")
@@ -129,7 +140,7 @@ impl Context {
             vsock: self.path(&format!("{name}.vsock")),
             stderr: self.path(&format!("{name}.stderr")),
         };
-        wait_for("the API socket", || talon.api.exists());
+        wait_for("the API socket", || UnixStream::connect(&talon.api).is_ok());
         talon
     }
 

@@ -6,6 +6,7 @@ mod control;
 mod devices;
 mod harness;
 mod machine;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -23,5 +24,6 @@ fn main() -> ExitCode {
     let mut suite = Suite::new(wanted);
     control::add(&mut suite);
     devices::add(&mut suite);
+    snapshot::add(&mut suite);
     suite.finish()
 }
