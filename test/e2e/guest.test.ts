@@ -57,13 +57,14 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   }, 30_000)
 
   test('logs show what the workload said, by stream', async () => {
-    await until(async () => (await cli(daemon, ['logs', 'g'])).stdout.includes('oops'))
+    await until(async () => (await cli(daemon, ['logs', 'g'])).stderr.includes('oops'))
 
     const lines = (await cli(daemon, ['logs', '-o', 'json', 'g'])).stdout
 
     expect(lines).toContain('"stdout"')
     expect(lines).toContain('"stderr"')
-    expect((await cli(daemon, ['logs', '--tail', '1', 'g'])).stdout.split('\n').length).toBe(2)
+    const last = await cli(daemon, ['logs', '--tail', '1', 'g'])
+    expect(`${last.stdout}${last.stderr}`.split('\n').length).toBe(2)
   }, 30_000)
 
   test('files go in and come out with modes, links and content', async () => {
@@ -120,7 +121,8 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   test('a stopped vm starts again with its disk', async () => {
     expect((await cli(daemon, ['start', 'g'])).code).toBe(0)
     expect((await exec(['g', '--', 'ls', '/opt'])).code).toBe(0)
-    expect((await cli(daemon, ['rm', 'g'])).code).toBe(0)
+    expect((await cli(daemon, ['rm', 'g'])).code).toBe(5) // it runs
+    expect((await cli(daemon, ['rm', '-f', 'g'])).code).toBe(0)
     expect(machinesOf(daemon.state)).toEqual([])
   }, 120_000)
 })
