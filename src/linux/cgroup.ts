@@ -98,9 +98,7 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
   for (const hierarchy of tree.hierarchies) {
     const folder = folderOf(hierarchy, name)
     try {
-      mkdirSync(dirname(folder), { recursive: true })
-      if (hierarchy.version === 2) for (const parent of [hierarchy.base, dirname(folder)]) ignored.push(...shareOut(parent, hierarchy.controllers))
-      mkdirSync(folder, { recursive: true })
+      ignored.push(...makeFolder(hierarchy, folder))
     } catch (error) {
       ignored.push(`${folder}: ${why(error)}`)
       continue
@@ -112,6 +110,25 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
     }
   }
   return { name, folders, ignored }
+}
+
+/**
+ * Makes the folder of one group. Another daemon may remove our common parent, empty as it is, between our making it and our use of it: then
+ * again, for one that comes back without its controllers would give groups without limits.
+ */
+const makeFolder = ({ version, base, controllers }: Hierarchy, folder: string): string[] => {
+  const parent = dirname(folder)
+  for (let tries = 1; ; tries++) {
+    try {
+      mkdirSync(parent, { recursive: true })
+      const refused = version === 2 ? [base, parent].flatMap((one) => shareOut(one, controllers)) : []
+      mkdirSync(folder)
+      return refused
+    } catch (error) {
+      if (hasCode(error, 'EEXIST')) return []
+      if (!hasCode(error, 'ENOENT') || tries === 5) throw error
+    }
+  }
 }
 
 /** Lets the groups in `folder` of v2 have these controllers; one by one, since one that is refused refuses the whole line. */
@@ -215,6 +232,8 @@ export const removeCgroup = async (name: string, timeoutMs = 5000, tree: CgroupT
         await Bun.sleep(5)
       }
     }
+    // The last one out: EBUSY while there is another group.
+    try { rmdirSync(dirname(folder)) } catch { /* it is wanted */ }
   }
 }
 

@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { cgroupPids, cgroupSupport, cgroupUsage, killCgroup, listCgroups, makeCgroup, removeCgroup } from '../../src/linux/cgroup.ts'
 import { closeFd } from '../../src/linux/fd.ts'
 import { launch } from '../../src/linux/spawn.ts'
-import { testWhere, until } from './support.ts'
+import { temporaryFolder, testWhere, until } from './support.ts'
 
 const { controllers, reason } = cgroupSupport()
 const has = (...names: readonly (typeof controllers)[number][]) => names.every((name) => controllers.includes(name))
@@ -77,6 +77,23 @@ describe('cgroups', () => {
       await killCgroup(name)
     } finally { await removeCgroup(name) }
   })
+
+  testWhere(has('memory'), reason, 'daemons that make and remove groups side by side all get their limits', async () => {
+    using folder = temporaryFolder()
+    const source = folder.file('daemon.ts')
+    await Bun.write(source, `
+      import { makeCgroup, removeCgroup } from '${import.meta.dir}/../../src/linux/cgroup.ts'
+      const ignored = new Set()
+      for (let n = 0; n < 40; n++) {
+        const name = 'race-' + process.pid + '-' + n
+        for (const reason of makeCgroup(name, { memoryMaxBytes: 2 ** 26, pidsMax: 9 }).ignored) ignored.add(reason)
+        await removeCgroup(name)
+      }
+      console.log(JSON.stringify([...ignored]))`)
+    const daemons = Array.from({ length: 3 }, () => Bun.spawn([process.execPath, source]))
+
+    for (const daemon of daemons) expect(JSON.parse(await daemon.stdout.text())).toEqual([])
+  }, 30_000)
 
   testWhere(controllers.length > 0, reason, 'a group with processes is removed with them', async () => {
     const name = fresh(), group = makeCgroup(name, {})

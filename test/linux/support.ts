@@ -12,8 +12,8 @@ export const kernelAtLeast = (major: number, minor: number): boolean => {
 }
 
 /** A test with a condition; where it does not hold, the test is skipped and its name says why. */
-export const testWhere = (holds: boolean, reason: string, name: string, body: () => void | Promise<void>): void => {
-  test.skipIf(!holds)(holds ? name : `${name} (skipped: ${reason})`, body)
+export const testWhere = (holds: boolean, reason: string, name: string, body: () => void | Promise<void>, timeoutMs?: number): void => {
+  test.skipIf(!holds)(holds ? name : `${name} (skipped: ${reason})`, body, timeoutMs)
 }
 
 /** A temporary folder that is removed when the block ends. */

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
+pub const NOBODY: u32 = 65534;
+
 /// A specification that runs a shell script; `fields` go over the defaults.
 pub fn sh(script: &str, fields: Value) -> Value {
     let mut spec =
