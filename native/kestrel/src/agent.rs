@@ -32,6 +32,9 @@ pub struct Agent {
     conversations: AtomicUsize,
 }
 
+/// For the one place that has no way to be handed it: a panic.
+static RUNNING: OnceLock<&'static Agent> = OnceLock::new();
+
 impl Agent {
     /// Makes the agent and starts its reaper.
     ///
@@ -39,7 +42,7 @@ impl Agent {
     /// No descriptor or no thread to be had.
     pub fn start() -> io::Result<&'static Self> {
         let ring: &'static Ring = Box::leak(Box::new(Ring::new(64 * 1024)));
-        Ok(Box::leak(Box::new(Self {
+        let agent: &'static Self = Box::leak(Box::new(Self {
             reaper: Reaper::start()?,
             events: Events::new()?,
             ring,
@@ -50,7 +53,13 @@ impl Agent {
             mounted: Mutex::default(),
             is_open: AtomicBool::new(false),
             conversations: AtomicUsize::new(0),
-        })))
+        }));
+        Ok(RUNNING.get_or_init(|| agent))
+    }
+
+    /// The agent of this process, once it has started.
+    pub fn running() -> Option<&'static Self> {
+        RUNNING.get().copied()
     }
 
     /// A place for one more conversation, free again when dropped.

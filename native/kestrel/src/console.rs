@@ -36,9 +36,22 @@ pub fn say(line: &str) {
     if let Some(ring) = RING.get() {
         ring.append(LogStream::Kestrel, text.as_bytes());
     }
+    if let Some(console) = CONSOLE.get() {
+        print(&mut lock(console), &text);
+    }
+}
+
+/// Says one line without waiting for any lock: this thread may hold it and be broken.
+pub fn say_now(line: &str) {
     if let Some(console) = CONSOLE.get()
-        && let Some(file) = lock(console).as_mut()
+        && let Ok(mut file) = console.try_lock()
     {
+        print(&mut file, &format!("kestrel: {line}\n"));
+    }
+}
+
+fn print(console: &mut Option<File>, text: &str) {
+    if let Some(file) = console.as_mut() {
         // One write, so that lines of the kernel do not get between; a full console loses the line.
         let _ = file.write(text.replace('\n', "\r\n").as_bytes());
     }

@@ -50,6 +50,23 @@ impl Events {
         seq
     }
 
+    /// As [`push`](Self::push) for a process that is breaking: `None` where the lock is taken, maybe by the broken thread.
+    pub fn try_push(&self, kind: EventKind) -> Option<u64> {
+        let mut inner = self.inner.try_lock().ok()?;
+        let seq = inner.last + 1;
+        let body = serde_json::to_vec(&Event { seq, kind }).ok()?;
+        inner.last = seq;
+        inner.pending.push_back((seq, body));
+        drop(inner);
+        self.wake.set();
+        Some(seq)
+    }
+
+    /// As [`is_acked`](Self::is_acked), for the same.
+    pub fn try_is_acked(&self, seq: u64) -> bool {
+        self.inner.try_lock().is_ok_and(|inner| inner.acked >= seq)
+    }
+
     pub fn last(&self) -> u64 {
         lock(&self.inner).last
     }
@@ -127,6 +144,20 @@ mod tests {
 
         assert_eq!(events.after(0).unwrap().0, 2);
         assert_eq!(events.after(2), None);
+    }
+
+    #[test]
+    fn a_breaking_process_never_waits_for_the_lock() {
+        let events = Events::new().unwrap();
+        let held = lock(&events.inner);
+
+        assert_eq!(events.try_push(EventKind::Button), None);
+        assert!(!events.try_is_acked(0));
+        drop(held);
+
+        assert_eq!(events.try_push(EventKind::Button), Some(1));
+        events.ack(1);
+        assert!(events.try_is_acked(1));
     }
 
     #[test]

@@ -7,7 +7,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use aerie_protocol::message::NetworkMode;
 
-use crate::sys::{check, own};
+use crate::sys::{check, ioctl_request, own};
+
+/// include/uapi/linux/sockios.h.
+const SIOCADDRT: u32 = 0x890b;
+const SIOCSIFFLAGS: u32 = 0x8914;
+const SIOCSIFADDR: u32 = 0x8916;
+const SIOCSIFNETMASK: u32 = 0x891c;
 
 /// What QEMU's user network always gives (its documentation, "-netdev user").
 const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -63,16 +69,10 @@ pub fn apply(mode: NetworkMode) -> Result<(), NetworkError> {
                 &control,
                 &card,
                 "set the address",
-                libc::SIOCSIFADDR,
+                SIOCSIFADDR,
                 USER_ADDRESS,
             )?;
-            address(
-                &control,
-                &card,
-                "set the mask",
-                libc::SIOCSIFNETMASK,
-                USER_MASK,
-            )?;
+            address(&control, &card, "set the mask", SIOCSIFNETMASK, USER_MASK)?;
             raise(&control, &card)?;
             route(&control, &card, USER_GATEWAY)
         }
@@ -131,7 +131,7 @@ fn address(
     control: &OwnedFd,
     card: &str,
     step: &'static str,
-    number: libc::c_ulong,
+    number: u32,
     value: Ipv4Addr,
 ) -> Result<(), NetworkError> {
     let mut request = request(card);
@@ -156,7 +156,7 @@ fn raise(control: &OwnedFd, card: &str) -> Result<(), NetworkError> {
     check(unsafe {
         libc::ioctl(
             control.as_raw_fd(),
-            libc::SIOCSIFFLAGS as libc::Ioctl,
+            ioctl_request(SIOCSIFFLAGS),
             &raw const request,
         )
     })
@@ -175,7 +175,7 @@ fn route(control: &OwnedFd, card: &str, gateway: Ipv4Addr) -> Result<(), Network
     match check(unsafe {
         libc::ioctl(
             control.as_raw_fd(),
-            libc::SIOCADDRT as libc::Ioctl,
+            ioctl_request(SIOCADDRT),
             &raw const route,
         )
     }) {

@@ -19,7 +19,7 @@ use aerie_protocol::message::EventKind;
 use crate::agent::Agent;
 use crate::button::Buttons;
 use crate::conn::WRITTEN_BYTES;
-use crate::console::say;
+use crate::console::{say, say_now};
 use crate::sys::{Wake, is_ready, lock, own, poll, poll_entry, read_now};
 use crate::{freeze, mounts};
 
@@ -333,8 +333,22 @@ fn wait_for_silence(agent: &Agent) {
     }
 }
 
-/// For a panic, where nothing of ours can be trusted any more.
-pub fn last_resort() -> ! {
+/// For a panic: tells the host if that can be done without a lock that the broken thread may hold, and ends. The session's
+/// thread may be the broken one, so nothing here is waited for but time.
+pub fn last_resort(message: &str) -> ! {
+    say_now(&format!("bug: {message}"));
+    if let Some(agent) = Agent::running() {
+        let failed = EventKind::Failed {
+            stage: "panic".to_owned(),
+            message: message.to_owned(),
+        };
+        if let Some(seq) = agent.events.try_push(failed) {
+            let deadline = Instant::now() + LAST_WORDS;
+            while !agent.events.try_is_acked(seq) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
     // SAFETY: sync touches no memory.
     unsafe { libc::sync() };
     power_off(false)

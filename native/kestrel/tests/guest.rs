@@ -15,8 +15,8 @@ mod bed;
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
-    Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileStat, Identity,
-    List, ListOk, Logs, Metrics, Owner, Proxy, Stat, Workload,
+    Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileSpec, FileStat,
+    Identity, List, ListOk, Logs, Metrics, Owner, Proxy, Stat, Workload,
 };
 use aerie_protocol::{Frame, Kind, encode, parse_json};
 
@@ -575,6 +575,86 @@ fn files_ports_and_numbers_of_the_guest_are_reached() {
         ),
         format!("other\nother\n{}\n1\n2033\n", "f".repeat(32))
     );
+}
+
+#[test]
+fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
+    let tty = Workload {
+        tty: true,
+        hold: true,
+        user: Some("33:33".to_owned()),
+        cwd: Some("/made/here".to_owned()),
+        ..workload("pwd; id -u; stty size; cat /etc/secret; read x; echo got $x")
+    };
+    let Some(mut bed) = Bed::boot(Setup {
+        workload: Some(tty),
+        extras: true,
+        files: vec![FileSpec {
+            path: "/etc/secret".to_owned(),
+            mode: 0o644,
+            content_base64: "c2VjcmV0Cg==".to_owned(),
+        }],
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    assert_eq!(
+        bed.shell(
+            "echo kept > /data/x; cat /data/x; ls -d /data/base/bin; touch /data/base/x 2>&1"
+        ),
+        "kept\n/data/base/bin\ntouch: /data/base/x: Read-only file system\n"
+    );
+    assert_eq!(
+        bed.shell("ip -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | grep default; cat /etc/resolv.conf"),
+        "inet 10.0.2.15/24\ndefault via 10.0.2.2 dev eth0 \nnameserver 10.0.2.3\n"
+    );
+    let metrics: Metrics = bed.ask(Kind::Metrics, &Empty {});
+    let data = metrics.disks.iter().find(|disk| disk.mount == "/data");
+    assert!(data.unwrap().size > 200 << 20, "{metrics:?}");
+
+    let attach = Attach {
+        stdin: true,
+        replay: false,
+        cols: Some(70),
+        rows: Some(20),
+    };
+    let mut talk = bed.open(Kind::Attach, &attach);
+    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":true}"#));
+    talk.until("/made/here\r\n33\r\n20 70\r\nsecret\r\n");
+    // A second typist is refused; the first may leave and come back.
+    let mut second = bed.open(Kind::Attach, &attach);
+    assert!(matches!(second.next(), Got::Error(body) if body.contains("busy")));
+    drop(talk);
+    let mut talk = bed.wait_for_attach(&attach);
+    talk.send(&Frame::Stdin(b"more\n"));
+    talk.until("got more\r\n");
+    assert_eq!(finish(&mut talk).exit.code, 0);
+    bed.event();
+    bed.event();
+    bed.wait_off();
+}
+
+#[test]
+fn a_payload_in_the_initramfs_needs_no_disk() {
+    let Some(mut bed) = Bed::boot(Setup {
+        overlay_bytes: None,
+        in_memory: true,
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    assert_eq!(
+        bed.shell("ls -d /init /modules /bin/sh 2>/dev/null; touch /x && echo ok"),
+        "/bin/sh\nok\n"
+    );
+
+    // As a guest's own root would: the machine restarts or powers off in good order.
+    bed.shell("poweroff");
+    bed.wait_off();
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
-    Configuration, Event, Exec, Exit, Network, NetworkMode, Reply, Request, Root, RootMode,
-    SessionOpen, Workload,
+    Attach, Configuration, Event, Exec, Exit, FileSpec, Network, NetworkMode, Reply, Request, Root,
+    RootMode, SessionOpen, Volume, VolumeFs, Workload,
 };
 use aerie_protocol::{Decoder, Frame, GENERATION, Kind, encode, parse_json};
 use serde::Serialize;
@@ -29,6 +29,12 @@ pub struct Setup {
     pub grace_ms: u64,
     /// Say in the configuration that there is an overlay disk where there is none.
     pub promise_overlay: bool,
+    /// Two further disks, and QEMU's user network.
+    pub extras: bool,
+    /// Files of the configuration.
+    pub files: Vec<FileSpec>,
+    /// The payload is in the initramfs, and there is no disk.
+    pub in_memory: bool,
 }
 
 impl Default for Setup {
@@ -39,6 +45,9 @@ impl Default for Setup {
             memory_mib: 256,
             grace_ms: 5000,
             promise_overlay: false,
+            extras: false,
+            files: vec![],
+            in_memory: false,
         }
     }
 }
@@ -228,8 +237,8 @@ impl Bed {
         let folder = env::temp_dir().join(format!("kb{cid}"));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
-        initramfs(&folder, &kestrel, &modules);
-        disks(&folder, setup.overlay_bytes);
+        disks(&folder, setup.overlay_bytes, setup.extras);
+        initramfs(&folder, &kestrel, &modules, setup.in_memory);
         let at = |name: &str| folder.join(name).to_string_lossy().into_owned();
         let listener = UnixListener::bind(at("v_1024")).unwrap();
         let vhost = UnixListener::bind(at("vhost")).unwrap();
@@ -264,24 +273,28 @@ impl Bed {
             "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable",
         ])
         .args(["-serial", &format!("file:{}", at("serial.log"))])
-        .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
-        .args([
-            "-drive",
-            &format!(
-                "file={},if=none,id=root,format=raw,readonly=on",
-                at("root.erofs")
-            ),
-        ])
-        .args(["-device", "virtio-blk-pci,drive=root,serial=root"]);
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))]);
+        let mut disk = |file: &str, serial: &str, options: &str| {
+            let drive = format!("file={},if=none,id={serial},format=raw,{options}", at(file));
+            qemu.args(["-drive", &drive]).args([
+                "-device",
+                &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+            ]);
+        };
+        if !setup.in_memory {
+            disk("root.erofs", "root", "readonly=on");
+        }
+        if setup.extras {
+            disk("volume.ext4", "vol0", "discard=unmap");
+            disk("root.erofs", "vol1", "readonly=on,file.locking=off");
+        }
+
         if setup.overlay_bytes.is_some() {
-            qemu.args([
-                "-drive",
-                &format!(
-                    "file={},if=none,id=top,format=raw,discard=unmap",
-                    at("overlay.ext4")
-                ),
-            ])
-            .args(["-device", "virtio-blk-pci,drive=top,serial=overlay"]);
+            disk("overlay.ext4", "overlay", "discard=unmap");
+        }
+        if setup.extras {
+            qemu.args(["-netdev", "user,id=n0,restrict=on"])
+                .args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
         }
         let qemu = qemu
             .stdin(Stdio::null())
@@ -340,17 +353,23 @@ impl Bed {
             hostname: "guest".to_owned(),
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             root: Root {
-                mode: RootMode::Overlay,
+                mode: match setup.in_memory {
+                    true => RootMode::Initramfs,
+                    false => RootMode::Overlay,
+                },
                 overlay_size_bytes: match setup.promise_overlay {
                     true => Some(1 << 30),
                     false => setup.overlay_bytes,
                 },
             },
-            volumes: vec![],
+            volumes: volumes(setup.extras),
             network: Network {
-                mode: NetworkMode::None,
+                mode: match setup.extras {
+                    true => NetworkMode::User,
+                    false => NetworkMode::None,
+                },
             },
-            files: vec![],
+            files: setup.files,
             workload: setup.workload,
             grace_ms: setup.grace_ms,
             log_bytes: 1 << 20,
@@ -495,6 +514,18 @@ impl Bed {
         }
     }
 
+    /// Attaches as soon as the last one with stdin is seen to be gone.
+    pub fn wait_for_attach(&self, attach: &Attach) -> Talk {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut talk = self.open(Kind::Attach, attach);
+            match talk.next() {
+                Got::Ok(_) => return talk,
+                refused => assert!(Instant::now() < deadline, "{refused:?}"),
+            }
+        }
+    }
+
     /// A tar archive of what a script makes in an empty folder.
     pub fn tar(&self, script: &str) -> Vec<u8> {
         let tree = self.folder.join("copy");
@@ -544,14 +575,19 @@ impl Bed {
         }
     }
 
+    /// Whether the overlay's file system was left as by an unmount: nothing to repair, no journal to replay.
     pub fn overlay_is_clean(&self) -> bool {
         let checked = Command::new("e2fsck")
             .args(["-f", "-n"])
             .arg(self.folder.join("overlay.ext4"))
             .output()
             .unwrap();
-        eprintln!("{}", String::from_utf8_lossy(&checked.stdout));
-        checked.status.success() && !String::from_utf8_lossy(&checked.stderr).contains("journal")
+        let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+        let is_clean = checked.status.success() && !said.contains("journal");
+        if !is_clean {
+            eprintln!("{said}");
+        }
+        is_clean
     }
 }
 
@@ -565,6 +601,23 @@ impl Drop for Bed {
             let _ = process.wait();
         }
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn volumes(extras: bool) -> Vec<Volume> {
+    let volume = |serial: &str, path: &str, fs| Volume {
+        serial: serial.to_owned(),
+        path: path.to_owned(),
+        read_only: false,
+        fs,
+    };
+    match extras {
+        // The inner path is named first: kestrel sorts it out.
+        true => vec![
+            volume("vol1", "/data/base", VolumeFs::Erofs),
+            volume("vol0", "/data", VolumeFs::Ext4),
+        ],
+        false => vec![],
     }
 }
 
@@ -619,7 +672,12 @@ pub fn json<T: Serialize>(body: &T) -> Vec<u8> {
 }
 
 /// Loaded in this order; a kernel that has one built in has no file of it.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 19] = [
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
     "virtio_blk",
     "failover",
     "net_failover",
@@ -636,8 +694,11 @@ const MODULES: [&str; 14] = [
     "evdev",
 ];
 
-fn initramfs(folder: &Path, kestrel: &Path, modules: &Path) {
+fn initramfs(folder: &Path, kestrel: &Path, modules: &Path, with_payload: bool) {
     let tree = folder.join("tree");
+    if with_payload {
+        shell(&format!("cp -a {0}/base {0}/tree", folder.display()));
+    }
     fs::create_dir_all(tree.join("modules")).unwrap();
     fs::create_dir_all(tree.join("dev")).unwrap();
     fs::copy(kestrel, tree.join("init")).unwrap();
@@ -660,7 +721,7 @@ fn initramfs(folder: &Path, kestrel: &Path, modules: &Path) {
     ));
 }
 
-fn disks(folder: &Path, overlay: Option<u64>) {
+fn disks(folder: &Path, overlay: Option<u64>, extras: bool) {
     let base = folder.join("base");
     shell(&format!(
         "mkdir -p {0}/bin {0}/etc {0}/root {0}/var && cp $(which busybox) {0}/bin/busybox && \
@@ -671,11 +732,17 @@ fn disks(folder: &Path, overlay: Option<u64>) {
         base.display(),
         folder.display()
     ));
-    if let Some(bytes) = overlay {
+    let ext4 = |name: &str, bytes: u64| {
         shell(&format!(
-            "cd {} && truncate -s 64M overlay.ext4 && mke2fs -q -t ext4 -E resize=64G overlay.ext4 2>/dev/null && truncate -s {bytes} overlay.ext4",
+            "cd {} && truncate -s 64M {name} && mke2fs -q -t ext4 -E resize=64G {name} 2>/dev/null && truncate -s {bytes} {name}",
             folder.display()
         ));
+    };
+    if let Some(bytes) = overlay {
+        ext4("overlay.ext4", bytes);
+    }
+    if extras {
+        ext4("volume.ext4", 256 << 20);
     }
 }
 
