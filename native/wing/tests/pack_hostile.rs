@@ -430,6 +430,24 @@ fn a_wrong_command_line_is_a_usage_error() {
 }
 
 #[test]
+fn files_must_be_open_for_what_is_done_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |redirection: &str| {
+        let script = format!("exec \"$0\" pack image --out-fd 4 4{redirection}\"$1\" </dev/null");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_wing")])
+            .arg(folder.path().join("out"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+
+    assert!(run(">").contains("is not open for reading and writing"));
+    assert!(run("<").contains("is not open for reading and writing"));
+    assert!(run("<>").contains("archive_truncated"));
+}
+
+#[test]
 fn an_output_that_takes_nothing_is_told() {
     let archive = Tar::new().file("a", [1; 100_000]).end();
 

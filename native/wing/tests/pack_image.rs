@@ -365,12 +365,15 @@ fn what_an_image_cannot_hold_is_told() {
     let archive = Tar::new()
         .pax(&[("SCHILY.xattr.com.apple.quarantine", b"q")])
         .file("a", "")
+        .pax(&[("SCHILY.acl.access", b"user::rw-")])
+        .file("b", "")
         .end();
 
     let (_, told) = image(folder.path(), &archive);
 
-    assert_eq!(told["skipped_count"], 1);
+    assert_eq!(told["skipped_count"], 2);
     assert_eq!(told["skipped"][0]["path"], "a");
+    assert_eq!(told["skipped"][1]["path"], "b");
 }
 
 #[test]

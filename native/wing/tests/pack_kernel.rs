@@ -385,6 +385,43 @@ fn every_packing_of_a_boot_image_is_undone() {
 }
 
 #[test]
+fn what_the_tools_of_the_kernels_build_pack_is_undone() {
+    let outputs = Outputs::new();
+    let elf = vmlinux(3_000_000);
+    fs::write(outputs.path("elf"), &elf).unwrap();
+    // scripts/xz_wrap.sh, cmd_lz4, cmd_zstd22 and cmd_gzip of scripts/Makefile.lib
+    for command in [
+        "xz --check=crc32 --x86 --lzma2=,dict=32MiB -c",
+        "lz4 -l -9 -c",
+        "zstd -22 --ultra -qc",
+        "gzip -n -9 -c",
+    ] {
+        let (tool, flags) = command.split_once(' ').unwrap();
+        let input = fs::File::open(outputs.path("elf")).unwrap();
+        let packed = match Command::new(tool)
+            .args(flags.split(' '))
+            .stdin(input)
+            .output()
+        {
+            Ok(output) => output.stdout,
+            Err(error) => {
+                eprintln!("skipped: {tool}: {error}");
+                continue;
+            }
+        };
+        let payload = if tool == "gzip" {
+            packed
+        } else {
+            sized(packed, &elf)
+        };
+
+        outputs.vmlinux(&bzimage(&payload, VERSION)).told();
+
+        assert!(outputs.read("vmlinux") == elf, "{command}");
+    }
+}
+
+#[test]
 fn what_is_no_kernel_is_refused() {
     let elf = vmlinux(100_000);
     let good = bzimage(&sized(zstd(&elf), &elf), VERSION);

@@ -13,6 +13,14 @@ pub struct Limits {
     pub entries_max: u64,
 }
 
+/// What a file must be open for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    ReadWrite,
+}
+
 /// The flags of one command, taken out one by one; what is left over at the end is refused.
 #[derive(Debug)]
 pub struct Args {
@@ -75,30 +83,45 @@ impl Args {
     /// The open file behind `--name`.
     ///
     /// # Errors
-    /// `usage` when the flag is absent, or its number is not an open file, one of 0, 1, 2, or used twice.
-    pub fn file(&mut self, name: &'static str) -> Result<File> {
-        self.file_if_given(name)?.ok_or_else(|| Error::Usage {
-            reason: format!("--{name} is missing"),
-        })
+    /// `usage` when the flag is absent, or its number is not a file that is open for what `access` says, one of 0, 1,
+    /// 2, or used twice.
+    pub fn file(&mut self, name: &'static str, access: Access) -> Result<File> {
+        self.file_if_given(name, access)?
+            .ok_or_else(|| Error::Usage {
+                reason: format!("--{name} is missing"),
+            })
     }
 
     /// As [`Args::file`]; absent is no mistake.
-    pub fn file_if_given(&mut self, name: &'static str) -> Result<Option<File>> {
+    pub fn file_if_given(&mut self, name: &'static str, access: Access) -> Result<Option<File>> {
+        let usage = |reason: String| Error::Usage { reason };
         let Some(fd) = self.number::<i32>(name)? else {
             return Ok(None);
         };
         if fd <= 2 || self.descriptors.contains(&fd) {
-            return Err(Error::Usage {
-                reason: format!("--{name} {fd} is in use already"),
-            });
+            return Err(usage(format!("--{name} {fd} is in use already")));
         }
-        // SAFETY: F_GETFD takes no pointer and changes nothing; a wrong number is answered with EBADF.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        // SAFETY: F_GETFL takes no pointer and changes nothing; a wrong number is answered with EBADF.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        if flags < 0 {
             return Err(Error::Descriptor {
                 fd,
                 role: name,
                 source: io::Error::last_os_error(),
             });
+        }
+        let mode = flags & libc::O_ACCMODE;
+        let (is_open, needed) = match access {
+            Access::Read => (mode != libc::O_WRONLY, "reading"),
+            Access::Write => (mode != libc::O_RDONLY, "writing"),
+            Access::ReadWrite => (mode == libc::O_RDWR, "reading and writing"),
+        };
+        if !is_open {
+            return Err(usage(format!("--{name} {fd} is not open for {needed}")));
+        }
+        // Writes at an offset go to the end of such a file (pwrite(2), "BUGS").
+        if access != Access::Read && flags & libc::O_APPEND != 0 {
+            return Err(usage(format!("--{name} {fd} is open for appending")));
         }
         self.descriptors.push(fd);
         // SAFETY: the descriptor is open (just asked), is not one of the standard three, and was handed to
@@ -141,8 +164,12 @@ mod tests {
             assert_eq!(args(words).unwrap_err().code().as_str(), "usage");
         }
         assert!(args(&["--max-bytes", "-1"]).unwrap().limits(1).is_err());
-        assert!(args(&["--out-fd", "1"]).unwrap().file("out-fd").is_err());
-        assert!(args(&["--out-fd", "999"]).unwrap().file("out-fd").is_err());
+        for fd in ["1", "999", "x"] {
+            let file = args(&["--out-fd", fd])
+                .unwrap()
+                .file("out-fd", Access::Write);
+            assert_eq!(file.unwrap_err().code().as_str(), "usage");
+        }
         assert!(args(&["--other", "1"]).unwrap().finish().is_err());
     }
 }

@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        (0..400_000u32)
+        (0..60_000u32)
             .flat_map(|i| (i / 7).to_le_bytes())
             .collect()
     }

@@ -31,7 +31,7 @@ use std::{ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
 use serde::Serialize;
 use serde_json::json;
 
-use args::Args;
+use args::{Access, Args};
 use error::{Code, Error, Result};
 
 /// Exit code of every failure but a wrong command line, which has 2.
@@ -75,25 +75,25 @@ fn run(command: &str, argv: impl Iterator<Item = OsString>) -> Result<()> {
     let mut args = Args::parse(argv)?;
     match command {
         "image" => {
-            let out = args.file("out-fd")?;
-            let scratch = args.file_if_given("scratch-fd")?;
+            let out = args.file("out-fd", Access::ReadWrite)?;
+            let scratch = args.file_if_given("scratch-fd", Access::ReadWrite)?;
             let limits = args.limits(IMAGE_GIB)?;
             confined(args, || image::run(out, scratch, limits))
         }
         "kernel" => {
-            let out = args.file("out-fd")?;
-            let modules = args.file("modules-fd")?;
+            let out = args.file("out-fd", Access::Write)?;
+            let modules = args.file("modules-fd", Access::ReadWrite)?;
             let limits = args.limits(KERNEL_GIB)?;
             confined(args, || kernel::run(out, modules, limits))
         }
         "vmlinux" => {
-            let out = args.file("out-fd")?;
+            let out = args.file("out-fd", Access::Write)?;
             confined(args, || bzimage::run(out))
         }
         "initramfs" => {
-            let kestrel = args.file("kestrel-fd")?;
-            let modules = args.file_if_given("modules-fd")?;
-            let out = args.file("out-fd")?;
+            let kestrel = args.file("kestrel-fd", Access::Read)?;
+            let modules = args.file_if_given("modules-fd", Access::Read)?;
+            let out = args.file("out-fd", Access::Write)?;
             confined(args, || cpio::run(kestrel, modules, out))
         }
         "probe" => {

@@ -187,6 +187,9 @@ impl Rootfs {
     }
 
     fn attributes(&mut self, entry: &Entry) -> Result<Attributes> {
+        if let Some(unread) = entry.unread {
+            self.skip(&entry.path, format!("{unread} is not read"));
+        }
         let mut set = Vec::new();
         for (name, value) in &entry.xattrs {
             if erofs::xattr_is_storable(name) {

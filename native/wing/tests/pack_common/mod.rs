@@ -9,6 +9,7 @@ pub mod tar;
 pub mod tree;
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::Write as _,
     path::Path,
@@ -60,6 +61,11 @@ pub fn pack_file(args: &[&str], input: &Path, files: &[(i32, &Path)]) -> Ended {
     run(args, Stdio::from(File::open(input).unwrap()), b"", files)
 }
 
+/// The program that is tested: cargo's, or the one that is shipped.
+fn wing() -> OsString {
+    std::env::var_os("AERIE_TEST_WING").unwrap_or_else(|| env!("CARGO_BIN_EXE_wing").into())
+}
+
 fn run(args: &[&str], stdin: Stdio, input: &[u8], files: &[(i32, &Path)]) -> Ended {
     let redirections: String = files
         .iter()
@@ -68,7 +74,7 @@ fn run(args: &[&str], stdin: Stdio, input: &[u8], files: &[(i32, &Path)]) -> End
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("exec \"$0\" pack \"$@\"{redirections}")])
-        .arg(env!("CARGO_BIN_EXE_wing"))
+        .arg(wing())
         .args(args)
         .envs(files.iter().map(|(fd, path)| (format!("FILE{fd}"), *path)))
         .stdin(stdin)

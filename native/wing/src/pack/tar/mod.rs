@@ -52,6 +52,8 @@ pub struct Entry {
     pub device: (u32, u32),
     /// Extended attributes by their full name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What the archive says of it in a form that is not read.
+    pub unread: Option<&'static str>,
 }
 
 /// An archive, read once from its beginning to its end.
@@ -192,6 +194,7 @@ impl<R: Read> Archive<R> {
                 _ => (0, 0),
             },
             xattrs: pax.xattrs,
+            unread: pax.unread,
         })
     }
 

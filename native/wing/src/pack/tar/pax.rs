@@ -16,6 +16,8 @@ pub struct Pax {
     pub mtime: Option<(i64, u32)>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub sparse: Option<SparseKeys>,
+    /// What the records hold in a form that we do not read.
+    pub unread: Option<&'static str>,
 }
 
 /// The `GNU.sparse.*` records (GNU tar manual, "PAX Format, Version 0.0 to 1.0").
@@ -76,6 +78,10 @@ impl Pax {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.set_xattr(name, value)?;
+                } else if key.starts_with(b"SCHILY.acl.") {
+                    self.unread = Some("an access control list in words");
+                } else if key.starts_with(b"RHT.security.") {
+                    self.unread = Some("an SELinux label of GNU tar");
                 } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.set_sparse(key, value)?;
                 }
@@ -154,6 +160,7 @@ impl Pax {
             mtime: self.mtime.or(global.mtime),
             xattrs: self.xattrs,
             sparse: self.sparse,
+            unread: self.unread.or(global.unread),
         }
     }
 }
