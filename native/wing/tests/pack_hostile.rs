@@ -6,7 +6,7 @@ mod pack_common;
 use std::{fs, path::Path, process::Command, time::Instant};
 
 use pack_common::{
-    gzip, image_fault, is_root, pack, run_image,
+    gzip, image_fault, is_root, pack, pack_file, run_image,
     tar::{Header, Tar},
     xz, zstd,
 };
@@ -458,6 +458,19 @@ fn an_output_that_takes_nothing_is_told() {
     );
 
     assert_eq!(ended.fault(), "write_failed");
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_told_with_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+
+    let ended = pack_file(&["image", "--out-fd", "4"], folder.path(), &[(4, &out)]);
+
+    assert_eq!(ended.fault(), "read_failed");
+    let line: serde_json::Value = serde_json::from_str(&ended.stderr).unwrap();
+    assert_eq!(line["message"], "Cannot read standard input");
+    assert!(line["chain"][0].as_str().unwrap().contains("directory"));
 }
 
 #[test]

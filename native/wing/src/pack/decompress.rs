@@ -195,9 +195,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        (0..60_000u32)
-            .flat_map(|i| (i / 7).to_le_bytes())
-            .collect()
+        (0..60_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
     }
 
     fn unpack(packed: &[u8]) -> io::Result<(Format, Vec<u8>)> {

@@ -6,77 +6,59 @@ use std::{error::Error as StdError, fmt::Write as _, io};
 /// What `wing pack` functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Stable names for programs; the table in `native/README.md` explains them to people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    Usage,
-    ConfinementFailed,
-    ReadFailed,
-    WriteFailed,
-    DiskFull,
-    ArchiveUnrecognized,
-    ArchiveTruncated,
-    ArchiveMalformed,
-    ArchiveUnsupported,
-    ArchiveTooLarge,
-    EntryEscapes,
-    EntryPathInvalid,
-    EntryConflict,
-    LinkTargetMissing,
-    CompressionCorrupt,
-    CompressionUnsupported,
-    ScratchRequired,
-    ImageManifestMissing,
-    ImageManifestInvalid,
-    ImageLayerMissing,
-    ImagePlatformMissing,
-    ImageAmbiguous,
-    DigestMismatch,
-    PackageMalformed,
-    KernelMissing,
-    KernelAmbiguous,
-    KernelMalformed,
-    KernelModuleMissing,
-    ModuleMalformed,
-    ModuleCycle,
+macro_rules! codes {
+    ($($name:ident = $text:literal,)*) => {
+        /// Stable names for programs; the table in `native/README.md` explains them to people.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Code {
+            $($name,)*
+        }
+
+        impl Code {
+            /// The code as it stands in the JSON line.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
 }
 
-impl Code {
-    /// The code as it stands in the JSON line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Usage => "usage",
-            Self::ConfinementFailed => "confinement_failed",
-            Self::ReadFailed => "read_failed",
-            Self::WriteFailed => "write_failed",
-            Self::DiskFull => "disk_full",
-            Self::ArchiveUnrecognized => "archive_unrecognized",
-            Self::ArchiveTruncated => "archive_truncated",
-            Self::ArchiveMalformed => "archive_malformed",
-            Self::ArchiveUnsupported => "archive_unsupported",
-            Self::ArchiveTooLarge => "archive_too_large",
-            Self::EntryEscapes => "entry_escapes",
-            Self::EntryPathInvalid => "entry_path_invalid",
-            Self::EntryConflict => "entry_conflict",
-            Self::LinkTargetMissing => "link_target_missing",
-            Self::CompressionCorrupt => "compression_corrupt",
-            Self::CompressionUnsupported => "compression_unsupported",
-            Self::ScratchRequired => "scratch_required",
-            Self::ImageManifestMissing => "image_manifest_missing",
-            Self::ImageManifestInvalid => "image_manifest_invalid",
-            Self::ImageLayerMissing => "image_layer_missing",
-            Self::ImagePlatformMissing => "image_platform_missing",
-            Self::ImageAmbiguous => "image_ambiguous",
-            Self::DigestMismatch => "digest_mismatch",
-            Self::PackageMalformed => "package_malformed",
-            Self::KernelMissing => "kernel_missing",
-            Self::KernelAmbiguous => "kernel_ambiguous",
-            Self::KernelMalformed => "kernel_malformed",
-            Self::KernelModuleMissing => "kernel_module_missing",
-            Self::ModuleMalformed => "module_malformed",
-            Self::ModuleCycle => "module_cycle",
-        }
-    }
+codes! {
+    Usage = "usage",
+    ConfinementFailed = "confinement_failed",
+    ReadFailed = "read_failed",
+    WriteFailed = "write_failed",
+    DiskFull = "disk_full",
+    ArchiveUnrecognized = "archive_unrecognized",
+    ArchiveTruncated = "archive_truncated",
+    ArchiveMalformed = "archive_malformed",
+    ArchiveUnsupported = "archive_unsupported",
+    ArchiveTooLarge = "archive_too_large",
+    EntryEscapes = "entry_escapes",
+    EntryPathInvalid = "entry_path_invalid",
+    EntryConflict = "entry_conflict",
+    LinkTargetMissing = "link_target_missing",
+    CompressionCorrupt = "compression_corrupt",
+    CompressionUnsupported = "compression_unsupported",
+    ScratchRequired = "scratch_required",
+    ImageManifestMissing = "image_manifest_missing",
+    ImageManifestInvalid = "image_manifest_invalid",
+    ImageLayerMissing = "image_layer_missing",
+    ImagePlatformMissing = "image_platform_missing",
+    ImageAmbiguous = "image_ambiguous",
+    DigestMismatch = "digest_mismatch",
+    PackageMalformed = "package_malformed",
+    KernelMissing = "kernel_missing",
+    KernelAmbiguous = "kernel_ambiguous",
+    KernelMalformed = "kernel_malformed",
+    KernelModuleMissing = "kernel_module_missing",
+    ModuleMalformed = "module_malformed",
+    ModuleCycle = "module_cycle",
 }
 
 /// A failure of `wing pack`.
@@ -267,6 +249,19 @@ pub fn show(path: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_code_is_explained() {
+        let readme = include_str!("../../../README.md");
+        let table: Vec<&str> = readme
+            .lines()
+            .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+            .collect();
+        for code in Code::ALL {
+            let name = format!("`{}`", code.as_str());
+            assert!(table.iter().any(|cell| cell.contains(&name)), "{name}");
+        }
+    }
 
     #[test]
     fn a_failed_write_on_a_full_disk_has_its_own_code() {
