@@ -7,15 +7,30 @@ export const GENERATION = 1
 export const AGENT_PORT = 1024
 const MAGIC = 'KSTR'
 export const PAYLOAD_MAX = 1_048_576
-const JSON_MAX = 1_048_576
+/** Of the JSON in every frame but `ok`, which carries the configuration. */
+const JSON_MAX = 262_144
+const OK_MAX = 1_048_576
+/** How deep arrays and objects may be nested. */
+const JSON_DEPTH_MAX = 64
 const HEADER = 5
+const OPEN_PREFIX = 8
+const LOG_PREFIX = 17
+const SIGNAL_MAX = 64
 
 export const FRAME = {
   open: 0x01, ok: 0x02, error: 0x03, stdin: 0x10, stdout: 0x11, stderr: 0x12, eof: 0x13, resize: 0x14, signal: 0x15, exit: 0x16,
   event: 0x17, ack: 0x18, request: 0x19, reply: 0x1a, window: 0x1b, log: 0x1c,
 } as const
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]
-const KNOWN: ReadonlySet<number> = new Set(Object.values(FRAME))
+
+/** The shortest and longest payload of each type: a header alone says whether the rest is worth keeping. */
+const BOUNDS: ReadonlyMap<number, readonly [number, number]> = new Map<number, readonly [number, number]>([
+  [FRAME.open, [OPEN_PREFIX, OPEN_PREFIX + JSON_MAX]], [FRAME.ok, [1, OK_MAX]],
+  ...[FRAME.error, FRAME.exit, FRAME.event, FRAME.request, FRAME.reply].map((type) => [type, [1, JSON_MAX]] as const),
+  ...[FRAME.stdin, FRAME.stdout, FRAME.stderr].map((type) => [type, [0, PAYLOAD_MAX]] as const),
+  [FRAME.eof, [0, 0]], [FRAME.resize, [4, 4]], [FRAME.window, [4, 4]], [FRAME.signal, [1, 1]], [FRAME.ack, [8, 8]],
+  [FRAME.log, [LOG_PREFIX, PAYLOAD_MAX]],
+])
 
 export const KIND = {
   session: 1, exec: 2, attach: 3, copyIn: 4, copyOut: 5, stat: 6, list: 7, logs: 8, proxy: 9, metrics: 10, identity: 11,
@@ -30,11 +45,26 @@ export interface Frame { readonly type: FrameType; readonly payload: Uint8Array 
 /** Why a peer's bytes are no frames. It costs that peer its connection, nothing else. */
 export class FrameError extends Error {
   override name = 'FrameError'
-  readonly code: 'frame_too_long' | 'frame_type_unknown' | 'frame_payload_invalid' | 'frame_truncated'
+  readonly code: 'frame_too_long' | 'frame_type_unknown' | 'frame_payload_invalid' | 'frame_magic_invalid' | 'frame_json_invalid'
+    | 'frame_json_too_deep' | 'frame_truncated'
   constructor(code: FrameError['code'], message: string) { super(message); this.code = code }
 }
 
+const named = (type: number): string => `frame 0x${type.toString(16).padStart(2, '0')}`
+
+/** @throws FrameError where a header promises what its type never has */
+const checkHeader = (type: number, length: number): void => {
+  const bounds = BOUNDS.get(type)
+  if (!bounds) throw new FrameError('frame_type_unknown', `${named(type)} is unknown`)
+  const [min, max] = bounds
+  if (length >= min && length <= max) return
+  throw new FrameError(length > max && min !== max ? 'frame_too_long' : 'frame_payload_invalid',
+    `${named(type)} of ${length} bytes: ${min === max ? min : `${min} to ${max}`} are allowed`)
+}
+
+/** @throws FrameError where the other side would refuse it */
 export const encode = (type: FrameType, payload: Uint8Array): Buffer => {
+  checkHeader(type, payload.byteLength)
   const frame = Buffer.allocUnsafe(HEADER + payload.byteLength)
   frame.writeUInt32LE(payload.byteLength, 0)
   frame[4] = type
@@ -42,7 +72,8 @@ export const encode = (type: FrameType, payload: Uint8Array): Buffer => {
   return frame
 }
 
-const utf8 = new TextDecoder('utf-8', { fatal: true })
+/** A byte order mark is no JSON: it is kept, so that the parser refuses it. */
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 export const encodeJson = (type: FrameType, body: unknown): Buffer => encode(type, Buffer.from(JSON.stringify(body)))
 export const encodeEmpty = (type: FrameType): Buffer => encode(type, new Uint8Array(0))
 export const encodeOpen = (kind: Kind, body: unknown): Buffer => {
@@ -65,26 +96,45 @@ export const encodeAck = (seq: number): Buffer => {
   return encode(FRAME.ack, payload)
 }
 
-/** @throws FrameError where the payload is no JSON object of a sane size */
+const depthOf = (bytes: Uint8Array): number => {
+  let depth = 0, deepest = 0, inString = false, escaped = false
+  for (const byte of bytes) {
+    if (escaped) escaped = false
+    else if (byte === 0x5c && inString) escaped = true
+    else if (byte === 0x22) inString = !inString
+    else if (!inString && (byte === 0x5b || byte === 0x7b)) deepest = Math.max(deepest, ++depth)
+    else if (!inString && (byte === 0x5d || byte === 0x7d)) depth--
+  }
+  return deepest
+}
+
+/** Any JSON value of a frame. @throws FrameError where its payload is none, or is nested too deep */
+export const decodeBody = ({ type, payload }: Frame): unknown => {
+  let text: string
+  try { text = utf8.decode(payload) } catch { throw new FrameError('frame_json_invalid', `${named(type)} carries no UTF-8`) }
+  if (depthOf(payload) > JSON_DEPTH_MAX) throw new FrameError('frame_json_too_deep', `${named(type)} carries JSON nested deeper than ${JSON_DEPTH_MAX}`)
+  try { return JSON.parse(text) } catch { throw new FrameError('frame_json_invalid', `${named(type)} carries no JSON`) }
+}
+
+/** The JSON object of a frame. @throws FrameError */
 export const decodeJson = (frame: Frame): Record<string, unknown> => {
-  if (frame.payload.byteLength > JSON_MAX) throw new FrameError('frame_payload_invalid', 'JSON is longer than 1 MiB')
-  try {
-    const body: unknown = JSON.parse(utf8.decode(frame.payload))
-    if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body as Record<string, unknown>
-  } catch { /* falls through: one sentence for both */ }
-  throw new FrameError('frame_payload_invalid', `payload of frame 0x${frame.type.toString(16)} is no JSON object`)
+  const body = decodeBody(frame)
+  if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body as Record<string, unknown>
+  throw new FrameError('frame_payload_invalid', `${named(frame.type)} carries no JSON object`)
 }
 
 export interface Open { readonly generation: number; readonly kind: number; readonly body: Record<string, unknown> }
 
+/** The first frame of a connection. The body of another generation is not read: its answer says which ones there are. @throws FrameError */
 export const decodeOpen = (frame: Frame): Open => {
   const { payload } = frame
+  if (frame.type !== FRAME.open || payload.byteLength < OPEN_PREFIX) throw new FrameError('frame_payload_invalid', 'the first frame is no open')
+  if (Buffer.from(payload.subarray(0, 4)).toString('latin1') !== MAGIC) throw new FrameError('frame_magic_invalid', 'the first bytes are not those of this protocol')
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength)
-  if (frame.type !== FRAME.open || payload.byteLength < 8 || Buffer.from(payload.subarray(0, 4)).toString('latin1') !== MAGIC) {
-    throw new FrameError('frame_payload_invalid', 'first frame is no open')
-  }
-  return { generation: view.getUint16(4, true), kind: payload[6] ?? 0,
-    body: decodeJson({ type: frame.type, payload: payload.subarray(8) }) }
+  const generation = view.getUint16(4, true), kind = view.getUint8(6)
+  if (generation !== GENERATION) return { generation, kind, body: {} }
+  if (view.getUint8(7) !== 0) throw new FrameError('frame_payload_invalid', 'the reserved byte of the open is not 0')
+  return { generation, kind, body: decodeJson({ type: frame.type, payload: payload.subarray(OPEN_PREFIX) }) }
 }
 
 export const decodeWindow = (frame: Frame): number => {
@@ -97,36 +147,77 @@ export interface LogRecord { readonly stream: 1 | 2 | 3; readonly offset: number
 export const decodeLog = (frame: Frame): LogRecord => {
   const { payload } = frame
   const stream = payload[0]
-  if (payload.byteLength < 17 || (stream !== 1 && stream !== 2 && stream !== 3)) {
+  if (payload.byteLength < LOG_PREFIX || (stream !== 1 && stream !== 2 && stream !== 3)) {
     throw new FrameError('frame_payload_invalid', 'log frame is malformed')
   }
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength)
   return { stream, offset: Number(view.getBigUint64(1, true)), timeMs: Number(view.getBigUint64(9, true) / 1_000_000n),
-    bytes: payload.subarray(17) }
+    bytes: payload.subarray(LOG_PREFIX) }
 }
 
-/** Cuts a byte stream into frames. Memory: one frame and the last chunk. */
-export class FrameReader {
-  #pending: Buffer = Buffer.alloc(0);
+const EMPTY = Buffer.alloc(0)
+/** What the first bytes of a frame take before its rest has come. */
+const HELD_MIN = 4096
 
-  /** The frames that are whole now. Their payloads are views: use or copy them before the next call. */
+/**
+ * Cuts a byte stream into frames. Memory: the frame that is not whole yet, as far as it has come; a length that is claimed costs nothing,
+ * and a byte is copied a bounded number of times in whatever portions it comes.
+ */
+export class FrameReader {
+  #held: Buffer = EMPTY
+  #size = 0;
+
+  /**
+   * The frames that are whole now. A payload is a view of `chunk`, or of memory that is not used again.
+   *
+   * @throws FrameError after which the stream has no known boundary: its connection must be closed
+   */
   *push(chunk: Uint8Array): Generator<Frame> {
-    let bytes: Buffer = this.#pending.byteLength === 0
-      ? Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength) : Buffer.concat([this.#pending, chunk])
-    this.#pending = Buffer.alloc(0)
-    while (bytes.byteLength >= HEADER) {
-      const length = bytes.readUInt32LE(0), type = bytes[4] ?? 0
-      if (length > PAYLOAD_MAX) throw new FrameError('frame_too_long', `frame of ${length} bytes is longer than ${PAYLOAD_MAX}`)
-      if (!KNOWN.has(type)) throw new FrameError('frame_type_unknown', `frame type 0x${type.toString(16)} is unknown`)
-      if (bytes.byteLength < HEADER + length) break
-      yield { type: type as FrameType, payload: bytes.subarray(HEADER, HEADER + length) }
-      bytes = bytes.subarray(HEADER + length)
+    let rest = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
+    while (rest.byteLength > 0) {
+      const wanted = this.#size === 0 ? frameLength(rest) : frameLength(this.#held.subarray(0, this.#size))
+      if (this.#size === 0 && rest.byteLength >= wanted && rest.byteLength >= HEADER) {
+        yield frameOf(rest.subarray(0, wanted))
+        rest = rest.subarray(wanted)
+        continue
+      }
+      const part = rest.subarray(0, Math.max(0, wanted - this.#size))
+      this.#hold(part, wanted)
+      rest = rest.subarray(part.byteLength)
+      if (this.#size < HEADER || this.#size < frameLength(this.#held.subarray(0, this.#size))) continue
+      const whole = this.#held.subarray(0, this.#size)
+      this.#held = EMPTY
+      this.#size = 0
+      yield frameOf(whole)
     }
-    this.#pending = bytes
+  }
+
+  #hold(part: Uint8Array, wanted: number): void {
+    if (this.#held.byteLength < this.#size + part.byteLength) {
+      const grown = Buffer.allocUnsafeSlow(Math.max(this.#size + part.byteLength, Math.min(wanted, Math.max(HELD_MIN, this.#held.byteLength * 2))))
+      this.#held.copy(grown, 0, 0, this.#size)
+      this.#held = grown
+    }
+    this.#held.set(part, this.#size)
+    this.#size += part.byteLength
   }
 
   /** @throws FrameError when the stream ended inside a frame */
   end(): void {
-    if (this.#pending.byteLength > 0) throw new FrameError('frame_truncated', `stream ended ${this.#pending.byteLength} bytes into a frame`)
+    if (this.#size > 0) throw new FrameError('frame_truncated', `the stream ended ${this.#size} bytes into a frame`)
   }
+}
+
+/** Of a frame that begins with `bytes`; of its header while that is not whole. @throws FrameError */
+const frameLength = (bytes: Buffer): number => {
+  if (bytes.byteLength < HEADER) return HEADER
+  const length = bytes.readUInt32LE(0)
+  checkHeader(bytes[4] ?? 0, length)
+  return HEADER + length
+}
+
+const frameOf = (bytes: Buffer): Frame => {
+  const type = bytes[4] as FrameType, payload = bytes.subarray(HEADER), first = payload[0] ?? 0
+  if (type === FRAME.signal && (first < 1 || first > SIGNAL_MAX)) throw new FrameError('frame_payload_invalid', `signal ${first} is none`)
+  return { type, payload }
 }
