@@ -99,3 +99,127 @@ impl Credit {
         self.sent = self.sent.wrapping_add(len);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Ours to the guest, as much of this as there is credit for.
+        Send(u32),
+        /// The guest reads.
+        Read(u32),
+        /// A header of the guest arrives, the oldest on its way or one that overtook it.
+        Arrive(bool),
+        Lie(u32, u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..5000u32).prop_map(Step::Send),
+            4 => (0..5000u32).prop_map(Step::Read),
+            4 => any::<bool>().prop_map(Step::Arrive),
+            1 => (any::<u32>(), any::<u32>()).prop_map(|(a, b)| Step::Lie(a, b)),
+        ]
+    }
+
+    /// A connection whose counters have run for a while.
+    fn aged(window: u32, start: u32) -> Credit {
+        Credit {
+            received: start,
+            forwarded: start,
+            announced: start,
+            peer_forwarded: start,
+            sent: start,
+            ..Credit::new(window)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_honest_peer_is_never_overrun(
+            steps in prop::collection::vec(step(), 1..300),
+            start in prop_oneof![Just(0), Just(u32::MAX - 3000), Just((1 << 31) - 3000), any::<u32>()],
+            window in prop_oneof![1..20u32, 1000..300_000u32],
+        ) {
+            let mut ours = aged(0, start);
+            let mut guest = aged(window, start);
+            ours.learn(window, start);
+            let mut headers = VecDeque::new();
+            for step in steps {
+                match step {
+                    Step::Send(bytes) => {
+                        let bytes = bytes.min(ours.available());
+                        ours.send(bytes);
+                        prop_assert_eq!(guest.receive(bytes), Ok(()));
+                    }
+                    Step::Read(bytes) => {
+                        guest.forward(bytes.min(guest.held()));
+                        headers.push_back(guest.announce());
+                    }
+                    Step::Arrive(overtaking) => {
+                        if overtaking && headers.len() > 1 {
+                            headers.swap(0, 1);
+                        }
+                        if let Some((buf_alloc, fwd_cnt)) = headers.pop_front() {
+                            ours.learn(buf_alloc, fwd_cnt);
+                        }
+                    }
+                    Step::Lie(..) => {}
+                }
+            }
+            // When all is read and said, the whole window is open again.
+            guest.forward(guest.held());
+            let (buf_alloc, fwd_cnt) = guest.announce();
+            ours.learn(buf_alloc, fwd_cnt);
+            prop_assert_eq!(ours.available(), window);
+        }
+
+        #[test]
+        fn a_liar_gets_no_more_than_the_window_it_names(
+            steps in prop::collection::vec(step(), 1..300),
+            start: u32,
+        ) {
+            let mut ours = aged(0, start);
+            ours.learn(10_000, start);
+            for step in steps {
+                match step {
+                    Step::Send(bytes) => ours.send(bytes.min(ours.available())),
+                    Step::Lie(buf_alloc, fwd_cnt) => {
+                        let before = ours.in_flight();
+                        ours.learn(buf_alloc, fwd_cnt);
+                        prop_assert!(ours.in_flight() <= before);
+                        prop_assert!(ours.available() <= buf_alloc);
+                    }
+                    Step::Read(_) | Step::Arrive(_) => {}
+                }
+            }
+        }
+
+        #[test]
+        fn our_window_is_kept_and_freed_room_is_announced(
+            takes in prop::collection::vec((0..3000u32, 0..3000u32), 1..300),
+            start: u32,
+            window in 16..5000u32,
+        ) {
+            let mut ours = aged(window, start);
+            for (bytes, read) in takes {
+                let fits = bytes <= window - ours.held();
+                prop_assert_eq!(ours.receive(bytes).is_ok(), fits);
+                ours.forward(read.min(ours.held()));
+                if ours.update_due() {
+                    ours.announce();
+                    prop_assert!(!ours.update_due(), "one update is enough");
+                }
+                // A guest that waits has used its window up as it knows it; with our buffer empty it must have heard.
+                let known_free = window - ours.received.wrapping_sub(ours.announced);
+                prop_assert!(ours.held() > 0 || known_free > 0, "the guest waits for ever");
+            }
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Packets between a muxer and two virtqueues.
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::{
@@ -106,7 +108,7 @@ fn take<'m, M: GuestMemory>(
     loop {
         queue.disable_notification(mem)?;
         while !muxer.tx_blocked() && *budget > 0 {
-            let Some(chain) = queue.iter(mem)?.next() else {
+            let Some(chain) = next_chain(mem, queue)? else {
                 break;
             };
             *budget -= 1;
@@ -139,7 +141,7 @@ fn give<'m, M: GuestMemory>(
     let mut gave = false;
     queue.disable_notification(mem)?;
     while muxer.has_rx() && *budget > 0 {
-        let Some(chain) = queue.iter(mem)?.next() else {
+        let Some(chain) = next_chain(mem, queue)? else {
             // Only a lack of buffers makes a kick of this queue worth anything.
             if queue.enable_notification(mem)? {
                 queue.disable_notification(mem)?;
@@ -165,6 +167,24 @@ fn give<'m, M: GuestMemory>(
         gave = true;
     }
     Ok(gave)
+}
+
+/// The next chain. `AvailIter` says "none" as well where it cannot read the ring; taken at its word, a queue that claims
+/// to have more and never gives any would be asked for ever.
+fn next_chain<'m, M: GuestMemory>(
+    mem: &'m M,
+    queue: &mut Queue,
+) -> Result<Option<DescriptorChain<&'m M>>, virtio_queue::Error> {
+    // Twice, for a driver that adds one between the two looks.
+    for _ in 0..2 {
+        if let Some(chain) = queue.iter(mem)?.next() {
+            return Ok(Some(chain));
+        }
+        if queue.avail_idx(mem, Ordering::Acquire)?.0 == queue.next_avail() {
+            return Ok(None);
+        }
+    }
+    Err(virtio_queue::Error::InvalidAvailRingIndex)
 }
 
 /// Whether the driver wants to hear of used buffers. `Queue` knows the event index but not the flag of a driver

@@ -20,7 +20,11 @@ use aerie_vsock::{
     conformance::{Guest, Rig},
 };
 use rig::Wing;
-use vhost::vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags};
+use vhost::{
+    VhostBackend, VringConfigData,
+    vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags},
+};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 aerie_vsock::conformance!(Wing::new);
 
@@ -57,6 +61,39 @@ fn a_pause_keeps_connections() {
         bytes
     });
     assert_eq!(&guest.join(reader), b"awake");
+}
+
+#[test]
+fn a_driver_that_places_its_rings_wrongly_may_try_again() {
+    let mut guest = Guest::boot(Wing::new(Limits::default()));
+    let base = guest
+        .rig
+        .memory()
+        .get_host_address(GuestAddress(0))
+        .unwrap() as u64;
+    for (size, at) in [(100, base), (128, 0), (128, base + (32 << 20) - 16)] {
+        guest.rig.stop();
+        let frontend = guest.rig.frontend.as_mut().unwrap();
+        frontend.set_vring_num(0, size).unwrap();
+        let place = VringConfigData {
+            queue_max_size: size,
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: at,
+            used_ring_addr: at,
+            avail_ring_addr: at,
+            log_addr: None,
+        };
+        frontend.set_vring_addr(0, &place).unwrap();
+        guest.rig.give_events();
+        guest.idle(Duration::from_millis(20));
+
+        guest.reboot();
+        guest.listening.insert(PORT, WINDOW);
+        let host = guest.host();
+        let client = thread::spawn(move || host.connect(PORT));
+        guest.join(client);
+    }
 }
 
 #[test]

@@ -133,7 +133,10 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
-        self.ring(index)?.queue.try_set_size(size).map_err(refused)
+        let ring = self.ring(index)?;
+        ring.sized = ring.queue.try_set_size(size).is_ok();
+        self.update();
+        Ok(())
     }
 
     fn set_vring_addr(
@@ -145,23 +148,16 @@ impl VhostUserBackendReqHandlerMut for Device {
         available: u64,
         _log: u64,
     ) -> Result<()> {
-        let place = |vmm| {
-            self.guest_address(vmm)
-                .map(GuestAddress)
-                .ok_or(Error::InvalidParam)
-        };
-        let (descriptor, used, available) = (place(descriptor)?, place(used)?, place(available)?);
+        let [descriptor, available, used] =
+            [descriptor, available, used].map(|vmm| self.guest_address(vmm).map(GuestAddress));
         let ring = self.ring(index)?;
-        ring.queue
-            .try_set_desc_table_address(descriptor)
-            .map_err(refused)?;
-        ring.queue
-            .try_set_avail_ring_address(available)
-            .map_err(refused)?;
-        ring.queue
-            .try_set_used_ring_address(used)
-            .map_err(refused)?;
-        ring.placed = true;
+        ring.placed = matches!(
+            (descriptor, available, used),
+            (Some(descriptor), Some(available), Some(used))
+                if ring.queue.try_set_desc_table_address(descriptor).is_ok()
+                    && ring.queue.try_set_avail_ring_address(available).is_ok()
+                    && ring.queue.try_set_used_ring_address(used).is_ok()
+        );
         self.update();
         Ok(())
     }

@@ -22,7 +22,9 @@ pub struct Ring {
     kick: Option<File>,
     call: Option<File>,
     pub enabled: bool,
-    /// Its addresses are known.
+    /// Its size is one that a queue can have, and its addresses lie in memory. Both are the guest's to say: what is wrong
+    /// leaves the ring idle and this process alive, for the guest's next driver.
+    pub sized: bool,
     pub placed: bool,
     /// The position that the VMM gave it (`SET_VRING_BASE`).
     pub base: u16,
@@ -39,6 +41,7 @@ impl Ring {
             kick: None,
             call: None,
             enabled: false,
+            sized: false,
             placed: false,
             base: 0,
             stopped_at: None,
@@ -47,7 +50,7 @@ impl Ring {
 
     /// Whether everything is there that a ring needs to run.
     pub fn is_complete(&self) -> bool {
-        self.enabled && self.placed && self.kick.is_some()
+        self.enabled && self.sized && self.placed && self.kick.is_some()
     }
 
     /// Puts another kick descriptor in place. The old one is taken out of the epoll first: to close it would not do,

@@ -73,7 +73,7 @@ pub fn run(args: Args) -> Result<(), VsockError> {
             match event.data() {
                 MUXER => locked(&device).on_muxer().map_err(VsockError::Muxer)?,
                 FRONTEND => match frontend.handle_request() {
-                    Ok(()) => {}
+                    Ok(()) | Err(VhostError::SocketRetry(_)) => {}
                     Err(error) if is_end(&error) => return Ok(()),
                     Err(error) => return Err(VsockError::Protocol(error)),
                 },

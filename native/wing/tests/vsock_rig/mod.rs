@@ -139,10 +139,16 @@ impl Wing {
                     },
                 )
                 .unwrap();
+        }
+        self.give_events();
+    }
+
+    /// The kick and call descriptors, and the word that the rings run.
+    pub fn give_events(&mut self) {
+        let frontend = self.frontend.as_mut().unwrap();
+        for index in 0..2 {
             frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
             frontend.set_vring_call(index, &self.calls[index]).unwrap();
-        }
-        for index in 0..2 {
             frontend.set_vring_enable(index, true).unwrap();
         }
     }
