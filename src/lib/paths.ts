@@ -19,7 +19,6 @@ export const systemPlaces: Places = { mode: 'system', state: '/var/lib/aerie', r
 export const userPlaces = (env: Environment, uid: number): Places => {
   const home = env['HOME'] ?? (uid === 0 ? '/root' : '/')
   const state = join(env['XDG_STATE_HOME'] || join(home, '.local/state'), 'aerie')
-  // Root's own runtime folder is closed to everybody else, and root's machines run as users of their own.
-  const run = uid === 0 ? '/run/aerie-root' : env['XDG_RUNTIME_DIR'] ? join(env['XDG_RUNTIME_DIR'], 'aerie') : join('/tmp', `aerie-${uid}`)
+  const run = env['XDG_RUNTIME_DIR'] ? join(env['XDG_RUNTIME_DIR'], 'aerie') : join('/tmp', `aerie-${uid}`)
   return { mode: 'user', state, run, socket: join(run, 'aerie.sock') }
 }
