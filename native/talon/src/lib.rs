@@ -6,6 +6,9 @@ pub mod boot;
 pub mod bytes;
 pub mod config;
 pub mod events;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
+pub mod jail;
 pub mod layout;
 pub mod machine;
 pub mod memory;

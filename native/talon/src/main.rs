@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
+use talon::jail::{self, JailError, Plan, seccomp};
 use talon::machine::Prepare;
 use talon::resources::adopt;
 use talon::vmm::{Fatal, Launch, VerbError, Vmm};
@@ -23,6 +25,8 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_PANICKED: u8 = 3;
 
 const USAGE: &str = "usage: talon run [--config-fd N] [--api-fd N | --api-socket PATH] [--kvm-fd N]
+                 [--jail on|off] [--vsock-folder PATH] [--landlock-abi-min N]
+       talon check
        talon --version";
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,8 @@ enum StartError {
     Socket(#[source] std::io::Error),
     #[error("/dev/kvm cannot be used")]
     Kvm(#[source] std::io::Error),
+    #[error("the jail cannot be shut")]
+    Jail(#[from] JailError),
     #[error(transparent)]
     Fatal(#[from] Fatal),
 }
@@ -53,6 +59,7 @@ impl StartError {
             Self::Config(_) => "config_unreadable",
             Self::Socket(_) => "socket_failed",
             Self::Kvm(_) => "kvm_unusable",
+            Self::Jail(_) => "jail_failed",
             Self::Fatal(fatal) => fatal.code(),
         }
     }
@@ -72,6 +79,9 @@ struct Arguments {
     api_fd: Option<RawFd>,
     api_socket: Option<String>,
     kvm: Option<RawFd>,
+    unjailed: bool,
+    vsock_folder: Option<PathBuf>,
+    landlock_abi_min: u32,
 }
 
 fn parse(mut argv: impl Iterator<Item = String>) -> Result<Arguments, StartError> {
@@ -92,6 +102,19 @@ fn parse(mut argv: impl Iterator<Item = String>) -> Result<Arguments, StartError
             "--api-fd" => arguments.api_fd = Some(number()?),
             "--api-socket" => arguments.api_socket = Some(value),
             "--kvm-fd" => arguments.kvm = Some(number()?),
+            "--vsock-folder" => arguments.vsock_folder = Some(value.into()),
+            "--landlock-abi-min" => arguments.landlock_abi_min = number()?.unsigned_abs(),
+            "--jail" => {
+                arguments.unjailed = match value.as_str() {
+                    "on" => false,
+                    "off" => true,
+                    _ => {
+                        return Err(StartError::Usage(format!(
+                            "--jail takes on or off, not {value}"
+                        )));
+                    }
+                };
+            }
             _ => return Err(StartError::Usage(format!("{flag} is unknown"))),
         }
     }
@@ -142,22 +165,30 @@ fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
     };
     let config = arguments.config.map(read_config).transpose()?;
     let kvm = open_kvm(arguments.kvm)?;
-    let prepare = Prepare {
-        vcpu: || Ok(()),
-        worker: || Ok(()),
+    let jailed = !arguments.unjailed;
+    let prepare = if jailed {
+        Prepare {
+            vcpu: || seccomp::install(seccomp::Role::Vcpu),
+            worker: || seccomp::install(seccomp::Role::Worker),
+        }
+    } else {
+        Prepare {
+            vcpu: || Ok(()),
+            worker: || Ok(()),
+        }
     };
-    let mut vmm = Vmm::new(
-        kvm,
-        listener,
-        Launch {
-            jailed: false,
-            prepare,
-        },
-    )?;
+    let mut vmm = Vmm::new(kvm, listener, Launch { jailed, prepare })?;
+    if jailed {
+        let from_config = config
+            .as_ref()
+            .and_then(|config| Path::new(config["vsock"]["socket"].as_str()?).parent());
+        jail::enter(&Plan {
+            vsock_folder: arguments.vsock_folder.as_deref().or(from_config),
+            landlock_abi_min: arguments.landlock_abi_min,
+        })?;
+    }
     if let Some(config) = config {
-        vmm.create(config)
-            .and_then(|()| vmm.boot())
-            .map_err(Fatal::Start)?;
+        vmm.launch(config).map_err(Fatal::Start)?;
     }
     vmm.run()?;
     Ok(())
@@ -167,6 +198,10 @@ fn main() -> ExitCode {
     let mut argv = std::env::args().skip(1);
     let outcome = match argv.next().as_deref() {
         Some("run") => run(argv),
+        Some("check") => {
+            println!("{}", jail::check::report());
+            Ok(())
+        }
         Some("--version") => {
             println!("talon {}", env!("CARGO_PKG_VERSION"));
             Ok(())

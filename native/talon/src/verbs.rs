@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::config::{ConfigError, Fields, VmConfig};
+use crate::config::{ConfigError, Fields};
 use crate::machine::{MachineError, RamSource};
 use crate::memory::Backing;
 use crate::snapshot::{
@@ -215,7 +215,7 @@ impl Vmm {
         let content = read_state(&place.open("source_url", "state")?)?;
         let (head, saved) = look(&content).map_err(SnapshotError::State)?;
         let value = given.cloned().unwrap_or(saved);
-        let config = VmConfig::parse(&value)?;
+        let config = self.parse_config(&value)?;
         if (config.ram, config.cpus) != (head.ram, head.cpus) {
             return Err(ConfigError::new(
                 "config",

@@ -236,6 +236,34 @@ impl Vmm {
         })
     }
 
+    /// What a launch asks: a machine to boot, or `{"restore": ...}`, the body of `vm.restore` with the state and memory
+    /// files at the inherited descriptors `state_fd` and `memory_fd`.
+    ///
+    /// # Errors
+    /// As of the verbs.
+    pub fn launch(&mut self, value: Value) -> Result<(), VerbError> {
+        match value.get("restore") {
+            Some(restore) => {
+                let (body, files) = restore_of_launch(restore)?;
+                self.restore(&body, files)
+            }
+            None => self.create(value).and_then(|()| self.boot()),
+        }
+    }
+
+    /// A configuration as this process sees it: in the jail the vsock folder has a place of its own.
+    pub(crate) fn parse_config(&self, value: &Value) -> Result<VmConfig, ConfigError> {
+        let mut config = VmConfig::parse(value)?;
+        if let Some(vsock) = config.vsock.as_mut().filter(|_| self.opener.jailed) {
+            let name = std::path::Path::new(&vsock.socket)
+                .file_name()
+                .and_then(std::ffi::OsStr::to_str)
+                .ok_or_else(|| ConfigError::new("vsock.socket", "names no file"))?;
+            vsock.socket = format!("{}/{name}", crate::jail::root::VSOCK_FOLDER);
+        }
+        Ok(config)
+    }
+
     /// `vm.create`.
     ///
     /// # Errors
@@ -244,7 +272,7 @@ impl Vmm {
         if self.created.is_some() {
             return Err(VerbError::AlreadyCreated);
         }
-        let config = VmConfig::parse(&value)?;
+        let config = self.parse_config(&value)?;
         let resources = self.opener.all(&config)?;
         self.created = Some(Created {
             value,
@@ -602,6 +630,27 @@ impl Vmm {
         self.events.note("vm", "resumed", Value::Null);
         Ok(())
     }
+}
+
+/// Splits a launch's `restore` into the verb's body and its files.
+fn restore_of_launch(restore: &Value) -> Result<(Value, Vec<std::os::fd::OwnedFd>), VerbError> {
+    let Value::Object(map) = restore else {
+        return Err(ConfigError::new("restore", "expected an object").into());
+    };
+    let mut body = map.clone();
+    let mut files = Vec::new();
+    for key in ["state_fd", "memory_fd"] {
+        let fd = body
+            .remove(key)
+            .and_then(|fd| i32::try_from(fd.as_i64()?).ok());
+        let fd =
+            fd.ok_or_else(|| ConfigError::new(format!("restore.{key}"), "is no descriptor"))?;
+        let file = crate::resources::adopt(fd)
+            .map_err(|error| ConfigError::new(format!("restore.{key}"), error.to_string()))?;
+        files.push(file);
+    }
+    body.insert("source_url".to_owned(), "fd:".into());
+    Ok((Value::Object(body), files))
 }
 
 /// How long a request for events may wait.

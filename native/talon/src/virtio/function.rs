@@ -473,6 +473,12 @@ impl Function {
         self.lock().paused = false;
     }
 
+    /// Number of its queues.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        u16::try_from(self.lock().queues.len()).unwrap_or(u16::MAX)
+    }
+
     /// Whether the guest broke the device and has not reset it.
     #[must_use]
     pub fn is_broken(&self) -> bool {

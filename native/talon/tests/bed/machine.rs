@@ -67,7 +67,7 @@ impl Context {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let small = entry
                 .metadata()
-                .is_ok_and(|found| found.is_file() && found.len() < 1 << 20);
+                .is_ok_and(|found| found.is_file() && found.len() < 16 << 20);
             if small {
                 let _ = fs::copy(entry.path(), kept.join(entry.file_name()));
             }
@@ -108,6 +108,13 @@ impl Context {
 
     /// Starts a talon with more arguments and inherited descriptors `(ours, its)`.
     pub fn talon_with(&self, name: &str, arguments: &[&str], fds: &[(RawFd, RawFd)]) -> Talon {
+        let mut all = vec!["--jail", "off"];
+        all.extend_from_slice(arguments);
+        self.jailed_with(name, &all, fds)
+    }
+
+    /// Starts a talon in its jail.
+    pub fn jailed_with(&self, name: &str, arguments: &[&str], fds: &[(RawFd, RawFd)]) -> Talon {
         let api = self.path(&format!("{name}.api"));
         let stderr = File::create(self.path(&format!("{name}.stderr"))).expect("a log");
         let mut command = program(&self.path(&format!("{name}.strace")));
@@ -157,6 +164,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if std::env::var_os("AERIE_BED_STRACE").is_some() {
+            self.keep();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

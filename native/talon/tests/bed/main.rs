@@ -5,6 +5,7 @@
 mod control;
 mod devices;
 mod harness;
+mod jail;
 mod machine;
 mod snapshot;
 
@@ -25,5 +26,6 @@ fn main() -> ExitCode {
     control::add(&mut suite);
     devices::add(&mut suite);
     snapshot::add(&mut suite);
+    jail::add(&mut suite);
     suite.finish()
 }

@@ -130,7 +130,7 @@ fn clones(context: &Context) {
     assert_eq!(two.sh("cat /mark").1, 1);
 }
 
-fn memfd(name: &std::ffi::CStr, bytes: u64) -> OwnedFd {
+pub fn memfd(name: &std::ffi::CStr, bytes: u64) -> OwnedFd {
     use std::os::fd::FromRawFd;
     // SAFETY: a valid name; the descriptor is fresh and ours.
     let fd = unsafe {

@@ -1,0 +1,356 @@
+//! The jail: that a machine does all its work in it, and what is left outside.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use serde_json::{Value, json};
+
+use crate::harness::Suite;
+use crate::machine::{Context, Talon, echo, inheritable, wait_for};
+use crate::snapshot::memfd;
+
+pub fn add(suite: &mut Suite) {
+    suite.test("every device works in the jail", devices);
+    suite.test(
+        "every thread of a jailed machine is filtered and powerless",
+        powerless,
+    );
+    suite.test("a path is refused in the jail", paths);
+    suite.test(
+        "a jailed guest is rebooted, saved, restored and forked",
+        life,
+    );
+    suite.test("a jail that cannot be shut stops the start", refused);
+    suite.test("check tells what this host can enforce", check);
+}
+
+/// The machine's files as descriptors from 50 on, and the launch configuration at 49.
+pub struct Launch {
+    config: Value,
+    fds: Vec<OwnedFd>,
+}
+
+const FIRST: i32 = 50;
+
+impl Launch {
+    pub fn new(context: &Context, name: &str, config: &Value) -> Self {
+        let mut launch = Self {
+            config: config.clone(),
+            fds: Vec::new(),
+        };
+        for pointer in [
+            "/payload/kernel",
+            "/payload/initramfs",
+            "/disks/0/path",
+            "/console/file",
+            "/serial/file",
+        ] {
+            let Some(path) = launch
+                .config
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+            else {
+                continue;
+            };
+            let writes = !pointer.starts_with("/payload");
+            let file = File::options()
+                .read(true)
+                .write(writes)
+                .create(writes)
+                .truncate(false)
+                .open(&path);
+            let number = launch.give(file.unwrap_or_else(|error| panic!("{path}: {error}")));
+            *launch.config.pointer_mut(pointer).expect("it is there") =
+                format!("/dev/fd/{number}").into();
+        }
+        let socket = context.path(&format!("{name}.vsock"));
+        launch.config["vsock"]["socket"] = socket.to_str().expect("a path").into();
+        let number = launch.give(UnixListener::bind(socket).expect("a socket"));
+        launch.config["vsock"]["fd"] = number.into();
+        launch
+    }
+
+    fn give(&mut self, file: impl Into<OwnedFd>) -> i32 {
+        self.fds.push(inheritable(file));
+        FIRST + i32::try_from(self.fds.len()).expect("few") - 1
+    }
+
+    /// Starts a jailed talon with this launch, or with the restore that `wrap` makes of it.
+    pub fn start(
+        &self,
+        context: &Context,
+        name: &str,
+        wrap: impl FnOnce(Value) -> Value,
+        more: &[(i32, i32)],
+    ) -> Talon {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let theirs = inheritable(theirs);
+        let mut fds = vec![(theirs.as_raw_fd(), 49)];
+        fds.extend(
+            self.fds
+                .iter()
+                .zip(FIRST..)
+                .map(|(fd, number)| (fd.as_raw_fd(), number)),
+        );
+        fds.extend_from_slice(more);
+        let text = wrap(self.config.clone()).to_string();
+        let writer = std::thread::spawn(move || drop((&ours).write_all(text.as_bytes())));
+        let talon = context.jailed_with(name, &["--config-fd", "49"], &fds);
+        drop(theirs);
+        writer.join().expect("the configuration is taken");
+        talon
+    }
+}
+
+fn launch(context: &Context, name: &str, config: &Value) -> Talon {
+    let launch = Launch::new(context, name, config);
+    let path = format!("{}_53", context.path(&format!("{name}.vsock")).display());
+    let up = UnixListener::bind(path).expect("a socket");
+    up.set_nonblocking(true).expect("a non-blocking socket");
+    let mut talon = launch.start(context, name, |config| config, &[]);
+    talon.wait_up(&up);
+    talon
+}
+
+fn devices(context: &Context) {
+    let image = context.image("disk", 16 << 20);
+    let tap = crate::devices::tap("taptest2", "10.9.2.1/24");
+    let mut config = context.config("vm");
+    config["disks"] = json!([{ "path": image, "rate_limiter_config": { "ops": { "size": 1000, "refill_time": 100 } } }]);
+    config["balloon"] = json!({ "size": 0, "free_page_reporting": true });
+    config["serial"] = json!({ "mode": "File", "file": context.path("serial.console") });
+    config["net"] = json!([{ "fds": [30], "mac": "02:00:00:00:00:09" }]);
+    let launch = Launch::new(context, "vm", &config);
+    let path = format!("{}_53", context.path("vm.vsock").display());
+    let up = UnixListener::bind(path).expect("a socket");
+    up.set_nonblocking(true).expect("a non-blocking socket");
+    let mut talon = launch.start(context, "vm", |config| config, &[(tap.as_raw_fd(), 30)]);
+    talon.wait_up(&up);
+
+    talon.ok("dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null");
+    talon.ok("blkdiscard -o 0 -l 1048576 /dev/vda && blkdiscard -z -o 1048576 -l 1048576 /dev/vda");
+    talon.ok("head -c 4096 /dev/hwrng | wc -c");
+    talon.ok(
+        "ifconfig eth0 10.9.2.2 netmask 255.255.255.0 up && ping -c 1 -W 5 10.9.2.1 >/dev/null",
+    );
+    let bytes = vec![7; 1 << 20];
+    echo(talon.connect(), &bytes);
+    talon
+        .put("vm.resize", &json!({ "desired_balloon": 8 << 20 }))
+        .expect_status(204);
+    wait_for("inflation", || {
+        talon.get("vm.counters").expect_status(200)["balloon"]["actual_bytes"].as_u64()
+            == Some(8 << 20)
+    });
+    // Drivers that reset their devices, on the processor's thread.
+    for device in ["0000:00:03.0", "0000:00:09.0", "0000:00:05.0"] {
+        let name = talon.ok(&format!("ls /sys/bus/pci/devices/{device} | grep ^virtio"));
+        let driver = talon.ok(&format!(
+            "basename $(readlink /sys/bus/virtio/devices/{name}/driver)"
+        ));
+        if device != "0000:00:03.0" {
+            talon.ok(&format!(
+                "echo {name} > /sys/bus/virtio/drivers/{driver}/unbind"
+            ));
+            talon.ok(&format!(
+                "echo {name} > /sys/bus/virtio/drivers/{driver}/bind"
+            ));
+        }
+    }
+    talon.put("vm.pause", &json!({})).expect_status(204);
+    talon.put("vm.resume", &json!({})).expect_status(204);
+    talon.put("vm.power-button", &json!({})).expect_status(204);
+    assert_eq!(talon.ok("echo here"), "here");
+    talon.tell("sh poweroff -f");
+    let status = talon.end();
+    assert!(status.success(), "{status}: {}", talon.last_words());
+}
+
+fn powerless(context: &Context) {
+    let image = context.image("disk", 1 << 20);
+    let mut config = context.config("vm");
+    config["disks"] = json!([{ "path": image }]);
+    let talon = launch(context, "vm", &config);
+    let process = format!("/proc/{}", talon.child.id());
+
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("{process}/task"))
+        .expect("threads")
+        .flatten()
+    {
+        let status = fs::read_to_string(thread.path().join("status")).expect("a status");
+        let field = |name: &str| {
+            let line = status
+                .lines()
+                .find(|line| line.starts_with(name))
+                .unwrap_or_default();
+            line.split_whitespace()
+                .nth(1)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        names.push(field("Name:"));
+        assert_eq!(field("Seccomp:"), "2", "{status}");
+        assert_eq!(field("NoNewPrivs:"), "1", "{status}");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(
+                u64::from_str_radix(&field(set), 16),
+                Ok(0),
+                "{set} {status}"
+            );
+        }
+        let filters: u32 = field("Seccomp_filters:").parse().expect("a number");
+        let wanted = if field("Name:") == "talon" { 1 } else { 2 };
+        assert_eq!(filters, wanted, "{status}");
+    }
+    names.sort();
+    assert_eq!(names, ["io9", "talon", "vcpu0"]);
+    let root: Vec<_> = fs::read_dir(format!("{process}/root"))
+        .expect("a root")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(root, ["vsock"]);
+    let limits = fs::read_to_string(format!("{process}/limits")).expect("limits");
+    let cores = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .expect("a line");
+    assert_eq!(cores.split_whitespace().nth(4), Some("0"), "{cores}");
+    let mounts = fs::read_to_string(format!("{process}/mountinfo")).expect("mounts");
+    assert_eq!(mounts.lines().count(), 2, "{mounts}");
+    assert!(
+        mounts.lines().all(|line| line
+            .split(' ')
+            .nth(5)
+            .is_some_and(|options| options.starts_with("ro,"))),
+        "{mounts}"
+    );
+}
+
+fn paths(context: &Context) {
+    let talon = context.jailed_with(
+        "vm",
+        &["--vsock-folder", context.path("").to_str().expect("a path")],
+        &[],
+    );
+
+    let error = talon
+        .put("vm.create", &context.config("vm"))
+        .expect_status(400);
+    assert!(
+        error["chain"][0]
+            .as_str()
+            .is_some_and(|text| text.contains("descriptor")),
+        "{error}"
+    );
+    let url = json!({ "source_url": "file:///tmp" });
+    assert_eq!(
+        talon.put("vm.restore", &url).expect_status(400)["path"],
+        "source_url"
+    );
+    talon.get("vmm.ping").expect_status(200);
+}
+
+fn life(context: &Context) {
+    const BYTES: u64 = 192 << 20;
+    let ram = memfd(c"ram", BYTES);
+    let mut config = context.config("vm");
+    config["memory"] = json!({ "size": 0, "zones": [{ "id": "ram", "size": BYTES, "shared": true, "file": "/dev/fd/40" }] });
+    let first = Launch::new(context, "vm", &config);
+    let path = format!("{}_53", context.path("vm.vsock").display());
+    let up = UnixListener::bind(path).expect("a socket");
+    up.set_nonblocking(true).expect("a non-blocking socket");
+    let mut talon = first.start(context, "vm", |config| config, &[(ram.as_raw_fd(), 40)]);
+    talon.wait_up(&up);
+    talon.put("vm.reboot", &json!({})).expect_status(204);
+    talon.wait_up(&up);
+    talon.ok("echo kept > /mark");
+    talon.put("vm.pause", &json!({})).expect_status(204);
+
+    let (state, memory) = (memfd(c"state", 0), memfd(c"memory", 0));
+    let url = json!({ "destination_url": "fd:" });
+    talon
+        .put_fds(
+            "vm.snapshot",
+            &url,
+            &[state.as_raw_fd(), memory.as_raw_fd()],
+        )
+        .expect_status(200);
+    let forked = memfd(c"forked", 0);
+    let outcome = talon
+        .put_fds("vm.fork", &url, &[forked.as_raw_fd()])
+        .expect_status(200);
+    assert_eq!(outcome["memory"], "template");
+    talon.put("vm.resume", &json!({})).expect_status(204);
+    assert_eq!(talon.ok("cat /mark"), "kept");
+
+    config["memory"] = json!({ "size": BYTES });
+    for (name, state, memory) in [("restored", &state, &memory), ("forked", &forked, &ram)] {
+        let mut own = config.clone();
+        own["console"]["file"] = context
+            .path(&format!("{name}.console"))
+            .to_str()
+            .expect("a path")
+            .into();
+        let launch = Launch::new(context, name, &own);
+        let wrap = |config: Value| json!({ "restore": { "state_fd": 41, "memory_fd": 42, "resume": true, "config": config } });
+        let more = [(state.as_raw_fd(), 41), (memory.as_raw_fd(), 42)];
+        let child = launch.start(context, name, wrap, &more);
+        assert_eq!(child.ok("cat /mark"), "kept", "{name}");
+        assert_eq!(child.get("vm.info").expect_status(200)["state"], "Running");
+    }
+}
+
+fn refused(context: &Context) {
+    let talon = std::env::var_os("AERIE_BED_TALON").expect("set");
+    let api = context.path("vm.api");
+    let run = |arguments: &[&str]| {
+        let done = std::process::Command::new(&talon)
+            .arg("run")
+            .arg("--api-socket")
+            .arg(&api)
+            .args(arguments)
+            .output();
+        let _ = fs::remove_file(&api);
+        let done = done.expect("talon runs");
+        (
+            done.status.code(),
+            String::from_utf8_lossy(&done.stderr).into_owned(),
+        )
+    };
+
+    let (code, words) = run(&["--landlock-abi-min", "1000"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("jail_failed") && words.contains("1000"),
+        "{words}"
+    );
+    let (code, words) = run(&["--vsock-folder", "/nowhere"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("jail_failed"), "{words}");
+}
+
+fn check(_: &Context) {
+    let talon = std::env::var_os("AERIE_BED_TALON").expect("set");
+    let done = std::process::Command::new(talon)
+        .arg("check")
+        .output()
+        .expect("talon runs");
+    let report: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+
+    assert_eq!(report["kvm"]["usable"], true, "{report}");
+    let mut release = String::new();
+    File::open("/proc/sys/kernel/osrelease")
+        .and_then(|mut file| file.read_to_string(&mut release))
+        .expect("a release");
+    if release.starts_with("6.1.") {
+        assert_eq!(report["jail"]["landlock_abi"], 2, "{report}");
+    } else if release.starts_with("6.12.") {
+        assert_eq!(report["jail"]["landlock_abi"], 6, "{report}");
+    }
+    assert_eq!(report["jail"]["seccomp_kill_process"], true, "{report}");
+}
