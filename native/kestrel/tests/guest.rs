@@ -3,7 +3,7 @@
 //!
 //! Needs, by environment (else every test says what is missing and passes over):
 //! `AERIE_TEST_KERNEL` a boot image, `AERIE_TEST_MODULES` its `lib/modules/VERSION` folder, `AERIE_TEST_KESTREL` the static
-//! binary, `AERIE_TEST_WING` the static wing (for `wing vsock`); and `qemu-system-x86_64`, `mkfs.erofs`, `mke2fs`, `e2fsck`,
+//! binary, `AERIE_TEST_WING` the static wing (for `wing vsock`), `AERIE_TEST_LOOPBACK` the static example `loopback`; and `qemu-system-x86_64`, `mkfs.erofs`, `mke2fs`, `e2fsck`,
 //! `cpio`, `xz`, `busybox` (static), `tar` on the machine.
 #![allow(
     clippy::unwrap_used,
@@ -705,7 +705,6 @@ fn hostile_hosts_cost_their_connection_and_nothing_else() {
         ]
     );
 
-    // A guest's own user over the loopback, if its kernel has one, is not the host: nothing answers.
     let silent: Vec<Talk> = (0..256).map(|_| bed.dial()).collect();
     let mut refused = bed.dial();
     assert!(matches!(refused.next(), Got::Error(body) if body.contains("busy")));
@@ -718,6 +717,32 @@ fn hostile_hosts_cost_their_connection_and_nothing_else() {
         .parse()
         .unwrap();
     eprintln!("{resident} KiB resident after 257 connections");
+}
+
+#[test]
+fn a_user_of_the_guest_is_not_the_host() {
+    let Some(program) = std::env::var_os("AERIE_TEST_LOOPBACK") else {
+        eprintln!("skipped: AERIE_TEST_LOOPBACK is not set");
+        return;
+    };
+    let Some(mut bed) = Bed::boot(Setup {
+        files: vec![bed::file("/bin/loopback", program.as_ref())],
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    let said = bed.exec(&Exec {
+        user: Some("web".to_owned()),
+        // By the loopback's own CID.
+        ..shell_exec("loopback 1")
+    });
+
+    assert_eq!(
+        String::from_utf8_lossy(&said.stdout),
+        "connected, 0 bytes of answer\n"
+    );
 }
 
 fn open(generation: u16, kind: u8, body: &[u8]) -> Vec<u8> {

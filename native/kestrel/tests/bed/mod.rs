@@ -604,6 +604,20 @@ impl Drop for Bed {
     }
 }
 
+/// A program of the configuration.
+pub fn file(path: &str, from: &Path) -> FileSpec {
+    let encoded = Command::new("base64")
+        .arg("-w0")
+        .arg(from)
+        .output()
+        .unwrap();
+    FileSpec {
+        path: path.to_owned(),
+        mode: 0o755,
+        content_base64: String::from_utf8(encoded.stdout).unwrap(),
+    }
+}
+
 fn volumes(extras: bool) -> Vec<Volume> {
     let volume = |serial: &str, path: &str, fs| Volume {
         serial: serial.to_owned(),
@@ -672,7 +686,7 @@ pub fn json<T: Serialize>(body: &T) -> Vec<u8> {
 }
 
 /// Loaded in this order; a kernel that has one built in has no file of it.
-const MODULES: [&str; 19] = [
+const MODULES: [&str; 20] = [
     "virtio",
     "virtio_ring",
     "virtio_pci_legacy_dev",
@@ -685,6 +699,7 @@ const MODULES: [&str; 19] = [
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
+    "vsock_loopback",
     "libcrc32c",
     "netfs",
     "erofs",
