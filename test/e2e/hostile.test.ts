@@ -21,7 +21,8 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
 
     await expect(daemon.client.call('vm.get', at('panics'))).rejects.toMatchObject({ code: 'vm_not_found' })
     const events = await (await daemon.client.request('GET', '/api/v1/events?after=0&follow=false&type=VM_CREATE_FAILED')).text()
-    expect(events).toContain('Kernel panic')
+    expect(events).toContain('Unable to mount root fs')
+    expect(events).toContain('console:')
     expect(machinesOf(daemon.state)).toEqual([])
   }, 90_000)
 
