@@ -98,7 +98,9 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
   for (const hierarchy of tree.hierarchies) {
     const folder = folderOf(hierarchy, name)
     try {
-      ignored.push(...makeFolder(hierarchy, folder))
+      makeFolder(folder)
+      // Not before: from here on the parent cannot be removed, and come back without its controllers.
+      if (hierarchy.version === 2) for (const parent of [hierarchy.base, dirname(folder)]) ignored.push(...shareOut(parent, hierarchy.controllers))
     } catch (error) {
       ignored.push(`${folder}: ${why(error)}`)
       continue
@@ -112,21 +114,22 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
   return { name, folders, ignored }
 }
 
-/**
- * Makes the folder of one group. Another daemon may remove our common parent, empty as it is, between our making it and our use of it: then
- * again, for one that comes back without its controllers would give groups without limits.
- */
-const makeFolder = ({ version, base, controllers }: Hierarchy, folder: string): string[] => {
-  const parent = dirname(folder)
+/** mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody removes meanwhile. */
+const ensure = (folder: string): void => {
+  try { mkdirSync(folder) } catch (error) {
+    if (!hasCode(error, 'EEXIST')) throw error
+  }
+}
+
+/** Makes the folder of one group, again where another daemon removes our common parent, empty as it is, before we are in it. */
+const makeFolder = (folder: string): void => {
   for (let tries = 1; ; tries++) {
     try {
-      mkdirSync(parent, { recursive: true })
-      const refused = version === 2 ? [base, parent].flatMap((one) => shareOut(one, controllers)) : []
-      mkdirSync(folder)
-      return refused
+      ensure(dirname(folder))
+      ensure(folder)
+      return
     } catch (error) {
-      if (hasCode(error, 'EEXIST')) return []
-      if (!hasCode(error, 'ENOENT') || tries === 5) throw error
+      if (!hasCode(error, 'ENOENT') || tries === 20) throw error
     }
   }
 }
