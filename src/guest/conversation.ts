@@ -4,8 +4,8 @@ import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
-import { guestPathNotFound, guestRefused, guestUserNotFound } from './errors.ts'
-import { AGENT_PORT, decodeJson, encode, encodeEmpty, encodeOpen, FRAME, FrameError, FrameReader, type Frame, type Kind } from './frames.ts'
+import { guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
+import { AGENT_PORT, decodeJson, encode, encodeEmpty, encodeOpen, FRAME, FrameError, FrameReader, JSON_MAX, type Frame, type Kind } from './frames.ts'
 
 /**
  * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room, and the peer
@@ -89,15 +89,22 @@ export const asFault = (body: Record<string, unknown>, path: string | undefined)
   }
 }
 
+const firstFrame = (kind: Kind, body: Record<string, unknown>): Uint8Array => {
+  try { return encodeOpen(kind, body) } catch (error) {
+    if (error instanceof FrameError) throw requestTooLarge({ limit: JSON_MAX }, error)
+    throw error
+  }
+}
+
 /**
  * Opens a conversation of one kind, without waiting for its answer.
  *
- * @throws `agent_unavailable` where no agent answers
+ * @throws `agent_unavailable` where no agent answers; `request_invalid` where the request is larger than an agent takes
  */
 export const open = async (machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal): Promise<Conversation> => {
-  const conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
+  const first = firstFrame(kind, body), conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
   try {
-    await conversation.send(encodeOpen(kind, body))
+    await conversation.send(first)
     return conversation
   } catch (error) {
     conversation.close()

@@ -8,8 +8,9 @@ export const AGENT_PORT = 1024
 const MAGIC = 'KSTR'
 export const PAYLOAD_MAX = 1_048_576
 /** Of the JSON in every frame but `ok`, which carries the configuration. */
-const JSON_MAX = 262_144
-const OK_MAX = 1_048_576
+export const JSON_MAX = 262_144
+/** Of the configuration, which an `ok` carries. */
+export const OK_MAX = 1_048_576
 /** How deep arrays and objects may be nested. */
 const JSON_DEPTH_MAX = 64
 const HEADER = 5

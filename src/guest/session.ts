@@ -2,10 +2,12 @@ import { chmodSync, chownSync, rmSync } from 'node:fs'
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { createServer, type Server, type Socket } from 'node:net'
 import { agentUnavailable } from '../hypervisor/errors.ts'
+import { Fault } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { Conversation } from './conversation.ts'
 import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, GENERATION, KIND } from './frames.ts'
+import { AgentEvent, readAs } from './messages.ts'
 
 /** What kestrel is told before it starts anything (`native/protocol/README.md`, "Session"). */
 export interface Configuration {
@@ -25,13 +27,6 @@ export interface Configuration {
   readonly log_bytes: number
 }
 
-export type AgentEvent =
-  | { readonly seq: number; readonly type: 'ready'; readonly boot_ms: number }
-  | { readonly seq: number; readonly type: 'started'; readonly pid: number }
-  | { readonly seq: number; readonly type: 'exited'; readonly code: number; readonly signal: number | null; readonly oom: boolean; readonly message: string | null }
-  | { readonly seq: number; readonly type: 'failed'; readonly stage: string; readonly message: string }
-  | { readonly seq: number; readonly type: 'button' }
-
 /** Whose guest it is: every answer that must survive the daemon is durable when these return. */
 export interface SessionOwner {
   /** Makes and stores a new configuration, for an agent that has none yet. */
@@ -50,7 +45,7 @@ const sameHash = (a: string, b: string): boolean => timingSafeEqual(Buffer.from(
 
 /** A configuration must have been asked for within this time of the connect: a guest may open sockets and say nothing. */
 const HELLO_MS = 10_000
-/** Connections to port 1024 that have not said hello, at once. */
+/** Connections to port 1024 that have not said hello, at once: the oldest goes for a new one, so that the silent never keep the agent out. */
 const STRANGERS_MAX = 8
 
 /**
@@ -65,23 +60,28 @@ export class GuestSession {
   readonly #owner: SessionOwner
   readonly #log: Log
   readonly #server: Server
-  #strangers = 0
+  readonly #helloMs: number
+  readonly #strangers = new Set<Conversation>()
   #current: Conversation | undefined
   #connected: Deferred<Conversation> = deferred()
+  #welcomed = false
   #requests = new Map<number, Deferred<Record<string, unknown>>>()
   #nextRequest = 1
   #closed = false
 
-  private constructor(path: string, owner: SessionOwner, log: Log) {
+  private constructor(path: string, owner: SessionOwner, log: Log, helloMs: number) {
     this.#path = path
     this.#owner = owner
     this.#log = log
+    this.#helloMs = helloMs
     this.#server = createServer({ allowHalfOpen: true }, (socket) => { void this.#meet(socket) })
+    this.#server.on('error', (error) => { this.#log.warn({ path, reason: error.message }, 'cannot take a connection of a guest') })
   }
 
   /** Listens at `path`, which only root and `jail` may use. A socket left by an earlier daemon is replaced. */
-  static async listen(path: string, jail: { uid: number; gid: number } | undefined, owner: SessionOwner, log: Log): Promise<GuestSession> {
-    const session = new GuestSession(path, owner, log)
+  static async listen(path: string, jail: { uid: number; gid: number } | undefined, owner: SessionOwner, log: Log,
+    helloMs = HELLO_MS): Promise<GuestSession> {
+    const session = new GuestSession(path, owner, log, helloMs)
     rmSync(path, { force: true })
     const listening = Promise.withResolvers<void>()
     session.#server.once('error', listening.reject)
@@ -94,32 +94,35 @@ export class GuestSession {
 
   async #meet(socket: Socket): Promise<void> {
     const conversation = new Conversation(socket)
-    if (this.#closed || this.#strangers >= STRANGERS_MAX) { conversation.close(); return }
-    this.#strangers++
-    const late = setTimeout(() => { conversation.close() }, HELLO_MS)
-    let welcome = false
+    if (this.#closed) { conversation.close(); return }
+    const [oldest] = this.#strangers
+    if (oldest && this.#strangers.size >= STRANGERS_MAX) { this.#strangers.delete(oldest); oldest.close() }
+    this.#strangers.add(conversation)
+    const late = setTimeout(() => { conversation.close() }, this.#helloMs)
     try {
-      welcome = await this.#welcome(conversation)
+      let welcome: boolean
+      try { welcome = await this.#welcome(conversation) } finally {
+        clearTimeout(late)
+        this.#strangers.delete(conversation)
+      }
+      if (welcome) await this.#serve(conversation)
     } catch (error) {
-      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) }, 'a guest connection was dropped')
-    } finally {
-      clearTimeout(late)
-      this.#strangers--
-    }
-    if (!welcome) { conversation.close(); return }
-    try {
-      await this.#serve(conversation)
-    } catch (error) {
-      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) }, 'the agent\'s connection broke')
+      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) },
+        this.#current === conversation ? 'the agent\'s connection broke' : 'a guest connection was dropped')
     } finally {
       conversation.close()
-      if (this.#current === conversation) {
-        this.#current = undefined
-        this.#connected = deferred()
-        for (const request of this.#requests.values()) request.reject(agentUnavailable({ reason: 'its connection broke' }))
-        this.#requests.clear()
-      }
+      if (this.#current === conversation) this.#disconnect()
     }
+  }
+
+  /** What was asked over the connection that is gone is not answered any more. */
+  #disconnect(): void {
+    this.#current?.close()
+    this.#current = undefined
+    if (this.#welcomed) this.#connected = deferred() // who waits for a connection that was never welcomed waits on
+    this.#welcomed = false
+    for (const request of this.#requests.values()) request.reject(agentUnavailable({ reason: 'its connection broke' }))
+    this.#requests.clear()
   }
 
   async #welcome(conversation: Conversation): Promise<boolean> {
@@ -136,7 +139,7 @@ export class GuestSession {
     const secret = open.body['secret'], known = this.#owner.secretHash()
     if (typeof secret === 'string') {
       if (known === undefined || !sameHash(hashSecret(secret), known)) return await refuse('refused', 'the secret is not this session\'s')
-      this.#current?.close() // the agent itself says that the older connection is dead
+      if (this.#current) this.#disconnect() // the agent itself says that the older connection is dead
       this.#current = conversation
       await conversation.send(encodeJson(FRAME.ok, { resumed: true, acked: this.#owner.acked() }))
     } else {
@@ -144,6 +147,7 @@ export class GuestSession {
       this.#current = conversation
       await conversation.send(encodeJson(FRAME.ok, { resumed: false, ...this.#owner.configure() }))
     }
+    this.#welcomed = true
     this.#connected.resolve(conversation)
     return true
   }
@@ -151,8 +155,7 @@ export class GuestSession {
   async #serve(conversation: Conversation): Promise<void> {
     for await (const frame of conversation) {
       if (frame.type === FRAME.event) {
-        const event = decodeJson(frame) as unknown as AgentEvent
-        if (!Number.isSafeInteger(event.seq) || typeof event.type !== 'string') throw new Error('an event has no number or no type')
+        const event = readAs(AgentEvent, decodeJson(frame))
         if (event.seq > this.#owner.acked()) await this.#owner.event(event)
         await conversation.send(encodeAck(event.seq))
       } else if (frame.type === FRAME.reply) {
@@ -165,8 +168,6 @@ export class GuestSession {
     }
   }
 
-  get connected(): boolean { return this.#current !== undefined }
-
   /** @throws `agent_unavailable` where the agent is not connected in time, or refuses */
   async request(op: string, args: Readonly<Record<string, unknown>>, signal: AbortSignal): Promise<Record<string, unknown>> {
     const conversation = await orAbort(this.#connected.promise, signal)
@@ -176,8 +177,11 @@ export class GuestSession {
     try {
       await conversation.send(encodeJson(FRAME.request, { id, op, ...args }))
       const reply = await orAbort(answer.promise, signal)
-      if (reply['ok'] !== true) throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`) })
+      if (reply['ok'] !== true) throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`).slice(0, 1000) })
       return reply
+    } catch (error) {
+      if (error instanceof Fault) throw error
+      throw agentUnavailable({ reason: signal.aborted ? `it did not answer ${op} in time` : 'its connection broke' }, error)
     } finally {
       this.#requests.delete(id)
     }
@@ -185,7 +189,8 @@ export class GuestSession {
 
   close(): void {
     this.#closed = true
-    this.#current?.close()
+    if (this.#current) this.#disconnect()
+    for (const stranger of this.#strangers) stranger.close()
     this.#server.close()
     rmSync(this.#path, { force: true })
   }

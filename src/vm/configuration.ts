@@ -1,6 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import type { ImageConfig } from '../contract/image.ts'
 import type { VmSpec } from '../contract/vm.ts'
+import { requestTooLarge } from '../guest/errors.ts'
+import { OK_MAX } from '../guest/frames.ts'
 import type { Configuration } from '../guest/session.ts'
 
 /** Of the agent's memory, for what the workload says while the daemon is away. */
@@ -40,4 +42,13 @@ export const configure = (
       tty: spec.tty, hold: spec.hold, stop_signal: stopSignal(image.stop_signal) },
     grace_ms: spec.stop_timeout_s * 1000, log_bytes: LOG_BYTES,
   }
+}
+
+/** Of what stands round a configuration in its frame. */
+const FRAME_BYTES = 64
+
+/** @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
+export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
+  const limit = OK_MAX - FRAME_BYTES
+  if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })
 }

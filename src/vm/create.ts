@@ -12,7 +12,7 @@ import { idempotency, vms, type VmRow } from '../store/schema.ts'
 import { immediate, isDuplicate } from '../store/store.ts'
 import { boot } from './boot.ts'
 import { admit } from './capacity.ts'
-import { argvOf } from './configuration.ts'
+import { argvOf, fits } from './configuration.ts'
 import { idempotencyConflict, vmExists, workloadMissing } from './errors.ts'
 import { erase } from './erase.ts'
 import { places } from './places.ts'
@@ -78,19 +78,20 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   if (!host.drivers.has(hypervisor)) {
     throw hypervisorUnavailable({ hypervisor, reason: hypervisor === host.hypervisor.name ? host.hypervisor.reason : 'this host has no such driver' })
   }
-  const uid = newId('vm')
+  const uid = newId('vm'), machineId = newMachineId()
   for (let attempt = 0; ; attempt++) {
     const chosen = name ?? newName()
     try {
       return immediate(host.store, (tx) => {
         const image = host.images.resolve(spec.image, tx), kernel = host.kernels.resolve(spec.kernel)
         if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
+        fits({ name: chosen, machineId, spec }, image.config)
         admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
         const now = Date.now()
         const row = tx.insert(vms).values({
           uid, name: chosen, state: 'pending', spec, runtime: spec.runtime ?? spec.plugin ?? 'vm', plugin: spec.plugin ?? null, hypervisor,
           imageDigest: image.digest, kernelDigest: kernel.digest, cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb,
-          cid: freeCid(tx), mac: newMac(), machineId: newMachineId(), createdAt: now, updatedAt: now }).returning().get()
+          cid: freeCid(tx), mac: newMac(), machineId, createdAt: now, updatedAt: now }).returning().get()
         if (key) {
           tx.insert(idempotency).values({ key: key.key, requestHash: key.hash, vmUid: uid, at: now })
             .onConflictDoUpdate({ target: idempotency.key, set: { requestHash: key.hash, vmUid: uid, at: now, fault: null } }).run()

@@ -1,7 +1,8 @@
 import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { Conversation, converse, asFault } from '../guest/conversation.ts'
-import { decodeJson, decodeWindow, encode, encodeEmpty, encodeResize, encodeSignal, FRAME, KIND, STDIN_WINDOW, type Frame } from '../guest/frames.ts'
+import { decodeJson, decodeWindow, encode, encodeEmpty, encodeResize, encodeSignal, FRAME, FrameError, KIND, STDIN_WINDOW, type Frame } from '../guest/frames.ts'
+import { ExitMessage, readAs } from '../guest/messages.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './reach.ts'
@@ -37,8 +38,12 @@ const processOf = (conversation: Conversation, pid: number | null, tty: boolean)
     pid, tty,
     next: async () => {
       if (first) { const control = first; first = undefined; return { kind: 'control', control } }
-      const frame = await conversation.next()
-      return frame && outputOf(frame)
+      try {
+        const frame = await conversation.next()
+        return frame && outputOf(frame)
+      } catch (error) {
+        throw error instanceof FrameError ? agentUnavailable({ reason: error.message }, error) : error
+      }
     },
     write: async (bytes) => {
       for (let at = 0; at < bytes.byteLength; at += STDIN_CHUNK) await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + STDIN_CHUNK)))
@@ -56,9 +61,7 @@ const outputOf = (frame: Frame): Output => {
     case FRAME.stderr: return { kind: 'stderr', bytes: frame.payload }
     case FRAME.window: return { kind: 'control', control: { type: 'window', bytes: decodeWindow(frame) } }
     case FRAME.exit: {
-      const end = decodeJson(frame)
-      return { kind: 'control', control: { type: 'exit', code: Number(end['code'] ?? 125),
-        signal: typeof end['signal'] === 'number' ? end['signal'] : null, message: typeof end['message'] === 'string' ? end['message'] : null } }
+      return { kind: 'control', control: { type: 'exit', ...readAs(ExitMessage, decodeJson(frame)) } }
     }
     case FRAME.error: throw asFault(decodeJson(frame), undefined)
     default: throw agentUnavailable({ reason: `it sent frame 0x${frame.type.toString(16)} in an exec` })

@@ -2,6 +2,7 @@ import type { FileStat } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { accepted, asFault, converse, open } from '../guest/conversation.ts'
 import { decodeJson, encode, encodeEmpty, FRAME, KIND } from '../guest/frames.ts'
+import { answerOf } from '../guest/messages.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { running } from './reach.ts'
 
@@ -13,14 +14,14 @@ export const stat = async (host: Host, ref: string, path: string, follow: boolea
   const { machine } = running(host, ref, 'look into')
   const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
-  return ok as unknown as FileStat
+  return answerOf('stat', ok)
 }
 
 export const listFolder = async (host: Host, ref: string, path: string, limit: number) => {
   const { machine } = running(host, ref, 'look into')
   const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
-  return ok as unknown as { entries: (FileStat & { name: string })[]; truncated: boolean }
+  return answerOf('list', ok)
 }
 
 /** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
@@ -38,8 +39,7 @@ export const copyIn = async (host: Host, ref: string, path: string, owner: 'keep
   })()
   sending.catch(() => undefined)
   try {
-    const done = await accepted(conversation, path, client)
-    return { entries: Number(done['entries'] ?? 0), bytes: Number(done['bytes'] ?? 0) }
+    return answerOf('copyIn', await accepted(conversation, path, client))
   } finally {
     client.removeEventListener('abort', hangUp)
     conversation.close()
@@ -50,6 +50,7 @@ export const copyIn = async (host: Host, ref: string, path: string, owner: 'keep
 export const copyOut = async (host: Host, ref: string, path: string, follow: boolean, client: AbortSignal) => {
   const { machine } = running(host, ref, 'copy out of')
   const { conversation, ok } = await converse(machine, KIND.copyOut, { path, follow }, AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]))
+  const { name, is_dir: isDir } = answerOf('copyOut', ok)
   const stream = new ReadableStream<Uint8Array>({
     pull: async (controller) => {
       const frame = await conversation.next()
@@ -61,5 +62,5 @@ export const copyOut = async (host: Host, ref: string, path: string, follow: boo
     },
     cancel: () => { conversation.close() },
   })
-  return { stream, name: String(ok['name'] ?? ''), isDir: ok['is_dir'] === true }
+  return { stream, name, isDir }
 }

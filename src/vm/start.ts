@@ -1,10 +1,11 @@
 import { eq } from 'drizzle-orm'
-import type { Vm, VmStart } from '../contract/vm.ts'
+import type { Vm, VmSpec, VmStart } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { vms } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'
 import { boot } from './boot.ts'
 import { admit } from './capacity.ts'
+import { fits } from './configuration.ts'
 import { byUid, find, move, view } from './record.ts'
 
 /**
@@ -23,8 +24,10 @@ export const startNow = async (host: Host, uid: string, want: VmStart): Promise<
     const row = find(tx, uid)
     if (row.state === 'stopped' || row.state === 'crashed') {
       const kernel = row.spec.kernel === undefined ? host.kernels.byDigest(row.kernelDigest) : host.kernels.resolve(row.spec.kernel)
+      const spec: VmSpec = { ...row.spec, ...want, hold: false }
+      fits({ ...row, spec }, host.images.byDigest(row.imageDigest).config)
       admit(tx, host.config, row)
-      tx.update(vms).set({ spec: { ...row.spec, ...want, hold: false }, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
+      tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }
     move(tx, host.events, uid, 'start')
   })

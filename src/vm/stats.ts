@@ -3,6 +3,7 @@ import type { VmStats } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { converse } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
+import { answerOf } from '../guest/messages.ts'
 import { processUsage } from '../linux/usage.ts'
 import { places } from './places.ts'
 import { running } from './reach.ts'
@@ -15,7 +16,7 @@ export const stats = async (host: Host, ref: string): Promise<VmStats> => {
   const { row, machine } = running(host, ref, 'measure')
   const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(10_000))
   conversation.close()
-  const { uptime_ms, cpu, load, memory, disks, processes } = ok as unknown as Omit<VmStats, 'name' | 'host'>
+  const { uptime_ms, cpu, load, memory, disks, processes } = answerOf('metrics', ok)
   const { process: main, helpers } = machine.identity
   const usage = [main, ...helpers].map((one) => processUsage(one.pid))
   const sum = (values: readonly (number | undefined)[]) =>
