@@ -1,9 +1,8 @@
-import { once } from 'node:events'
 import { Duplex } from 'node:stream'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
-import { orAbort } from '../lib/wait.ts'
+import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
 import { AGENT_PORT, decodeJson, encode, encodeEmpty, encodeOpen, FRAME, FrameError, FrameReader, JSON_MAX, type Frame, type Kind } from './frames.ts'
 
@@ -15,11 +14,16 @@ export class Conversation {
   readonly #stream: Duplex
   readonly #frames: AsyncGenerator<Frame>
   #error: Error | undefined
+  /** Resolved when the peer has taken what was written; one for all who wait. */
+  #room: Deferred<void> | undefined
 
   constructor(stream: Duplex) {
     this.#stream = stream
     this.#frames = this.#read()
     stream.on('error', (error: Error) => { this.#error ??= error })
+    const wake = () => { this.#room?.resolve(); this.#room = undefined }
+    stream.on('drain', wake)
+    stream.on('close', wake)
   }
 
   async *#read(): AsyncGenerator<Frame> {
@@ -40,7 +44,7 @@ export class Conversation {
 
   async send(frame: Uint8Array): Promise<void> {
     if (this.#stream.destroyed || !this.#stream.writable) throw this.#error ?? new Error('connection is closed')
-    if (!this.#stream.write(frame)) await Promise.race([once(this.#stream, 'drain'), once(this.#stream, 'close')])
+    if (!this.#stream.write(frame)) await (this.#room ??= deferred()).promise
   }
 
   /** Ends our half; the peer's frames still come. */
