@@ -1,5 +1,5 @@
 import type { ServerWebSocket } from 'bun'
-import type { Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { Value } from '@sinclair/typebox/value'
 import type { TSchema } from '@sinclair/typebox'
 import { AttachStart, CHANNEL, ExecStart, type ExecControl } from '../contract/vm.ts'
@@ -125,13 +125,15 @@ const processBehavior = <S extends TSchema, T>(ws: Ws, schema: S, begin: (want: 
 
 const clamp = (n: number): number => Math.min(65_535, Math.max(1, Math.trunc(Number(n) || 1)))
 
-/** A raw stream into the guest, both ways: binary messages are bytes, an empty one is the end of the client's half. */
-const streamBehavior = (ws: Ws, open: (signal: AbortSignal) => Promise<Socket | import('node:stream').Duplex>): Behavior => {
+/** A raw stream into the guest, both ways: binary messages are bytes, an empty one is the end of its sender's half. */
+const streamBehavior = (ws: Ws, open: (signal: AbortSignal) => Promise<Duplex>): Behavior => {
   const gone = new AbortController(), sender = new Sender(ws), inbox = new Inbox(() => { ws.close(CLOSE.broken) })
   const opened = open(gone.signal)
   opened.then(async (stream) => {
     stream.on('error', () => undefined)
-    for await (const chunk of stream) if (!await sender.send(chunk as Uint8Array)) break
+    for await (const chunk of stream.iterator({ destroyOnReturn: false })) if (!await sender.send(chunk as Uint8Array)) return
+    await sender.send(new Uint8Array(0)) // its half has ended; the client's goes on until it ends too
+    if (!stream.writableFinished && !stream.destroyed) await new Promise<void>((resolve) => { stream.once('finish', resolve); stream.once('close', resolve) })
     ws.close(CLOSE.normal)
   }).catch((error: unknown) => {
     const fault = asFault(error)

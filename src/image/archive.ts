@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { closeSync, fchmodSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Type } from '@sinclair/typebox'
 import { fault, Fault, type FaultKind } from '../lib/fault.ts'
 import { WingError } from '../linux/wing.ts'
@@ -36,4 +37,14 @@ export const sha256File = async (path: string): Promise<string> => {
   const hash = createHash('sha256')
   for await (const chunk of Bun.file(path).stream()) hash.update(chunk)
   return hash.digest('hex')
+}
+
+/** Copies a file, also one inside the executable, a piece at a time, and syncs it: mode 0644, for a VMM of another user. */
+export const copySynced = async (from: string, to: string): Promise<void> => {
+  const fd = openSync(to, 'wx', 0o644)
+  try {
+    for await (const piece of Bun.file(from).stream()) for (let at = 0; at < piece.byteLength;) at += writeSync(fd, piece, at)
+    fchmodSync(fd, 0o644)
+    fsyncSync(fd)
+  } finally { closeSync(fd) }
 }

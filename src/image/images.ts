@@ -8,7 +8,7 @@ import { ImageConfig, type Image, type ImageImportQuery } from '../contract/imag
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
-import { archiveFault, requestInvalid, sha256File } from './archive.ts'
+import { archiveFault, requestInvalid, copySynced, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
 import type { EventLog } from '../store/events.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
@@ -97,12 +97,12 @@ export class Images {
   }
 
   /** Takes an EROFS that is already made (the `base` image inside a released executable). */
-  async adopt(name: string, erofs: Uint8Array, config: ImageConfig): Promise<Image> {
-    const digest = createHash('sha256').update(erofs).digest('hex')
+  async adopt(name: string, erofs: string, config: ImageConfig): Promise<Image> {
     const temporary = join(this.#folder, `.${newId('tmp')}`)
-    await Bun.write(temporary, erofs, { mode: 0o644 })
+    await copySynced(erofs, temporary)
+    const digest = await sha256File(temporary)
     renameSync(temporary, this.pathOf({ erofsDigest: digest }))
-    return this.#record(name, 'rootfs', digest, erofs.byteLength, config)
+    return this.#record(name, 'rootfs', digest, statSync(erofs).size, config)
   }
 
   #record(name: string, format: string, erofsDigest: string, sizeBytes: number, config: ImageConfig): Image {

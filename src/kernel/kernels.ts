@@ -1,11 +1,11 @@
 import { createHash } from 'node:crypto'
-import { chmodSync, closeSync, existsSync, fchmodSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, fchmodSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { and, asc, desc, eq, like, ne, or, sql } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { Kernel } from '../contract/kernel.ts'
-import { archiveFault, sha256File } from '../image/archive.ts'
+import { archiveFault, copySynced, sha256File } from '../image/archive.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
@@ -78,14 +78,13 @@ export class Kernels {
 
   /** Takes a kernel that is already unpacked (the one inside a released executable). */
   async adopt(kernel: { readonly name: string; readonly version: string; readonly format: 'bzimage' | 'vmlinux'; readonly modules: readonly string[] },
-    image: Uint8Array, modules: Uint8Array): Promise<Kernel> {
+    image: string, modules: string): Promise<Kernel> {
     const temporary = join(this.#folder, `.${newId('tmp')}`)
     ensureFolder(temporary, 0o711)
     try {
-      writeFileSync(join(temporary, 'kernel'), image, { flush: true })
-      chmodSync(join(temporary, 'kernel'), 0o644)
-      writeFileSync(join(temporary, 'modules.tar'), modules, { mode: 0o644, flush: true })
-      const sha256 = createHash('sha256').update(image).digest('hex')
+      await copySynced(image, join(temporary, 'kernel'))
+      await copySynced(modules, join(temporary, 'modules.tar'))
+      const sha256 = await sha256File(image)
       return await this.#record(temporary, kernel.version, kernel.format, sha256, [...kernel.modules], { name: kernel.name })
     } finally {
       rmSync(temporary, { recursive: true, force: true })

@@ -19,9 +19,9 @@ const Seed = Type.Object({
 export const adoptSeeds = async (host: Host): Promise<void> => {
   const seed = Value.Parse(Seed, JSON.parse(readFileSync(manifestPath, 'utf8')))
   if (seed.kernel && host.kernels.list().length === 0 && statSync(kernelImage).size > 0) {
-    await host.kernels.adopt(seed.kernel, readFileSync(kernelImage), readFileSync(kernelModules))
+    await host.kernels.adopt(seed.kernel, kernelImage, kernelModules)
   }
   if (seed.base && host.images.list().length === 0 && statSync(baseErofs).size > 0) {
-    await host.images.adopt('base', readFileSync(baseErofs), seed.base.config)
+    await host.images.adopt('base', baseErofs, seed.base.config)
   }
 }
