@@ -127,6 +127,26 @@ fn an_image_holds_what_the_archive_held() {
     assert_eq!(told["erofs_sha256"], sha256(&fs::read(&path).unwrap()));
     assert_eq!(told["skipped_count"], 0);
     assert_holds(&path, &root);
+    let inodes: std::collections::BTreeSet<_> =
+        look(&root).into_values().map(|seen| seen.twin).collect();
+    match Command::new("dump.erofs").arg("-s").arg(&path).output() {
+        Ok(output) => {
+            let text = String::from_utf8(output.stdout).unwrap();
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name));
+                line.map(|rest| rest.trim_start_matches(':').trim().to_owned())
+            };
+            assert_eq!(
+                field("Filesystem inode count"),
+                Some(inodes.len().to_string())
+            );
+            assert_eq!(
+                field("Filesystem features").as_deref(),
+                Some("sb_csum mtime")
+            );
+        }
+        Err(error) => eprintln!("skipped: dump.erofs: {error}"),
+    }
 }
 
 #[test]
