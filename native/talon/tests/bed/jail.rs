@@ -131,7 +131,7 @@ fn devices(context: &Context) {
     talon.wait_up(&up);
 
     talon.ok("dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null");
-    talon.ok("blkdiscard -o 0 -l 1048576 /dev/vda && blkdiscard -z -o 1048576 -l 1048576 /dev/vda");
+    talon.ok("blkdiscard -o 0 -l 1048576 /dev/vda");
     talon.ok("head -c 4096 /dev/hwrng | wc -c");
     talon.ok(
         "ifconfig eth0 10.9.2.2 netmask 255.255.255.0 up && ping -c 1 -W 5 10.9.2.1 >/dev/null",
@@ -146,19 +146,18 @@ fn devices(context: &Context) {
             == Some(8 << 20)
     });
     // Drivers that reset their devices, on the processor's thread.
-    for device in ["0000:00:03.0", "0000:00:09.0", "0000:00:05.0"] {
+    // vsock's own goes last and in the background, for it carries the commands.
+    for device in ["0000:00:09.0", "0000:00:05.0", "0000:00:03.0"] {
         let name = talon.ok(&format!("ls /sys/bus/pci/devices/{device} | grep ^virtio"));
-        let driver = talon.ok(&format!(
-            "basename $(readlink /sys/bus/virtio/devices/{name}/driver)"
+        let link = format!("/sys/bus/virtio/devices/{name}/driver");
+        let driver = talon.ok(&format!("basename $(readlink {link})"));
+        let folder = format!("/sys/bus/virtio/drivers/{driver}");
+        talon.ok(&format!(
+            "(sleep 2; echo {name} > {folder}/unbind; echo {name} > {folder}/bind; touch /{driver}) >/dev/null 2>&1 &"
         ));
-        if device != "0000:00:03.0" {
-            talon.ok(&format!(
-                "echo {name} > /sys/bus/virtio/drivers/{driver}/unbind"
-            ));
-            talon.ok(&format!(
-                "echo {name} > /sys/bus/virtio/drivers/{driver}/bind"
-            ));
-        }
+        wait_for("the driver", || {
+            talon.sh(&format!("test -e /{driver}")).1 == 0
+        });
     }
     talon.put("vm.pause", &json!({})).expect_status(204);
     talon.put("vm.resume", &json!({})).expect_status(204);
@@ -192,6 +191,10 @@ fn powerless(context: &Context) {
                 .unwrap_or_default()
                 .to_owned()
         };
+        // Some kernels put a thread of KVM's own beside ours.
+        if field("Name:").starts_with("kvm-") {
+            continue;
+        }
         names.push(field("Name:"));
         assert_eq!(field("Seccomp:"), "2", "{status}");
         assert_eq!(field("NoNewPrivs:"), "1", "{status}");
