@@ -13,7 +13,10 @@ export const deferred = <T>(): Deferred<T> => {
 
 /** `promise`, or the signal's reason when that comes first. What the promise stands for is not stopped. */
 export const orAbort = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T> => {
-  if (signal.aborted) return Promise.reject(signal.reason as Error)
+  if (signal.aborted) {
+    promise.catch(() => undefined) // nobody waits for it any more
+    return Promise.reject(signal.reason as Error)
+  }
   return new Promise<T>((resolve, reject) => {
     const abort = () => { reject(signal.reason as Error) }
     signal.addEventListener('abort', abort, { once: true })

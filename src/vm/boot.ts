@@ -124,7 +124,7 @@ export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
 const sayEnd = (end: End): string => end.message === '' ? `the machine ended (${end.reason})` : `the machine ended (${end.reason}): ${end.message}`
 
 /**
- * Boots a vm whose row says `starting`, until its agent is ready. Call it in the vm's queue. What fails is taken back, the row ends in
+ * Boots a vm whose row says `starting` (moved there with `newBoot`), until its agent is ready. Call it in the vm's queue. What fails is taken back, the row ends in
  * `crashed` with the reason, and the fault says why.
  *
  * @throws `vm_start_failed`, `hypervisor_unavailable`
@@ -134,8 +134,6 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
   let live: LiveVm | undefined
   try {
     if (!driver) throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'this host has no such driver' })
-    change(host.store, row.uid, { sessionSecret: null, ackedSeq: 0, exitCode: null, exitSignal: null, exitMessage: null, bootMs: null, machine: null,
-      startedAt: Date.now(), stoppedAt: null })
     live = await listen(host, row)
     live.log.restart()
     const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)

@@ -17,7 +17,7 @@ import { idempotencyConflict, vmExists, workloadMissing } from './errors.ts'
 import { erase } from './erase.ts'
 import { places } from './places.ts'
 import { lastLines } from './console-log.ts'
-import { byUid, move, view } from './record.ts'
+import { byUid, move, newBoot, view } from './record.ts'
 
 /** Answers to a create with an Idempotency-Key are kept this long. */
 const KEY_MS = 24 * 3_600_000
@@ -57,7 +57,7 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
   return await host.queue.run(row.uid, async () => {
     try {
       prepare(host, row)
-      move(host.store, host.events, row.uid, 'prepared')
+      move(host.store, host.events, row.uid, 'prepared', newBoot())
       host.step('prepared')
       await boot(host, row)
       const ready = byUid(host.store, row.uid)

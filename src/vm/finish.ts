@@ -5,7 +5,7 @@ import { removeCgroups } from './cgroups.ts'
 import { erase } from './erase.ts'
 import type { LiveVm } from './live.ts'
 import { places } from './places.ts'
-import { byUid, move } from './record.ts'
+import { byUid, move, newBoot } from './record.ts'
 
 /**
  * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the reason for a daemon
@@ -18,7 +18,7 @@ export const finish = async (host: Host, live: LiveVm, end: End): Promise<void> 
   if (row) {
     const stoppedAt = Date.now()
     if (row.state === 'running' && end.reason === 'reboot') {
-      move(host.store, host.events, live.uid, 'rebooted', { statusMessage: 'the guest rebooted' })
+      move(host.store, host.events, live.uid, 'rebooted', { ...newBoot(), statusMessage: 'the guest rebooted' })
     } else if (row.state === 'starting') {
       // the boot that is under way reports it
     } else if (end.reason === 'poweroff' || end.reason === 'reboot' || row.state === 'stopping' || row.exitCode !== null) {

@@ -105,6 +105,10 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
     return moved
   })
 
+/** What a row forgets of the boot before when the next one begins. */
+export const newBoot = (): Change => ({
+  sessionSecret: null, ackedSeq: 0, exitCode: null, exitSignal: null, exitMessage: null, bootMs: null, machine: null, startedAt: Date.now(), stoppedAt: null })
+
 /** Changes a row without a move. */
 export const change = (store: Store, uid: string, set: Change): void => {
   store.update(vms).set({ ...set, updatedAt: Date.now() }).where(eq(vms.uid, uid)).run()

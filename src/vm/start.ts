@@ -6,7 +6,7 @@ import { immediate } from '../store/store.ts'
 import { boot } from './boot.ts'
 import { admit } from './capacity.ts'
 import { fits } from './configuration.ts'
-import { byUid, find, move, view } from './record.ts'
+import { byUid, find, move, newBoot, view } from './record.ts'
 
 /**
  * Starts a stopped or crashed vm; what the request says of the workload replaces what was.
@@ -29,7 +29,7 @@ export const startNow = async (host: Host, uid: string, want: VmStart): Promise<
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }
-    move(tx, host.events, uid, 'start')
+    move(tx, host.events, uid, 'start', newBoot())
   })
   host.step('starting')
   const row = byUid(host.store, uid)
