@@ -16,10 +16,15 @@ use aerie_protocol::{
 use serde::Serialize;
 
 use crate::stdin::WindowExceeded;
-use crate::sys::{check, is_ready, poll, poll_entry, read_now, set_nonblocking, write_now};
+use crate::sys::{
+    check, is_ready, poll, poll_entry, read_now, read_spare, set_nonblocking, write_now,
+};
 
 /// What is read from a process or a file at once.
 pub const CHUNK_BYTES: usize = 32 * 1024;
+
+/// What is read from the host at once.
+const READ_BYTES: usize = 64 * 1024;
 
 /// How long a host that no longer reads is waited for at the end of a conversation.
 const LINGER: Duration = Duration::from_secs(2);
@@ -102,23 +107,19 @@ impl Output {
         max: usize,
     ) -> io::Result<Option<usize>> {
         let at = self.buffer.len();
-        let data = at + HEADER_BYTES;
-        self.buffer.resize(data + max, 0);
-        let room = self.buffer.get_mut(data..).unwrap_or_default();
-        let count = read_now(source, room);
-        let kept = match count {
+        self.buffer.extend_from_slice(&[0; HEADER_BYTES]);
+        let count = match read_spare(source, &mut self.buffer, max) {
             Ok(Some(count)) if count > 0 => count,
-            _ => {
+            other => {
                 self.buffer.truncate(at);
-                return count;
+                return other;
             }
         };
-        self.buffer.truncate(data + kept);
-        let header = bytes_header(kind, kept).map_err(io::Error::other)?;
-        if let Some(place) = self.buffer.get_mut(at..data) {
+        let header = bytes_header(kind, count).map_err(io::Error::other)?;
+        if let Some(place) = self.buffer.get_mut(at..at + HEADER_BYTES) {
             place.copy_from_slice(&header);
         }
-        Ok(Some(kept))
+        Ok(Some(count))
     }
 
     pub fn is_flushed(&self) -> bool {
@@ -174,12 +175,13 @@ impl Conn {
 
     /// Reads what is there into the decoder; `Gone` at the end. `false`: nothing was there.
     pub fn fill(&mut self) -> Result<bool, ConnError> {
-        let mut chunk = [0_u8; 16 * 1024];
-        match read_now(self.fd.as_fd(), &mut chunk) {
+        // On the heap and for this call only: a conversation that waits costs nothing, and stacks are small.
+        let mut chunk = Vec::new();
+        match read_spare(self.fd.as_fd(), &mut chunk, READ_BYTES) {
             Ok(None) => Ok(false),
             Ok(Some(0)) => Err(ConnError::Gone),
-            Ok(Some(count)) => {
-                self.decoder.push(chunk.get(..count).unwrap_or_default());
+            Ok(Some(_)) => {
+                self.decoder.push(&chunk);
                 Ok(true)
             }
             Err(error) => Err(ConnError::Io(error)),

@@ -88,10 +88,8 @@ impl Read for Data<'_> {
         loop {
             let rest = self.frame.get(self.taken..).unwrap_or_default();
             if !rest.is_empty() {
-                let count = rest.len().min(buffer.len());
-                for (to, from) in buffer.iter_mut().zip(rest) {
-                    *to = *from;
-                }
+                let mut rest = rest;
+                let count = rest.read(buffer)?;
                 self.taken += count;
                 return Ok(count);
             }

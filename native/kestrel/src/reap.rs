@@ -12,7 +12,7 @@
 //! process that dies before its parent knows its pid is not lost, and a pid in the table is never another process's:
 //! signals go out under the lock as well. Never fork outside of [`Reaper::fork_with`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Condvar, Mutex};
@@ -72,6 +72,9 @@ pub struct Reaper {
     table: Mutex<BTreeMap<libc::pid_t, Arc<Cell>>>,
     spawned: Condvar,
 }
+
+/// A session that forks faster than it can be told is given up on; what is left loses its terminal and its leader.
+const SESSION_ROUNDS_MAX: usize = 10;
 
 /// With no child at all there is nothing to wait for; orphans of kernel helpers can still come, so look now and then.
 const CHILDLESS: Duration = Duration::from_secs(60);
@@ -171,12 +174,21 @@ impl Child {
     }
 
     /// Sends a signal to every process of the session that the child leads: also to background jobs of a shell, which
-    /// are groups of their own.
+    /// are groups of their own. Members that are born meanwhile get it too.
     pub fn signal_session(&self, signal: u8) {
         self.with_live(|pid| {
-            kill(-pid, signal);
-            for member in session_members(pid) {
-                kill(member, signal);
+            let mut told = BTreeSet::new();
+            for _ in 0..SESSION_ROUNDS_MAX {
+                let fresh: Vec<_> = session_members(pid)
+                    .into_iter()
+                    .filter(|member| told.insert(*member))
+                    .collect();
+                if fresh.is_empty() {
+                    break;
+                }
+                for member in fresh {
+                    kill(member, signal);
+                }
             }
         });
     }

@@ -95,6 +95,34 @@ pub fn read_now(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usiz
     }
 }
 
+/// As [`read_now`], at most `max` bytes behind what `buffer` holds: bytes that will be overwritten need no zeros.
+pub fn read_spare(
+    fd: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    max: usize,
+) -> io::Result<Option<usize>> {
+    buffer.reserve(max);
+    let room = buffer.spare_capacity_mut();
+    let max = max.min(room.len());
+    loop {
+        // SAFETY: `room` is valid for writes of its length.
+        let count = unsafe { libc::read(fd.as_raw_fd(), room.as_mut_ptr().cast(), max) };
+        match usize::try_from(count) {
+            Ok(count) => {
+                let length = buffer.len() + count;
+                // SAFETY: read has written `count` bytes behind the old length, within the capacity.
+                unsafe { buffer.set_len(length) };
+                return Ok(Some(count));
+            }
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                error => return Err(error),
+            },
+        }
+    }
+}
+
 /// Writes once; `None` when there is no room now. Never raises SIGPIPE: kestrel ignores it.
 pub fn write_now(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<Option<usize>> {
     loop {
