@@ -7,6 +7,8 @@ import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, 
 const expectSettled = async (daemon: Daemon) => {
   await until(async () => (await daemon.client.call('vm.list', {})).every((vm) => !['pending', 'starting', 'stopping', 'deleting', 'unknown'].includes(vm.status)))
   const vms = await daemon.client.call('vm.list', {}), running = vms.filter((vm) => vm.status === 'running')
+  // the row says first that a machine has ended, then its folder goes
+  await until(() => readdirSync(join(daemon.run, 'm')).length === running.length && machinesOf(daemon.state).length === running.length, 10).catch(() => undefined)
   expect(readdirSync(join(daemon.state, 'vms')).sort()).toEqual(vms.map((vm) => vm.uid).sort())
   expect(readdirSync(join(daemon.run, 'm')).sort()).toEqual(running.map((vm) => vm.id.toString(36)).sort())
   expect(machinesOf(daemon.state).sort()).toEqual(running.map((vm) => vm.pid ?? 0).sort())

@@ -22,6 +22,8 @@ export interface QemuOptions {
 const SIGKILL = constants.signals.SIGKILL
 /** Of QEMU's cache of translated code, MiB: its default is a gigabyte. */
 const TCG_CACHE_MIB = 128
+/** How much later than QEMU its backend may be seen to end. */
+const HELPER_MS = 1000
 /** How long an ended process may take to go. */
 const GONE_MS = 10_000
 
@@ -165,12 +167,22 @@ class QemuMachine implements Machine {
     this.#helpers = helpers
     this.#console = consoleLog
     this.#listen(control)
+    this.#watchHelpers()
     void main.exited.then((exit) => {
       this.#ended.resolve({ reason: 'killed', code: exit.code, message: `QEMU ${sayExit(exit).replace(/^it /, '')}` })
     })
   }
 
   get ended(): Promise<End> { return this.#ended.promise }
+
+  /** Without its vsock backend a guest cannot be reached: that is the end of the machine. The backend also ends right after QEMU. */
+  #watchHelpers(): void {
+    for (const helper of this.#helpers) {
+      void helper.exited.then(() => sleep(HELPER_MS)).then(() => {
+        this.#ended.resolve({ reason: 'failed', code: null, message: 'its vsock backend ended' })
+      })
+    }
+  }
 
   #listen(control: Qmp | undefined): void {
     this.#control = control
