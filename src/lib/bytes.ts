@@ -15,8 +15,13 @@ export const sayBytes = (bytes: number): string => {
   return `${at === 0 || n >= 100 ? Math.round(n) : n.toPrecision(3)} ${['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][at]}`
 }
 
-/** `30`, `500ms`, `5m`, `1h30m` → milliseconds; a bare number is seconds. */
+/** `30`, `500ms`, `5m`, `1h30m` → milliseconds; a bare number is seconds; undefined where it is no duration. */
 export const parseDuration = (text: string): number | undefined => {
+  const ms = durationOf(text)
+  return ms !== undefined && Number.isSafeInteger(ms) ? ms : undefined
+}
+
+const durationOf = (text: string): number | undefined => {
   if (/^\d+(\.\d+)?$/.test(text)) return Math.round(Number(text) * 1000)
   const unit: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
   let ms = 0, rest = text

@@ -46,10 +46,10 @@ export const openStore = (path: string): Store => {
 export const immediate = <T>(store: Store, work: (tx: Store) => T): T =>
   store.transaction((tx) => work(tx as unknown as Store), { behavior: 'immediate' })
 
-/** Whether an error is a breach of a UNIQUE or PRIMARY KEY constraint that names this column (`table.column`). */
+/** Whether an error is a breach of a UNIQUE or PRIMARY KEY constraint over this column alone (`table.column`). */
 export const isDuplicate = (error: unknown, column: string): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
-    if (at.message.includes('UNIQUE constraint failed') && at.message.includes(column)) return true
+    if (/UNIQUE constraint failed: ([\w., ]+)$/m.exec(at.message)?.[1]?.trim() === column) return true
   }
   return false
 }
