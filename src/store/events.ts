@@ -1,7 +1,7 @@
 import { and, asc, eq, gt, inArray, sql } from 'drizzle-orm'
 import type { Event, EVENT_TYPES } from '../contract/system.ts'
 import { events } from './schema.ts'
-import type { Store } from './store.ts'
+import { prepared, type Store } from './store.ts'
 
 export type EventType = (typeof EVENT_TYPES)[number]
 export interface NewEvent {
@@ -14,6 +14,11 @@ export interface NewEvent {
   readonly pid?: number | null
   readonly message?: string
 }
+
+const value = sql.placeholder
+const insertEvent = prepared((store) => store.insert(events).values({
+  type: value('type'), name: value('name'), uid: value('uid'), status: value('status'), ipAddress: value('ip'), macAddress: value('mac'),
+  pid: value('pid'), message: value('message'), at: value('at') }).prepare())
 
 /** Events that are kept; older ones are compacted away, and a reader that resumes before them is told so. */
 const KEPT = 100_000
@@ -32,10 +37,9 @@ export class EventLog {
 
   /** Call inside the transaction (`tx`) of what it reports. */
   append(tx: Store, event: NewEvent): void {
-    tx.insert(events).values({
-      type: event.type, name: event.name, uid: event.uid ?? null, status: event.status ?? '', ipAddress: event.ip ?? '',
-      macAddress: event.mac ?? '', pid: event.pid ?? null, message: event.message ?? '', at: Date.now(),
-    }).run()
+    insertEvent(tx).run({
+      type: event.type, name: event.name, uid: event.uid ?? null, status: event.status ?? '', ip: event.ip ?? '',
+      mac: event.mac ?? '', pid: event.pid ?? null, message: event.message ?? '', at: Date.now() })
     if (++this.#appended % COMPACT_EVERY === 0) {
       tx.run(sql`DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ${KEPT}`)
     }

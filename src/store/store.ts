@@ -42,9 +42,23 @@ export const openStore = (path: string): Store => {
   return drizzle(sqlite) as unknown as Store
 }
 
-/** Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. */
-export const immediate = <T>(store: Store, work: (tx: Store) => T): T =>
-  store.transaction((tx) => work(tx as unknown as Store), { behavior: 'immediate' })
+/**
+ * Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. One in another is a
+ * savepoint. There is one connection, so inside it the store itself is the transaction, and prepared queries may be used.
+ */
+export const immediate = <T>(store: Store, work: (tx: Store) => T): T => store.$client.transaction(() => work(store)).immediate()
+
+/** A query that is built once for a store: building one costs more than running it. */
+export const prepared = <T>(build: (store: Store) => T): ((store: Store) => T) => {
+  const built = new WeakMap<Store, T>()
+  return (store) => {
+    const known = built.get(store)
+    if (known !== undefined) return known
+    const fresh = build(store)
+    built.set(store, fresh)
+    return fresh
+  }
+}
 
 /** Whether an error is a breach of a UNIQUE or PRIMARY KEY constraint over this column alone (`table.column`). */
 export const isDuplicate = (error: unknown, column: string): boolean => {

@@ -7,8 +7,8 @@ export interface AppLine {
   /** Offset in the agent's log right after this line: where to go on after a restart of the daemon. */
   readonly o: number
   readonly t: number
-  /** 1 stdout, 2 stderr, 3 the agent */
-  readonly s: 1 | 2 | 3
+  /** 1 stdout, 2 stderr, 3 the agent; 0 says nothing but that a new boot began here */
+  readonly s: 0 | 1 | 2 | 3
   /** The line, UTF-8; `b` instead where it is no UTF-8. */
   readonly d?: string
   readonly b?: string
@@ -18,7 +18,7 @@ export interface AppLine {
 
 /** A line longer than this is kept in parts. */
 const LINE_MAX = 16_384
-const strict = new TextDecoder('utf-8', { fatal: true })
+const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** The text of a line, whatever bytes it held. */
 export const textOf = (line: AppLine): string => line.d ?? Buffer.from(line.b ?? '', 'base64').toString('utf8')
@@ -41,7 +41,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
     this.setMaxListeners(0)
     this.path = path
     this.#maxBytes = maxBytes
-    if (!endsWhole(path)) appendFileSync(path, '\n') // a crash cut the last line short
+    appendFileSync(path, endsWhole(path) ? '' : '\n', { mode: 0o600 }) // a crash cut the last line short; who follows needs a file
     this.#size = statSync(path, { throwIfNoEntry: false })?.size ?? 0
     this.#next = lastOffset(path) ?? lastOffset(`${path}.1`) ?? 0
   }
@@ -49,8 +49,17 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   /** The agent's offset from which bytes are still missing here. */
   get next(): number { return this.#next }
 
-  /** Starts over: a new boot counts its offsets from 0 again. */
-  restart(): void { this.#next = 0; this.#partial.clear() }
+  /** Starts over: a new boot counts its offsets from 0 again, and the next daemon must know. */
+  restart(): void {
+    this.#partial.clear()
+    if (this.#next > 0) this.#write([{ o: 0, t: Date.now(), s: 0 }])
+  }
+
+  /** Where a stream that is opened anew goes on: what was held back as the start of a line comes again. */
+  resume(): number {
+    this.#partial.clear()
+    return this.#next
+  }
 
   take(record: LogRecord): void {
     const lines: AppLine[] = []
@@ -61,7 +70,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
     for (;;) {
       const end = bytes.indexOf(10)
       if (end < 0 && bytes.byteLength <= LINE_MAX) break
-      const cut = end >= 0 && end <= LINE_MAX ? end : LINE_MAX
+      const cut = end >= 0 && end <= LINE_MAX ? end : wholeCharacters(bytes, LINE_MAX)
       offset += cut + (cut === end ? 1 : 0)
       lines.push(lineOf(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
       bytes = bytes.subarray(cut + (cut === end ? 1 : 0))
@@ -98,32 +107,51 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   }
 }
 
+/** `at`, or a little before it where it is in the middle of a character: UTF-8 has at most three bytes that continue one. */
+const wholeCharacters = (bytes: Buffer, at: number): number => {
+  for (let cut = at; cut > at - 4; cut--) if (((bytes[cut] ?? 0) & 0xc0) !== 0x80) return cut
+  return at
+}
+
 const lineOf = (bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine => {
   const rest = { o: offset, t: timeMs, s: stream, ...(partial ? { p: true as const } : {}) }
   try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
 }
 
-/** The end of a file of whole lines: `take` says when enough was read, newest line first. */
-export const readBackwards = (path: string, take: (line: string) => boolean): void => {
+/** Of a line that is read back. A guest may write its console for ever and end no line: more than this of one is left out. */
+const BACK_MAX = 1_048_576
+const BACK_CHUNK = 65_536
+
+/**
+ * The lines of a file from its end: `take` says whether it wants the one before, newest first. Empty lines are left out.
+ *
+ * @param from  what is before this offset is not read: it was punched away
+ */
+export const readBackwards = (path: string, take: (line: string) => boolean, from = 0): void => {
   if (!existsSync(path)) return
   const fd = openSync(path, 'r')
   try {
-    let at = fstatSync(fd).size, rest = Buffer.alloc(0)
-    while (at > 0) {
-      const length = Math.min(65_536, at), chunk = Buffer.alloc(length)
-      at -= length
-      readSync(fd, chunk, 0, length, at)
-      let bytes = Buffer.concat([chunk, rest])
-      for (let cut = bytes.lastIndexOf(10, bytes.byteLength - 2); cut >= 0; cut = bytes.lastIndexOf(10, bytes.byteLength - 2)) {
-        const line = bytes.subarray(cut + 1).toString('utf8').replace(/\n$/, '')
-        bytes = bytes.subarray(0, cut + 1)
-        if (line !== '' && !take(line)) return
-        if (bytes.byteLength < 2) break
-      }
-      rest = bytes
+    const say = (parts: readonly Buffer[]): boolean => {
+      const line = Buffer.concat(parts).toString('utf8')
+      return line === '' || take(line)
     }
-    const first = rest.toString('utf8').replace(/\n$/, '')
-    if (first !== '') take(first)
+    /** The line that is being put together, its parts in order, and how long it is. */
+    let parts: Buffer[] = [], length = 0
+    for (let at = fstatSync(fd).size; at > from;) {
+      const size = Math.min(BACK_CHUNK, at - from), chunk = Buffer.alloc(size)
+      at -= size
+      readSync(fd, chunk, 0, size, at)
+      let end = size
+      for (let cut = chunk.lastIndexOf(10); cut >= 0; cut = cut === 0 ? -1 : chunk.lastIndexOf(10, cut - 1)) {
+        if (!say([chunk.subarray(cut + 1, end), ...parts])) return
+        parts = []
+        length = 0
+        end = cut
+      }
+      if (length < BACK_MAX) parts.unshift(chunk.subarray(0, end))
+      length += end
+    }
+    say(parts)
   } finally { closeSync(fd) }
 }
 

@@ -24,6 +24,7 @@ export const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
 
 /** Removes the groups of one vm; of every vm of this state folder but those in `keep` where none is named. */
 export const removeCgroups = async (host: Host, row: VmRow | undefined, keep: ReadonlySet<string> = new Set()): Promise<void> => {
+  if (row?.hypervisor === 'fake') return
   const own = `${host.stateId}-`
   const names = row ? [nameOf(host, row.uid)] : listCgroups().filter((name) => name.startsWith(own) && !keep.has(name.slice(own.length)))
   for (const name of names) {

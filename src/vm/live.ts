@@ -74,7 +74,7 @@ export class LiveVm {
   /** True when the log has ended, false when the stream broke before. */
   async #followOnce(signal: AbortSignal): Promise<boolean> {
     const machine = await orAbort(this.#hasMachine.promise, signal)
-    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.next, follow: true }, signal)
+    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.resume(), follow: true }, signal)
     if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
     this.#followed = conversation
     const close = () => { conversation.close() }

@@ -28,7 +28,7 @@ const reader = (name: string, source: Source, since: number) => (line: string): 
   if (source === 'console' || source === 'vmm') return { name, source, stream: source, line: plain(line), timestamp: null }
   let record: AppLine
   try { record = JSON.parse(line) as AppLine } catch { return undefined }
-  if ((record.s === 3) !== (source === 'agent') || record.t < since) return undefined
+  if (record.s === 0 || (record.s === 3) !== (source === 'agent') || record.t < since) return undefined
   return { name, source, stream: STREAMS[record.s], line: textOf(record), timestamp: new Date(record.t).toISOString() }
 }
 

@@ -5,7 +5,7 @@ import { after, type Cause } from '../contract/vm-state.ts'
 import { Value } from '@sinclair/typebox/value'
 import type { EventLog, EventType } from '../store/events.ts'
 import { vms, type VmRow } from '../store/schema.ts'
-import { immediate, type Store } from '../store/store.ts'
+import { immediate, prepared, type Store } from '../store/store.ts'
 import { filterInvalid, vmAmbiguous, vmNotFound, vmWrongState } from './errors.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
@@ -25,6 +25,8 @@ export const view = (row: VmRow): Vm => ({
   started_at: row.startedAt === null ? null : iso(row.startedAt), stopped_at: row.stoppedAt === null ? null : iso(row.stoppedAt),
 })
 
+const selectNamed = prepared((store) => store.select().from(vms).where(or(eq(vms.name, sql.placeholder('ref')), eq(vms.uid, sql.placeholder('ref')))).prepare())
+
 /**
  * One vm by id, then name, then uid, then a prefix of uid or name that fits it alone.
  *
@@ -32,7 +34,7 @@ export const view = (row: VmRow): Vm => ({
  */
 export const find = (store: Store, ref: string): VmRow => {
   const exact = /^[1-9]\d{0,15}$/.test(ref) ? store.select().from(vms).where(eq(vms.id, Number(ref))).get() : undefined
-  const named = exact ?? store.select().from(vms).where(or(eq(vms.name, ref), eq(vms.uid, ref))).get()
+  const named = exact ?? selectNamed(store).get({ ref })
   if (named) return named
   const prefix = `${ref.replaceAll(/[\\%_]/g, '\\$&')}%`
   const found = store.select().from(vms)
@@ -42,7 +44,9 @@ export const find = (store: Store, ref: string): VmRow => {
   return found[0]
 }
 
-export const byUid = (store: Store, uid: string): VmRow | undefined => store.select().from(vms).where(eq(vms.uid, uid)).get()
+const selectByUid = prepared((store) => store.select().from(vms).where(eq(vms.uid, sql.placeholder('uid'))).prepare())
+
+export const byUid = (store: Store, uid: string): VmRow | undefined => selectByUid(store).get({ uid })
 
 const SORTS = { id: vms.id, name: vms.name, status: vms.state, runtime: vms.runtime, created_at: vms.createdAt, updated_at: vms.updatedAt }
 
