@@ -105,7 +105,7 @@ export const Vm = Type.Object({
   exit_signal: Type.Union([Type.Integer(), Type.Null()]),
   exit_message: Type.Union([Type.String(), Type.Null()]),
   boot_ms: Type.Union([Type.Integer(), Type.Null()], { description: 'From the start of the VMM to the agent\'s ready' }),
-  gen: Type.Integer({ description: 'Grows by one with every move' }),
+  gen: Type.Integer({ description: 'Grows with every change of this record' }),
   created_at: Timestamp,
   updated_at: Timestamp,
   started_at: Type.Union([Timestamp, Type.Null()]),

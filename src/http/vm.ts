@@ -8,7 +8,7 @@ import { copyIn, copyOut, listFolder, stat } from '../vm/files.ts'
 import { logs } from '../vm/logs.ts'
 import { pause, resume } from '../vm/pause.ts'
 import { proxy } from '../vm/proxy.ts'
-import { find, list, view } from '../vm/record.ts'
+import { find, listJson, view } from '../vm/record.ts'
 import { start } from '../vm/start.ts'
 import { stats } from '../vm/stats.ts'
 import { restart, stop } from '../vm/stop.ts'
@@ -21,8 +21,8 @@ export const vmRoutes = (host: Host) =>
     .post(op['vm.create'].path, async ({ body, request }) =>
       json(await create(host, body, request.headers.get('idempotency-key') ?? undefined), 201), hook(op['vm.create']))
     .get(op['vm.list'].path, ({ query }) => {
-      const { vms, total } = list(host.store, query)
-      return json(vms, 200, { 'x-total-count': String(total) })
+      const { json: text, total } = listJson(host.store, query)
+      return new Response(text, { headers: { 'content-type': 'application/json', 'x-total-count': String(total) } })
     }, hook(op['vm.list']))
     .get(op['vm.get'].path, ({ params }) => json(view(find(host.store, params.name))), hook(op['vm.get']))
     .delete(op['vm.delete'].path, async ({ params }) => { await remove(host, params.name); return noContent() }, hook(op['vm.delete']))

@@ -1,4 +1,4 @@
-import { closeSync, existsSync, fstatSync, openSync, readSync, watch } from 'node:fs'
+import { closeSync, existsSync, fstatSync, openSync, readSync, watch, type FSWatcher } from 'node:fs'
 import type { LogLine, LogQuery } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { parseDuration } from '../lib/bytes.ts'
@@ -54,6 +54,7 @@ async function* stream(host: Host, row: VmRow, sources: readonly Source[], query
   for (const tail of tails) yield* tail.last(query.tail)
   if (query.follow !== true) return
   const changed = new Changes(tails.map((tail) => tail.path), client)
+  let moved = host.events.appended(client).then(() => 'moved' as const)
   try {
     while (!client.aborted) {
       let some = false
@@ -61,7 +62,7 @@ async function* stream(host: Host, row: VmRow, sources: readonly Source[], query
       if (some) continue
       const row_ = byUid(host.store, row.uid)
       if (!row_ || row_.state === 'stopped' || row_.state === 'crashed' || row_.state === 'deleting') return
-      await Promise.race([changed.next(), host.events.appended(client)])
+      if (await Promise.race([changed.next(), moved]) === 'moved') moved = host.events.appended(client).then(() => 'moved')
     }
   } finally { changed.close() }
 }
@@ -132,17 +133,27 @@ class Tail {
   }
 }
 
-/** Tells when one of some files was written (inotify(7)). */
+/** Tells when one of some files was written (inotify(7)), also after it was turned over: the watch of a name is on what has it now. */
 class Changes {
-  readonly #watchers: { close(): void }[] = []
+  readonly #watchers = new Map<string, FSWatcher>()
   #wake: () => void = () => undefined
   #pending = false
 
   constructor(paths: readonly string[], client: AbortSignal) {
-    for (const path of new Set(paths)) {
-      try { this.#watchers.push(watch(path, () => { this.#pending = true; this.#wake() })) } catch { /* a file that is not there yet: events wake us */ }
-    }
+    for (const path of new Set(paths)) this.#watch(path)
     client.addEventListener('abort', () => { this.#wake() }, { once: true })
+  }
+
+  #watch(path: string): void {
+    this.#watchers.get(path)?.close()
+    this.#watchers.delete(path)
+    try {
+      this.#watchers.set(path, watch(path, (event) => {
+        if (event === 'rename' && this.#watchers.has(path)) this.#watch(path)
+        this.#pending = true
+        this.#wake()
+      }))
+    } catch { /* it is not there: its vm is being deleted, which is an event */ }
   }
 
   next(): Promise<void> {
@@ -153,5 +164,8 @@ class Changes {
     })
   }
 
-  close(): void { for (const watcher of this.#watchers) watcher.close() }
+  close(): void {
+    for (const watcher of this.#watchers.values()) watcher.close()
+    this.#watchers.clear()
+  }
 }

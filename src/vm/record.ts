@@ -51,7 +51,7 @@ export const byUid = (store: Store, uid: string): VmRow | undefined => selectByU
 const SORTS = { id: vms.id, name: vms.name, status: vms.state, runtime: vms.runtime, created_at: vms.createdAt, updated_at: vms.updatedAt }
 
 /** @throws `filter_invalid` */
-export const list = (store: Store, query: VmListQuery): { readonly vms: Vm[]; readonly total: number } => {
+const filterOf = (query: VmListQuery): SQL | undefined => {
   const wheres: SQL[] = []
   if (query.status !== undefined) {
     const states = query.status.split(',').filter((word) => word !== '')
@@ -68,14 +68,39 @@ export const list = (store: Store, query: VmListQuery): { readonly vms: Vm[]; re
     if (at < 1) throw filterInvalid({ filter: 'metadata', reason: `"${pair}" is not key=value` })
     wheres.push(sql`json_extract(${vms.spec}, ${`$.metadata."${pair.slice(0, at).replaceAll(/["\\]/g, '')}"`}) = ${pair.slice(at + 1)}`)
   }
-  const where = and(...wheres)
-  const by = SORTS[query.sort ?? 'id']
-  const rows = store.select().from(vms).where(where)
+  return and(...wheres)
+}
+
+/** What each vm looked like at its `gen`, as JSON: a list is asked for often, and a row changes seldom. */
+const shown = prepared(() => new Map<string, { readonly gen: number; readonly json: string }>())
+const SHOWN_MAX = 10_000
+
+const jsonOf = (store: Store, uid: string, gen: number): string | undefined => {
+  const cache = shown(store), known = cache.get(uid)
+  if (known?.gen === gen) return known.json
+  const row = byUid(store, uid)
+  if (!row) return undefined
+  if (cache.size >= SHOWN_MAX) cache.clear()
+  const json = JSON.stringify(view(row))
+  cache.set(uid, { gen: row.gen, json })
+  return json
+}
+
+/** A page of vms as a JSON array, and how many there are in all. @throws `filter_invalid` */
+export const listJson = (store: Store, query: VmListQuery): { readonly json: string; readonly total: number } => {
+  const where = filterOf(query), by = SORTS[query.sort ?? 'id']
+  const keys = store.select({ uid: vms.uid, gen: vms.gen }).from(vms).where(where)
     .orderBy(query.order === 'desc' ? desc(by) : asc(by), asc(vms.id))
     .limit(query.limit ?? 1000).offset(query.offset ?? 0).all()
-  const total = query.limit === undefined && rows.length < 1000 && (query.offset ?? 0) === 0 ? rows.length
+  const total = query.limit === undefined && keys.length < 1000 && (query.offset ?? 0) === 0 ? keys.length
     : store.select({ n: sql<number>`count(*)` }).from(vms).where(where).get()?.n ?? 0
-  return { vms: rows.map(view), total }
+  return { json: `[${keys.flatMap(({ uid, gen }) => jsonOf(store, uid, gen) ?? []).join(',')}]`, total }
+}
+
+/** The same as values. @throws `filter_invalid` */
+export const list = (store: Store, query: VmListQuery): { readonly vms: Vm[]; readonly total: number } => {
+  const { json, total } = listJson(store, query)
+  return { vms: JSON.parse(json) as Vm[], total }
 }
 
 /** What a state is called in the log of events. */
@@ -113,7 +138,7 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
 export const newBoot = (): Change => ({
   sessionSecret: null, ackedSeq: 0, exitCode: null, exitSignal: null, exitMessage: null, bootMs: null, machine: null, startedAt: Date.now(), stoppedAt: null })
 
-/** Changes a row without a move. */
+/** Changes a row without a move; `gen` tells readers of it all the same. */
 export const change = (store: Store, uid: string, set: Change): void => {
-  store.update(vms).set({ ...set, updatedAt: Date.now() }).where(eq(vms.uid, uid)).run()
+  store.update(vms).set({ ...set, gen: sql`${vms.gen} + 1`, updatedAt: Date.now() }).where(eq(vms.uid, uid)).run()
 }
