@@ -1,4 +1,4 @@
-import { appendFileSync, rmSync } from 'node:fs'
+import { appendFileSync } from 'node:fs'
 import { createServer, connect, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { Conversation } from '../../guest/conversation.ts'
@@ -222,10 +222,11 @@ const metrics = (uptimeMs: number) => ({
   uptime_ms: uptimeMs, cpu: { user_ms: 0, system_ms: 0, idle_ms: uptimeMs, steal_ms: 0, count: 1 }, load: [0, 0, 0],
   memory: { total: 0, available: 0, used: 0, cached: 0, swap: 0 }, disks: [], processes: 1, workload: { pid: null, running: false } })
 
-const listen = (path: string, serve: (socket: Socket) => void): Promise<void> => {
-  rmSync(path, { force: true })
-  return new Promise((resolve, reject) => { createServer({ allowHalfOpen: true }, serve).once('error', reject).listen(path, () => { resolve() }) })
-}
+/** Inherited, listening: vsock, console, control. */
+const FD = { vsock: 3, console: 4, control: 5 } as const
+
+const listen = (fd: number, serve: (socket: Socket) => void): Promise<void> =>
+  new Promise((resolve, reject) => { createServer({ allowHalfOpen: true }, serve).once('error', reject).listen({ fd }, () => { resolve() }) })
 
 const firstLine = (socket: Socket, take: (line: string) => void): void => {
   let text = ''
@@ -247,15 +248,15 @@ const firstLine = (socket: Socket, take: (line: string) => void): void => {
 export const run = async (argv: readonly string[]): Promise<number> => {
   const { folder, uuid, consoleLog } = JSON.parse(argv[0] ?? '') as { folder: string; uuid: string; consoleLog: string }
   const guest = new FakeGuest(folder)
-  await listen(join(folder, 'vsock'), (socket) => {
+  await listen(FD.vsock, (socket) => {
     firstLine(socket, (line) => {
       if (line !== 'CONNECT 1024') { socket.destroy(); return }
       socket.write('OK 1\n')
       void guest.converse(socket)
     })
   })
-  await listen(join(folder, 'console.sock'), (socket) => { socket.on('error', () => undefined); socket.on('data', (bytes) => { socket.write(bytes) }) })
-  await listen(join(folder, 'control.sock'), (socket) => {
+  await listen(FD.console, (socket) => { socket.on('error', () => undefined); socket.on('data', (bytes) => { socket.write(bytes) }) })
+  await listen(FD.control, (socket) => {
     firstLine(socket, (op) => {
       const say = (word: string) => { socket.end(`${word}\n`) }
       if (op === 'uuid') say(uuid)

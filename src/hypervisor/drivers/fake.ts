@@ -2,11 +2,12 @@ import { connect } from 'node:net'
 import { closeSync, openSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
-import { deferred, orAbort, sleep } from '../../lib/wait.ts'
+import { deferred, orAbort } from '../../lib/wait.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { MARK } from '../../linux/marked.ts'
 import { holdProcess, pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
 import { bootId, startTimeOf } from '../../linux/proc.ts'
+import { unixListen } from '../../linux/socket.ts'
 import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId } from '../driver.ts'
 import { agentUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
@@ -24,10 +25,12 @@ export const fake = (): HypervisorDriver => ({ name: 'fake', start, adopt })
 interface Held extends ProcessId { readonly pidfd: number; readonly exited: Promise<Exit> }
 
 const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => {
-  const log = openSync(spec.vmmLog, 'a', 0o600)
+  const log = openSync(spec.vmmLog, 'a', 0o600), sockets: number[] = []
   try {
+    // Ready to be connected to before the machine runs, as QEMU's are: what asks waits in the socket, and nobody polls.
+    for (const name of ['vsock', 'console.sock', 'control.sock']) sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
     const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog })],
-      { stdio: ['ignore', log, log], env: { [MARK]: spec.mark }, detached: true })
+      { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true })
     child.unref()
     const pidfd = pidfdOpen(child.pid), startTime = startTimeOf(child.pid) ?? ''
     const held: Held = { pid: child.pid, startTime, pidfd, exited: child.exited.then((code) => ({ code, signal: null })) }
@@ -40,7 +43,7 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
       if (signal.aborted) throw error
       throw machineFailed({ hypervisor: 'fake', reason: error instanceof Error ? error.message : String(error) }, error)
     }
-  } finally { closeSync(log) }
+  } finally { for (const fd of [log, ...sockets]) closeSync(fd) }
 }
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
@@ -70,15 +73,8 @@ class FakeMachine implements Machine {
 
   /** Waits until it answers, and hears of its end from then on. */
   async watch(signal: AbortSignal): Promise<void> {
-    for (;;) {
-      try {
-        const uuid = await this.#ask('uuid', signal)
-        if (uuid !== this.identity.uuid) throw new Error('another machine answers')
-        break
-      } catch (error) {
-        if (signal.aborted || await Promise.race([this.#held.exited.then(() => true), sleep(5, signal).then(() => false)])) throw error
-      }
-    }
+    const uuid = await Promise.race([this.#ask('uuid', signal), this.#held.exited.then(() => { throw new Error('its process ended') })])
+    if (uuid !== this.identity.uuid) throw new Error('another machine answers')
     void this.#ask('ended', undefined).then((reason) => { this.#ended.resolve({ reason: reason as End['reason'], code: null, message: '' }) }, () => undefined)
   }
 
