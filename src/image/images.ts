@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { closeSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { asc, eq, like } from 'drizzle-orm'
+import { asc, eq, like, sql } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
@@ -12,7 +12,7 @@ import { archiveFault, requestInvalid, copySynced, sha256File } from './archive.
 import { wing } from '../linux/wing.ts'
 import type { EventLog } from '../store/events.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
-import { immediate, type Store } from '../store/store.ts'
+import { immediate, prepared, type Store } from '../store/store.ts'
 
 export const imageNotFound = fault('image_not_found', 'not_found', { image: Type.String() },
   (d) => `Cannot find image "${d.image}"`, '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one')
@@ -22,6 +22,7 @@ export const imageInUse = fault('image_in_use', 'conflict', { image: Type.String
   (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`, 'Delete those vms first')
 
 type ImageRow = typeof images.$inferSelect
+const selectByDigest = prepared((store) => store.select().from(images).where(eq(images.digest, sql.placeholder('digest'))).prepare())
 
 const view = (row: ImageRow, name: string | null): Image => ({
   name, digest: row.digest, status: row.status, format: row.format, size_bytes: row.sizeBytes, config: row.config,
@@ -144,7 +145,7 @@ export class Images {
 
   /** A row by the digest that a vm keeps. */
   byDigest(digest: string): ImageRow {
-    const row = this.#store.select().from(images).where(eq(images.digest, digest)).get()
+    const row = selectByDigest(this.#store).get({ digest })
     if (!row) throw imageNotFound({ image: digest })
     return row
   }

@@ -1,6 +1,6 @@
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { notInArray } from 'drizzle-orm'
+import { eq, notInArray } from 'drizzle-orm'
 import { ON_BOOT } from '../contract/vm-state.ts'
 import type { Host } from '../host.ts'
 import type { Machine } from '../hypervisor/driver.ts'
@@ -149,7 +149,7 @@ const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
 
 /** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
 export const reprobe = async (host: Host): Promise<void> => {
-  for (const row of host.store.select().from(vms).all().filter((vm) => vm.state === 'unknown')) {
+  for (const row of host.store.select().from(vms).where(eq(vms.state, 'unknown')).all()) {
     await host.queue.run(row.uid, async () => {
       const now = byUid(host.store, row.uid), live = host.live.get(row.uid)
       if (now?.state !== 'unknown') return

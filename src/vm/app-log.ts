@@ -118,19 +118,32 @@ const lineOf = (bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3
   try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
 }
 
+/** Blocks as stat(2) counts them. */
+const STAT_BLOCK = 512
+
+/**
+ * Where a log begins to hold something. The old part of a console is given back to the disk (`vm/console-size.ts`) and reads as zeros, any
+ * number of gigabytes of them: as many bytes as the file has blocks stand at its end.
+ */
+export const firstByte = (fd: number): number => {
+  const { size, blocks } = fstatSync(fd), held = blocks * STAT_BLOCK
+  if (held >= size) return 0
+  const front = Buffer.alloc(4096) // a file system that compresses has few blocks too, and no hole in front
+  return front.subarray(0, readSync(fd, front, 0, front.byteLength, 0)).every((byte) => byte === 0) ? size - held : 0
+}
+
 /** Of a line that is read back. A guest may write its console for ever and end no line: more than this of one is left out. */
 const BACK_MAX = 1_048_576
 const BACK_CHUNK = 65_536
 
 /**
  * The lines of a file from its end: `take` says whether it wants the one before, newest first. Empty lines are left out.
- *
- * @param from  what is before this offset is not read: it was punched away
  */
-export const readBackwards = (path: string, take: (line: string) => boolean, from = 0): void => {
+export const readBackwards = (path: string, take: (line: string) => boolean): void => {
   if (!existsSync(path)) return
   const fd = openSync(path, 'r')
   try {
+    const from = firstByte(fd)
     const say = (parts: readonly Buffer[]): boolean => {
       const line = Buffer.concat(parts).toString('utf8')
       return line === '' || take(line)

@@ -3,7 +3,7 @@ import type { LogLine, LogQuery } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { parseDuration } from '../lib/bytes.ts'
 import type { VmRow } from '../store/schema.ts'
-import { readBackwards, textOf, type AppLine } from './app-log.ts'
+import { firstByte, readBackwards, textOf, type AppLine } from './app-log.ts'
 import { plain } from './console-log.ts'
 import { sinceInvalid } from './errors.ts'
 import { places } from './places.ts'
@@ -16,10 +16,10 @@ const STREAMS = { 1: 'stdout', 2: 'stderr', 3: 'agent' } as const
 /** @throws `since_invalid` */
 const sinceMs = (text: string | undefined): number => {
   if (text === undefined) return 0
-  const ago = parseDuration(text)
-  if (ago !== undefined && !/^\d+$/.test(text)) return Date.now() - ago
-  const at = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text)
-  if (Number.isNaN(at)) throw sinceInvalid({ since: text })
+  const bare = /^\d+$/.test(text), ago = parseDuration(text)
+  if (ago !== undefined && !bare) return Date.now() - ago
+  const at = bare ? Number(text) * 1000 : /^\d{4}-\d\d-\d\d/.test(text) ? Date.parse(text) : Number.NaN // Date.parse alone reads "-5m" as a year
+  if (!Number.isSafeInteger(at)) throw sinceInvalid({ since: text })
   return at
 }
 
@@ -117,7 +117,7 @@ class Tail {
     if (!existsSync(path)) return
     const fd = openSync(path, 'r'), chunk = Buffer.alloc(CHUNK)
     try {
-      for (let at = from; at < to;) {
+      for (let at = Math.max(from, firstByte(fd)); at < to;) {
         const read = readSync(fd, chunk, 0, Math.min(CHUNK, to - at), at)
         if (read === 0) break
         at += read
