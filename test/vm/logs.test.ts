@@ -1,0 +1,209 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { appendFileSync, closeSync, openSync, truncateSync, writeFileSync } from 'node:fs'
+import type { LogLine, LogQuery } from '../../src/contract/vm.ts'
+import { punchHole } from '../../src/linux/file.ts'
+import type { VmRow } from '../../src/store/schema.ts'
+import { AppLog } from '../../src/vm/app-log.ts'
+import { lastLines } from '../../src/vm/console-log.ts'
+import { logs } from '../../src/vm/logs.ts'
+import { move } from '../../src/vm/record.ts'
+import { testHost, type TestHost } from './host.ts'
+
+let bed: TestHost, row: VmRow, at: ReturnType<TestHost['places']>, log: AppLog
+let offset = 0
+beforeEach(() => {
+  bed = testHost()
+  row = bed.vm('web')
+  at = bed.places(row)
+  offset = 0
+  log = new AppLog(at.appLog, 100_000)
+  writeFileSync(at.consoleLog, '')
+  writeFileSync(at.vmmLog, '')
+})
+afterEach(async () => { await bed[Symbol.asyncDispose]() })
+
+const say = (text: string, stream: 1 | 2 | 3 = 1, timeMs = Date.now()) => {
+  log.take({ stream, offset, timeMs, bytes: Buffer.from(text) })
+  offset += Buffer.byteLength(text)
+}
+const never = new AbortController().signal
+const read = async (query: LogQuery = {}): Promise<LogLine[]> => await Array.fromAsync(logs(bed.host, 'web', query, never))
+const texts = async (query: LogQuery = {}): Promise<string[]> => (await read(query)).map((line) => line.line)
+
+describe('a log', () => {
+  test('shows what the workload said, by stream, with its time', async () => {
+    say('out\n', 1, 1000)
+    say('err\n', 2, 2000)
+
+    expect(await read()).toEqual([
+      { name: 'web', source: 'app', stream: 'stdout', line: 'out', timestamp: '1970-01-01T00:00:01.000Z' },
+      { name: 'web', source: 'app', stream: 'stderr', line: 'err', timestamp: '1970-01-01T00:00:02.000Z' }])
+  })
+
+  test('is shown by its source, or with all the others', async () => {
+    say('app\n')
+    say('agent\n', 3)
+    appendFileSync(at.consoleLog, 'boot\r\n')
+    appendFileSync(at.vmmLog, 'qemu\n')
+
+    expect(await texts({ source: 'app' })).toEqual(['app'])
+    expect(await read({ source: 'agent' })).toMatchObject([{ source: 'agent', stream: 'agent', line: 'agent' }])
+    expect(await read({ source: 'console' })).toEqual([{ name: 'web', source: 'console', stream: 'console', line: 'boot', timestamp: null }])
+    expect(await texts({ source: 'vmm' })).toEqual(['qemu'])
+    expect((await texts({ source: 'all' })).sort()).toEqual(['agent', 'app', 'boot', 'qemu'])
+  })
+
+  test('of a vm that said nothing is empty, and so is one whose files are not there', async () => {
+    expect(await read()).toEqual([])
+    bed.places(bed.vm('new'))
+    expect(await Array.fromAsync(logs(bed.host, 'new', { source: 'all', tail: 3 }, never))).toEqual([])
+  })
+
+  test('does not show where a boot began, nor a line that a crash cut', async () => {
+    say('one\n')
+    log.restart()
+    offset = 0
+    say('two\n')
+    appendFileSync(at.appLog, '{"o":99,')
+
+    expect(await texts()).toEqual(['one', 'two'])
+    expect(await texts({ tail: 2 })).toEqual(['one', 'two'])
+  })
+
+  test('of a console has nothing that a terminal would obey', async () => {
+    appendFileSync(at.consoleLog, '\x1b[31mred\x1b[0m\x07 \x1b]0;title\x07end\x00\n')
+
+    const [line = ''] = await texts({ source: 'console' })
+
+    expect(line).not.toMatch(/[\x00-\x1f\x7f]/)
+    expect(line).toContain('red')
+  })
+})
+
+describe('the tail', () => {
+  test('is the last lines of one source, oldest first', async () => {
+    for (let i = 0; i < 20; i++) { say(`line ${i}\n`); say(`noise ${i}\n`, 3) }
+
+    expect(await texts({ tail: 3 })).toEqual(['line 17', 'line 18', 'line 19'])
+    expect(await texts({ tail: 0 })).toEqual([])
+    expect((await texts({ tail: 1000 })).length).toBe(20)
+  })
+
+  test('reaches into the older file', async () => {
+    log = new AppLog(at.appLog, 500)
+    for (let i = 0; i < 30; i++) say(`line ${i}\n`)
+
+    expect(await texts({ tail: 12 })).toEqual(Array.from({ length: 12 }, (_, index) => `line ${18 + index}`))
+    expect((await texts()).at(-1)).toBe('line 29')
+  })
+})
+
+describe('since', () => {
+  test('is a time, a Unix time in seconds, or a duration back from now', async () => {
+    const now = Date.now()
+    say('old\n', 1, now - 7_200_000)
+    say('new\n', 1, now - 60_000)
+
+    for (const since of ['1h', '5m', new Date(now - 3_600_000).toISOString(), String(Math.floor(now / 1000) - 3600)]) expect(await texts({ since })).toEqual(['new'])
+    expect(await texts({ since: '1d' })).toEqual(['old', 'new'])
+    expect(await texts({ since: '1s' })).toEqual([])
+  })
+
+  test('that is none of them is refused before anything is sent', () => {
+    for (const since of ['yesterday', '', '5 parsecs', '-5m', '9'.repeat(60)]) {
+      expect(() => logs(bed.host, 'web', { since }, never)).toThrow(expect.objectContaining({ code: 'since_invalid', data: { since } }) as Error)
+    }
+  })
+})
+
+describe('a reader that follows', () => {
+  /** Reads in the background until it is stopped. */
+  const follow = (query: LogQuery = {}) => {
+    const stop = new AbortController(), seen: string[] = []
+    const ended = (async () => { for await (const line of logs(bed.host, 'web', { follow: true, ...query }, stop.signal)) seen.push(line.line) })()
+    const sees = async (count: number) => {
+      for (const end = Date.now() + 3000; seen.length < count && Date.now() < end;) await Bun.sleep(2)
+      return seen
+    }
+    return { seen, sees, ended, stop: async () => { stop.abort(); await ended } }
+  }
+
+  test('sees what was, then what comes', async () => {
+    say('before\n')
+    const reader = follow()
+    expect(await reader.sees(1)).toEqual(['before'])
+
+    say('after\n')
+
+    expect(await reader.sees(2)).toEqual(['before', 'after'])
+    await reader.stop()
+  })
+
+  test('of a workload that has said nothing yet hears its first word', async () => {
+    const reader = follow()
+    await Bun.sleep(20)
+
+    say('hello\n')
+
+    expect(await reader.sees(1)).toEqual(['hello'])
+    await reader.stop()
+  })
+
+  test('sees every line once while the file is turned over under it', async () => {
+    log = new AppLog(at.appLog, 2000)
+    const reader = follow()
+
+    for (let i = 0; i < 200; i++) { say(`line ${i}\n`); if (i % 20 === 0) await reader.sees(i + 1) }
+
+    expect(await reader.sees(200)).toEqual(Array.from({ length: 200 }, (_, index) => `line ${index}`))
+    await reader.stop()
+  })
+
+  test('of the console sees what the machine writes', async () => {
+    const reader = follow({ source: 'console', tail: 0 })
+    await Bun.sleep(10)
+    appendFileSync(at.consoleLog, 'panic\n')
+
+    expect(await reader.sees(1)).toEqual(['panic'])
+    await reader.stop()
+  })
+
+  test('is let go when the vm has stopped and the last line was read', async () => {
+    const reader = follow()
+    say('bye\n')
+
+    move(bed.host.store, bed.host.events, row.uid, 'exited')
+    await reader.ended
+
+    expect(reader.seen).toEqual(['bye'])
+  })
+
+  test('leaves nothing behind, however much was said to it', async () => {
+    const reader = follow()
+    for (let i = 0; i < 50; i++) { say(`line ${i}\n`); await reader.sees(i + 1) }
+
+    expect(bed.events.waiting).toBeLessThanOrEqual(1)
+    await reader.stop()
+    expect(bed.events.waiting).toBe(0)
+  })
+})
+
+describe('a console whose old part was given back to the disk', () => {
+  /** A log of `mib` mebibytes that are holes, then these lines. */
+  const punched = (mib: number, text: string) => {
+    truncateSync(at.consoleLog, mib * 2 ** 20)
+    appendFileSync(at.consoleLog, text)
+    const fd = openSync(at.consoleLog, 'r+')
+    try { punchHole(fd, 0, mib * 2 ** 20) } finally { closeSync(fd) }
+  }
+
+  test('is read from where it holds something', async () => {
+    punched(64 * 1024, 'one\ntwo\nthree\n')
+    const start = performance.now()
+
+    expect((await texts({ source: 'console' })).slice(-2)).toEqual(['two', 'three'])
+    expect((await texts({ source: 'console', tail: 100 })).slice(-2)).toEqual(['two', 'three'])
+    expect(lastLines(at.consoleLog, 1000).slice(-2)).toEqual(['two', 'three'])
+    expect(performance.now() - start).toBeLessThan(1000) // 64 GiB of zeros would take minutes
+  })
+})
