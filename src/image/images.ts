@@ -42,6 +42,13 @@ const words = (text: string | undefined, field: string): string[] | undefined =>
   throw requestInvalid({ field, reason: 'it is no JSON array of strings' })
 }
 
+/** @throws `request_invalid` where one is no KEY=value */
+const pairs = (list: string[] | undefined): string[] | undefined => {
+  const wrong = list?.find((pair) => !/^[^=\0]+=[^\0]*$/.test(pair))
+  if (wrong !== undefined) throw requestInvalid({ field: 'env', reason: `${JSON.stringify(wrong.slice(0, 100))} is no KEY=value` })
+  return list
+}
+
 const Said = Type.Union([Type.String(), Type.Null()])
 /** What `wing pack image` answers; null is what the archive does not say. */
 const Packed = Type.Object({ format: Type.String(), config: Type.Composite([Type.Omit(ImageConfig, ['user', 'working_dir', 'stop_signal']),
@@ -71,7 +78,7 @@ export class Images {
   /** @throws `archive_*`, `request_invalid`, `disk_exhausted` */
   async import(query: ImageImportQuery, archive: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<Image> {
     const asked = {
-      entrypoint: words(query.entrypoint, 'entrypoint'), cmd: words(query.cmd, 'cmd'), env: words(query.env, 'env'),
+      entrypoint: words(query.entrypoint, 'entrypoint'), cmd: words(query.cmd, 'cmd'), env: pairs(words(query.env, 'env')),
       user: query.user, working_dir: query.workdir }
     const temporary = join(this.#folder, `.${newId('tmp')}`), scratch = `${temporary}.scratch`
     try {

@@ -23,7 +23,7 @@ export const argvOf = (spec: Pick<VmSpec, 'entrypoint' | 'cmd'>, image: Pick<Ima
 
 const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record<string, string> => ({
   PATH: DEFAULT_PATH, HOSTNAME: hostname, ...(spec.tty ? { TERM: 'xterm-256color' } : {}),
-  ...Object.fromEntries(image.env.map((pair) => [pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1)])),
+  ...Object.fromEntries(image.env.filter((pair) => pair.indexOf('=') > 0).map((pair) => [pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1)])),
   ...spec.env,
 })
 

@@ -1,4 +1,4 @@
-import { and, asc, desc, eq, inArray, like, or, sql, type SQL } from 'drizzle-orm'
+import { and, asc, desc, eq, inArray, or, sql, type SQL } from 'drizzle-orm'
 import type { Vm, VmListQuery } from '../contract/vm.ts'
 import { VmState } from '../contract/vm-state.ts'
 import { after, type Cause } from '../contract/vm-state.ts'
@@ -27,6 +27,9 @@ export const view = (row: VmRow): Vm => ({
 
 const selectNamed = prepared((store) => store.select().from(vms).where(or(eq(vms.name, sql.placeholder('ref')), eq(vms.uid, sql.placeholder('ref')))).prepare())
 
+/** Text in a LIKE pattern that stands for itself. */
+const escaped = (text: string): string => text.replaceAll(/[\\%_]/g, '\\$&')
+
 /**
  * One vm by id, then name, then uid, then a prefix of uid or name that fits it alone.
  *
@@ -36,7 +39,7 @@ export const find = (store: Store, ref: string): VmRow => {
   const exact = /^[1-9]\d{0,15}$/.test(ref) ? store.select().from(vms).where(eq(vms.id, Number(ref))).get() : undefined
   const named = exact ?? selectNamed(store).get({ ref })
   if (named) return named
-  const prefix = `${ref.replaceAll(/[\\%_]/g, '\\$&')}%`
+  const prefix = `${escaped(ref)}%`
   const found = store.select().from(vms)
     .where(or(sql`${vms.uid} LIKE ${prefix} ESCAPE '\\'`, sql`${vms.name} LIKE ${prefix} ESCAPE '\\'`)).limit(6).all()
   if (found.length > 1) throw vmAmbiguous({ name: ref, matches: found.map((row) => row.name) })
@@ -61,7 +64,7 @@ const filterOf = (query: VmListQuery): SQL | undefined => {
   }
   if (query.runtime !== undefined) wheres.push(eq(vms.runtime, query.runtime))
   if (query.plugin !== undefined) wheres.push(eq(vms.plugin, query.plugin))
-  if (query.q !== undefined) wheres.push(like(vms.name, `%${query.q.replaceAll(/[%_]/g, '')}%`))
+  if (query.q !== undefined) wheres.push(sql`${vms.name} LIKE ${`%${escaped(query.q)}%`} ESCAPE '\\'`)
   const pairs = query.metadata === undefined ? [] : Array.isArray(query.metadata) ? query.metadata : [query.metadata]
   for (const pair of pairs) {
     const at = pair.indexOf('=')
