@@ -1,6 +1,6 @@
 import { rmSync } from 'node:fs'
 import type { Host } from '../host.ts'
-import type { End, Machine, MachineSpec } from '../hypervisor/driver.ts'
+import type { End, HypervisorDriver, Machine, MachineSpec } from '../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
 import { guestSilent } from '../guest/errors.ts'
 import type { AgentEvent } from '../guest/messages.ts'
@@ -34,11 +34,12 @@ const UNATTACHED_MS = 60_000
 const cmdline = (extra: string): string =>
   ['console=ttyS0', 'panic=-1', 'reboot=t', 'quiet', 'loglevel=4', 'random.trust_cpu=on', 'tsc=reliable', 'no_timer_check', extra].filter((word) => word !== '').join(' ')
 
-const machineSpec = async (host: Host, row: VmRow): Promise<MachineSpec> => {
+const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriver): Promise<MachineSpec> => {
   const at = places(host.config, row), image = host.images.byDigest(row.imageDigest)
   return {
     mark: `${host.stateId}/${row.uid}`, uuid: uuidOf(row.machineId), folder: at.run,
-    kernel: host.kernels.imageOf(row.kernelDigest), initramfs: await host.kernels.initramfs(row.kernelDigest),
+    kernel: driver.boots === 'vmlinux' ? await host.kernels.vmlinux(row.kernelDigest) : host.kernels.imageOf(row.kernelDigest),
+    initramfs: await host.kernels.initramfs(row.kernelDigest),
     cmdline: cmdline(row.spec.kernel_cmdline), vcpus: row.cpuCores, memoryMib: row.memoryMb,
     disks: [{ path: host.images.pathOf(image), readOnly: true, serial: 'root' }, { path: at.overlay, readOnly: false, serial: 'overlay' }],
     nic: row.spec.network.mode === 'user' ? { kind: 'user', mac: row.mac } : undefined,
@@ -138,7 +139,7 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
     live.log.restart()
     const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
     const signal = AbortSignal.any([timeout, live.cancel.signal])
-    const spec = await machineSpec(host, row)
+    const spec = await machineSpec(host, row, driver)
     host.step('before-machine')
     const machine = await driver.start(spec, signal)
     host.step('machine-started')

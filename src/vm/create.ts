@@ -74,9 +74,9 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
 const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   const { name, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
   const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-  const hypervisor = spec.hypervisor ?? host.hypervisor.name
+  const hypervisor = spec.hypervisor ?? defaultFor(host, spec)
   if (!host.drivers.has(hypervisor)) {
-    throw hypervisorUnavailable({ hypervisor, reason: hypervisor === host.hypervisor.name ? host.hypervisor.reason : 'this host has no such driver' })
+    throw hypervisorUnavailable({ hypervisor, reason: host.lacking?.get(hypervisor) ?? 'this host has no such driver' })
   }
   const uid = newId('vm'), machineId = newMachineId()
   for (let attempt = 0; ; attempt++) {
@@ -107,6 +107,10 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
     }
   }
 }
+
+/** QEMU where the default has no network of the kind that is wanted. */
+const defaultFor = (host: Host, spec: VmSpec): string =>
+  host.hypervisor.name === 'talon' && spec.network.mode === 'user' && host.drivers.has('qemu') ? 'qemu' : host.hypervisor.name
 
 /** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
 const freeCid = (tx: Host['store']): number => {

@@ -30,6 +30,7 @@ export class LiveVm {
   /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
   attached = false
   #following: Promise<void> | undefined
+  #draining = false
   #followed: Conversation | undefined
   readonly #logger: Log
   readonly #done = new AbortController()
@@ -60,7 +61,7 @@ export class LiveVm {
 
   async #followAll(): Promise<void> {
     const { signal } = this.#done
-    for (let wait = 100; !signal.aborted; wait = Math.min(wait * 2, 5000)) {
+    for (let wait = 100; !signal.aborted && !this.#draining; wait = Math.min(wait * 2, 5000)) {
       try {
         if (await this.#followOnce(signal)) return
         wait = 50
@@ -74,7 +75,7 @@ export class LiveVm {
   /** True when the log has ended, false when the stream broke before. */
   async #followOnce(signal: AbortSignal): Promise<boolean> {
     const machine = await orAbort(this.#hasMachine.promise, signal)
-    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.resume(), follow: true }, signal)
+    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.resume(), follow: !this.#draining }, signal)
     if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
     this.#followed = conversation
     const close = () => { conversation.close() }
@@ -92,10 +93,15 @@ export class LiveVm {
     }
   }
 
-  /** After the workload's end: waits for its last lines, but not for ever. */
+  /** After the workload's end all that it said is in the agent's log: reads the rest of it, but not for ever. */
   async drain(): Promise<void> {
-    this.follow()
-    await Promise.race([this.#following, sleep(DRAIN_MS)])
+    this.#draining = true
+    this.#followed?.close()
+    const rest = async () => {
+      await this.#following
+      while (!this.#done.signal.aborted && !await this.#followOnce(this.#done.signal)) { /* cut short: what is left is asked for again */ }
+    }
+    await Promise.race([rest().catch(() => undefined), sleep(DRAIN_MS)])
     this.log.flush()
   }
 
