@@ -159,13 +159,18 @@ pub fn drop_bounding_set(spec: &Spec) -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// Gives up every capability that is held.
+/// Gives up every capability that is held; or, to be kept in a new user namespace, lets them pass the exec, which is
+/// by an ordinary user there and would end them.
 ///
 /// # Errors
-/// None is known: giving up needs no right.
-pub fn drop_capabilities(spec: &Spec) -> Result<(), LaunchError> {
+/// None is known: neither needs a right.
+pub fn settle_capabilities(spec: &Spec) -> Result<(), LaunchError> {
     if spec.capabilities == Capabilities::Keep {
-        return Ok(());
+        return if spec.has(Namespace::User) {
+            sys::keep_capabilities_on_exec().map_err(Step::Capabilities.on("what is held"))
+        } else {
+            Ok(())
+        };
     }
     let clear = libc::c_ulong::from(libc::PR_CAP_AMBIENT_CLEAR_ALL.unsigned_abs());
     sys::prctl(libc::PR_CAP_AMBIENT, clear, 0)

@@ -16,7 +16,7 @@
 //!    uid. With a **user** namespace it is identity, namespaces, bounding set: the map's one line names our uid, so
 //!    the uid must be final, and the new namespace grants the capabilities for the rest (and a full bounding set,
 //!    which is why it is emptied after);
-//! 6. **capabilities** given up;
+//! 6. **capabilities** given up, or (kept, in a user namespace) made to pass the exec;
 //! 7. **umask, session, no_new_privs, signals, working folder**: need no right; the folder is entered as the program's user,
 //!    so that it fails here when that user may not, and not later in the program;
 //! 8. **exec**, by the program's user too.
@@ -108,7 +108,7 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     if !user_namespace {
         confine::become_user(&spec)?;
     }
-    confine::drop_capabilities(&spec)?;
+    confine::settle_capabilities(&spec)?;
 
     if let Some(mask) = spec.umask {
         sys::umask(mask);

@@ -127,20 +127,56 @@ pub fn fork_sibling() -> io::Result<u32> {
     u32::try_from(pid).map_err(io::Error::other)
 }
 
+/// `struct __user_cap_header_struct` of linux/capability.h.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// This process, in `_LINUX_CAPABILITY_VERSION_3`: the sets are two times {effective, permitted, inheritable}.
+static CAPABILITIES_OF_SELF: CapabilityHeader = CapabilityHeader {
+    version: 0x2008_0522,
+    pid: 0,
+};
+
+fn set_capabilities(sets: [u32; 6]) -> io::Result<()> {
+    // SAFETY: both have the layout of linux/capability.h for version 3 and outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_capset,
+            &raw const CAPABILITIES_OF_SELF,
+            sets.as_ptr(),
+        )
+    })
+    .map(drop)
+}
+
 /// capset(2): no effective, permitted or inheritable capability.
 pub fn clear_capabilities() -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: c_int,
-    }
-    let header = Header {
-        version: 0x2008_0522,
-        pid: 0,
-    }; // _LINUX_CAPABILITY_VERSION_3, linux/capability.h
-    let data = [0_u32; 6]; // two times {effective, permitted, inheritable}
+    set_capabilities([0; 6])
+}
+
+/// Lets what is permitted pass an execve(2) by an ordinary user: inheritable, then ambient (capabilities(7)).
+pub fn keep_capabilities_on_exec() -> io::Result<()> {
+    let mut sets = [0_u32; 6];
     // SAFETY: both have the layout of linux/capability.h for version 3 and outlive the call.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_capget,
+            &raw const CAPABILITIES_OF_SELF,
+            sets.as_mut_ptr(),
+        )
+    })?;
+    let [_, low, _, _, high, _] = sets;
+    (sets[2], sets[5]) = (low, high);
+    set_capabilities(sets)?;
+    let permitted = u64::from(high) << 32 | u64::from(low);
+    let raise = libc::c_ulong::from(libc::PR_CAP_AMBIENT_RAISE.unsigned_abs());
+    for capability in (0..64).filter(|capability| permitted >> capability & 1 == 1) {
+        prctl(libc::PR_CAP_AMBIENT, raise, capability)?;
+    }
+    Ok(())
 }
 
 /// setsid(2), where this process does not lead a session yet.

@@ -234,6 +234,39 @@ fn namespaces_are_new_and_the_ids_stay() {
 }
 
 #[test]
+fn what_is_kept_in_a_user_namespace_passes_the_exec_and_is_worth_nothing_outside() {
+    if !is_root() {
+        return support::skip("starts as root, and again as an ordinary user");
+    }
+    let spec = sh(
+        &format!(
+            "cat /proc/self/status; mount -t tmpfs none /mnt && echo mounted; hostname other 2>/dev/null || echo refused; \
+             nsenter --net=/proc/{}/ns/net true 2>/dev/null || echo kept out",
+            std::process::id()
+        ),
+        json!({"namespaces": ["user", "mount"], "uid": NOBODY, "gid": NOBODY, "capabilities": "keep"}),
+    );
+    for launch in [Launch::new(&spec), Launch::new(&spec).uid(NOBODY)] {
+        let run = launch.run();
+
+        assert_ne!(status("CapEff", &run.stdout), "0000000000000000");
+        for field in ["CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(
+                status(field, &run.stdout),
+                status("CapEff", &run.stdout),
+                "{field}"
+            );
+        }
+        assert!(
+            run.stdout.ends_with("mounted\nrefused\nkept out\n"),
+            "{} {}",
+            run.stdout,
+            run.stderr
+        );
+    }
+}
+
+#[test]
 fn root_enters_namespaces_without_a_user_namespace() {
     if !is_root() {
         return support::skip("needs root");
