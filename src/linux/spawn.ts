@@ -1,4 +1,5 @@
 import { constants } from 'node:os'
+import { embedded } from './embedded.ts'
 import { closeFd, setNonblock } from './fd.ts'
 import { memfdSealed } from './memfd.ts'
 import { pidfdOpen, pidfdReap, pidfdSignal, whenExited, type Exit } from './pidfd.ts'
@@ -78,12 +79,14 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
 
 /** Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait for the child. */
 const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFiles) => {
-  const slots = fds.map(([ours]) => ours)
-  const asked: Record<string, unknown> = { ...spec, setsid: true, report_fd: REPORT_SLOT, fds: fds.map(([, its], index) => [FIRST_SLOT + index, its]) }
-  if (typeof spec.exe === 'object') {
-    asked['exe'] = { fd: FIRST_SLOT + slots.length }
-    slots.push(spec.exe.fd)
+  const slots: number[] = [], launcherFd = embedded('wing').fd
+  const place = (fd: number): number => {
+    // Placed before the launcher is executed by its number, which must still be the launcher then.
+    if (FIRST_SLOT + slots.length === launcherFd) slots.push(launcherFd)
+    return FIRST_SLOT + slots.push(fd) - 1
   }
+  const asked: Record<string, unknown> = { ...spec, setsid: true, report_fd: REPORT_SLOT, fds: fds.map(([ours, its]) => [place(ours), its]) }
+  if (typeof spec.exe === 'object') asked['exe'] = { fd: place(spec.exe.fd) }
   const json = Buffer.from(JSON.stringify(asked))
   if (json.length > SPEC_BYTES_MAX) throw new WingError('spec_too_large', `the specification is longer than ${SPEC_BYTES_MAX} bytes`)
 

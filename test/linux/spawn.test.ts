@@ -154,6 +154,16 @@ describe('launch', () => {
     await until(() => processStat(pid) === undefined || processStat(pid)?.state === 'Z', 'it is gone')
   })
 
+  test('any number of descriptors leaves the launcher its own', async () => {
+    // One of them would be placed on the number by which the launcher is executed.
+    const files = Array.from({ length: 24 }, (_, index) => filled(`${index} `))
+
+    const said = await output(sh(files.map((_, index) => `cat /proc/self/fd/${100 + index}`).join(';')), files.map((fd, index) => [fd, 100 + index] as const))
+
+    for (const fd of files) closeFd(fd)
+    expect(said).toBe(files.map((_, index) => `${index} `).join(''))
+  })
+
   test('a launch does not keep this process alive', async () => {
     using folder = temporaryFolder()
     const source = folder.file('short.ts')
