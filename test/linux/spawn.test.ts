@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs'
 import { cgroupSupport, makeCgroup, removeCgroup } from '../../src/linux/cgroup.ts'
+import { embedded } from '../../src/linux/embedded.ts'
 import { closeFd } from '../../src/linux/fd.ts'
 import { pidfdExited, pidfdSignal } from '../../src/linux/pidfd.ts'
 import { environmentOf, processStat, startTimeOf } from '../../src/linux/proc.ts'
@@ -155,7 +156,7 @@ describe('launch', () => {
   })
 
   test('any number of descriptors leaves the launcher its own', async () => {
-    // One of them would be placed on the number by which the launcher is executed.
+    embedded('wing') // a number among those that descriptors are placed on, on their way
     const files = Array.from({ length: 24 }, (_, index) => filled(`${index} `))
 
     const said = await output(sh(files.map((_, index) => `cat /proc/self/fd/${100 + index}`).join(';')), files.map((fd, index) => [fd, 100 + index] as const))
