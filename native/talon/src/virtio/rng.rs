@@ -25,8 +25,11 @@ pub fn fill(out: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < out.len() {
         let rest = &mut out[done..];
+        // By number: std refers to the function weakly, and a link-time optimised program merges that with ours and is
+        // then left without it.
         // SAFETY: the pointer and the length are of the same slice.
-        let read = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        let read =
+            unsafe { libc::syscall(libc::SYS_getrandom, rest.as_mut_ptr(), rest.len(), 0u32) };
         match usize::try_from(read) {
             Ok(read) => done += read,
             Err(_) => {
