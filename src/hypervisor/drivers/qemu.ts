@@ -1,4 +1,4 @@
-import { closeSync, constants as open_, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants as open_, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
 import { embedded } from '../../linux/embedded.ts'
@@ -8,6 +8,7 @@ import { holdProcess, pidfdSignal, whenExited, type Exit } from '../../linux/pid
 import { socketPair, unixListen } from '../../linux/socket.ts'
 import { launch, type Launched, type LaunchSpec } from '../../linux/spawn.ts'
 import { deferred, sleep } from '../../lib/wait.ts'
+import { lastBytes, panicIn } from '../console-log.ts'
 import type { End, EndReason, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId } from '../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
@@ -117,15 +118,6 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
 
 const sayExit = (exit: Exit): string => exit.signal === null ? `it ended with code ${exit.code ?? '?'}` : `it was killed by signal ${exit.signal}`
 
-const lastBytes = (path: string, count: number): string => {
-  const fd = openSync(path, 'r')
-  try {
-    const { size } = fstatSync(fd), bytes = Buffer.alloc(Math.min(count, size))
-    readSync(fd, bytes, 0, bytes.byteLength, size - bytes.byteLength)
-    return bytes.toString('utf8')
-  } finally { closeSync(fd) }
-}
-
 /** A process by its identity: undefined where it is gone or its number belongs to another now. */
 const hold = (id: ProcessId): Launched | undefined => {
   const pidfd = holdProcess(id)
@@ -195,11 +187,10 @@ class QemuMachine implements Machine {
 
   /** QEMU's ShutdownCause (qapi/run-state.json) in our words. */
   #end(cause: string): void {
-    const tail = this.#console === undefined ? '' : lastBytes(this.#console, 65_536)
-    const panic = /Kernel panic - not syncing: ?([^\r\n]*)/.exec(tail)
+    const panic = this.#console === undefined ? undefined : panicIn(lastBytes(this.#console, 65_536))
     const reasons: Readonly<Record<string, EndReason>> = { 'guest-shutdown': 'poweroff', 'guest-reset': 'reboot', 'subsystem-reset': 'reboot', 'guest-panic': 'panic' }
-    const reason = panic && cause !== 'guest-shutdown' ? 'panic' : reasons[cause] ?? 'killed'
-    this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? panic?.[1] ?? '' : '' })
+    const reason = panic !== undefined && cause !== 'guest-shutdown' ? 'panic' : reasons[cause] ?? 'killed'
+    this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? panic ?? '' : '' })
   }
 
   /** After adoption: whether the guest ended while nobody looked. */
