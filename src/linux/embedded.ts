@@ -1,9 +1,10 @@
 import { readFileSync } from 'node:fs'
 import kestrelPath from '../../dist/native/kestrel' with { type: 'file' }
+import talonPath from '../../dist/native/talon' with { type: 'file' }
 import wingPath from '../../dist/native/wing' with { type: 'file' }
 import { memfdSealed } from './memfd.ts'
 
-const PATHS = { kestrel: kestrelPath, wing: wingPath }
+const PATHS = { kestrel: kestrelPath, talon: talonPath, wing: wingPath }
 
 /** A native program of this build: a sealed memory file that stays open for the life of this process, and the SHA-256 of its bytes. */
 export interface Embedded {
