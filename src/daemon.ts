@@ -3,10 +3,11 @@ import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { readConfig, type Config } from './config.ts'
-import type { DefaultHypervisor, Host } from './host.ts'
+import type { Host } from './host.ts'
 import type { HypervisorDriver } from './hypervisor/driver.ts'
 import { fake } from './hypervisor/drivers/fake.ts'
 import { qemu } from './hypervisor/drivers/qemu.ts'
+import { talon } from './hypervisor/drivers/talon.ts'
 import { serveApi } from './http/server.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
@@ -110,13 +111,16 @@ const stateId = (state: string): string => {
   return readFileSync(path, 'utf8').trim()
 }
 
-const hypervisors = (config: Config): { drivers: ReadonlyMap<string, HypervisorDriver>; hypervisor: DefaultHypervisor } => {
+const hypervisors = (config: Config): Pick<Host, 'drivers' | 'lacking' | 'hypervisor'> => {
   const support = kvmSupport(), accelerator = config.accelerator === 'auto' ? (support.usable ? 'kvm' as const : 'tcg' as const) : config.accelerator
-  const drivers = new Map<string, HypervisorDriver>(), program = Bun.which(config.qemu)
+  const drivers = new Map<string, HypervisorDriver>(), lacking = new Map<string, string>(), program = Bun.which(config.qemu)
   if (program) drivers.set('qemu', qemu({ program, accelerator }))
+  else lacking.set('qemu', `"${config.qemu}" is not installed`)
+  if (accelerator === 'kvm' && support.usable) drivers.set('talon', talon())
+  else lacking.set('talon', support.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${support.reason}`)
   if (config.hypervisor === 'fake') drivers.set('fake', fake())
-  const name = config.hypervisor ?? 'qemu'
-  if (name === 'fake') return { drivers, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
-  if (!drivers.has(name)) return { drivers, hypervisor: { name, accelerator: 'none', reason: `"${config.qemu}" is not installed` } }
-  return { drivers, hypervisor: { name, accelerator, reason: config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}` } }
+  const name = config.hypervisor ?? (drivers.has('talon') ? 'talon' : 'qemu'), lack = lacking.get(name)
+  if (name === 'fake') return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
+  if (lack !== undefined) return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: lack } }
+  return { drivers, lacking, hypervisor: { name, accelerator, reason: config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}` } }
 }

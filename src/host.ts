@@ -18,6 +18,8 @@ export interface Host {
   readonly kernels: Kernels
   /** The drivers that this host can run, by name. */
   readonly drivers: ReadonlyMap<string, HypervisorDriver>
+  /** Why this host cannot run others, where there is a reason. */
+  readonly lacking?: ReadonlyMap<string, string>
   readonly hypervisor: DefaultHypervisor
   /** Names this state folder in the environment of every process that belongs to it. */
   readonly stateId: string

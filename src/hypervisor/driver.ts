@@ -100,6 +100,8 @@ export interface Machine {
 
 export interface HypervisorDriver {
   readonly name: 'qemu' | 'talon' | 'fake'
+  /** What `MachineSpec.kernel` must be; absent: a bzImage or a vmlinux. */
+  readonly boots?: 'vmlinux'
   /** @throws `hypervisor_unavailable`, `machine_failed` */
   start(spec: MachineSpec, signal: AbortSignal): Promise<Machine>
   /** A machine that outlived the daemon; undefined where it is gone. */

@@ -23,6 +23,9 @@ export const kernelInUse = fault('kernel_in_use', 'conflict', { kernel: Type.Str
 
 type KernelRow = typeof kernels.$inferSelect
 
+/** Of one file of the cache; it takes a second or two. */
+const BUILD_MS = 60_000
+
 const view = (row: KernelRow): Kernel => ({
   digest: row.digest, name: row.name, version: row.version, format: row.format, modules: row.modules, size_bytes: row.sizeBytes,
   default: row.isDefault, created_at: new Date(row.createdAt).toISOString() })
@@ -35,7 +38,8 @@ const Packed = Type.Object({
 /**
  * The guest kernels of this host: a boot image and the modules that its initramfs needs, by the digest of both.
  *
- * The initramfs is ours (the agent and those modules), made once for a kernel and an agent and kept in the cache: losing it costs a rebuild.
+ * The initramfs is ours (the agent and those modules), made once for a kernel and an agent and kept in the cache, as is the image unpacked for
+ * VMMs that take no bzImage: losing them costs a rebuild.
  * Order of effects of an import: temporary folder → files written and synced → renamed to the digest → row. `sweep` removes the rest.
  */
 export class Kernels {
@@ -143,30 +147,35 @@ export class Kernels {
     this.sweep()
   }
 
-  /** The initramfs for a kernel: built at its first use, by any number of askers at once only once. */
+  /** The initramfs for a kernel. */
   initramfs(digest: string): Promise<string> {
-    const agent = embedded('kestrel'), path = join(this.#cache, `${digest.slice(7, 39)}-${agent.digest.slice(0, 16)}.cpio`)
+    const agent = embedded('kestrel')
+    return this.#once(join(this.#cache, `${digest.slice(7, 39)}-${agent.digest.slice(0, 16)}.cpio`), async (out) => {
+      const modules = openSync(join(this.#folder, digest.slice(7), 'modules.tar'), 'r')
+      try {
+        await wing(['pack', 'initramfs', '--kestrel-fd', '5', '--modules-fd', '6', '--out-fd', '4'],
+          { fds: [[out, 4], [agent.fd, 5], [modules, 6]], signal: AbortSignal.timeout(BUILD_MS) })
+      } finally { closeSync(modules) }
+    })
+  }
+
+  /** The kernel as an ELF, for a VMM that boots nothing else. @throws `kernel_malformed` */
+  async vmlinux(digest: string): Promise<string> {
+    const image = this.imageOf(digest)
+    if (this.byDigest(digest).format === 'vmlinux') return image
+    return await this.#once(join(this.#cache, `${digest.slice(7, 39)}.vmlinux`), async (out) => {
+      await wing(['pack', 'vmlinux', '--out-fd', '4'], { stdin: Bun.file(image).stream(), fds: [[out, 4]], signal: AbortSignal.timeout(BUILD_MS) })
+    }).catch((error: unknown) => { throw archiveFault(error) })
+  }
+
+  /** A file of the cache: built at its first use, by any number of askers at once only once. */
+  #once(path: string, build: (out: number) => Promise<void>): Promise<string> {
     if (existsSync(path)) return Promise.resolve(path)
     const running = this.#building.get(path)
     if (running) return running
-    const building = this.#build(digest, agent.fd, path).finally(() => { this.#building.delete(path) })
+    const building = makeFile(path, build).finally(() => { this.#building.delete(path) })
     this.#building.set(path, building)
     return building
-  }
-
-  async #build(digest: string, agentFd: number, path: string): Promise<string> {
-    const temporary = `${path}.${newId('tmp')}`
-    const modules = openSync(join(this.#folder, digest.slice(7), 'modules.tar'), 'r'), out = openSync(temporary, 'wx+', 0o644)
-    try {
-      await wing(['pack', 'initramfs', '--kestrel-fd', '5', '--modules-fd', '6', '--out-fd', '4'],
-        { fds: [[out, 4], [agentFd, 5], [modules, 6]], signal: AbortSignal.timeout(60_000) })
-      fchmodSync(out, 0o644)
-      renameSync(temporary, path)
-      return path
-    } catch (error) {
-      rmSync(temporary, { force: true })
-      throw error
-    } finally { closeSync(modules); closeSync(out) }
   }
 
   sweep(): void {
@@ -178,4 +187,17 @@ export class Kernels {
       }
     }
   }
+}
+
+const makeFile = async (path: string, build: (out: number) => Promise<void>): Promise<string> => {
+  const temporary = `${path}.${newId('tmp')}`, out = openSync(temporary, 'wx+', 0o644)
+  try {
+    await build(out)
+    fchmodSync(out, 0o644)
+    renameSync(temporary, path)
+    return path
+  } catch (error) {
+    rmSync(temporary, { force: true })
+    throw error
+  } finally { closeSync(out) }
 }
