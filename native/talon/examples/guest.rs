@@ -78,7 +78,7 @@ fn shell(command: &str, out: &mut UnixStream) {
 fn uuid() -> String {
     let mut bytes = [0u8; 16];
     // SAFETY: the buffer holds as many bytes as are asked for.
-    unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0) };
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

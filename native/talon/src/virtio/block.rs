@@ -74,7 +74,8 @@ pub trait Engine: Send + std::fmt::Debug {
 #[derive(Debug)]
 pub struct FileEngine(pub File);
 
-type Vectored = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
+/// `preadv` or `pwritev`, by number: std declares such functions weak, see `rng::fill`.
+type Vectored = libc::c_long;
 
 impl FileEngine {
     fn all(
@@ -88,7 +89,8 @@ impl FileEngine {
             let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
             // SAFETY: the vectors describe guest memory that stays mapped during the call (the caller holds it), and no
             // Rust reference to it exists; the call is preadv or pwritev, which take exactly these arguments.
-            let done = unsafe { call(self.0.as_raw_fd(), vectors.as_ptr(), count, at) };
+            let done =
+                unsafe { libc::syscall(call, self.0.as_raw_fd(), vectors.as_ptr(), count, at, 0) };
             let mut done = match usize::try_from(done) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(done) => done,
@@ -140,11 +142,11 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 impl Engine for FileEngine {
     fn read(&self, into: &mut [libc::iovec], offset: u64) -> io::Result<()> {
-        self.all(libc::preadv, into, offset)
+        self.all(libc::SYS_preadv, into, offset)
     }
 
     fn write(&self, from: &mut [libc::iovec], offset: u64) -> io::Result<()> {
-        self.all(libc::pwritev, from, offset)
+        self.all(libc::SYS_pwritev, from, offset)
     }
 
     fn flush(&self) -> io::Result<()> {

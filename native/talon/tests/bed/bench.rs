@@ -429,5 +429,7 @@ pub fn run() {
         "idle": idle(&context),
         "binary_kib": binary,
     });
+    // The traces behind the numbers.
+    context.keep();
     println!("{result}");
 }
