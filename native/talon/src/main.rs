@@ -26,6 +26,7 @@ const EXIT_PANICKED: u8 = 3;
 
 const USAGE: &str = "usage: talon run [--config-fd N] [--api-fd N | --api-socket PATH] [--kvm-fd N]
                  [--jail on|off] [--vsock-folder PATH] [--landlock-abi-min N]
+                 [--at-end leave|hold]
        talon check
        talon --version";
 
@@ -80,6 +81,7 @@ struct Arguments {
     api_socket: Option<String>,
     kvm: Option<RawFd>,
     unjailed: bool,
+    hold: bool,
     vsock_folder: Option<PathBuf>,
     landlock_abi_min: u32,
 }
@@ -115,12 +117,28 @@ fn parse(mut argv: impl Iterator<Item = String>) -> Result<Arguments, StartError
                     }
                 };
             }
+            "--at-end" => {
+                arguments.hold = match value.as_str() {
+                    "leave" => false,
+                    "hold" => true,
+                    _ => {
+                        return Err(StartError::Usage(format!(
+                            "--at-end takes leave or hold, not {value}"
+                        )));
+                    }
+                };
+            }
             _ => return Err(StartError::Usage(format!("{flag} is unknown"))),
         }
     }
     if arguments.config.is_none() && arguments.api_fd.is_none() && arguments.api_socket.is_none() {
         return Err(StartError::Usage(
             "nothing to do: neither a configuration nor an API socket".to_owned(),
+        ));
+    }
+    if arguments.hold && arguments.api_fd.is_none() && arguments.api_socket.is_none() {
+        return Err(StartError::Usage(
+            "--at-end hold without an API socket would never end".to_owned(),
         ));
     }
     Ok(arguments)
@@ -177,7 +195,12 @@ fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
             worker: || Ok(()),
         }
     };
-    let mut vmm = Vmm::new(kvm, listener, Launch { jailed, prepare })?;
+    let launch = Launch {
+        jailed,
+        prepare,
+        hold: arguments.hold,
+    };
+    let mut vmm = Vmm::new(kvm, listener, launch)?;
     if jailed {
         let from_config = config
             .as_ref()

@@ -186,6 +186,7 @@ pub struct Vmm {
     stops: Arc<Stops>,
     /// Functions that want to be served again, and when.
     later: Vec<(u8, Instant)>,
+    hold: bool,
     ended: bool,
 }
 
@@ -196,6 +197,8 @@ pub struct Launch {
     pub jailed: bool,
     /// What threads do first.
     pub prepare: Prepare,
+    /// The guest's end stops the machine and nothing else: the process stays with its events, for who was not looking.
+    pub hold: bool,
 }
 
 impl Vmm {
@@ -232,6 +235,7 @@ impl Vmm {
                 bell,
             }),
             later: Vec::new(),
+            hold: launch.hold,
             ended: false,
         })
     }
@@ -522,14 +526,18 @@ impl Vmm {
                 Stop::Panicked => self.events.note("vm", "panic", Value::Null),
                 Stop::Request(Request::PowerOff) => {
                     self.events.note("vm", "shutdown", Value::Null);
-                    self.ended = true;
+                    if self.hold {
+                        self.stop_machine();
+                    } else {
+                        self.ended = true;
+                    }
                 }
                 Stop::Request(Request::Reset) | Stop::TripleFault => {
                     let panicked = self
                         .machine
                         .as_ref()
                         .is_some_and(|machine| machine.bus().panicked.load(Ordering::Relaxed));
-                    if panicked {
+                    if panicked && !self.hold {
                         return Err(Fatal::GuestPanicked);
                     }
                     self.events.note(
@@ -537,6 +545,10 @@ impl Vmm {
                         "reset",
                         json!({ "triple_fault": stop == Stop::TripleFault }),
                     );
+                    if self.hold {
+                        self.stop_machine();
+                        continue;
+                    }
                     self.reboot().map_err(Fatal::Start)?;
                 }
                 Stop::Failed(reason) => return Err(Fatal::Processor { cpu, reason }),
