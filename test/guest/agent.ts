@@ -19,7 +19,7 @@ export class Owner implements SessionOwner {
   configure(): Configuration {
     const secret = String(++this.configured).repeat(64).slice(0, 64)
     this.hash = hashSecret(secret)
-    return { secret, time_ns: 0, entropy: '00', hostname: 'h', machine_id: '0'.repeat(32), root: { mode: 'overlay', overlay_size_bytes: null }, volumes: [],
+    return { secret, time_ns: Date.now() * 1_000_000, entropy: 'ab'.repeat(32), hostname: 'h', machine_id: '0'.repeat(32), root: { mode: 'overlay', overlay_size_bytes: null }, volumes: [],
       network: { mode: 'none' }, files: [], workload: null, grace_ms: 1000, log_bytes: 1024 }
   }
 

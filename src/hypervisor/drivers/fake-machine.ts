@@ -42,6 +42,7 @@ class FakeGuest {
   readonly #ended = deferred<string>()
   #over: string | undefined
   #paused = false
+  readonly #held = new Set<() => void>()
   #secret: string | undefined
   #events: { seq: number; body: Record<string, unknown> }[] = []
   #acked = 0
@@ -61,7 +62,17 @@ class FakeGuest {
 
   get ended(): Promise<string> { return this.#ended.promise }
   get state(): string { return this.#over !== undefined ? 'ended' : this.#paused ? 'paused' : 'running' }
-  pause(paused: boolean): void { this.#paused = paused }
+  pause(paused: boolean): void {
+    this.#paused = paused
+    if (paused) return
+    for (const go of this.#held) go()
+    this.#held.clear()
+  }
+
+  /** A guest whose processors are halted hears what was said to it when they run again. */
+  async #running(): Promise<void> {
+    while (this.#paused) await new Promise<void>((go) => { this.#held.add(go) })
+  }
 
   end(reason: string): void {
     if (this.#over !== undefined) return
@@ -146,6 +157,7 @@ class FakeGuest {
     try {
       const first = await conversation.next()
       if (!first) return
+      await this.#running()
       const { kind, body, generation } = decodeOpen(first)
       const refuse = (code: string, message: string) => conversation.send(encodeJson(FRAME.error, { code, message }))
       if (generation !== GENERATION) await refuse('generation_unknown', 'unknown generation')

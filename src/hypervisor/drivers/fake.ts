@@ -1,5 +1,5 @@
 import { connect } from 'node:net'
-import { closeSync, openSync } from 'node:fs'
+import { accessSync, closeSync, openSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { deferred, orAbort } from '../../lib/wait.ts'
@@ -27,6 +27,8 @@ interface Held extends ProcessId { readonly pidfd: number; readonly exited: Prom
 const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => {
   const log = openSync(spec.vmmLog, 'a', 0o600), sockets: number[] = []
   try {
+    signal.throwIfAborted()
+    for (const path of [spec.kernel, spec.initramfs, ...spec.disks.map((disk) => disk.path)]) expectFile(path)
     // Ready to be connected to before the machine runs, as QEMU's are: what asks waits in the socket, and nobody polls.
     for (const name of ['vsock', 'console.sock', 'control.sock']) sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
     const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog })],
@@ -44,6 +46,11 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
       throw machineFailed({ hypervisor: 'fake', reason: error instanceof Error ? error.message : String(error) }, error)
     }
   } finally { for (const fd of [log, ...sockets]) closeSync(fd) }
+}
+
+/** It boots nothing; what a VMM would miss is missed all the same. @throws `machine_failed` */
+const expectFile = (path: string): void => {
+  try { accessSync(path) } catch (error) { throw machineFailed({ hypervisor: 'fake', reason: `"${path}" is not there` }, error) }
 }
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {

@@ -109,7 +109,8 @@ const start = async (options: QemuOptions, spec: MachineSpec, signal: AbortSigna
     for (const one of started) { pidfdSignal(one.pidfd, SIGKILL); await one.exited; closeFd(one.pidfd) }
     if (signal.aborted) throw error
     const said = lastBytes(spec.vmmLog, 2000).trim(), why = error instanceof Error ? error.message : String(error)
-    if (/exec_missing|not found|no such file/i.test(why) && !said) throw hypervisorUnavailable({ hypervisor: 'qemu', reason: `${options.program}: ${why}` }, error)
+    const program = !(error instanceof Error && 'syscall' in error && error.syscall === 'open') // of a file that is not there the machine is to blame
+    if (program && /exec_missing|not found|no such file/i.test(why) && !said) throw hypervisorUnavailable({ hypervisor: 'qemu', reason: `${options.program}: ${why}` }, error)
     throw machineFailed({ hypervisor: 'qemu', reason: said === '' ? why : `${why}: ${said.split('\n').slice(-3).join(' ')}` }, error)
   } finally {
     for (const fd of fds) closeSync(fd)

@@ -1,0 +1,3 @@
+import { fake } from '../../src/hypervisor/drivers/fake.ts'
+
+export default fake()
