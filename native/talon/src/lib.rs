@@ -2,6 +2,7 @@
 //! is started besides threads.
 
 pub mod api;
+pub mod arena;
 pub mod boot;
 pub mod bytes;
 pub mod config;

@@ -16,8 +16,12 @@ use talon::machine::Prepare;
 use talon::resources::adopt;
 use talon::vmm::{Fatal, Launch, VerbError, Vmm};
 
+#[global_allocator]
+static ARENA: talon::arena::Arena = talon::arena::Arena::new();
+
 /// Bytes of a launch configuration.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+const CONFIG_BYTES_USUAL: usize = 16 << 10;
 
 /// Exit codes beside 0: used wrongly, failed, the guest panicked.
 const EXIT_USAGE: u8 = 2;
@@ -149,7 +153,8 @@ fn take(fd: RawFd) -> Result<std::os::fd::OwnedFd, StartError> {
 }
 
 fn read_config(fd: RawFd) -> Result<Value, StartError> {
-    let mut bytes = Vec::new();
+    // Room for a real one, so that it takes one read and not one for each doubling.
+    let mut bytes = Vec::with_capacity(CONFIG_BYTES_USUAL);
     File::from(take(fd)?)
         .take(CONFIG_BYTES_MAX + 1)
         .read_to_end(&mut bytes)

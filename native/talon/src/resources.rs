@@ -46,7 +46,11 @@ fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: as above.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    let copy = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 3) };
+    // By number: musl sets the flag once more.
+    let Ok(copy) = RawFd::try_from(copy) else {
+        return Err(io::ErrorKind::Other.into());
+    };
     if copy < 0 {
         return Err(io::Error::last_os_error());
     }

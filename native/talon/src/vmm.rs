@@ -480,6 +480,8 @@ impl Vmm {
         };
         if rung {
             let _ = function.kick().read();
+        } else {
+            function.source_ready();
         }
         self.later.retain(|(waiting, _)| *waiting != slot);
         match function.serve() {

@@ -171,6 +171,9 @@ impl Rig for Device {
             let milliseconds = i32::try_from(left.as_millis()).unwrap();
             // SAFETY: two descriptors that live through the call.
             let woken = unsafe { libc::poll(ready.as_mut_ptr(), 2, milliseconds) } > 0;
+            if ready[1].revents != 0 {
+                self.function.source_ready();
+            }
             if woken || self.again {
                 let interrupts = self.work();
                 if interrupts != [false; 2] {

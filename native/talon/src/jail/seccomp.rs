@@ -114,8 +114,9 @@ const FALLOCATE: &[u64] = &[
     0x11, // zero a range, keep the size
 ];
 const UNIX: &[u64] = &[1];
-/// PR_SET_NAME of a new thread, and PR_SET_NO_NEW_PRIVS before its own filter.
-const PRCTL: &[u64] = &[15, 38];
+/// PR_SET_NAME of a new thread.
+const PRCTL: &[u64] = &[15];
+const SET_MODE_FILTER: libc::c_uint = 1;
 /// SECCOMP_SET_MODE_FILTER: a filter can only take away.
 const SECCOMP: &[u64] = &[1];
 
@@ -255,7 +256,17 @@ fn compile(role: Role) -> Result<seccompiler::BpfProgram, seccompiler::BackendEr
 /// When the kernel refuses.
 pub fn install(role: Role) -> io::Result<()> {
     let program = compile(role).map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+    // seccompiler's own call would set no_new_privs again for each thread; it is set once, in `jail::enter`.
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: the program lives through the call, which copies it; the two sock_filter types are the kernel's.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, 0, &raw const program) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -268,6 +279,7 @@ mod tests {
         unsafe {
             let child = libc::fork();
             if child == 0 {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
                 let ready = install(role).is_ok();
                 if ready {
                     body();

@@ -140,22 +140,7 @@ impl ConfigSpace {
             let mask = self.writable[at];
             self.bytes[at] = self.bytes[at] & !mask | byte & mask;
         }
-        for (index, at) in BARS.into_iter().enumerate() {
-            let (address, size) = self.bars[index];
-            let end = offset + data.len();
-            if size != 0 && offset < at + 4 && end > at {
-                // All ones asks for the size; any other value is the address, which is fixed in this generation.
-                let value = u32::from_le_bytes([
-                    self.bytes[at],
-                    self.bytes[at + 1],
-                    self.bytes[at + 2],
-                    self.bytes[at + 3],
-                ]);
-                if end >= at + 4 && value != !(size - 1) {
-                    self.put(at, &address.to_le_bytes());
-                }
-            }
-        }
+        self.settle_bars();
         let start = offset.min(BYTES) & !3;
         let end = (offset + data.len()).next_multiple_of(4).min(BYTES);
         window.write_config(self.slot, start, &self.bytes[start..end]);
@@ -173,9 +158,17 @@ impl ConfigSpace {
             let mask = self.writable[at];
             self.bytes[at] = self.bytes[at] & !mask | byte & mask;
         }
+        self.settle_bars();
+    }
+
+    /// All ones asks for a BAR's size; any other value is its address, which is fixed in this generation.
+    fn settle_bars(&mut self) {
         for (index, at) in BARS.into_iter().enumerate() {
-            let (address, _) = self.bars[index];
-            self.put(at, &address.to_le_bytes());
+            let (address, size) = self.bars[index];
+            let asks = size != 0 && self.bytes[at..at + 4] == (!(size - 1)).to_le_bytes();
+            if !asks {
+                self.put(at, &address.to_le_bytes());
+            }
         }
     }
 }
@@ -207,6 +200,8 @@ mod tests {
         space.write(&window, 0x10, &[0xff; 4]);
         assert_eq!(read(&window), 0xffff_f000);
 
+        space.write(&window, 0x12, &[0x12]);
+        assert_eq!(u64::from(read(&window)), layout::registers(3));
         space.write(&window, 0x10, &0xdead_0000u32.to_le_bytes());
         assert_eq!(u64::from(read(&window)), layout::registers(3));
     }

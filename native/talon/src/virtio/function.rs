@@ -455,6 +455,11 @@ impl Function {
         Ok(())
     }
 
+    /// One of the sources is ready; the caller serves next.
+    pub fn source_ready(&self) {
+        self.lock().backend.source_ready();
+    }
+
     /// Asks something of the backend.
     pub fn command(&self, command: &Command) {
         let mut inner = self.lock();

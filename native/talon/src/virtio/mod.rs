@@ -100,6 +100,8 @@ pub trait Backend: Send + std::fmt::Debug {
     fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
+    /// One of the sources is ready; `serve` follows.
+    fn source_ready(&mut self) {}
     /// Numbers for `vm.counters`.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -21,6 +21,8 @@ pub struct Vsock {
     muxer: Muxer,
     reset: TransportReset,
     started: bool,
+    /// The muxer's descriptor was ready: only then it has something of the host's to look at.
+    ready: bool,
     resets_sent: u64,
 }
 
@@ -43,6 +45,7 @@ impl Vsock {
             muxer: Muxer::new(config, listener)?,
             reset: TransportReset::Idle,
             started: false,
+            ready: true,
             resets_sent: 0,
         })
     }
@@ -83,9 +86,11 @@ impl Backend for Vsock {
     }
 
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError> {
-        self.muxer
-            .on_event()
-            .map_err(|error| ServeError::Host(io::Error::other(error)))?;
+        if std::mem::take(&mut self.ready) {
+            self.muxer
+                .on_event()
+                .map_err(|error| ServeError::Host(io::Error::other(error)))?;
+        }
         let (memory, Some([rx, tx, event])) = (io.memory, io.first_three()) else {
             return Ok(Next::Wait);
         };
@@ -120,6 +125,10 @@ impl Backend for Vsock {
             fd: self.muxer.poll_fd(),
             edge: false,
         }]
+    }
+
+    fn source_ready(&mut self) {
+        self.ready = true;
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

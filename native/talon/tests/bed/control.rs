@@ -184,6 +184,7 @@ fn states(context: &Context) {
     }
     talon.get("vm.boot").expect_status(405);
     talon.put("vm.dance", &json!({})).expect_status(404);
+    talon.get("vmm.ping").expect_status(200);
     let mut stream = UnixStream::connect(&talon.api).expect("a socket");
     stream.write_all(b"nonsense\r\n\r\n").expect("bytes");
     let mut answer = String::new();

@@ -141,14 +141,12 @@ impl Context {
         }
         let child = command.spawn().expect("talon starts");
         self.pids.borrow_mut().push(child.id());
-        let talon = Talon {
+        Talon {
             child,
             api,
             vsock: self.path(&format!("{name}.vsock")),
             stderr: self.path(&format!("{name}.stderr")),
-        };
-        wait_for("the API socket", || UnixStream::connect(&talon.api).is_ok());
-        talon
+        }
     }
 
     /// Boots a guest of this configuration and waits until it is up.
@@ -222,7 +220,12 @@ impl Talon {
             "{method} /api/v1/{verb} HTTP/1.1\r\nHost: talon\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        let mut stream = UnixStream::connect(&self.api).expect("the API socket answers");
+        let mut stream = None;
+        wait_for("the API socket", || {
+            stream = UnixStream::connect(&self.api).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.expect("it was waited for");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         send_with_fds(&stream, head.as_bytes(), fds);
         // An answer may come before all is read, as for a body that is too long.
