@@ -251,3 +251,8 @@ export const hypervisorSuite = (name: string, open: () => Promise<Bed>, options:
     }, bootMs * 3)
   })
 }
+
+/** What stands in the place of a suite that cannot run here, and why. */
+export const skippedSuite = (name: string, reason: string): void => {
+  describe(`the ${name} driver`, () => { test.skip(`passes the suite of hypervisors (${reason})`, () => undefined) })
+}

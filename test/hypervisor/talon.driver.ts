@@ -1,0 +1,3 @@
+import { talon } from '../../src/hypervisor/drivers/talon.ts'
+
+export default talon()
