@@ -47,7 +47,7 @@ export class VmmApi {
     return this.#ask('GET', `vm.events?after=${after}&timeout_ms=${waitMs}`, VmEvents, waitMs + WAIT_SLACK_MS, signal)
   }
 
-  async put(verb: 'vm.pause' | 'vm.resume' | 'vm.power-button' | 'vm.shutdown', signal: AbortSignal): Promise<void> {
+  async put(verb: 'vm.pause' | 'vm.resume' | 'vm.power-button', signal: AbortSignal): Promise<void> {
     await this.#ask('PUT', verb, Type.Unknown(), VERB_MS, signal)
   }
 

@@ -28,10 +28,9 @@ const WAIT_MS = 50_000
 const CALM_MS = 500
 /** What reading kernel and initramfs may take, from a disk that is slow. */
 const BUILD_MS = 60_000
-/** What the end of a process waits for its last event, which comes over the socket. */
+/** What the end of a process waits for an event that came over the socket before it. */
 const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
-const PANICKED = 3 // talon's exit code
 
 /** What talon inherits, by its own number. */
 const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, kernel: 8, initramfs: 9, disks: 10 } as const
@@ -45,8 +44,7 @@ type ConsoleNote = Static<typeof ConsoleNote>
  * talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing launch`, the empty root, Landlock and seccomp
  * are its own; every file is an inherited descriptor, and the folder with the vsock sockets is all that it sees.
  *
- * A power-off or a panic ends the process, with an exit code for the parent and an event for whoever asks in time. A guest's reboot it would
- * do by itself; here it ends the machine, so that every boot is begun by the daemon.
+ * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
  */
 export const talon = (): HypervisorDriver => ({ name: 'talon', boots: 'vmlinux', start, adopt })
 
@@ -81,7 +79,7 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
 
     main = await launch({
       exe: { fd: embedded('talon').fd },
-      argv: ['talon', 'run', '--config-fd', String(FD.config), '--api-fd', String(FD.api), '--kvm-fd', String(FD.kvm)],
+      argv: ['talon', 'run', '--config-fd', String(FD.config), '--api-fd', String(FD.api), '--kvm-fd', String(FD.kvm), '--at-end', 'hold'],
       env: { AERIE_MACHINE: spec.mark }, cwd: '/', umask: 0o077, cgroups: spec.cgroups, rlimits: { core: [0, 0], nofile: [4096, 4096] },
       // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth nothing.
       namespaces: ['user', 'mount', 'net', 'pid', 'ipc'], capabilities: 'keep', no_new_privs: true,
@@ -118,7 +116,9 @@ const openKvm = (): number => {
 
 /** What a talon that failed said last: its one JSON line with the causes, or what else there is. */
 const lastWords = (log: string, from: number): string | undefined => {
-  const text = lastBytes(log, 4096, from).trim(), error = wingErrorOf(text)
+  let text: string
+  try { text = lastBytes(log, 4096, from).trim() } catch { return undefined } // its vm has been deleted
+  const error = wingErrorOf(text)
   const words = error ? [error.message, ...error.chain].join(': ') : text.split('\n').slice(-3).join(' ')
   return words === '' ? undefined : words.slice(0, 1000)
 }
@@ -202,8 +202,6 @@ class TalonMachine implements Machine {
       // A guest without the driver of pvpanic resets when it panics, and only its console tells.
       const panic = this.#panic()
       this.#end(panic === undefined ? { reason: 'reboot', code: null, message: '' } : { reason: 'panic', code: null, message: panic })
-      // The process stays with its events; what it boots by itself is not ours.
-      this.#api.put('vm.shutdown', this.#over.signal).catch(() => undefined)
     }
   }
 
@@ -213,8 +211,6 @@ class TalonMachine implements Machine {
   }
 
   #ofExit(exit: Exit): End {
-    if (exit.code === 0) return { reason: 'poweroff', code: 0, message: '' }
-    if (exit.code === PANICKED) return { reason: 'panic', code: PANICKED, message: this.#panic() ?? '' }
     if (exit.code !== null) return { reason: 'failed', code: exit.code, message: this.#lastWords() ?? `talon ended with code ${exit.code}` }
     if (exit.signal === null) return { reason: 'gone', code: null, message: 'talon has gone' }
     return { reason: exit.signal === SIGKILL ? 'killed' : 'failed', code: null, message: [`talon was killed by signal ${exit.signal}`, this.#lastWords() ?? []].flat().join(': ') }
