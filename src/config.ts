@@ -84,6 +84,10 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
   for (const [name, path] of [['state', state], ['run', run], ['socket', socket]] as const) {
     if (!isAbsolute(path)) throw configInvalid({ origin: name, reason: `"${path}" is not an absolute path` })
   }
+  const port = /^(?:\[[0-9a-fA-F:.]+\]|[^:[\]]*):(\d{1,5})$/.exec(settings.listen)?.[1]
+  if (settings.listen !== '' && (port === undefined || Number(port) > 65_535)) {
+    throw configInvalid({ origin: 'listen', reason: `"${settings.listen}" is no address and port, as 127.0.0.1:7777 is` })
+  }
   if (Buffer.byteLength(join(run, 'm/zzzzzzz/console.sock')) > SOCKET_PATH_MAX || Buffer.byteLength(socket) > SOCKET_PATH_MAX) {
     throw configInvalid({ origin: 'run', reason: `"${run}" is too long for Unix sockets: choose a shorter folder with --run` })
   }

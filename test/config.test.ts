@@ -83,6 +83,11 @@ describe('a value that does not fit names its place', () => {
     expect(faultOf({ socket: 'aerie.sock' }).data['origin']).toBe('socket')
   })
 
+  test('an address without a port is refused, one with it is kept', () => {
+    for (const listen of ['127.0.0.1', '127.0.0.1:', '127.0.0.1:99999', '127.0.0.1:http', '::1:80', '[::1]', 'http://127.0.0.1:80', '7777']) expect({ listen, origin: faultOf({ listen }).data['origin'] }).toEqual({ listen, origin: 'listen' })
+    for (const listen of ['', '127.0.0.1:7777', '[::1]:7777', 'localhost:0']) expect(readConfig({ config: none(), listen }, {}, 0).listen).toBe(listen)
+  })
+
   test('a runtime folder whose sockets would have no name is refused before anything is made', () => {
     const deep = `/tmp/${'x'.repeat(100)}`
 
