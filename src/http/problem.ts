@@ -1,11 +1,13 @@
 import { ValidationError } from 'elysia'
-import { chain, Fault, type FaultKind } from '../lib/fault.ts'
+import { chain, fault, Fault, type FaultKind } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 
 /** The one place where an error becomes an HTTP status. */
 const STATUS = {
   invalid: 400, unauthorized: 401, forbidden: 403, not_found: 404, conflict: 409, internal: 500, unavailable: 503, timeout: 504, exhausted: 507,
 } as const satisfies Record<FaultKind, number>
+
+export const routeNotFound = fault('route_not_found', 'not_found', {}, () => 'Cannot find this route', 'The routes stand under /openapi')
 
 /** Says which field is wrong and how; at most eight of them. */
 const invalid = (error: ValidationError): Fault => {
@@ -22,9 +24,7 @@ export const asFault = (cause: unknown, code?: unknown): Fault => {
   if (cause instanceof Fault) return cause
   if (cause instanceof ValidationError && cause.type !== 'response') return invalid(cause)
   if (code === 'PARSE') return new Fault('request_invalid', 'invalid', 'Cannot read the request: its body is no JSON', {}, { cause })
-  if (code === 'NOT_FOUND') {
-    return new Fault('route_not_found', 'not_found', 'Cannot find this route', {}, { hint: 'The routes stand under /openapi' })
-  }
+  if (code === 'NOT_FOUND') return routeNotFound({})
   return new Fault('internal', 'internal', 'Cannot complete the request', {}, { hint: 'The reason stands in the log of the daemon', cause })
 }
 

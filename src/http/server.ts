@@ -12,7 +12,7 @@ import type { Tokens } from '../system/tokens.ts'
 import { check, operationOf, type Listener } from './access.ts'
 import { imageRoutes } from './image.ts'
 import { kernelRoutes } from './kernel.ts'
-import { asFault, problem } from './problem.ts'
+import { asFault, problem, routeNotFound } from './problem.ts'
 import { behave, type SocketData } from './sockets.ts'
 import { systemRoutes } from './system.ts'
 import { vmRoutes } from './vm.ts'
@@ -28,7 +28,7 @@ const addressTaken = fault('address_taken', 'conflict', { address: Type.String()
 
 /** The API, as requests to answers; a test needs no socket. */
 export const api = (host: Host, tokens: Tokens) =>
-  new Elysia({ name: 'http/server', normalize: false, handler: { standardHostname: false } })
+  new Elysia({ name: 'http/server', normalize: false, strictPath: true, handler: { standardHostname: false } })
     .onError(({ error, code, request }) => problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log))
     .use(vmRoutes(host)).use(imageRoutes(host)).use(kernelRoutes(host)).use(systemRoutes(host, tokens))
 
@@ -58,6 +58,8 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       if (gone()) throw shuttingDown({})
       const { pathname } = new URL(request.url), found = operationOf(request.method, pathname)
       check(listener, request, found?.operation, tokens)
+      // A path that is no operation's goes nowhere: what the router made of it would be served under the scope of nothing.
+      if (!found && !(request.method === 'GET' && pathname === '/openapi')) throw routeNotFound({})
       server.timeout(request, 0) // a create, a wait, a stream: each has its own deadline
       if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
       const bounded = await withinLimit(request, found?.operation)

@@ -14,7 +14,7 @@ export const systemRoutes = (host: Host, tokens: Tokens) => {
   const document = JSON.stringify(openapi(host.version))
   const events = (only: 'vms' | 'all') => ({ query, request }: { query: { after?: number; follow?: boolean; type?: string; name?: string }; request: Request }) =>
     sse(follow(host, only, query, request.headers.get('last-event-id'), request.signal), request.signal, (event) => ({ id: event.seq, event: event.type, data: event }))
-  return new Elysia({ name: 'http/system', normalize: false })
+  return new Elysia({ name: 'http/system', normalize: false, strictPath: true })
     .get(op['system.health'].path, ok)
     .get(op['system.status'].path, ok)
     .get(op['system.info'].path, () => json(info(host)))

@@ -17,7 +17,7 @@ import { hook, json, noContent, sse } from './answer.ts'
 
 /** No logic: a handler names its operation and calls one verb. */
 export const vmRoutes = (host: Host) =>
-  new Elysia({ name: 'http/vm', normalize: false })
+  new Elysia({ name: 'http/vm', normalize: false, strictPath: true })
     .post(op['vm.create'].path, async ({ body, request }) =>
       json(await create(host, body, request.headers.get('idempotency-key') ?? undefined), 201), hook(op['vm.create']))
     .get(op['vm.list'].path, ({ query }) => {

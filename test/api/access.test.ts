@@ -110,6 +110,21 @@ describe.skipIf(!haveBinary)('access', () => {
       expect(wrong).toEqual([])
     })
 
+    test('is not got round by another spelling of a path', async () => {
+      const before = (await daemon.client.call('vm.get', { params: { name: 'v' } })).gen, wrong: string[] = []
+      for (const spell of [(path: string) => `${path}/`, (path: string) => `${path}//`, (path: string) => `/.${path}`, (path: string) => `/${path}`, (path: string) => path.replace('/vms/', '//vms/'),
+        (path: string) => path.replace('vms', '%76ms'), (path: string) => path.toUpperCase(), (path: string) => `${path};x`, (path: string) => `${path}%20`, (path: string) => `http://127.0.0.1${path}/`,
+        (path: string) => path.replace('/v', '/../vms/v'), (path: string) => `${path}/.`, (path: string) => `${path}?/`]) {
+        for (const [method, path] of [['DELETE', '/api/v1/vms/v'], ['POST', '/api/v1/vms/v/exec'], ['POST', '/api/v1/vms/v/stop'], ['GET', '/api/v1/tokens']] as const) {
+          const { status } = await asks({ method, path: spell(path), ...(method === 'POST' ? { body: '{"argv":["true"]}' } : {}) }, secrets.read)
+          if (status < 400) wrong.push(`${method} ${spell(path)}: ${status}`)
+        }
+      }
+
+      expect(wrong).toEqual([])
+      expect((await daemon.client.call('vm.get', { params: { name: 'v' } })).gen).toBe(before)
+    })
+
     test('that is revoked is no token any more', async () => {
       const { secret } = await daemon.client.call('token.create', { body: { name: 'short', scope: 'read' } })
       expect((await asks(LIST, secret)).status).toBe(200)
