@@ -1,0 +1,54 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { chmodSync, readFileSync } from 'node:fs'
+import { kvmSupport } from '../../src/linux/kvm.ts'
+import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
+
+const { usable, reason } = kvmSupport(), missing = !haveBinary ? 'nothing has been built' : !usable ? `${reason}; test/bed/aerie runs it where KVM is real` : undefined
+const at = (name: string) => ({ params: { name } })
+
+describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ? '' : ` (skipped: ${missing})`}`, () => {
+  let daemon: Daemon
+  const start = async (folder: string) => startDaemon({ folder })
+  beforeAll(async () => {
+    const folder = newFolder()
+    chmodSync(folder, 0o711) // a machine is another user
+    daemon = await start(folder)
+  }, 60_000)
+  afterAll(async () => { await clean(daemon) })
+
+  test('it is the default, and runs a command from an image', async () => {
+    const info = await daemon.client.call('system.info', {})
+
+    const ran = await cli(daemon, ['run', 'base', '--', 'uname', '-sm'])
+
+    expect([info.hypervisor, info.accelerator]).toEqual(['talon', 'kvm'])
+    expect(ran).toEqual({ code: 0, stdout: 'Linux x86_64\n', stderr: '' })
+    expect(machinesOf(daemon.state)).toEqual([])
+  }, 60_000)
+
+  test('a guest outlives its daemon, pauses, goes on and stops', async () => {
+    const vm = await createVm(daemon, { name: 'g', cmd: ['sleep', '100000'] }), [pid = 0] = machinesOf(daemon.state)
+    expect(vm).toMatchObject({ hypervisor: 'talon', pid })
+    expect(readFileSync(`/proc/${pid}/status`, 'utf8')).toMatch(/^Uid:\t10971\d+\t/m)
+
+    await daemon.crash()
+    daemon = await start(daemon.folder)
+
+    expect(await daemon.client.call('vm.get', at('g'))).toMatchObject({ status: 'running', pid })
+    await daemon.client.call('vm.pause', at('g'))
+    expect(await daemon.client.call('vm.get', at('g'))).toMatchObject({ status: 'paused' })
+    await daemon.client.call('vm.resume', at('g'))
+    expect(await cli(daemon, ['exec', 'g', '--', 'cat', '/proc/sys/kernel/hostname'])).toEqual({ code: 0, stdout: 'g\n', stderr: '' })
+    expect((await cli(daemon, ['stop', 'g'])).code).toBe(0)
+    await until(() => machinesOf(daemon.state).length === 0)
+  }, 60_000)
+
+  test('a paused guest is deleted by force', async () => {
+    await createVm(daemon, { name: 'f', cmd: ['sleep', '100000'] })
+    await daemon.client.call('vm.pause', at('f'))
+
+    await cli(daemon, ['rm', '-f', 'f'])
+
+    expect(machinesOf(daemon.state)).toEqual([])
+  }, 60_000)
+})
