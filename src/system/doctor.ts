@@ -1,10 +1,13 @@
 import { accessSync, constants, existsSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 import type { Config } from '../config.ts'
 import { readConfig } from '../config.ts'
 import type { Check, Doctor } from '../contract/system.ts'
 import { sayBytes } from '../lib/bytes.ts'
+import { embedded } from '../linux/embedded.ts'
 import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
 import { reflinkSupport } from '../linux/clone-file.ts'
@@ -24,8 +27,27 @@ const kernel = (): Check => {
     : check('linux', 'fail', `Linux ${release} is older than 5.10`, 'Run a newer kernel')
 }
 
+const TalonReport = Type.Object({
+  jail: Type.Object({ landlock_abi: Type.Integer(), seccomp_kill_process: Type.Boolean(), user_namespaces: Type.Boolean() }),
+  memory: Type.Object({ transparent_hugepages: Type.Union([Type.String(), Type.Null()]) }) })
+
+/** What talon's jail can enforce here, by its own word. */
+const talon = (): Check => {
+  const ran = Bun.spawnSync({ cmd: [`/proc/self/fd/${embedded('talon').fd}`, 'check'], argv0: 'talon', env: {} })
+  let report: unknown
+  try { report = JSON.parse(ran.stdout.toString()) } catch { report = undefined }
+  if (!Value.Check(TalonReport, report)) return check('talon', 'fail', 'the embedded talon does not run', 'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`')
+  const { landlock_abi: abi, seccomp_kill_process: seccomp, user_namespaces: namespaces } = report.jail
+  const missing = [...(namespaces ? [] : ['user namespaces']), ...(seccomp ? [] : ['seccomp']), ...(abi > 0 ? [] : ['Landlock'])]
+  const huge = `huge pages: ${report.memory.transparent_hugepages ?? 'none'}`
+  if (missing.length === 0) return check('talon', 'ok', `its jail has namespaces, seccomp and Landlock ${abi}; ${huge}`)
+  return check('talon', (namespaces && seccomp) || !kvmSupport().usable ? 'warn' : 'fail', `its jail lacks ${missing.join(', ')}; ${huge}`,
+    namespaces ? 'Run a kernel with Landlock, 5.13 or newer' : '`sysctl user.max_user_namespaces` must not be 0')
+}
+
 const qemu = (config: Config): Check => {
   const found = Bun.which(config.qemu)
+  if (!found && kvmSupport().usable) return check('qemu', 'warn', `"${config.qemu}" is not on the PATH: talon runs guests, but none with --network user`)
   if (!found) return check('qemu', 'fail', `"${config.qemu}" is not on the PATH`, 'apt-get install --no-install-recommends qemu-system-x86')
   const said = Bun.spawnSync([found, '--version']).stdout.toString(), version = /version (\d+)\.(\d+)/.exec(said)
   if (!version) return check('qemu', 'fail', `${found} does not say its version`)
@@ -83,6 +105,6 @@ const port = async (config: Config): Promise<Check[]> => {
 
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (config: Config = readConfig({}, process.env, process.getuid?.() ?? 0)): Promise<Doctor> => {
-  const checks = [kernel(), kvm(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
+  const checks = [kernel(), kvm(), talon(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }

@@ -26,6 +26,12 @@ describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ?
     expect(machinesOf(daemon.state)).toEqual([])
   }, 60_000)
 
+  test('doctor tells what its jail can enforce', async () => {
+    const { checks } = await daemon.client.call('system.doctor', {})
+
+    expect(checks.find((one) => one.name === 'talon')).toMatchObject({ status: 'ok', message: expect.stringMatching(/namespaces, seccomp and Landlock \d/) as unknown })
+  })
+
   test('a guest outlives its daemon, pauses, goes on and stops', async () => {
     const vm = await createVm(daemon, { name: 'g', cmd: ['sleep', '100000'] }), [pid = 0] = machinesOf(daemon.state)
     expect(vm).toMatchObject({ hypervisor: 'talon', pid })
