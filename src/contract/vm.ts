@@ -10,10 +10,13 @@ export const VmName = Type.String({
 /** Where a path names a vm: its id, its name, or a prefix of its uid or name that fits one vm alone. */
 export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
 
-const Text = Type.String({ maxLength: 131_072 })
+/** What a program is given: execve(2) ends a string at its first NUL. */
+const Text = Type.String({ maxLength: 131_072, pattern: '^[^\\u0000]*$' })
+const GuestUser = Type.String({ maxLength: 128, pattern: '^[^\\u0000-\\u001f]*$', description: 'user[:group], names or numbers of the image' })
+const GuestPath = Type.String({ minLength: 1, maxLength: 4096, pattern: '^/[^\\u0000]*$', description: 'Absolute path in the guest' })
 const Argv = Type.Array(Text, { maxItems: 1024 })
-export const Env = Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text)
-export const Metadata = Type.Record(Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }), Type.String({ maxLength: 1024 }))
+export const Env = Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false })
+export const Metadata = Type.Record(Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }), Type.String({ maxLength: 1024 }), { additionalProperties: false })
 
 export const NetworkMode = oneOf('vsock', 'user')
 
@@ -29,15 +32,15 @@ export const VmCreate = Type.Object({
   entrypoint: Type.Optional(Argv),
   cmd: Type.Optional(Argv),
   env: Type.Optional(Env),
-  workdir: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/' })),
-  user: Type.Optional(Type.String({ maxLength: 128, description: 'user[:group], names or numbers of the image' })),
+  workdir: Type.Optional(GuestPath),
+  user: Type.Optional(GuestUser),
   tty: Type.Optional(Type.Boolean({ default: false, description: 'Give the workload a terminal' })),
   hold: Type.Optional(Type.Boolean({ default: false, description: 'Start the workload when somebody attaches' })),
   auto_remove: Type.Optional(Type.Boolean({ default: false, description: 'Delete the vm when it has stopped' })),
   port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535, description: 'Port of the workload, for the proxy under /agent/' })),
   network: Type.Optional(Type.Object({ mode: NetworkMode }, { default: { mode: 'vsock' }, additionalProperties: false })),
   kernel: Type.Optional(Type.String({ maxLength: 128, description: 'Kernel by name, version or digest; the default kernel where absent' })),
-  kernel_cmdline: Type.Optional(Type.String({ maxLength: 1024, default: '', description: 'Appended to the kernel command line' })),
+  kernel_cmdline: Type.Optional(Type.String({ maxLength: 1024, default: '', pattern: '^[^\\u0000-\\u001f\\u007f]*$', description: 'Appended to the kernel command line' })),
   hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
   stop_timeout_s: Type.Optional(Type.Integer({ minimum: 0, maximum: 3600, default: 5, description: 'Grace before a stop becomes a kill' })),
   metadata: Type.Optional(Metadata),
@@ -141,8 +144,8 @@ export type VmStart = Static<typeof VmStart>
 export const ExecStart = Type.Object({
   argv: Type.Array(Text, { minItems: 1, maxItems: 1024 }),
   env: Type.Optional(Env),
-  cwd: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/' })),
-  user: Type.Optional(Type.String({ maxLength: 128 })),
+  cwd: Type.Optional(GuestPath),
+  user: Type.Optional(GuestUser),
   tty: Type.Optional(Type.Boolean({ default: false })),
   cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
   rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
@@ -201,8 +204,6 @@ export const FileStat = Type.Object({
 export type FileStat = Static<typeof FileStat>
 export const FileList = Type.Object({
   entries: Type.Array(Type.Composite([Type.Object({ name: Type.String() }), FileStat])), truncated: Type.Boolean() })
-
-const GuestPath = Type.String({ minLength: 1, maxLength: 4096, pattern: '^/[^\\u0000]*$', description: 'Absolute path in the guest' })
 
 export const VmStats = Type.Object({
   name: VmName, uptime_ms: Type.Integer(),

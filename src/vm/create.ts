@@ -5,6 +5,7 @@ import { Value } from '@sinclair/typebox/value'
 import { VmCreate, type Vm, type VmSpec } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
+import { requestInvalid } from '../image/archive.ts'
 import { Fault, type FaultKind } from '../lib/fault.ts'
 import { newId, newName } from '../lib/id.ts'
 import { writeTemplate } from '../volume/template.ts'
@@ -21,6 +22,7 @@ import { byUid, move, newBoot, view } from './record.ts'
 
 /** Answers to a create with an Idempotency-Key are kept this long. */
 const KEY_MS = 24 * 3_600_000
+const KEY_MAX = 255
 
 /**
  * Creates a vm and answers when its agent is ready. Order of effects, each undone by `undo` (or at the next start of the daemon):
@@ -33,6 +35,7 @@ const KEY_MS = 24 * 3_600_000
  */
 export const create = (host: Host, want: VmCreate, key: string | undefined): Promise<Vm> => {
   if (key === undefined) return createOnce(host, want, undefined)
+  if (key === '' || key.length > KEY_MAX) return Promise.reject(requestInvalid({ field: 'Idempotency-Key', reason: `it has ${key.length} characters, 1 to ${KEY_MAX} are allowed` }))
   const hash = createHash('sha256').update(JSON.stringify(want)).digest('hex')
   const earlier = host.store.select().from(idempotency).where(eq(idempotency.key, key)).get()
   if (earlier && Date.now() - earlier.at < KEY_MS) {
