@@ -1,13 +1,13 @@
 //! `talon run` is one machine, `talon check` tells what this host can do.
 //!
 //! The last word of a process that fails is one JSON line on stderr: `{"code", "message", "chain"}`.
+#![cfg_attr(not(test), no_main)]
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
@@ -222,8 +222,23 @@ fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
     Ok(())
 }
 
-fn main() -> ExitCode {
-    let mut argv = std::env::args().skip(1);
+/// The entry, called by the C library. std's own would take a signal stack and handlers for this and every later thread,
+/// for messages that nobody in the jail could use.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main(argc: i32, argv: *const *const libc::c_char) -> i32 {
+    // A write to a socket or pipe whose reader is gone is an error to handle and no reason to die.
+    // SAFETY: ignoring a signal installs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let count = usize::try_from(argc).unwrap_or(0);
+    let arguments = (1..count).map(|index| {
+        // SAFETY: the C library passes `argc` valid strings, which live as long as the process.
+        let text = unsafe { std::ffi::CStr::from_ptr(*argv.add(index)) };
+        text.to_string_lossy().into_owned()
+    });
+    i32::from(start(arguments))
+}
+
+fn start(mut argv: impl Iterator<Item = String>) -> u8 {
     let outcome = match argv.next().as_deref() {
         Some("run") => run(argv),
         Some("check") => {
@@ -237,14 +252,14 @@ fn main() -> ExitCode {
         _ => Err(StartError::Usage("a command is missing".to_owned())),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             let chain = talon::chain_of(&error);
             eprintln!(
                 "{}",
                 json!({ "code": error.code(), "message": chain[0], "chain": &chain[1..] })
             );
-            ExitCode::from(error.exit())
+            error.exit()
         }
     }
 }

@@ -238,7 +238,12 @@ impl Vmm {
             return done;
         }
         self.events.note("vm", "restored", Value::Null);
-        if resume { self.resume() } else { Ok(()) }
+        if resume {
+            // The sources are listened to already: nothing was paused in between.
+            self.resume_machine();
+            self.events.note("vm", "resumed", Value::Null);
+        }
+        Ok(())
     }
 
     fn fill(&mut self, memory: File, content: &[u8], resume: bool) -> Result<(), VerbError> {

@@ -206,11 +206,11 @@ impl Shared {
     fn live(&self, cpu: u8, bus: &Bus, stops: &dyn StopSink) {
         loop {
             let mut desk = lock(&self.desk);
-            desk.is = desk.wanted;
-            self.changed.notify_all();
             while desk.wanted == Phase::Parked {
-                desk.is = Phase::Parked;
-                self.changed.notify_all();
+                if desk.is != Phase::Parked {
+                    desk.is = Phase::Parked;
+                    self.changed.notify_all();
+                }
                 desk = self
                     .changed
                     .wait(desk)

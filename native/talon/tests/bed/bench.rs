@@ -138,6 +138,7 @@ fn bare(context: &Context) -> Value {
 fn against_qemu(context: &Context) -> Option<(f64, f64)> {
     let guest = PathBuf::from(std::env::var_os("AERIE_BED_GUEST")?);
     let image = context.image("race", 64 * MIB);
+    let _ = Command::new("modprobe").arg("vhost_vsock").status();
     let line = "quiet panic=-1 8250.nr_uarts=0 mitigations=off guest.off";
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..5 {
@@ -191,10 +192,10 @@ fn against_qemu(context: &Context) -> Option<(f64, f64)> {
             .arg(guest.join("initramfs"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .status()
             .ok()?;
         if !done.success() {
+            eprintln!("QEMU ended with {done}: no comparison");
             return None;
         }
         theirs.push(began.elapsed().as_secs_f64() * 1000.0);
@@ -395,7 +396,8 @@ fn idle(context: &Context) -> Value {
     let config = five(context, "idle", 128 * MIB);
     let talon = start(context, "idle", &config, &[(tap.as_raw_fd(), 30)]);
     talon.uuid();
-    std::thread::sleep(Duration::from_secs(3));
+    // Longer than any deadline of the connection that just ended.
+    std::thread::sleep(Duration::from_secs(12));
     let before = switches(&talon);
     std::thread::sleep(Duration::from_secs(10));
     let woken = switches(&talon) - before;
