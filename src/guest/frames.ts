@@ -3,6 +3,8 @@
  * specification, `native/protocol/golden/` the vectors that hold both halves together). Pure: bytes in, frames out.
  */
 
+import { depthOf } from '../lib/json.ts'
+
 export const GENERATION = 1
 export const AGENT_PORT = 1024
 const MAGIC = 'KSTR'
@@ -95,18 +97,6 @@ export const encodeAck = (seq: number): Buffer => {
   const payload = Buffer.alloc(8)
   payload.writeBigUInt64LE(BigInt(seq), 0)
   return encode(FRAME.ack, payload)
-}
-
-const depthOf = (bytes: Uint8Array): number => {
-  let depth = 0, deepest = 0, inString = false, escaped = false
-  for (const byte of bytes) {
-    if (escaped) escaped = false
-    else if (byte === 0x5c && inString) escaped = true
-    else if (byte === 0x22) inString = !inString
-    else if (!inString && (byte === 0x5b || byte === 0x7b)) deepest = Math.max(deepest, ++depth)
-    else if (!inString && (byte === 0x5d || byte === 0x7d)) depth--
-  }
-  return deepest
 }
 
 /** Any JSON value of a frame. @throws FrameError where its payload is none, or is nested too deep */

@@ -14,15 +14,18 @@ export const hook = <const O extends Operation, P extends 'none' | undefined = u
 }) as unknown as
   { -readonly [K in keyof O as K extends 'params' | 'query' | 'body' ? K : never]: O[K] } & (P extends 'none' ? { parse: 'none' } : object)
 
-/** A query as its schema's types, before it is checked: `?limit=5` is a number, a key that comes twice is a list. */
-const readQuery = (schema: TSchema) => (context: { query: unknown; request: Request }): void => {
+/** A query as its schema's types: `?limit=5` is a number, a key that comes twice is a list. Not yet checked. */
+export const queryOf = (schema: TSchema, url: URL): unknown => {
   const said: Record<string, unknown> = {}
-  const given = new URL(context.request.url).searchParams
-  for (const key of new Set(given.keys())) {
-    const values = given.getAll(key)
+  for (const key of new Set(url.searchParams.keys())) {
+    const values = url.searchParams.getAll(key)
     said[key] = values.length === 1 ? values[0] : values
   }
-  context.query = Value.Convert(schema, said)
+  return Value.Convert(schema, said)
+}
+
+const readQuery = (schema: TSchema) => (context: { query: unknown; request: Request }): void => {
+  context.query = queryOf(schema, new URL(context.request.url))
 }
 
 export const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>

@@ -1,4 +1,4 @@
-import type { TSchema } from '@sinclair/typebox'
+import { OptionalKind, type TSchema } from '@sinclair/typebox'
 import type { Operation } from '../contract/operation.ts'
 import { Problem } from '../contract/operation.ts'
 import { COMMON_FAULTS, operations } from '../contract/operations.ts'
@@ -24,7 +24,7 @@ const operationObject = (id: string, operation: Operation) => {
     parameters: [...parameters(operation.params, 'path'), ...parameters(operation.query, 'query'),
       ...(id === 'vm.create' ? [{ name: 'Idempotency-Key', in: 'header', required: false, schema: { type: 'string', maxLength: 255 } }] : [])],
     ...(operation.stream === 'upload' ? { requestBody: { required: true, content: { [REQUEST_BODY.upload]: { schema: { type: 'string', format: 'binary' } } } } }
-      : operation.body ? { requestBody: { required: !('Optional' in operation.body), content: { 'application/json': { schema: operation.body } } } } : {}),
+      : operation.body ? { requestBody: { required: !(OptionalKind in operation.body), content: { 'application/json': { schema: operation.body } } } } : {}),
     responses: {
       ...(success.length === 0
         ? { [operation.stream === 'websocket' ? '101' : '200']: { description: operation.stream ?? 'success' } }

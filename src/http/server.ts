@@ -3,13 +3,16 @@ import { connect } from 'node:net'
 import { randomUUID } from 'node:crypto'
 import { Elysia } from 'elysia'
 import type { Server, ServerWebSocket } from 'bun'
-import { Type } from '@sinclair/typebox'
-import type { Operation } from '../contract/operation.ts'
+import { Type, type Static } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import { vmOperations } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { find } from '../vm/record.ts'
 import type { Tokens } from '../system/tokens.ts'
 import { check, operationOf, type Listener } from './access.ts'
+import { queryOf } from './answer.ts'
+import { readBody } from './body.ts'
 import { imageRoutes } from './image.ts'
 import { kernelRoutes } from './kernel.ts'
 import { asFault, problem, routeNotFound } from './problem.ts'
@@ -17,11 +20,7 @@ import { behave, type SocketData } from './sockets.ts'
 import { systemRoutes } from './system.ts'
 import { vmRoutes } from './vm.ts'
 
-/** Of a JSON body. Uploads are streams and have no limit here. */
-const BODY_MAX = 2 * 1_048_576
-
 export const shuttingDown = fault('shutting_down', 'unavailable', {}, () => 'Cannot serve this request: the daemon is going down')
-const bodyTooLarge = fault('request_invalid', 'invalid', { limit: Type.Integer() }, (d) => `Cannot read the request: its body is larger than ${d.limit} bytes`)
 const listenRefused = fault('listen_refused', 'invalid', { address: Type.String() },
   (d) => `Cannot listen on "${d.address}": it is not the loopback, and this daemon has no TLS`, 'Put a proxy with TLS in front, or say --listen-insecure')
 const addressTaken = fault('address_taken', 'conflict', { address: Type.String() }, (d) => `Cannot listen on "${d.address}": somebody does already`)
@@ -62,7 +61,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       if (!found && !(request.method === 'GET' && pathname === '/openapi')) throw routeNotFound({})
       server.timeout(request, 0) // a create, a wait, a stream: each has its own deadline
       if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
-      const bounded = await withinLimit(request, found?.operation)
+      const bounded = found ? await readBody(request, found.operation) : request
       if (given !== id) bounded.headers.set('x-request-id', id)
       const answer = await app.fetch(bounded)
       answer.headers.set('x-request-id', id)
@@ -120,38 +119,27 @@ const upgrade = (host: Host, request: Request, server: Server<SocketData>, id: s
   if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket') {
     throw new Fault('request_invalid', 'invalid', 'Cannot serve this request: it is for a WebSocket', {}, { hint: 'Send `Upgrade: websocket`' })
   }
-  const url = new URL(request.url)
-  const name = decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '')
+  const url = new URL(request.url), name = nameIn(url)
   find(host.store, name) // a vm that is not there is a 404, not a socket that closes
-  const data: SocketData = id === 'vm.forward'
-    ? { kind: 'forward', name, port: portOf(url.searchParams.get('port')), unix: url.searchParams.get('unix') ?? undefined }
+  const data: SocketData = id === 'vm.forward' ? { kind: 'forward', name, ...forwardOf(url) }
     : { kind: id === 'vm.exec.stream' ? 'exec' : id === 'vm.attach' ? 'attach' : 'console', name }
-  if (data.kind === 'forward' && data.port === undefined && data.unix === undefined) {
-    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
-  }
   if (!server.upgrade(request, { data, headers: { 'x-request-id': requestId } })) throw new Fault('request_invalid', 'invalid', 'Cannot upgrade this request to a WebSocket')
   return undefined
 }
 
-const portOf = (text: string | null): number | undefined => {
-  const port = Number(text)
-  return text !== null && Number.isInteger(port) && port >= 1 && port <= 65_535 ? port : undefined
+const nameIn = (url: URL): string => {
+  try { return decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '') } catch (error) {
+    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: the name in its path is no UTF-8', {}, { cause: error })
+  }
 }
 
-/** A request whose body is no stream, with at most `BODY_MAX` of it read. @throws `request_invalid` */
-const withinLimit = async (request: Request, operation: Operation | undefined): Promise<Request> => {
-  if (!request.body || operation === undefined || operation.stream === 'upload' || operation.stream === 'download') return request
-  const parts: Uint8Array[] = []
-  let size = 0
-  for await (const part of request.body as unknown as AsyncIterable<Uint8Array>) {
-    size += part.byteLength
-    if (size > BODY_MAX) throw bodyTooLarge({ limit: BODY_MAX })
-    parts.push(part)
-  }
-  const headers = new Headers(request.headers)
-  headers.delete('transfer-encoding')
-  if (size > 0 && !headers.has('content-type')) headers.set('content-type', 'application/json')
-  return new Request(request.url, { method: request.method, headers, signal: request.signal, ...(size > 0 ? { body: Buffer.concat(parts) } : {}) })
+/** An upgrade is not the router's: its query is checked here. */
+const forwardOf = (url: URL): { readonly port: number | undefined; readonly unix: string | undefined } => {
+  const schema = vmOperations['vm.forward'].query, query = queryOf(schema, url), wrong = Value.Errors(schema, query).First()
+  if (wrong) throw new Fault('request_invalid', 'invalid', `Cannot read the request: ${wrong.path.slice(1)}: ${wrong.message}`)
+  const { port, unix } = query as Static<typeof schema>
+  if (port === undefined && unix === undefined) throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
+  return { port, unix }
 }
 
 /** An answer that says when its body has ended or was left. */
