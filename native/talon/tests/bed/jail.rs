@@ -23,6 +23,7 @@ pub fn add(suite: &mut Suite) {
         life,
     );
     suite.test("a jail that cannot be shut stops the start", refused);
+    suite.test("the launcher puts it in namespaces of its own", launched);
     suite.test("check tells what this host can enforce", check);
 }
 
@@ -357,4 +358,82 @@ fn check(_: &Context) {
         assert_eq!(report["jail"]["landlock_abi"], 6, "{report}");
     }
     assert_eq!(report["jail"]["seccomp_kill_process"], true, "{report}");
+}
+
+/// The way the daemon starts a machine: `wing launch` makes the namespaces, talon shuts the jail inside them.
+fn launched(context: &Context) {
+    use std::os::unix::process::CommandExt;
+
+    let launch = Launch::new(context, "vm", &context.config("vm"));
+    let up =
+        UnixListener::bind(format!("{}_53", context.path("vm.vsock").display())).expect("a socket");
+    up.set_nonblocking(true).expect("a non-blocking socket");
+    let api = inheritable(UnixListener::bind(context.path("vm.api")).expect("a socket"));
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .expect("KVM");
+    let kvm = inheritable(kvm);
+    let config = memfd(c"config", 0);
+    let mut writer = File::from(config.try_clone().expect("a copy"));
+    writer
+        .write_all(launch.config.to_string().as_bytes())
+        .expect("a configuration");
+    std::io::Seek::rewind(&mut writer).expect("its start");
+    let mut given = vec![
+        (config.as_raw_fd(), 40),
+        (api.as_raw_fd(), 41),
+        (kvm.as_raw_fd(), 42),
+    ];
+    given.extend(
+        launch
+            .fds
+            .iter()
+            .zip(FIRST..)
+            .map(|(fd, number)| (fd.as_raw_fd(), number)),
+    );
+    let spec = json!({
+        "argv": ["talon", "run", "--config-fd", "40", "--api-fd", "41", "--kvm-fd", "42"],
+        "exe": std::env::var("AERIE_BED_TALON").expect("set"),
+        "namespaces": ["user", "mount", "net", "ipc"],
+        "capabilities": "keep",
+        "no_new_privs": false,
+        "fds": given.iter().map(|(_, number)| json!([number, number])).collect::<Vec<_>>(),
+    });
+    let text = memfd(c"spec", 0);
+    let mut writer = File::from(text.try_clone().expect("a copy"));
+    writer
+        .write_all(spec.to_string().as_bytes())
+        .expect("a specification");
+    std::io::Seek::rewind(&mut writer).expect("its start");
+    given.push((text.as_raw_fd(), 3));
+    let mut command = std::process::Command::new(std::env::var_os("AERIE_BED_WING").expect("set"));
+    command
+        .arg("launch")
+        .stderr(File::create(context.path("vm.stderr")).expect("a log"));
+    // Moved out of the way first, so that no target is another's source.
+    // SAFETY: between fork and exec only fcntl and dup2 are called.
+    unsafe {
+        command.pre_exec(move || {
+            for (from, _) in &mut given {
+                *from = libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, 100);
+            }
+            for (from, to) in &given {
+                if libc::dup2(*from, *to) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    let mut talon = context.adopt("vm", command.spawn().expect("wing runs"));
+    talon.wait_up(&up);
+
+    assert_eq!(talon.ok("echo here"), "here");
+    for kind in ["user", "mnt", "net", "ipc"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
+        assert_ne!(of(&talon.child.id().to_string()), of("self"), "{kind}");
+    }
+    assert_eq!(talon.get("vm.info").expect_status(200)["state"], "Running");
 }

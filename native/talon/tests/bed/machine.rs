@@ -141,9 +141,14 @@ impl Context {
         }
         let child = command.spawn().expect("talon starts");
         self.pids.borrow_mut().push(child.id());
+        self.adopt(name, child)
+    }
+
+    /// A process that was started otherwise, with the usual names of its files.
+    pub fn adopt(&self, name: &str, child: Child) -> Talon {
         Talon {
             child,
-            api,
+            api: self.path(&format!("{name}.api")),
             vsock: self.path(&format!("{name}.vsock")),
             stderr: self.path(&format!("{name}.stderr")),
         }
