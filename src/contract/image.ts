@@ -41,7 +41,7 @@ export const imageOperations = {
     method: 'POST', path: '/api/v1/images/import', detail: { tags, summary: 'Make an image from a tar stream',
       description: 'A root file system (docker export, debootstrap) or an archive of docker save; gzip, xz and zstd are seen through.' },
     query: ImageImportQuery, response: { 201: Image }, scope: 'admin', stream: 'upload',
-    faults: ['archive_invalid', 'archive_too_large', 'request_invalid', 'disk_exhausted'] }),
+    faults: ['archive_invalid', 'archive_too_large', 'request_invalid', 'disk_exhausted', 'pack_failed'] }),
   'image.list': operation({
     method: 'GET', path: '/api/v1/images', detail: { tags, summary: 'List images' }, response: { 200: Type.Array(Image) }, faults: [], scope: 'read' }),
   'image.get': operation({

@@ -24,7 +24,7 @@ export const kernelOperations = {
       name: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._+-]*$', maxLength: 128 })),
       default: Type.Optional(Type.Boolean({ default: false })) }),
     response: { 201: Kernel }, scope: 'admin', stream: 'upload',
-    faults: ['archive_invalid', 'archive_too_large', 'kernel_module_missing', 'kernel_missing', 'disk_exhausted'] }),
+    faults: ['archive_invalid', 'archive_too_large', 'kernel_module_missing', 'kernel_missing', 'disk_exhausted', 'pack_failed'] }),
   'kernel.list': operation({
     method: 'GET', path: '/api/v1/kernels', detail: { tags, summary: 'List kernels' }, response: { 200: Type.Array(Kernel) }, faults: [], scope: 'read' }),
   'kernel.delete': operation({

@@ -250,7 +250,7 @@ export const vmOperations = {
       'Answers when the guest\'s agent is ready. The create goes on when the caller goes away: a retry with the same Idempotency-Key finds it.' },
     body: VmCreate, response: { 201: Vm }, scope: 'admin',
     faults: ['vm_exists', 'image_not_found', 'kernel_not_found', 'capacity_exhausted', 'hypervisor_unavailable', 'vm_start_failed',
-      'idempotency_conflict', 'image_not_ready', 'workload_missing', 'disk_exhausted'] }),
+      'idempotency_conflict', 'workload_missing', 'disk_exhausted', 'vm_deleted'] }),
   'vm.list': operation({
     method: 'GET', path: '/api/v1/vms', detail: { tags, summary: 'List vms' }, query: VmListQuery,
     response: { 200: Type.Array(Vm) }, faults: ['filter_invalid'], scope: 'read' }),
@@ -263,14 +263,14 @@ export const vmOperations = {
   'vm.start': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/start', detail: { tags, summary: 'Start a stopped vm' },
     body: Type.Optional(VmStart), response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'capacity_exhausted', 'vm_start_failed',
-      'kernel_not_found', 'image_not_found', 'hypervisor_unavailable', 'workload_missing'] }),
+      'kernel_not_found', 'image_not_found', 'hypervisor_unavailable', 'workload_missing', 'vm_deleted'] }),
   'vm.stop': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/stop', detail: { tags, summary: 'Stop a vm: agent, then power button, then kill' },
-    body: Type.Optional(VmStop), response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'stop_timeout'] }),
+    body: Type.Optional(VmStop), response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'stop_timeout', 'vm_deleted'] }),
   'vm.restart': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/restart', detail: { tags, summary: 'Stop and start a vm' },
     body: Type.Optional(VmStop), response: { 200: Vm },
-    faults: [...one, 'vm_wrong_state', 'stop_timeout', 'capacity_exhausted', 'vm_start_failed', 'kernel_not_found', 'image_not_found', 'hypervisor_unavailable', 'workload_missing'] }),
+    faults: [...one, 'vm_wrong_state', 'stop_timeout', 'capacity_exhausted', 'vm_start_failed', 'kernel_not_found', 'image_not_found', 'hypervisor_unavailable', 'workload_missing', 'vm_deleted'] }),
   'vm.pause': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/pause', detail: { tags, summary: 'Halt the virtual CPUs; memory stays' },
     response: { 200: Vm }, faults: [...one, 'vm_wrong_state'] }),

@@ -1,15 +1,23 @@
-import { OptionalKind, type TSchema } from '@sinclair/typebox'
+import { OptionalKind, Type, type TSchema } from '@sinclair/typebox'
 import type { Operation } from '../contract/operation.ts'
 import { Problem } from '../contract/operation.ts'
 import { COMMON_FAULTS, operations } from '../contract/operations.ts'
 
 interface ObjectSchema { readonly properties?: Readonly<Record<string, TSchema>>; readonly required?: readonly string[] }
 
-const parameters = (schema: TSchema | undefined, where: 'path' | 'query') => {
+const parameter = (name: string, where: 'path' | 'query', required: boolean, schema: TSchema) => ({
+  name, in: where, required, schema, ...(schema.description === undefined ? {} : { description: schema.description }) })
+
+/** As OpenAPI writes a path; what `*` stands for may hold slashes. */
+const templateOf = (path: string): string => path.replaceAll(/:(\w+)/g, '{$1}').replace('*', '{path}')
+
+/** Every part of a path that is no constant, whether the operation checks it or hands it on. */
+const pathParameters = ({ path, params }: Operation) =>
+  [...templateOf(path).matchAll(/\{(\w+)\}/g)].map(([, name = '']) => parameter(name, 'path', true, ((params ?? {}) as ObjectSchema).properties?.[name] ?? Type.String()))
+
+const queryParameters = (schema: TSchema | undefined) => {
   const { properties = {}, required = [] } = (schema ?? {}) as ObjectSchema
-  return Object.entries(properties).map(([name, property]) => ({
-    name, in: where, required: where === 'path' || required.includes(name), schema: property,
-    ...(property.description === undefined ? {} : { description: property.description }) }))
+  return Object.entries(properties).map(([name, property]) => parameter(name, 'query', required.includes(name), property))
 }
 
 const REQUEST_BODY = { upload: 'application/x-tar' } as const
@@ -21,7 +29,7 @@ const operationObject = (id: string, operation: Operation) => {
   const success = Object.entries(operation.response)
   return {
     operationId: id, summary: operation.detail.summary, description: describe(operation), tags: operation.detail.tags,
-    parameters: [...parameters(operation.params, 'path'), ...parameters(operation.query, 'query'),
+    parameters: [...pathParameters(operation), ...queryParameters(operation.query),
       ...(id === 'vm.create' ? [{ name: 'Idempotency-Key', in: 'header', required: false, schema: { type: 'string', maxLength: 255 } }] : [])],
     ...(operation.stream === 'upload' ? { requestBody: { required: true, content: { [REQUEST_BODY.upload]: { schema: { type: 'string', format: 'binary' } } } } }
       : operation.body ? { requestBody: { required: !(OptionalKind in operation.body), content: { 'application/json': { schema: operation.body } } } } : {}),
@@ -40,7 +48,7 @@ const operationObject = (id: string, operation: Operation) => {
 export const openapi = (version: string) => {
   const paths: Record<string, Record<string, unknown>> = {}
   for (const [id, operation] of Object.entries(operations as Readonly<Record<string, Operation>>)) {
-    const path = operation.path.replaceAll(/:(\w+)/g, '{$1}').replace('*', '{path}')
+    const path = templateOf(operation.path)
     const item = paths[path] ??= {}
     item[operation.method.toLowerCase()] = operationObject(id, operation)
   }

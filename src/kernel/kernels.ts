@@ -159,7 +159,7 @@ export class Kernels {
     })
   }
 
-  /** The kernel as an ELF, for a VMM that boots nothing else. @throws `kernel_malformed` */
+  /** The kernel as an ELF, for a VMM that boots nothing else. @throws `archive_invalid` */
   async vmlinux(digest: string): Promise<string> {
     const image = this.imageOf(digest)
     if (this.byDigest(digest).format === 'vmlinux') return image
