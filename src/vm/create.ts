@@ -5,7 +5,7 @@ import { Value } from '@sinclair/typebox/value'
 import { VmCreate, type Vm, type VmSpec } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
-import { requestInvalid } from '../image/archive.ts'
+import { diskExhausted, requestInvalid } from '../image/archive.ts'
 import { Fault, type FaultKind } from '../lib/fault.ts'
 import { newId, newName } from '../lib/id.ts'
 import { writeTemplate } from '../volume/template.ts'
@@ -138,7 +138,10 @@ const prepare = (host: Host, row: VmRow): void => {
   const at = places(host.config, row)
   mkdirSync(at.folder, { recursive: true, mode: 0o700 })
   host.step('folder-made')
-  writeTemplate(at.overlay, row.spec.disk_mb)
+  try { writeTemplate(at.overlay, row.spec.disk_mb) } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined
+    throw code === 'ENOSPC' || code === 'EDQUOT' ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error
+  }
   for (const log of [at.consoleLog, at.vmmLog]) writeFileSync(log, '', { flag: 'a', mode: 0o600 })
   host.step('disk-made')
 }
