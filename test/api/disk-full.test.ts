@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdirSync, readdirSync } from 'node:fs'
+import { mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { clean, createVm, haveBinary, machinesOf, newFolder, seedFake, startDaemon, tinyTar, type Daemon } from '../e2e/daemon.ts'
 
@@ -12,13 +12,16 @@ const unmount = (at: string): void => { Bun.spawnSync(['umount', '-l', at], { st
 
 const probe = newFolder(), canMount = mount(join(probe, 'm'), '64k')
 unmount(join(probe, 'm'))
+rmSync(probe, { recursive: true })
 
 describe.skipIf(!haveBinary || !canMount)(`a full disk${canMount ? '' : ' (this user may not mount a tmpfs)'}`, () => {
   let daemon: Daemon
-  const folder = newFolder(), vms = join(folder, 'state/vms')
+  let folder: string, vms: string
 
   beforeAll(async () => {
-    mount(vms, '64k')
+    folder = newFolder()
+    vms = join(folder, 'state/vms')
+    mount(vms, '16k')
     daemon = await startDaemon({ fake: true, folder })
     await seedFake(daemon)
   }, 20_000)
