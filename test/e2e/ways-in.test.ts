@@ -16,6 +16,7 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
   const exec = (script: string) => daemon.client.call('vm.exec', { ...at('w'), body: { argv: ['sh', '-c', script] } })
 
   test('forward opens a port of the host into the guest', async () => {
+    await until(async () => (await exec('wget -q -O /dev/null http://127.0.0.1:8080/')).exit_code === 0) // the workload has come up
     const forward = Bun.spawn([AERIE, 'forward', 'w', '0:8080'], { cwd: '/', env: { AERIE_HOST: `unix://${daemon.socket}` }, stdout: 'pipe', stderr: 'pipe' })
     try {
       let said = ''

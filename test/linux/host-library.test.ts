@@ -42,12 +42,13 @@ describe('the host library', () => {
   })
 
   test('loading leaves neither a file nor a descriptor', () => {
-    const files = readdirSync(tmpdir()), fds = openFds().size
+    const ours = () => [...openFds().values()].filter((target) => target.includes('aerie_host')).length // others of this process come and go
+    const files = readdirSync(tmpdir()), fds = ours()
     const library = openHostLibrary(libraryPath)
 
     expect(library.aerie_abi_version()).toBe(1)
     expect(readdirSync(tmpdir()).filter((name) => !files.includes(name) && name.includes('.so'))).toEqual([])
-    expect(openFds().size).toBe(fds)
+    expect(ours()).toBe(fds)
   })
 
   test('works from a compiled executable, in another folder, without an environment', async () => {
