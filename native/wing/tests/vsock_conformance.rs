@@ -149,7 +149,7 @@ fn slow_readers_do_not_grow_it() {
             .get_mut(&name)
             .unwrap()
             .outbox
-            .extend([7; 1 << 20]);
+            .extend(std::iter::repeat_n(7, 1 << 20));
     }
     guest.idle(Duration::from_millis(500));
 

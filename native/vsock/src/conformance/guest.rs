@@ -107,8 +107,9 @@ impl fmt::Debug for Sock {
 }
 
 impl Sock {
+    /// None where more was sent than allowed, which hostile cases do.
     fn credit(&self) -> u32 {
-        self.peer_window - self.sent.wrapping_sub(self.peer_forwarded)
+        self.peer_window.saturating_sub(self.in_flight())
     }
 
     /// Bytes sent that the device has not forwarded, as far as it said.
