@@ -1,4 +1,3 @@
-import { rmSync } from 'node:fs'
 import type { Host } from '../host.ts'
 import type { End, HypervisorDriver, Machine, MachineSpec } from '../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
@@ -8,7 +7,7 @@ import { GuestSession, hashSecret, type SessionOwner } from '../guest/session.ts
 import { Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { orAbort, sleep } from '../lib/wait.ts'
-import { makeCgroups, removeCgroups } from './cgroups.ts'
+import { makeCgroups } from './cgroups.ts'
 import type { VmRow } from '../store/schema.ts'
 import { AppLog } from './app-log.ts'
 import { configure } from './configuration.ts'
@@ -17,6 +16,7 @@ import { finish } from './finish.ts'
 import { jailOf } from './jail.ts'
 import { LiveVm } from './live.ts'
 import { places } from './places.ts'
+import { release } from './release.ts'
 import { byUid, change, move } from './record.ts'
 
 /** A held vm whose caller never attaches is deleted after this long, if it is one that deletes itself. */
@@ -171,8 +171,7 @@ export const abandon = async (host: Host, row: VmRow, live: LiveVm | undefined):
   if (live && host.live.get(row.uid) === live) host.live.delete(row.uid)
   await live?.machine?.kill()
   live?.close()
-  await removeCgroups(host, row)
-  rmSync(places(host.config, row).run, { recursive: true, force: true })
+  await release(host, row)
 }
 
 /** A held vm that removes itself waits for its caller to attach; one that died before leaves no vm behind. */

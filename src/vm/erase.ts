@@ -1,21 +1,19 @@
 import { rmSync } from 'node:fs'
 import { eq } from 'drizzle-orm'
 import type { Host } from '../host.ts'
-import { removeCgroups } from './cgroups.ts'
 import { idempotency, vms } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'
 import { places } from './places.ts'
 import { byUid } from './record.ts'
+import { release } from './release.ts'
 
 /** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
 export const erase = async (host: Host, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
   if (!row) return
-  const at = places(host.config, row)
-  await removeCgroups(host, row)
-  rmSync(at.run, { recursive: true, force: true })
+  await release(host, row)
   host.step('before-files-removed')
-  rmSync(at.folder, { recursive: true, force: true })
+  rmSync(places(host.config, row).folder, { recursive: true, force: true })
   host.step('files-removed')
   immediate(host.store, (tx) => {
     tx.delete(vms).where(eq(vms.uid, uid)).run()

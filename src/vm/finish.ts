@@ -1,11 +1,9 @@
-import { rmSync } from 'node:fs'
 import type { Host } from '../host.ts'
 import type { End } from '../hypervisor/driver.ts'
-import { removeCgroups } from './cgroups.ts'
 import { erase } from './erase.ts'
 import type { LiveVm } from './live.ts'
-import { places } from './places.ts'
 import { byUid, move, newBoot } from './record.ts'
+import { release } from './release.ts'
 
 /**
  * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the reason for a daemon
@@ -35,8 +33,7 @@ export const finish = async (host: Host, live: LiveVm, end: End): Promise<void> 
   await live.machine?.kill()
   live.close()
   if (!row) return
-  await removeCgroups(host, row)
-  rmSync(places(host.config, row).run, { recursive: true, force: true })
+  await release(host, row)
   const after = byUid(host.store, live.uid)
   if (after?.spec.auto_remove && (after.state === 'stopped' || after.state === 'crashed')) {
     move(host.store, host.events, live.uid, 'delete')

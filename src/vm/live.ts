@@ -68,7 +68,7 @@ export class LiveVm {
       } catch (error) {
         this.#logger.debug({ vm: this.name, reason: error instanceof Error ? error.message : String(error) }, 'the log stream broke')
       }
-      await sleep(wait, signal)
+      if (!this.#draining) await sleep(wait, signal) // whoever drains reads the rest at once
     }
   }
 
