@@ -231,7 +231,7 @@ describe.skipIf(!haveBinary)('access', () => {
 describe.skipIf(!haveBinary)('an address', () => {
   const refused = async (flags: readonly string[]): Promise<{ code: number; log: string }> => {
     const daemon = await startDaemon({ fake: true, flags, mayFail: true })
-    try { return { code: await daemon.exited, log: daemon.log() } } finally { await clean(daemon) }
+    try { return { code: await daemon.exited, log: await daemon.said } } finally { await clean(daemon) }
   }
 
   for (const listen of ['0.0.0.0:0', '192.0.2.1:7777', '[::]:0', 'example.com:7777', ':7777']) {

@@ -4,16 +4,20 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { answers, reach, readToken, selfOf, tailOf, type World } from '../../src/cli/reach.ts'
 import { Fault } from '../../src/lib/fault.ts'
+import { until } from '../linux/support.ts'
 
 let home = ''
 const running: { stop(): unknown }[] = []
 beforeEach(() => { home = mkdtempSync(join(tmpdir(), 'aerie-reach-')) })
-afterEach(() => {
+afterEach(async () => {
   for (const server of running.splice(0)) server.stop()
   for (const pid of pids()) try { process.kill(pid, 'SIGKILL') } catch { /* it went */ }
+  for (const pid of pids()) await until(() => !lives(pid), `process ${pid} has ended, which writes to the folder`)
   rmSync(home, { recursive: true, force: true })
 })
 
+/** Whether a process can still do something: one that has ended, and that nobody has waited for yet, cannot. */
+const lives = (pid: number): boolean => { try { return !/^\d+ \(.*\) [ZX] /s.test(readFileSync(`/proc/${pid}/stat`, 'utf8')) } catch { return false } }
 const listenAt = (path: string) => { running.push(Bun.listen({ unix: path, socket: { data() { /* nothing is said */ } } })) }
 /** A program in the daemon's place: what it does is the script, its words are "$@". */
 const program = (script: string): readonly string[] => {

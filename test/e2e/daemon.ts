@@ -2,6 +2,8 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSyn
 import { join } from 'node:path'
 import { connect, type Client } from '../../src/client/client.ts'
 import type { Vm, VmCreate } from '../../src/contract/vm.ts'
+import { closeFd } from '../../src/linux/fd.ts'
+import { tryLock } from '../../src/linux/lock.ts'
 
 /** The file under test, run from another folder with an empty environment: what a user copies, not these sources. */
 export const AERIE = process.env['AERIE_BIN'] ?? join(import.meta.dir, '../../dist/aerie')
@@ -21,7 +23,10 @@ export interface Daemon {
   crash(): Promise<void>
   /** Ends it as systemd does, and waits. */
   end(): Promise<number>
+  /** What it has said so far. */
   log(): string
+  /** All that it said, once it and whoever shares its stderr have ended. */
+  readonly said: Promise<string>
 }
 
 export interface Options { readonly flags?: readonly string[]; readonly folder?: string; readonly fake?: boolean; readonly mayFail?: boolean }
@@ -37,7 +42,7 @@ export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
     ...(options.fake ? ['--hypervisor', 'fake'] : []), ...(options.flags ?? [])],
   { cwd: '/', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, stdio: ['ignore', Bun.file(logPath), 'pipe'] })
   let log = ''
-  void (async () => { for await (const part of child.stderr) log += Buffer.from(part).toString() })()
+  const said = (async () => { for await (const part of child.stderr) log += Buffer.from(part).toString(); return log })()
   const client = connect({ kind: 'unix', path: socket })
   for (let tries = 0; !options.mayFail; tries++) {
     const answer = await fetch('http://localhost/healthz', { unix: socket }).catch(() => undefined)
@@ -46,7 +51,7 @@ export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
     await Bun.sleep(20)
   }
   return {
-    folder, state, run, socket, client, pid: child.pid, exited: child.exited, log: () => log,
+    folder, state, run, socket, client, pid: child.pid, exited: child.exited, log: () => log, said,
     crash: async () => { child.kill('SIGKILL'); await child.exited },
     end: async () => { child.kill('SIGTERM'); return await child.exited },
   }
@@ -58,6 +63,18 @@ export const machinesOf = (state: string): number[] => {
   return readdirSync('/proc').filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => {
     try { return id !== '' && MARK.exec(readFileSync(`/proc/${pid}/environ`, 'latin1'))?.[1] === id } catch { return false }
   })
+}
+
+/**
+ * Waits until no daemon serves a state folder. The kernel lets go of the lock after the last of the daemon's own doings, which a socket
+ * that has gone says nothing of: the database is closed after it.
+ */
+export const daemonGone = async (state: string, seconds = 60): Promise<void> => {
+  await until(() => {
+    const lock = tryLock(join(state, 'lock'))
+    if (lock !== undefined) closeFd(lock)
+    return lock !== undefined
+  }, seconds)
 }
 
 /** Ends a daemon with all that it started, and removes its folder. */

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
+import { clean, cli, createVm, daemonGone, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
 const residentKib = (pid: number): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0)
@@ -141,7 +141,8 @@ describe.skipIf(!haveBinary)('a fresh home', () => {
     expect(two).toMatchObject({ code: 0, stdout: 'two\n' })
     const state = join(home, 's/aerie')
     await until(() => machinesOf(state).length === 0, 30)
-    await until(() => !existsSync(join(home, 'r/aerie/aerie.sock')), 60)
+    await daemonGone(state)
+    expect(existsSync(join(home, 'r/aerie/aerie.sock'))).toBe(false)
     rmSync(home, { recursive: true })
   }, 180_000)
 })

@@ -66,10 +66,11 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
 
   test('events and wait tell what happens, as it happens', async () => {
     const types: string[] = [], stop = new AbortController()
+    let after = 0
+    for await (const event of daemon.client.sse('events', { query: { after: 0, follow: false } })) after = (JSON.parse(event.data) as { seq: number }).seq
     const reading = (async () => {
-      for await (const event of daemon.client.sse('events', { query: { name: 'w' } }, { signal: stop.signal })) types.push((JSON.parse(event.data) as { type: string }).type)
+      for await (const event of daemon.client.sse('events', { query: { name: 'w', after } }, { signal: stop.signal })) types.push((JSON.parse(event.data) as { type: string }).type)
     })().catch(() => undefined)
-    await Bun.sleep(200) // the stream is open
     const waiting = cli(daemon, ['wait', 'w'])
 
     await cli(daemon, ['stop', 'w'])
