@@ -42,6 +42,8 @@ export const VmCreate = Type.Object({
   kernel: Type.Optional(Type.String({ maxLength: 128, description: 'Kernel by name, version or digest; the default kernel where absent' })),
   kernel_cmdline: Type.Optional(Type.String({ maxLength: 1024, default: '', pattern: '^[^\\u0000-\\u001f\\u007f]*$', description: 'Appended to the kernel command line' })),
   hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
+  forkable: Type.Optional(Type.Boolean({ default: false,
+    description: 'Keep the guest\'s memory where forks can share it: a fork copies none of it' })),
   stop_timeout_s: Type.Optional(Type.Integer({ minimum: 0, maximum: 3600, default: 5, description: 'Grace before a stop becomes a kill' })),
   metadata: Type.Optional(Metadata),
   plugin: Type.Optional(Type.String({ maxLength: 63 })),
@@ -63,6 +65,7 @@ export interface VmSpec {
   readonly stop_timeout_s: number
   readonly metadata: Readonly<Record<string, string>>
   readonly env: Readonly<Record<string, string>>
+  readonly forkable?: boolean
   readonly entrypoint?: readonly string[]
   readonly cmd?: readonly string[]
   readonly workdir?: string
@@ -104,6 +107,8 @@ export const Vm = Type.Object({
   env_names: Type.Array(Type.String(), { description: 'Names only: values may be secrets' }),
   metadata: Metadata,
   stop_timeout_s: Type.Integer(),
+  forkable: Type.Boolean(),
+  forked_from: Type.Union([Type.String(), Type.Null()], { description: 'uid of the vm that this one is a clone of' }),
   exit_code: Type.Union([Type.Integer(), Type.Null()]),
   exit_signal: Type.Union([Type.Integer(), Type.Null()]),
   exit_message: Type.Union([Type.String(), Type.Null()]),

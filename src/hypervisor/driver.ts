@@ -15,6 +15,9 @@ import type { Duplex } from 'node:stream'
  *   was not looking; `kill` lets it go. The caller records the reason first and kills afterwards.
  * - `adopt` of a process that is gone, or of another one that got its number, gives undefined and touches nothing.
  * - A guest's reboot ends the machine with reason `reboot`; the caller starts a new one.
+ * - A paused machine can be *saved*: all that it is goes into two files, and `restore` makes paused machines of them, each on its own
+ *   disks, CID and folder. In such a machine every vsock connection of before is reset. Who it is must be told to its agent after `resume`.
+ *   Standby is pause, `snapshot`, `kill`; a clone is pause, `fork`, `resume` of the mother and `restore` of the child.
  *
  * Two more words: the *folder* is a short path of the machine's own where its sockets stand, made and removed by the caller;
  * *vsock* is a Unix socket in it with Firecracker's dialect (`CONNECT <port>\n` → `OK <n>\n`); what the guest connects to, port p,
@@ -52,6 +55,8 @@ export interface MachineSpec {
   readonly cid: number
   /** Takes the serial console; made by the caller, appended to by the VMM. */
   readonly consoleLog: string
+  /** Memory that clones can share: no copy at a fork, and smaller pages where the host gives shared memory no large ones. */
+  readonly forkable: boolean
   /** Takes what the VMM itself says on stdout and stderr. */
   readonly vmmLog: string
   readonly jail: JailSpec | undefined
@@ -82,6 +87,17 @@ export interface End {
   readonly message: string
 }
 
+/**
+ * A machine as it was at one moment: two open files, in the driver's own format. A restore reads them and never changes them; they must
+ * not change or shrink while a machine stands on them, and may be unlinked.
+ */
+export interface Saved {
+  /** Processors and devices. */
+  readonly state: number
+  /** The guest's memory. */
+  readonly memory: number
+}
+
 /** One VMM process. Every call is idempotent, and one that rejects has changed nothing. */
 export interface Machine {
   readonly identity: MachineIdentity
@@ -94,6 +110,13 @@ export interface Machine {
   resume(signal: AbortSignal): Promise<void>
   state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
   powerButton(signal: AbortSignal): Promise<void>
+  /** Writes a paused machine into two new, empty files; both have reached the disk when it resolves. Absent: the driver cannot. */
+  snapshot?(into: Saved, signal: AbortSignal): Promise<void>
+  /**
+   * The same for clones that are made at once: memory stays where it is, for all of them to share, where that can be; else it goes into
+   * `into.memory`. What it resolves with is the caller's to close. Absent: the driver has no better way than `snapshot`.
+   */
+  fork?(into: Saved, signal: AbortSignal): Promise<Saved>
   /** Ends every process of the machine; resolves when they have gone. */
   kill(): Promise<void>
 }
@@ -104,6 +127,12 @@ export interface HypervisorDriver {
   readonly boots?: 'vmlinux'
   /** @throws `hypervisor_unavailable`, `machine_failed` */
   start(spec: MachineSpec, signal: AbortSignal): Promise<Machine>
+  /**
+   * A paused machine of what was saved, of the same shape (processors, memory, disks). Absent: the driver cannot.
+   *
+   * @throws `hypervisor_unavailable`, `machine_failed` (also: what was saved is not whole, or is of another shape, version or processor)
+   */
+  restore?(spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine>
   /** A machine that outlived the daemon; undefined where it is gone. */
   adopt(identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined>
 }

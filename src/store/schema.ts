@@ -67,6 +67,12 @@ export const vms = sqliteTable('vms', {
   updatedAt: integer('updated_at').notNull(),
   startedAt: integer('started_at'),
   stoppedAt: integer('stopped_at'),
+  /** Folder of what was saved of the machine, in the vm's own: the guest has not run since. */
+  saved: text(),
+  /** Whether the agent must still be told who it is: its machine was restored. */
+  identityDue: integer('identity_due', { mode: 'boolean' }).notNull().default(false),
+  /** uid of the vm that this one was forked from, which may be gone. */
+  forkedFrom: text('forked_from'),
 }, (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)])
 export type VmRow = typeof vms.$inferSelect
 

@@ -3,11 +3,12 @@ import { drizzle, type BunSQLiteDatabase } from 'drizzle-orm/bun-sqlite'
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import first from './migrations/0001_init.sql' with { type: 'text' }
+import saved from './migrations/0002_saved.sql' with { type: 'text' }
 
 export type Store = BunSQLiteDatabase & { readonly $client: Database }
 
 /** In order; a released one never changes, a change of the schema is the next file. */
-const MIGRATIONS: readonly string[] = [first]
+const MIGRATIONS: readonly string[] = [first, saved]
 
 export const storeNewer = fault('state_newer', 'conflict', { path: Type.String(), found: Type.Integer(), known: Type.Integer() },
   (d) => `Cannot open "${d.path}": a newer aerie wrote it (schema ${d.found}, this one knows ${d.known})`,

@@ -19,7 +19,7 @@ export const view = (row: VmRow): Vm => ({
   serial_socket: row.machine ? `${row.machine.folder}/console.sock` : '', network: row.spec.network, port: row.spec.port ?? null,
   tty: row.spec.tty, auto_remove: row.spec.auto_remove,
   entrypoint: row.spec.entrypoint ? [...row.spec.entrypoint] : null, cmd: row.spec.cmd ? [...row.spec.cmd] : null,
-  env_names: Object.keys(row.spec.env), metadata: { ...row.spec.metadata }, stop_timeout_s: row.spec.stop_timeout_s,
+  env_names: Object.keys(row.spec.env), metadata: { ...row.spec.metadata }, stop_timeout_s: row.spec.stop_timeout_s, forkable: row.spec.forkable ?? false, forked_from: row.forkedFrom,
   exit_code: row.exitCode, exit_signal: row.exitSignal, exit_message: row.exitMessage, boot_ms: row.bootMs, gen: row.gen,
   created_at: iso(row.createdAt), updated_at: iso(row.updatedAt),
   started_at: row.startedAt === null ? null : iso(row.startedAt), stopped_at: row.stoppedAt === null ? null : iso(row.stoppedAt),
@@ -113,7 +113,7 @@ const EVENT_OF = {
 } as const satisfies Record<VmState, EventType>
 
 export type Change = Partial<Pick<VmRow, 'machine' | 'sessionSecret' | 'ackedSeq' | 'wasReady' | 'statusMessage' | 'exitCode' | 'exitSignal'
-  | 'exitMessage' | 'bootMs' | 'startedAt' | 'stoppedAt' | 'spec' | 'kernelDigest' | 'hypervisor'>>
+  | 'saved' | 'identityDue' | 'exitMessage' | 'bootMs' | 'startedAt' | 'stoppedAt' | 'spec' | 'kernelDigest' | 'hypervisor'>>
 
 /**
  * Moves a vm by the table, with what else changes in the same moment, and its event: one transaction, and one UPDATE guarded by `gen`,

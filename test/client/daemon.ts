@@ -69,7 +69,7 @@ export class FakeDaemon implements AsyncDisposable {
       vsock_cid: 3, cpu_cores: body.cpu_cores ?? 1, memory_mb: body.memory_mb ?? 512, disk_mb: 10_240, kernel_cmdline: '', serial_socket: '',
       network: { mode: 'vsock' as const }, port: null, tty: body.tty ?? false, auto_remove: body.auto_remove ?? false,
       entrypoint: body.entrypoint ?? null, cmd: body.cmd ?? null, env_names: Object.keys(body.env ?? {}), metadata: body.metadata ?? {},
-      stop_timeout_s: 5, exit_code: null, exit_signal: null, exit_message: null, boot_ms: 1, gen: 1, created_at: now, updated_at: now,
+      stop_timeout_s: 5, forkable: false, forked_from: null, exit_code: null, exit_signal: null, exit_message: null, boot_ms: 1, gen: 1, created_at: now, updated_at: now,
       started_at: now, stopped_at: null, body,
     }
     this.vms.set(vm.uid, vm)
