@@ -24,6 +24,7 @@ const SYMBOLS = {
   aerie_send_fds: { args: ['i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   aerie_recv_fds: { args: ['i32', 'ptr', 'u32', 'ptr', 'ptr'], returns: 'i32' },
   aerie_memfd_sealed: { args: ['ptr', 'u32', 'ptr', 'u32', 'i32'], returns: 'i32' },
+  aerie_memfd_empty: { args: ['ptr', 'u32', 'i64'], returns: 'i32' },
   aerie_reflink: { args: ['i32', 'i32'], returns: 'i32' },
   aerie_copy_range: { args: ['i32', 'i64', 'i32', 'i64', 'u64'], returns: FFIType.i64_fast },
   aerie_punch_hole: { args: ['i32', 'i64', 'i64'], returns: 'i32' },

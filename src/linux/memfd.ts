@@ -12,3 +12,14 @@ export const memfdSealed = (name: string, content: Uint8Array, { executable = fa
   const label = Buffer.from(name)
   return checked(host().aerie_memfd_sealed(label, label.length, content, content.length, Number(executable)), 'memfd_create')
 }
+
+/**
+ * A memory file of `size` bytes, all of them holes, that may be sealed later, close-on-exec: memfd_create(2). The memory of a guest.
+ *
+ * @param name  for people, in `/proc/PID/fd`; 1 to 249 bytes
+ * @throws ENOMEM; EINVAL for the name or a negative size
+ */
+export const memfdEmpty = (name: string, size: number): number => {
+  const label = Buffer.from(name)
+  return checked(host().aerie_memfd_empty(label, label.length, size), 'memfd_create')
+}

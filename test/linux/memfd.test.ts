@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
-import { closeSync, fchmodSync, ftruncateSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { closeSync, fchmodSync, fstatSync, ftruncateSync, readFileSync, readSync, writeSync } from 'node:fs'
 import { closeFd } from '../../src/linux/fd.ts'
-import { memfdSealed } from '../../src/linux/memfd.ts'
+import { memfdEmpty, memfdSealed } from '../../src/linux/memfd.ts'
 import { kernelAtLeast, openFds, testWhere } from './support.ts'
 
 describe('memfdSealed', () => {
@@ -49,5 +49,22 @@ describe('memfdSealed', () => {
 
   test('a descriptor that is not open is EBADF', () => {
     expect(() => { closeFd(100_000) }).toThrow('close: EBADF')
+  })
+})
+
+describe('memfdEmpty', () => {
+  test('is a hole of its size that can be written and takes no room', () => {
+    const fd = memfdEmpty('ram', 2 ** 33)
+    try {
+      expect(fstatSync(fd)).toMatchObject({ size: 2 ** 33, blocks: 0 })
+      expect(writeSync(fd, 'x', 2 ** 32)).toBe(1)
+      expect(fstatSync(fd).size).toBe(2 ** 33)
+      expect(openFds().get(fd)).toBe('/memfd:ram (deleted)')
+    } finally { closeSync(fd) }
+  })
+
+  test('a size or name that cannot be is refused', () => {
+    expect(() => memfdEmpty('ram', -1)).toThrow('EINVAL')
+    expect(() => memfdEmpty('x'.repeat(250), 1)).toThrow('EINVAL')
   })
 })

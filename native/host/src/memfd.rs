@@ -1,4 +1,4 @@
-//! Sealed memory files: content that nobody can change any more, under no name that could be replaced.
+//! Memory files: sealed content that nobody can change any more, under no name that could be replaced, and memory of guests.
 
 use libc::{c_int, c_uint};
 
@@ -42,6 +42,28 @@ pub unsafe extern "C" fn aerie_memfd_sealed(
         write(&fd, content)?;
         // ADD_SEALS adds to what MFD_NOEXEC_SEAL has set.
         checked(i64::from(fcntl(fd.0, libc::F_ADD_SEALS, SEALS)))?;
+        Ok(fd.give())
+    }))
+}
+
+/// A descriptor of an empty memory file of `size` bytes, all of them holes, that may be sealed later: memfd_create(2). The memory of a guest.
+/// `name` is for people, in `/proc/PID/fd`. EINVAL for the name and a negative size, ENOMEM.
+///
+/// # Safety
+/// The pointer is null or valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aerie_memfd_empty(name: *const u8, name_len: u32, size: i64) -> i32 {
+    narrow(run(|| {
+        if name_len > NAME_BYTES_MAX {
+            return Err(error(libc::EINVAL));
+        }
+        // SAFETY: the caller's promise.
+        let name = unsafe { Path::new(name, name_len)? };
+        let fd = create(&name, MFD_NOEXEC_SEAL)?;
+        // SAFETY: integers alone.
+        checked(result(unsafe {
+            libc::syscall(libc::SYS_ftruncate, fd.0, size)
+        }))?;
         Ok(fd.give())
     }))
 }
