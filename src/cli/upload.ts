@@ -20,12 +20,12 @@ export const headOf = (path: string, bytes: number): Buffer => {
   }
 }
 
-/** A body for an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners and devices. */
+/** A body for an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners, devices, capabilities and ACLs. */
 export const bodyOf = (context: Context, path: string, progress: Progress, failed: (error: unknown) => void): ReadableStream<Uint8Array> => {
   if (path === '-') return progress.count(stdin())
   const real = realLocal(path), stat = statLocal(real)
   if (stat.isDirectory()) {
-    return packPath(real, { as: '', owners: 'keep', devices: true, progress: progress.at, failed,
+    return packPath(real, { as: '', owners: 'keep', devices: true, xattrs: true, progress: progress.at, failed,
       skipped: (skipped, reason) => { context.out.warn(`left out "${skipped}": ${reason}`) } })
   }
   if (!stat.isFile() && !stat.isFIFO()) throw notAFile({ path, reason: 'it is neither a file nor a folder' })

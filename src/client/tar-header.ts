@@ -15,6 +15,8 @@ export interface Header {
   readonly linkname?: string
   readonly devmajor?: number
   readonly devminor?: number
+  /** Extended attributes, which stand as `SCHILY.xattr.NAME` records (star(4)): their bytes as they are. A name holds no "=". */
+  readonly xattrs?: readonly { readonly name: Uint8Array; readonly value: Uint8Array }[]
 }
 
 const FLAG = { file: '0', link: '1', symlink: '2', 'character-device': '3', 'block-device': '4', directory: '5', fifo: '6' } as const
@@ -45,31 +47,33 @@ const block = (header: Omit<Header, 'type'>, flag: string, name: Buffer): Buffer
 }
 
 /** `LENGTH KEY=VALUE\n`, where the length counts itself. */
-const record = (key: string, value: string): string => {
-  const rest = ` ${key}=${value}\n`, bytes = Buffer.byteLength(rest)
+const record = (key: string | Uint8Array, value: string | Uint8Array): Buffer => {
+  const rest = Buffer.concat([Buffer.from(' '), Buffer.from(key), Buffer.from('='), Buffer.from(value), Buffer.from('\n')]), bytes = rest.length
   let length = bytes + String(bytes).length
   if (bytes + String(length).length > length) length = bytes + String(length).length
-  return `${length}${rest}`
+  return Buffer.concat([Buffer.from(String(length)), rest])
 }
 
+const XATTR = Buffer.from('SCHILY.xattr.')
 const MAX_7 = 0o7777777, MAX_11 = 0o77777777777
 
 export const encodeHeader = (header: Header): Buffer => {
   const name = Buffer.from(header.name), link = Buffer.from(header.linkname ?? '')
   const ascii = (text: Buffer) => text.every((byte) => byte < 128)
-  let pax = ''
+  const pax: Buffer[] = []
   const fit = (key: string, value: number, max: number): number => {
     if (value >= 0 && value <= max) return value
-    pax += record(key, String(value))
+    pax.push(record(key, String(value)))
     return 0
   }
-  if (name.length > 100 || !ascii(name)) pax += record('path', header.name)
-  if (link.length > 100 || !ascii(link)) pax += record('linkpath', header.linkname ?? '')
+  if (name.length > 100 || !ascii(name)) pax.push(record('path', header.name))
+  if (link.length > 100 || !ascii(link)) pax.push(record('linkpath', header.linkname ?? ''))
   const fitted = { ...header, uid: fit('uid', header.uid, MAX_7), gid: fit('gid', header.gid, MAX_7), size: fit('size', header.size, MAX_11),
     mtime: fit('mtime', header.mtime, MAX_11) }
+  for (const { name: key, value } of header.xattrs ?? []) pax.push(record(Buffer.concat([XATTR, key]), value))
   const own = block(fitted, FLAG[header.type], name)
-  if (pax === '') return own
-  const body = Buffer.from(pax)
+  if (pax.length === 0) return own
+  const body = Buffer.concat(pax)
   return Buffer.concat([block({ name: '', mode: 0o644, uid: 0, gid: 0, size: body.length, mtime: 0 }, 'x', Buffer.from('PaxHeader')), body, Buffer.alloc(padding(body.length)), own])
 }
 

@@ -8,6 +8,7 @@ import { basename, join } from 'node:path'
 import { closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync, readSync, realpathSync, type BigIntStats, type Stats } from 'node:fs'
 import { Type } from '@sinclair/typebox'
 import { fault, Fault } from '../lib/fault.ts'
+import { xattrsOf, type Xattr } from '../linux/xattr.ts'
 import { encodeHeader, padding, TAR_END, type Header } from './tar-header.ts'
 
 export const pathMissing = fault('path_missing', 'not_found', { path: Type.String() }, (d) => `Cannot find "${d.path}" on this host`)
@@ -25,6 +26,8 @@ export interface PackOptions {
   readonly owners?: 'root' | 'keep'
   /** Device nodes, which only root file systems have. */
   readonly devices?: boolean
+  /** Extended attributes that belong to a file and not to this host: file capabilities, ACLs, `user.` and `trusted.`. */
+  readonly xattrs?: boolean
   /** Called for what is left out, and with the bytes so far. */
   readonly skipped?: (path: string, reason: string) => void
   readonly progress?: (bytes: number) => void
@@ -45,6 +48,12 @@ const trying = <T>(path: string, work: () => T): T => {
   try { return work() } catch (error) { throw unreadable(path, error) }
 }
 
+/**
+ * Which attributes a file keeps when it goes to another host. Of `security.` the capabilities alone: labels and signatures are of this host's
+ * policy and keys. ACLs go as the kernel has them, with numbers, as owners do. What overlayfs notes in a folder is no part of the tree.
+ */
+const PORTABLE = /^(security\.capability|system\.posix_acl_(access|default)|user\.(?!overlay\.).*|trusted\.(?!overlay\.).*)$/s
+
 /** Linux's split of a device number (sysmacros.h). */
 const major = (device: bigint): number => Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xfffff000n))
 const minor = (device: bigint): number => Number((device & 0xffn) | ((device >> 12n) & 0xffffff00n))
@@ -59,32 +68,42 @@ class Packer {
 
   constructor(options: PackOptions) { this.#options = options }
 
-  #header(name: string, stat: BigIntStats, rest: Pick<Header, 'type'> & Partial<Header>): Buffer {
+  #xattrs(path: string): readonly Xattr[] {
+    return trying(path, () => xattrsOf(path)).filter(({ name }) => {
+      if (!PORTABLE.test(name.toString('latin1'))) return false
+      if (!name.includes('=')) return true
+      this.#options.skipped?.(path, `its attribute "${name.toString()}" has a name that no tar can say`)
+      return false
+    })
+  }
+
+  #header(path: string, name: string, stat: BigIntStats, rest: Pick<Header, 'type'> & Partial<Header>): Buffer {
     let uid = 0, gid = 0
     if (this.#options.owners === 'keep') {
       uid = this.#uid !== 0 && Number(stat.uid) === this.#uid ? 0 : Number(stat.uid)
       gid = this.#uid !== 0 && Number(stat.gid) === this.#gid ? 0 : Number(stat.gid)
     }
-    return encodeHeader({ name, mode: Number(stat.mode & 0o7777n), mtime: Number(stat.mtimeMs / 1000n), uid, gid, size: 0, ...rest })
+    return encodeHeader({ name, mode: Number(stat.mode & 0o7777n), mtime: Number(stat.mtimeMs / 1000n), uid, gid, size: 0, ...rest,
+      ...(this.#options.xattrs === true && rest.type !== 'link' && { xattrs: this.#xattrs(path) }) })
   }
 
   async *add(path: string, name: string): AsyncGenerator<Uint8Array, void> {
     const stat = trying(path, () => lstatSync(path, { bigint: true }))
     if (stat.isDirectory()) { yield* this.#folder(path, name, stat); return }
     const key = `${stat.dev}:${stat.ino}`, first = stat.nlink > 1n ? this.#first.get(key) : undefined
-    if (first !== undefined) { yield this.#header(name, stat, { type: 'link', linkname: first }); return }
+    if (first !== undefined) { yield this.#header(path, name, stat, { type: 'link', linkname: first }); return }
     if (stat.nlink > 1n) this.#first.set(key, name)
     if (stat.isFile()) yield* this.#file(path, name, stat)
-    else if (stat.isSymbolicLink()) yield this.#header(name, stat, { type: 'symlink', linkname: trying(path, () => readlinkSync(path)) })
-    else if (stat.isFIFO()) yield this.#header(name, stat, { type: 'fifo' })
+    else if (stat.isSymbolicLink()) yield this.#header(path, name, stat, { type: 'symlink', linkname: trying(path, () => readlinkSync(path)) })
+    else if (stat.isFIFO()) yield this.#header(path, name, stat, { type: 'fifo' })
     else if (this.#options.devices === true && (stat.isBlockDevice() || stat.isCharacterDevice())) {
-      yield this.#header(name, stat, { type: stat.isBlockDevice() ? 'block-device' : 'character-device',
+      yield this.#header(path, name, stat, { type: stat.isBlockDevice() ? 'block-device' : 'character-device',
         devmajor: major(stat.rdev), devminor: minor(stat.rdev) })
     } else this.#options.skipped?.(path, stat.isSocket() ? 'it is a socket' : 'it is a device')
   }
 
   async *#folder(path: string, name: string, stat: BigIntStats): AsyncGenerator<Uint8Array, void> {
-    if (name !== '') yield this.#header(`${name}/`, stat, { type: 'directory' })
+    if (name !== '') yield this.#header(path, `${name}/`, stat, { type: 'directory' })
     const names = trying(path, () => readdirSync(path, { encoding: 'buffer' }))
     for (const raw of names.sort(Buffer.compare)) {
       const entry = raw.toString('utf8')
@@ -97,7 +116,7 @@ class Packer {
     const file = trying(path, () => openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK))
     const size = Number(stat.size)
     try {
-      yield this.#header(name, stat, { type: 'file', size })
+      yield this.#header(path, name, stat, { type: 'file', size })
       // Exactly what the header says: a log that grows while it is read is cut, one that shrinks is an error.
       for (let left = size; left > 0;) {
         const buffer = Buffer.allocUnsafe(Math.min(CHUNK, left))

@@ -36,6 +36,8 @@ const SYMBOLS = {
   aerie_rename_noreplace: { args: ['ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   aerie_lchown: { args: ['ptr', 'u32', 'u32', 'u32'], returns: 'i32' },
   aerie_space: { args: ['ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_llistxattr: { args: ['ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_lgetxattr: { args: ['ptr', 'u32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   aerie_open_beneath: { args: ['i32', 'ptr', 'u32', 'i32', 'u32'], returns: 'i32' },
 } as const
 

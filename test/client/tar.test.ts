@@ -8,6 +8,8 @@ import { repack } from '../../src/client/repack.ts'
 import { unpack } from '../../src/client/untar.ts'
 import { renameTop } from '../../src/cli/copy.ts'
 import { Fault } from '../../src/lib/fault.ts'
+import { xattrsOf } from '../../src/linux/xattr.ts'
+import { canSet, isRoot, setXattr, testWhere } from '../linux/support.ts'
 
 const home = mkdtempSync(join(tmpdir(), 'aerie-tar-'))
 afterAll(() => { rmSync(home, { recursive: true, force: true }) })
@@ -76,6 +78,24 @@ describe('what we pack', () => {
     expect(lstatSync(join(to, 'shut')).mode & 0o7777).toBe(0)
     expect(readlinkSync(join(to, 'far'))).toBe('t'.repeat(150))
   })
+
+  testWhere(canSet && isRoot, 'attributes of every kind are root\'s to give, on a file system that has them',
+    'keeps capabilities, ACLs and other attributes byte by byte where it is told to, and leaves this host\'s own out', async () => {
+      const acl = Buffer.from('0200000001000600ffffffff020004003930000004000400ffffffff10000400ffffffff20000400ffffffff', 'hex') // u::rw,u:12345:r,g::r,m::r,o::r
+      const capability = Buffer.from('0100000200200000000000000000000000000000', 'hex'), odd = Buffer.of(0, 10, 61, 255)
+      const given: Record<string, Buffer> = { 'security.capability': capability, 'system.posix_acl_access': acl, 'trusted.mine': odd, 'user.empty': Buffer.alloc(0), 'user.large': Buffer.alloc(3000, 10) }
+      writeFileSync(join(from, 'ping'), 'x')
+      for (const [name, value] of Object.entries({ ...given, 'trusted.overlay.origin': odd, 'security.mine': odd, 'user.a=b': odd })) setXattr(join(from, 'ping'), name, value)
+      linkSync(join(from, 'ping'), join(from, 'ping6'))
+      const skipped: string[] = []
+
+      const bytes = await bytesOf(packPath(from, { as: '', xattrs: true, skipped: (path, reason) => skipped.push(`${path}: ${reason}`) }))
+      expect((await tar(['--xattrs', '--xattrs-include=*', '-xpf', '-', '-C', to], bytes)).code).toBe(0)
+
+      expect(Object.fromEntries(xattrsOf(join(to, 'ping6')).map(({ name, value }) => [name.toString(), value]))).toEqual(given)
+      expect(skipped).toEqual([`${join(from, 'ping')}: its attribute "user.a=b" has a name that no tar can say`])
+      expect((await bytesOf(packPath(from, { as: '' }))).includes('SCHILY')).toBe(false)
+    })
 
   test('with the top left out begins with what is in it', async () => {
     writeFileSync(join(from, 'a'), '')

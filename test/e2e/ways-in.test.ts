@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync, copyFileSync, symlinkSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync, copyFileSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
+import { isRoot, setXattr } from '../linux/support.ts'
 import { AERIE, clean, cli, createVm, haveBinary, startDaemon, until, type Daemon } from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
@@ -89,22 +90,26 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
   beforeAll(async () => { daemon = await startDaemon() })
   afterAll(async () => { await clean(daemon) })
 
-  test('a folder becomes an image with its entrypoint, user and environment, and a vm of it runs as they say', async () => {
+  test('a folder becomes an image with its entrypoint, user, environment and file capabilities, and a vm of it runs as they say', async () => {
     const folder = mkdtempSync('/tmp/aerie-tree-')
     try {
       mkdirSync(join(folder, 'bin'))
       mkdirSync(join(folder, 'etc'))
-      mkdirSync(join(folder, 'srv'), { mode: 0o777 })
+      mkdirSync(join(folder, 'srv'))
+      chmodSync(join(folder, 'srv'), 0o777)
       copyFileSync(Bun.which('busybox') ?? '/bin/busybox', join(folder, 'bin/busybox'))
       symlinkSync('busybox', join(folder, 'bin/sh'))
+      mkdirSync(join(folder, 'cap'))
+      copyFileSync(join(folder, 'bin/busybox'), join(folder, 'cap/busybox'))
+      if (isRoot) setXattr(join(folder, 'cap/busybox'), 'security.capability', Buffer.from('0100000201000000000000000000000000000000', 'hex')) // cap_chown=ep
       writeFileSync(join(folder, 'etc/passwd'), 'root:x:0:0::/:/bin/sh\nweb:x:1234:1234::/srv:/bin/sh\n')
       writeFileSync(join(folder, 'etc/group'), 'root:x:0:\nweb:x:1234:\n')
 
-      const imported = await cli(daemon, ['image', 'import', 'mine', folder, '--entrypoint', '["/bin/sh","-c"]', '--cmd', '["echo $A; busybox id -u; busybox pwd; exit 3"]', '--env', 'A=from-image', '--user', 'web', '--workdir', '/srv'])
+      const imported = await cli(daemon, ['image', 'import', 'mine', folder, '--entrypoint', '["/bin/sh","-c"]', '--cmd', '["echo $A; busybox id -u; busybox pwd; busybox touch f; busybox chown 5 f; /cap/busybox chown 7 f; busybox stat -c %u f; exit 3"]', '--env', 'A=from-image', '--user', 'web', '--workdir', '/srv'])
       expect(imported).toMatchObject({ code: 0 })
       expect((await cli(daemon, ['image', 'ls', '-o', 'name'])).stdout.split('\n')).toContain('mine')
 
-      expect(await cli(daemon, ['run', '--memory', '160m', 'mine'])).toMatchObject({ code: 3, stdout: 'from-image\n1234\n/srv\n' })
+      expect(await cli(daemon, ['run', '--memory', '160m', 'mine'])).toMatchObject({ code: 3, stdout: `from-image\n1234\n/srv\n${isRoot ? 7 : 1234}\n`, stderr: expect.stringContaining('not permitted') as unknown })
       expect(await cli(daemon, ['image', 'rm', 'mine'])).toMatchObject({ code: 0 })
     } finally { rmSync(folder, { recursive: true, force: true }) }
   }, 120_000)

@@ -1,5 +1,5 @@
 import { test } from 'bun:test'
-import { mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { memfdSealed } from '../../src/linux/memfd.ts'
@@ -21,6 +21,20 @@ export const temporaryFolder = (): Disposable & { readonly path: string; file(na
   const path = mkdtempSync(join(tmpdir(), 'aerie-linux-'))
   return { path, file: (name) => join(path, name), [Symbol.dispose]: () => { rmSync(path, { recursive: true, force: true }) } }
 }
+
+/** Gives a file an extended attribute; nothing of ours ever does. */
+export const setXattr = (path: string, name: string, value: Buffer): void => {
+  const ran = Bun.spawnSync(['python3', '-c', 'import os, sys; os.setxattr(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), follow_symlinks=False)',
+    path, name, value.toString('hex')])
+  if (ran.exitCode !== 0) throw new Error(`no attribute ${name} for ${path}: ${ran.stderr.toString()}`)
+}
+
+/** Whether the file system of temporary files has extended attributes: tmpfs has none of `user.` before Linux 6.6. */
+export const canSet = ((): boolean => {
+  using folder = temporaryFolder()
+  writeFileSync(folder.file('f'), '')
+  try { setXattr(folder.file('f'), 'user.x', Buffer.from('x')); return true } catch { return false }
+})()
 
 /** What each open descriptor of this process means, by number. */
 export const openFds = (): ReadonlyMap<number, string> => new Map(readdirSync('/proc/self/fd').flatMap((name) => {

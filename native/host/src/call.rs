@@ -42,6 +42,19 @@ pub unsafe fn bytes<'a>(pointer: *const u8, len: u32) -> Result<&'a [u8], i64> {
     Ok(unsafe { core::slice::from_raw_parts(pointer, len) })
 }
 
+/// The room of `len` bytes at `pointer`, which is there to be written.
+///
+/// # Safety
+/// Where it is not null, `pointer` must be valid for reading and writing `len` bytes during the call.
+pub unsafe fn out_bytes<'a>(pointer: *mut u8, len: u32) -> Result<&'a mut [u8], i64> {
+    let len = usize::try_from(len).map_err(|_| error(libc::EINVAL))?;
+    if pointer.is_null() {
+        return Err(error(libc::EFAULT));
+    }
+    // SAFETY: not null, and the caller's promise.
+    Ok(unsafe { core::slice::from_raw_parts_mut(pointer, len) })
+}
+
 /// The structure that an exported function fills; `len` is the caller's idea of its size.
 ///
 /// # Safety

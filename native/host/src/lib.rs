@@ -38,6 +38,7 @@ pub mod message;
 pub mod path;
 pub mod process;
 pub mod socket;
+pub mod xattr;
 
 /// Nothing here panics; if the compiler left a path to it, the process must not run on.
 #[cfg(panic = "abort")]
