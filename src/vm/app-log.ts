@@ -1,6 +1,7 @@
 import { appendFileSync, closeSync, existsSync, fstatSync, openSync, readSync, renameSync, statSync } from 'node:fs'
 import { EventEmitter } from 'node:events'
 import type { LogRecord } from '../guest/frames.ts'
+import { piecesBackwards, readBackwards } from './line-file.ts'
 
 /** One line that the workload (or the agent) wrote. */
 export interface AppLine {
@@ -14,14 +15,18 @@ export interface AppLine {
   readonly b?: string
   /** The line goes on in the next record of its stream. */
   readonly p?: true
+  /** The line began in the record before of its stream. */
+  readonly c?: true
 }
 
 /** A line longer than this is kept in parts. */
 const LINE_MAX = 16_384
+/** How far back is looked for a line that has no end yet, when the daemon comes back. */
+const OPEN_BYTES_MAX = 262_144
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** The text of a line, whatever bytes it held. */
-export const textOf = (line: AppLine): string => line.d ?? Buffer.from(line.b ?? '', 'base64').toString('utf8')
+/** What a line, or a part of one, held. */
+export const bytesOf = (line: AppLine): Buffer => line.d === undefined ? Buffer.from(line.b ?? '', 'base64') : Buffer.from(line.d)
 
 /**
  * What the workload of one vm said, on disk: a JSON object a line, the last `maxBytes` and one older file of the same size.
@@ -35,6 +40,8 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   #size: number
   #next: number
   readonly #partial = new Map<1 | 2 | 3, { bytes: Buffer; offset: number; timeMs: number }>()
+  /** Streams whose last record in the file is a line without its end. */
+  readonly #open: Set<1 | 2 | 3>
 
   constructor(path: string, maxBytes: number) {
     super()
@@ -44,6 +51,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
     appendFileSync(path, endsWhole(path) ? '' : '\n', { mode: 0o600 }) // a crash cut the last line short; who follows needs a file
     this.#size = statSync(path, { throwIfNoEntry: false })?.size ?? 0
     this.#next = lastOffset(path) ?? lastOffset(`${path}.1`) ?? 0
+    this.#open = openStreams(path)
   }
 
   /** The agent's offset from which bytes are still missing here. */
@@ -52,6 +60,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   /** Starts over: a new boot counts its offsets from 0 again, and the next daemon must know. */
   restart(): void {
     this.#partial.clear()
+    this.#open.clear()
     if (this.#next > 0) this.#write([{ o: 0, t: Date.now(), s: 0 }])
   }
 
@@ -72,7 +81,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
       if (end < 0 && bytes.byteLength <= LINE_MAX) break
       const cut = end >= 0 && end <= LINE_MAX ? end : wholeCharacters(bytes, LINE_MAX)
       offset += cut + (cut === end ? 1 : 0)
-      lines.push(lineOf(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
+      lines.push(this.#line(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
       bytes = bytes.subarray(cut + (cut === end ? 1 : 0))
     }
     if (bytes.byteLength > 0) this.#partial.set(record.stream, { bytes: Buffer.from(bytes), offset, timeMs: record.timeMs })
@@ -88,8 +97,14 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   }
 
   #flush(stream: 1 | 2 | 3, held: { bytes: Buffer; offset: number; timeMs: number }, lines: AppLine[]): void {
-    lines.push(lineOf(held.bytes, held.offset + held.bytes.byteLength, held.timeMs, stream, true))
+    lines.push(this.#line(held.bytes, held.offset + held.bytes.byteLength, held.timeMs, stream, true))
     this.#partial.delete(stream)
+  }
+
+  #line(bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine {
+    const rest = { o: offset, t: timeMs, s: stream, ...(partial && { p: true as const }), ...(this.#open.has(stream) && { c: true as const }) }
+    if (partial) this.#open.add(stream); else this.#open.delete(stream)
+    try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
   }
 
   #write(lines: readonly AppLine[]): void {
@@ -113,61 +128,6 @@ const wholeCharacters = (bytes: Buffer, at: number): number => {
   return at
 }
 
-const lineOf = (bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine => {
-  const rest = { o: offset, t: timeMs, s: stream, ...(partial ? { p: true as const } : {}) }
-  try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
-}
-
-/** Blocks as stat(2) counts them. */
-const STAT_BLOCK = 512
-
-/**
- * Where a log begins to hold something. The old part of a console is given back to the disk (`vm/console-size.ts`) and reads as zeros, any
- * number of gigabytes of them: as many bytes as the file has blocks stand at its end.
- */
-export const firstByte = (fd: number): number => {
-  const { size, blocks } = fstatSync(fd), held = blocks * STAT_BLOCK
-  if (held >= size) return 0
-  const front = Buffer.alloc(4096) // a file system that compresses has few blocks too, and no hole in front
-  return front.subarray(0, readSync(fd, front, 0, front.byteLength, 0)).every((byte) => byte === 0) ? size - held : 0
-}
-
-/** Of a line that is read back. A guest may write its console for ever and end no line: more than this of one is left out. */
-const BACK_MAX = 1_048_576
-const BACK_CHUNK = 65_536
-
-/**
- * The lines of a file from its end: `take` says whether it wants the one before, newest first. Empty lines are left out.
- */
-export const readBackwards = (path: string, take: (line: string) => boolean): void => {
-  if (!existsSync(path)) return
-  const fd = openSync(path, 'r')
-  try {
-    const from = firstByte(fd)
-    const say = (parts: readonly Buffer[]): boolean => {
-      const line = Buffer.concat(parts).toString('utf8')
-      return line === '' || take(line)
-    }
-    /** The line that is being put together, its parts in order, and how long it is. */
-    let parts: Buffer[] = [], length = 0
-    for (let at = fstatSync(fd).size; at > from;) {
-      const size = Math.min(BACK_CHUNK, at - from), chunk = Buffer.alloc(size)
-      at -= size
-      readSync(fd, chunk, 0, size, at)
-      let end = size
-      for (let cut = chunk.lastIndexOf(10); cut >= 0; cut = cut === 0 ? -1 : chunk.lastIndexOf(10, cut - 1)) {
-        if (!say([chunk.subarray(cut + 1, end), ...parts])) return
-        parts = []
-        length = 0
-        end = cut
-      }
-      if (length < BACK_MAX) parts.unshift(chunk.subarray(0, end))
-      length += end
-    }
-    say(parts)
-  } finally { closeSync(fd) }
-}
-
 const endsWhole = (path: string): boolean => {
   if (!existsSync(path)) return true
   const fd = openSync(path, 'r')
@@ -184,4 +144,25 @@ const lastOffset = (path: string): number | undefined => {
     return false
   })
   return found
+}
+
+/** The streams whose last record is a line without its end. */
+const openStreams = (path: string): Set<1 | 2 | 3> => {
+  const seen = new Set<number>(), open = new Set<1 | 2 | 3>()
+  const fd = openSync(path, 'r')
+  try {
+    let left = OPEN_BYTES_MAX
+    for (const lines of piecesBackwards(fd)) {
+      for (const line of lines) {
+        let record: AppLine
+        try { record = JSON.parse(line) as AppLine } catch { continue }
+        if (record.s === 0) return open
+        if (!seen.has(record.s) && record.p) open.add(record.s)
+        seen.add(record.s)
+        left -= line.length
+      }
+      if (left <= 0 || seen.size === 3) break
+    }
+    return open
+  } finally { closeSync(fd) }
 }

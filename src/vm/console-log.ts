@@ -1,4 +1,4 @@
-import { readBackwards } from './app-log.ts'
+import { readBackwards } from './line-file.ts'
 
 /** The last lines of a console's log, oldest first, without the control characters that a terminal would act on. */
 export const lastLines = (path: string, count: number): string[] => {

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { AppLog, readBackwards, textOf, type AppLine } from '../../src/vm/app-log.ts'
+import { AppLog, bytesOf, type AppLine } from '../../src/vm/app-log.ts'
 
 let folder: string, path: string
 beforeEach(() => { folder = mkdtempSync('/tmp/aerie-u-'); path = join(folder, 'app.jsonl') })
@@ -9,7 +9,7 @@ afterEach(() => { rmSync(folder, { recursive: true }) })
 
 const open = (maxBytes = 1_000_000) => new AppLog(path, maxBytes)
 const lines = (of = path): AppLine[] => existsSync(of) ? readFileSync(of, 'utf8').split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as AppLine) : []
-const texts = (of = path): string[] => lines(of).map((line) => textOf(line))
+const texts = (of = path): string[] => lines(of).map((line) => bytesOf(line).toString())
 
 /** What an agent sends: each piece at the offset where the last one ended. */
 const sayer = (log: AppLog, from = 0) => {
@@ -47,7 +47,7 @@ describe('lines', () => {
     say('err\n', 2)
     say(' done\n')
 
-    expect(lines().map(({ s, d, p }) => [s, d, p])).toEqual([[1, 'half', true], [2, 'err', undefined], [1, ' done', undefined]])
+    expect(lines().map(({ s, d, p, c }) => [s, d, p, c])).toEqual([[1, 'half', true, undefined], [2, 'err', undefined, undefined], [1, ' done', undefined, true]])
   })
 
   test('whose end never comes are written when the workload has ended', () => {
@@ -64,7 +64,8 @@ describe('lines', () => {
     const log = open(), long = 'x'.repeat(16_384), longer = 'y'.repeat(40_000), say = sayer(log)
     const end = say(`${long}\n${longer}\nend\n`)
 
-    expect(lines().map(({ d = '', p }) => [d.length, p])).toEqual([[16_384, undefined], [16_384, true], [16_384, true], [40_000 - 2 * 16_384, undefined], [3, undefined]])
+    expect(lines().map(({ d = '', p, c }) => [d.length, p, c])).toEqual([[16_384, undefined, undefined], [16_384, true, undefined], [16_384, true, true],
+      [40_000 - 2 * 16_384, undefined, true], [3, undefined, undefined]])
     expect(texts().join('')).toBe(`${long}${longer}end`)
     expect(log.next).toBe(end)
   })
@@ -92,7 +93,7 @@ describe('lines', () => {
     const say = sayer(open())
     for (let at = 0; at < bytes.byteLength;) { const size = 1 + random(5000); say(bytes.subarray(at, at + size)); at += size }
 
-    const joined = lines().map((line) => `${textOf(line)}${line.p ? '' : '\n'}`).join('')
+    const joined = lines().map((line) => `${bytesOf(line).toString()}${line.p ? '' : '\n'}`).join('')
     expect(joined).toBe(text)
   })
 })
@@ -125,6 +126,24 @@ describe('after a restart of the daemon', () => {
     expect(log.next).toBe(8)
     sayer(log, 8)('hello\n')
     expect(texts()).toEqual(['one', 'two', 'hello'])
+  })
+
+  test('a line that was half written goes on, though others came after it, and one of the boot before does not', () => {
+    const first = open(), say = sayer(first)
+    say('half')
+    say('err\n', 2)
+    first.flush()
+
+    const log = open()
+    sayer(log, log.next)(' done\nnew\n')
+    expect(lines().map(({ d, p, c }) => [d, p, c])).toEqual([['half', true, undefined], ['err', undefined, undefined], [' done', undefined, true], ['new', undefined, undefined]])
+
+    sayer(log, log.next)('cut')
+    log.flush()
+    log.restart()
+    sayer(open())('fresh\n')
+    expect(lines().at(-1)).toMatchObject({ d: 'fresh' })
+    expect(lines().at(-1)?.c).toBeUndefined()
   })
 
   test('a last line that the crash cut short is had again', () => {
@@ -187,48 +206,4 @@ test('whoever waits for lines is woken when they are in the file', () => {
   say(' back\n')
 
   expect(seen).toEqual([2, 3])
-})
-
-describe('reading a file from its end', () => {
-  const read = (text: string | Buffer, count = Number.POSITIVE_INFINITY): string[] => {
-    writeFileSync(path, text)
-    const seen: string[] = []
-    readBackwards(path, (line) => { seen.push(line); return seen.length < count })
-    return seen
-  }
-
-  test('gives its lines newest first, and stops when it is told to', () => {
-    expect(read('a\nb\nc\n')).toEqual(['c', 'b', 'a'])
-    expect(read('a\nb\nc\n', 2)).toEqual(['c', 'b'])
-    expect(read('a\nb\nno end')).toEqual(['no end', 'b', 'a'])
-    expect(read('a\n\n\nb\n')).toEqual(['b', 'a'])
-    expect(read('')).toEqual([])
-    expect(read('\n')).toEqual([])
-    expect(read('x')).toEqual(['x'])
-  })
-
-  test('gives every line whole, wherever the pieces that it reads end', () => {
-    const all = Array.from({ length: 400 }, (_, index) => `${index}:${'x'.repeat((index * 997) % 3000)}`)
-
-    expect(read(`${all.join('\n')}\n`)).toEqual(all.toReversed())
-    for (const size of [65_535, 65_536, 65_537, 131_072]) expect(read(`${'a'.repeat(size)}\n${'b'.repeat(size)}\n`)).toEqual(['b'.repeat(size), 'a'.repeat(size)])
-  })
-
-  test('of a file that is not there gives nothing', () => {
-    readBackwards(join(folder, 'none'), () => { throw new Error('a line of nothing') })
-  })
-
-  test('of a guest that never ended a line takes no time that grows with its square', () => {
-    const start = performance.now()
-
-    const [last = ''] = read(Buffer.alloc(64 * 2 ** 20, 'x'))
-
-    expect(last.length).toBeGreaterThan(100_000)
-    expect(last.length).toBeLessThan(4 * 2 ** 20)
-    expect(performance.now() - start).toBeLessThan(3000)
-  })
-
-  test('goes on before a line that is too long', () => {
-    expect(read(`first\n${'x'.repeat(5 * 2 ** 20)}\nlast\n`).map((line) => line.length)).toEqual([4, expect.any(Number) as number, 5])
-  })
 })

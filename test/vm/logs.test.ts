@@ -80,6 +80,75 @@ describe('a log', () => {
   })
 })
 
+describe('a line in several records', () => {
+  const long = 'x'.repeat(50_000)
+
+  test('is one line, shown when it has ended: a long one, and one that the other stream got ahead of', async () => {
+    say('half')
+    say('err\n', 2)
+    say(` done\n${long}\nlast`)
+    say('oops\n', 2)
+    log.flush()
+
+    const whole = [['stderr', 'err'], ['stdout', 'half done'], ['stdout', long], ['stderr', 'oops'], ['stdout', 'last']]
+    expect((await read()).map((one) => [one.stream, one.line])).toEqual(whole)
+    // counted from the end, it stands where its last record does that is there
+    const back = [['stderr', 'err'], ['stdout', 'half done'], ['stdout', long], ['stdout', 'last'], ['stderr', 'oops']]
+    for (let tail = 1; tail <= 5; tail++) expect((await read({ tail })).map((one) => [one.stream, one.line])).toEqual(back.slice(-tail))
+  })
+
+  test('has the character in it that two records share', async () => {
+    const euro = Buffer.from('1 €\n')
+    for (const [stream, bytes] of [[1, euro.subarray(0, 3)], [2, Buffer.from('!\n')], [1, euro.subarray(3)]] as const) {
+      log.take({ stream, offset, timeMs: 1, bytes })
+      offset += bytes.byteLength
+    }
+
+    expect(await texts()).toEqual(['!', '1 €'])
+    expect(await texts({ tail: 1 })).toEqual(['1 €'])
+  })
+
+  test('that never ends is shown at the end of its boot, and never joined with the next one\'s', async () => {
+    say('Password: ')
+    log.flush()
+    log.restart()
+    offset = 0
+    say('hello\n')
+
+    expect(await texts()).toEqual(['Password: ', 'hello'])
+    expect(await texts({ tail: 5 })).toEqual(['Password: ', 'hello'])
+  })
+
+  test('without an end costs a megabyte at most, and is shown in pieces', async () => {
+    log = new AppLog(at.appLog, 100_000_000)
+    for (let i = 0; i < 100; i++) say('y'.repeat(50_000))
+    say('\n')
+
+    for (const lines of [await texts(), await texts({ tail: 100 })]) {
+      expect(lines.length).toBe(5)
+      expect(lines.join('')).toBe('y'.repeat(5_000_000))
+      for (const line of lines) expect(line.length).toBeLessThan(1_100_000)
+    }
+  })
+})
+
+describe('a reader that finds nothing', () => {
+  test('leaves the event loop to others between two pieces of the file', async () => {
+    log = new AppLog(at.appLog, 100_000_000)
+    for (let i = 0; i < 40; i++) say(`${'noise '.repeat(20_000)}\n`)
+    for (const query of [{ source: 'agent' }, { source: 'agent', tail: 5 }] as const) {
+      let turns = 0, reading = true
+      const turn = (): void => { turns++; if (reading) setImmediate(turn) }
+      setImmediate(turn)
+
+      expect(await texts(query)).toEqual([])
+
+      reading = false
+      expect(turns).toBeGreaterThan(10) // 4.8 MB in pieces of 256 KiB at most
+    }
+  })
+})
+
 describe('the tail', () => {
   test('is the last lines of one source, oldest first', async () => {
     for (let i = 0; i < 20; i++) { say(`line ${i}\n`); say(`noise ${i}\n`, 3) }
@@ -147,6 +216,21 @@ describe('a reader that follows', () => {
 
     expect(await reader.sees(1)).toEqual(['hello'])
     await reader.stop()
+  })
+
+  test('sees a line whole that was half there when it came', async () => {
+    say('half')
+    say('err\n', 2) // writes the half
+    const all = follow(), one = follow({ tail: 1 })
+    expect(await all.sees(1)).toEqual(['err'])
+    expect(await one.sees(1)).toEqual(['err'])
+
+    say(' done\n')
+
+    expect(await all.sees(2)).toEqual(['err', 'half done'])
+    expect(await one.sees(2)).toEqual(['err', 'half done'])
+    await all.stop()
+    await one.stop()
   })
 
   test('sees every line once while the file is turned over under it', async () => {
