@@ -4,19 +4,21 @@
 //! 0x100, MSI-X table at 0x800, pending bits at 0xc00. Doorbells are BAR 2, one address for all queues, so one ioeventfd
 //! serves the function.
 
+mod common;
+mod state;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Io, Returned, ServeError};
-use super::{Backend, CONFIG_BYTES, Command, Next, Source, feature};
 use crate::memory::Ram;
 use crate::pci::msix::{NO_VECTOR, PENDING, TABLE, TABLE_BYTES, VECTORS};
 use crate::pci::{ConfigSpace, MsiSink, Msix, Window, config::Identity};
-use crate::state::{Decoder, Encoder, StateError};
+use crate::virtio::chain::{Io, Returned, ServeError};
+use crate::virtio::{Backend, CONFIG_BYTES, Command, Next, Source, feature};
 
 const COMMON_BYTES: usize = 0x38;
 const ISR: usize = 0x80;
@@ -194,46 +196,6 @@ impl Function {
         inner.backend.features() | feature::VERSION_1 | feature::EVENT_IDX
     }
 
-    fn publish_common(&self, inner: &Inner) {
-        let mut page = [0u8; COMMON_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-        let half = |value: u64, select: u32| match select {
-            0 => (value & 0xffff_ffff) as u32,
-            1 => (value >> 32) as u32,
-            _ => 0,
-        };
-        put(0x00, &inner.device_feature_select.to_le_bytes());
-        put(
-            0x04,
-            &half(Self::features(inner), inner.device_feature_select).to_le_bytes(),
-        );
-        put(0x08, &inner.driver_feature_select.to_le_bytes());
-        put(
-            0x0c,
-            &half(inner.driver_features, inner.driver_feature_select).to_le_bytes(),
-        );
-        put(0x10, &inner.config_vector.to_le_bytes());
-        put(
-            0x12,
-            &u16::try_from(inner.queues.len()).unwrap_or(0).to_le_bytes(),
-        );
-        put(0x14, &[inner.status, inner.generation]);
-        put(0x16, &inner.queue_select.to_le_bytes());
-        let selected = usize::from(inner.queue_select);
-        if let (Some(queue), Some(vector)) =
-            (inner.queues.get(selected), inner.vectors.get(selected))
-        {
-            put(0x18, &queue.size().to_le_bytes());
-            put(0x1a, &vector.to_le_bytes());
-            put(0x1c, &u16::from(queue.ready()).to_le_bytes());
-            put(0x1e, &inner.queue_select.to_le_bytes());
-            put(0x20, &queue.desc_table().to_le_bytes());
-            put(0x28, &queue.avail_ring().to_le_bytes());
-            put(0x30, &queue.used_ring().to_le_bytes());
-        }
-        self.window.write_registers(self.slot, 0, &page);
-    }
-
     fn publish_config(&self, inner: &Inner) {
         let mut config = [0u8; CONFIG_BYTES];
         inner.backend.config(&mut config);
@@ -284,122 +246,6 @@ impl Function {
             }
             _ => {}
         }
-    }
-
-    fn write_common(&self, inner: &mut Inner, offset: usize, data: &[u8]) {
-        let mut raw = [0u8; 8];
-        let length = data.len().min(8);
-        raw[..length].copy_from_slice(&data[..length]);
-        let value = u64::from_le_bytes(raw);
-        let (low, half, byte) = (
-            (value & 0xffff_ffff) as u32,
-            (value & 0xffff) as u16,
-            (value & 0xff) as u8,
-        );
-        // Queues are set up before the driver is ready and stay until it resets (2.1.2, 4.1.5.1.3).
-        let selected = usize::from(inner.queue_select);
-        let open = inner.status & DRIVER_OK == 0;
-        match (offset, length) {
-            (0x00, 4) => inner.device_feature_select = low,
-            (0x08, 4) => inner.driver_feature_select = low,
-            (0x0c, 4) if inner.status & FEATURES_OK == 0 => match inner.driver_feature_select {
-                0 => inner.driver_features = inner.driver_features & !0xffff_ffff | u64::from(low),
-                1 => {
-                    inner.driver_features =
-                        inner.driver_features & 0xffff_ffff | u64::from(low) << 32
-                }
-                _ => {}
-            },
-            (0x10, 2) => {
-                inner.config_vector = if usize::from(half) < VECTORS {
-                    half
-                } else {
-                    NO_VECTOR
-                }
-            }
-            (0x14, 1) => self.write_status(inner, byte),
-            (0x16, 2) => inner.queue_select = half,
-            (0x1a, 2) => {
-                if let Some(vector) = inner.vectors.get_mut(selected) {
-                    *vector = if usize::from(half) < VECTORS {
-                        half
-                    } else {
-                        NO_VECTOR
-                    };
-                }
-            }
-            (0x18..COMMON_BYTES, _) if open => {
-                let Some(queue) = inner.queues.get_mut(selected) else {
-                    return;
-                };
-                match (offset, length) {
-                    (0x18, 2) => queue.set_size(half),
-                    (0x1c, 2) => queue.set_ready(half == 1),
-                    (0x20, 4) => queue.set_desc_table_address(Some(low), None),
-                    (0x24, 4) => queue.set_desc_table_address(None, Some(low)),
-                    (0x28, 4) => queue.set_avail_ring_address(Some(low), None),
-                    (0x2c, 4) => queue.set_avail_ring_address(None, Some(low)),
-                    (0x30, 4) => queue.set_used_ring_address(Some(low), None),
-                    (0x34, 4) => queue.set_used_ring_address(None, Some(low)),
-                    _ => {}
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn write_status(&self, inner: &mut Inner, status: u8) {
-        if status == 0 {
-            self.reset(inner);
-            return;
-        }
-        let mut next = inner.status | status & !NEEDS_RESET;
-        if next & FEATURES_OK != 0 && inner.status & FEATURES_OK == 0 {
-            let offered = Self::features(inner);
-            if inner.driver_features & !offered != 0
-                || inner.driver_features & feature::VERSION_1 == 0
-            {
-                next &= !FEATURES_OK;
-            }
-        }
-        if next & DRIVER_OK != 0 && inner.status & DRIVER_OK == 0 {
-            if next & FEATURES_OK == 0 {
-                return;
-            }
-            let event_idx = inner.driver_features & feature::EVENT_IDX != 0;
-            let memory = self.ram.guest();
-            let mut valid = true;
-            for queue in inner.queues.iter_mut().filter(|queue| queue.ready()) {
-                queue.set_event_idx(event_idx);
-                valid &= queue.is_valid(memory);
-            }
-            if !valid {
-                self.fail(inner);
-                return;
-            }
-            inner.status = next;
-            let features = inner.driver_features;
-            inner.backend.start(features);
-            self.publish_config(inner);
-            // Whatever the device has to say first must not wait for a doorbell.
-            let _ = self.kick.write(1);
-            return;
-        }
-        inner.status = next;
-    }
-
-    fn reset(&self, inner: &mut Inner) {
-        inner.backend.reset();
-        inner.queues = new_queues(inner.backend.queue_sizes());
-        inner.vectors.fill(NO_VECTOR);
-        inner.config_vector = NO_VECTOR;
-        inner.device_feature_select = 0;
-        inner.driver_feature_select = 0;
-        inner.driver_features = 0;
-        inner.status = 0;
-        inner.queue_select = 0;
-        inner.returned.clear();
-        self.publish_config(inner);
     }
 
     /// The guest broke the device: it stands still until the driver resets it (2.1.2).
@@ -497,104 +343,5 @@ impl Function {
         let mut counters = inner.backend.counters();
         counters.push(("device_resets_needed", inner.broken));
         counters
-    }
-
-    /// State for a snapshot; the caller has paused the function.
-    pub fn save(&self, out: &mut Encoder) {
-        let inner = self.lock();
-        out.u8(self.slot);
-        out.u16(inner.backend.kind() as u16);
-        out.bytes(inner.config.save());
-        inner.msix.save(out);
-        out.u16(inner.config_vector);
-        out.u32(inner.device_feature_select);
-        out.u32(inner.driver_feature_select);
-        out.u64(inner.driver_features);
-        out.u8(inner.status);
-        out.u8(inner.generation);
-        out.u16(inner.queue_select);
-        out.u32(u32::try_from(inner.queues.len()).unwrap_or(0));
-        for (queue, vector) in inner.queues.iter().zip(&inner.vectors) {
-            let state = queue.state();
-            out.u16(*vector);
-            out.u16(state.size);
-            out.bool(state.ready);
-            out.u16(state.next_avail);
-            out.u16(state.next_used);
-            out.u64(state.desc_table);
-            out.u64(state.avail_ring);
-            out.u64(state.used_ring);
-        }
-        let mut backend = Encoder::new();
-        inner.backend.save(&mut backend);
-        out.bytes(&backend.into_bytes());
-    }
-
-    /// Takes a state over; the function is left paused.
-    ///
-    /// # Errors
-    /// When the state is of another device or impossible.
-    pub fn load(&self, from: &mut Decoder<'_>) -> Result<(), StateError> {
-        let mut inner = self.lock();
-        let inner = &mut *inner;
-        if from.u16()? != inner.backend.kind() as u16 {
-            return Err(StateError::Invalid("device kind in its slot"));
-        }
-        inner.config.load(from.bytes()?);
-        inner.msix.load(from)?;
-        let vector = |raw: u16| {
-            if usize::from(raw) < VECTORS {
-                raw
-            } else {
-                NO_VECTOR
-            }
-        };
-        inner.config_vector = vector(from.u16()?);
-        inner.device_feature_select = from.u32()?;
-        inner.driver_feature_select = from.u32()?;
-        inner.driver_features = from.u64()?;
-        inner.status = from.u8()?;
-        inner.generation = from.u8()?;
-        inner.queue_select = from.u16()?;
-        if inner.driver_features & !Self::features(inner) != 0 {
-            return Err(StateError::Invalid("device features"));
-        }
-        let sizes = inner.backend.queue_sizes();
-        if from.count(64, "number of queues")? as usize != sizes.len() {
-            return Err(StateError::Invalid("number of queues"));
-        }
-        for (index, max_size) in sizes.iter().enumerate() {
-            inner.vectors[index] = vector(from.u16()?);
-            let state = QueueState {
-                max_size: *max_size,
-                event_idx_enabled: inner.driver_features & feature::EVENT_IDX != 0,
-                size: from.u16()?,
-                ready: from.bool()?,
-                next_avail: from.u16()?,
-                next_used: from.u16()?,
-                desc_table: from.u64()?,
-                avail_ring: from.u64()?,
-                used_ring: from.u64()?,
-            };
-            let queue = Queue::try_from(state).map_err(|_| StateError::Invalid("queue"))?;
-            if queue.ready() && inner.status & DRIVER_OK != 0 && !queue.is_valid(self.ram.guest()) {
-                return Err(StateError::Invalid("queue outside memory"));
-            }
-            inner.queues[index] = queue;
-        }
-        if inner.status & DRIVER_OK != 0 {
-            let features = inner.driver_features;
-            inner.backend.start(features);
-        }
-        let mut backend = Decoder::new(from.bytes()?);
-        inner.backend.load(&mut backend)?;
-        backend.finish()?;
-        inner.paused = true;
-        inner.returned.clear();
-        inner.config.publish(&self.window);
-        inner.msix.publish(&self.window);
-        self.publish_config(inner);
-        self.publish_common(inner);
-        Ok(())
     }
 }

@@ -7,144 +7,30 @@
 //!           vm.delete
 //! ```
 
+mod fault;
+mod turn;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
-use serde_json::{Value, json};
+use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::server::{Incoming, Server};
+use crate::api::server::Server;
 use crate::config::{ConfigError, VmConfig};
 use crate::events::Events;
 use crate::layout;
-use crate::machine::bus::Request;
-use crate::machine::cpu_state::CpuStateError;
-use crate::machine::save::SaveError;
 use crate::machine::vcpu::{Stop, StopSink};
 use crate::machine::{Machine, MachineError, Prepare, RamSource};
 use crate::reactor::{EDGE, READ, Reactor, Token};
 use crate::resources::{Opener, Resources};
-use crate::snapshot::SnapshotError;
-use crate::virtio::{Function, Next};
 
-/// Why the process ends otherwise than asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Fatal {
-    /// The loop cannot go on.
-    #[error("the host refuses the main loop")]
-    Loop(#[source] io::Error),
-    /// A processor cannot go on.
-    #[error("processor {cpu} stopped: {reason}")]
-    Processor {
-        /// Which.
-        cpu: u8,
-        /// Why.
-        reason: String,
-    },
-    /// The guest told of its panic and then reset.
-    #[error("the guest panicked")]
-    GuestPanicked,
-    /// The machine of the launch could not be made.
-    #[error("cannot start the machine")]
-    Start(#[source] VerbError),
-}
-
-impl Fatal {
-    /// A stable word for programs.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Loop(_) => "loop_failed",
-            Self::Processor { .. } => "processor_failed",
-            Self::GuestPanicked => "guest_panicked",
-            Self::Start(error) => error.code(),
-        }
-    }
-}
-
-/// Why a verb was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum VerbError {
-    /// The body is no JSON.
-    #[error("the body is not JSON")]
-    Json(#[source] serde_json::Error),
-    /// A field is wrong.
-    #[error("the configuration is refused")]
-    Config(#[from] ConfigError),
-    /// There is no machine yet.
-    #[error("no machine has been created")]
-    NotCreated,
-    /// There is one already.
-    #[error("a machine has been created already")]
-    AlreadyCreated,
-    /// Not in this state.
-    #[error("the machine is {0}")]
-    State(&'static str),
-    /// It could not be built.
-    #[error("the machine could not be built")]
-    Machine(#[from] MachineError),
-    /// A snapshot was refused or could not be written.
-    #[error("the snapshot failed")]
-    Snapshot(#[from] SnapshotError),
-    /// A machine could not be saved or filled.
-    #[error("the machine's state could not be moved")]
-    Save(#[from] SaveError),
-    /// A device that the verb needs is not there.
-    #[error("the machine has no {0}")]
-    NoDevice(&'static str),
-}
-
-impl VerbError {
-    /// A stable word for programs.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Json(_) => "body_not_json",
-            Self::Config(ConfigError {
-                unsupported: true, ..
-            }) => "not_supported",
-            Self::Config(_) => "config_invalid",
-            Self::NotCreated => "vm_not_created",
-            Self::AlreadyCreated => "vm_already_created",
-            Self::State(_) => "vm_state",
-            Self::Machine(_) => "machine_failed",
-            Self::NoDevice(_) => "device_missing",
-            Self::Snapshot(SnapshotError::File { .. }) => "snapshot_file",
-            Self::Snapshot(_) | Self::Save(SaveError::State(_) | SaveError::Shape(_)) => {
-                "snapshot_invalid"
-            }
-            Self::Save(SaveError::Cpu { source, .. }) => match source {
-                CpuStateError::Missing(_) => "snapshot_host_lacks",
-                CpuStateError::State(_) => "snapshot_invalid",
-                CpuStateError::Kvm { .. } => "machine_failed",
-            },
-            Self::Save(SaveError::Kvm(_)) => "machine_failed",
-        }
-    }
-
-    /// Its status.
-    #[must_use]
-    pub const fn status(&self) -> u16 {
-        match self {
-            Self::Json(_) | Self::Config(_) => 400,
-            Self::NotCreated => 404,
-            Self::AlreadyCreated | Self::State(_) | Self::NoDevice(_) => 409,
-            Self::Snapshot(SnapshotError::State(_) | SnapshotError::Memory(_))
-            | Self::Save(SaveError::State(_) | SaveError::Shape(_)) => 400,
-            Self::Save(SaveError::Cpu {
-                source: CpuStateError::Missing(_) | CpuStateError::State(_),
-                ..
-            }) => 400,
-            Self::Machine(_) | Self::Snapshot(_) | Self::Save(_) => 500,
-        }
-    }
-}
+pub use fault::{Fatal, VerbError};
 
 /// What processors have said and nobody has heard yet.
 #[derive(Debug)]
@@ -418,175 +304,6 @@ impl Vmm {
     /// Asks the process to end; it answers what it owes first.
     pub fn end(&mut self) {
         self.ended = true;
-    }
-
-    /// The loop. Returns when the guest powered off or somebody asked for the end.
-    ///
-    /// # Errors
-    /// When the guest or the host makes it impossible to go on.
-    pub fn run(&mut self) -> Result<(), Fatal> {
-        let mut ready = Vec::new();
-        while !self.ended {
-            let deadline = self
-                .later
-                .iter()
-                .map(|(_, at)| *at)
-                .chain(self.server.as_ref().and_then(Server::deadline))
-                .min();
-            self.reactor
-                .wait(deadline, &mut ready)
-                .map_err(Fatal::Loop)?;
-            for (token, events) in ready.drain(..) {
-                match token {
-                    Token::Listener => {
-                        if let Some(server) = &mut self.server {
-                            server.accept(&self.reactor);
-                        }
-                    }
-                    Token::Connection(number) => {
-                        let incoming = self
-                            .server
-                            .as_mut()
-                            .and_then(|server| server.ready(number, events, &self.reactor));
-                        self.serve_requests(incoming);
-                    }
-                    Token::Kick(slot) => self.serve_function(slot, true),
-                    Token::Source(slot) => self.serve_function(slot, false),
-                    Token::Stops => self.hear_stops()?,
-                }
-            }
-            self.serve_later();
-            self.answer_waiting();
-        }
-        self.stop_machine();
-        if let Some(server) = &mut self.server {
-            server.finish();
-        }
-        Ok(())
-    }
-
-    fn function(&self, slot: u8) -> Option<Arc<Function>> {
-        self.machine
-            .as_ref()?
-            .on_loop()
-            .iter()
-            .find(|function| function.slot() == slot)
-            .cloned()
-    }
-
-    fn serve_function(&mut self, slot: u8, rung: bool) {
-        let Some(function) = self.function(slot) else {
-            return;
-        };
-        if rung {
-            let _ = function.kick().read();
-        } else {
-            function.source_ready();
-        }
-        self.later.retain(|(waiting, _)| *waiting != slot);
-        match function.serve() {
-            Ok(Next::Wait) => {}
-            Ok(Next::Again) => self.later.push((slot, Instant::now())),
-            Ok(Next::At(at)) => self.later.push((slot, at)),
-            Err(error) => {
-                let chain = crate::chain_of(&error);
-                self.events.note(
-                    "virtio-device",
-                    "broken",
-                    json!({ "id": function.id(), "chain": chain }),
-                );
-            }
-        }
-    }
-
-    fn serve_later(&mut self) {
-        let now = Instant::now();
-        let due: Vec<u8> = self
-            .later
-            .iter()
-            .filter(|(_, at)| *at <= now)
-            .map(|(slot, _)| *slot)
-            .collect();
-        for slot in due {
-            self.serve_function(slot, false);
-        }
-    }
-
-    fn hear_stops(&mut self) -> Result<(), Fatal> {
-        let _ = self.stops.bell.read();
-        loop {
-            let heard = self
-                .stops
-                .queue
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop_front();
-            let Some((cpu, stop)) = heard else {
-                return Ok(());
-            };
-            match stop {
-                Stop::Panicked => self.events.note("vm", "panic", Value::Null),
-                Stop::Request(Request::PowerOff) => {
-                    self.events.note("vm", "shutdown", Value::Null);
-                    if self.hold {
-                        self.stop_machine();
-                    } else {
-                        self.ended = true;
-                    }
-                }
-                Stop::Request(Request::Reset) | Stop::TripleFault => {
-                    let panicked = self
-                        .machine
-                        .as_ref()
-                        .is_some_and(|machine| machine.bus().panicked.load(Ordering::Relaxed));
-                    if panicked && !self.hold {
-                        return Err(Fatal::GuestPanicked);
-                    }
-                    self.events.note(
-                        "vm",
-                        "reset",
-                        json!({ "triple_fault": stop == Stop::TripleFault }),
-                    );
-                    if self.hold {
-                        self.stop_machine();
-                        continue;
-                    }
-                    self.reboot().map_err(Fatal::Start)?;
-                }
-                Stop::Failed(reason) => return Err(Fatal::Processor { cpu, reason }),
-            }
-        }
-    }
-
-    fn serve_requests(&mut self, mut incoming: Option<Incoming>) {
-        while let Some(request) = incoming {
-            let connection = request.connection;
-            let outcome = crate::api::routes::route(self, request);
-            let Some(server) = &mut self.server else {
-                return;
-            };
-            incoming = match outcome {
-                crate::api::routes::Outcome::Answer(response) => {
-                    server.answer(connection, &response, &self.reactor)
-                }
-                crate::api::routes::Outcome::Wait { after, time } => {
-                    server.wait(connection, after, Instant::now() + time);
-                    None
-                }
-            };
-        }
-    }
-
-    fn answer_waiting(&mut self) {
-        let Some(server) = &self.server else { return };
-        for (connection, after) in server.due(self.events.last(), Instant::now()) {
-            let response = crate::api::http::Response::json(&self.events.after(after));
-            let next = self
-                .server
-                .as_mut()
-                .and_then(|server| server.answer(connection, &response, &self.reactor));
-            self.serve_requests(next);
-        }
     }
 
     /// The state's name in Cloud Hypervisor's `vm.info`.

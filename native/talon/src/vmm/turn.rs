@@ -1,0 +1,185 @@
+//! The loop: whatever is ready gets its turn.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{Fatal, Vmm};
+use crate::api::server::{Incoming, Server};
+use crate::machine::bus::Request;
+use crate::machine::vcpu::Stop;
+use crate::reactor::Token;
+use crate::virtio::{Function, Next};
+
+impl Vmm {
+    /// The loop. Returns when the guest powered off or somebody asked for the end.
+    ///
+    /// # Errors
+    /// When the guest or the host makes it impossible to go on.
+    pub fn run(&mut self) -> Result<(), Fatal> {
+        let mut ready = Vec::new();
+        while !self.ended {
+            let deadline = self
+                .later
+                .iter()
+                .map(|(_, at)| *at)
+                .chain(self.server.as_ref().and_then(Server::deadline))
+                .min();
+            self.reactor
+                .wait(deadline, &mut ready)
+                .map_err(Fatal::Loop)?;
+            for (token, events) in ready.drain(..) {
+                match token {
+                    Token::Listener => {
+                        if let Some(server) = &mut self.server {
+                            server.accept(&self.reactor);
+                        }
+                    }
+                    Token::Connection(number) => {
+                        let incoming = self
+                            .server
+                            .as_mut()
+                            .and_then(|server| server.ready(number, events, &self.reactor));
+                        self.serve_requests(incoming);
+                    }
+                    Token::Kick(slot) => self.serve_function(slot, true),
+                    Token::Source(slot) => self.serve_function(slot, false),
+                    Token::Stops => self.hear_stops()?,
+                }
+            }
+            self.serve_later();
+            self.answer_waiting();
+        }
+        self.stop_machine();
+        if let Some(server) = &mut self.server {
+            server.finish();
+        }
+        Ok(())
+    }
+
+    fn function(&self, slot: u8) -> Option<Arc<Function>> {
+        self.machine
+            .as_ref()?
+            .on_loop()
+            .iter()
+            .find(|function| function.slot() == slot)
+            .cloned()
+    }
+
+    fn serve_function(&mut self, slot: u8, rung: bool) {
+        let Some(function) = self.function(slot) else {
+            return;
+        };
+        if rung {
+            let _ = function.kick().read();
+        } else {
+            function.source_ready();
+        }
+        self.later.retain(|(waiting, _)| *waiting != slot);
+        match function.serve() {
+            Ok(Next::Wait) => {}
+            Ok(Next::Again) => self.later.push((slot, Instant::now())),
+            Ok(Next::At(at)) => self.later.push((slot, at)),
+            Err(error) => {
+                let chain = crate::chain_of(&error);
+                self.events.note(
+                    "virtio-device",
+                    "broken",
+                    json!({ "id": function.id(), "chain": chain }),
+                );
+            }
+        }
+    }
+
+    fn serve_later(&mut self) {
+        let now = Instant::now();
+        let due: Vec<u8> = self
+            .later
+            .iter()
+            .filter(|(_, at)| *at <= now)
+            .map(|(slot, _)| *slot)
+            .collect();
+        for slot in due {
+            self.serve_function(slot, false);
+        }
+    }
+
+    fn hear_stops(&mut self) -> Result<(), Fatal> {
+        let _ = self.stops.bell.read();
+        loop {
+            let heard = self
+                .stops
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
+            let Some((cpu, stop)) = heard else {
+                return Ok(());
+            };
+            match stop {
+                Stop::Panicked => self.events.note("vm", "panic", Value::Null),
+                Stop::Request(Request::PowerOff) => {
+                    self.events.note("vm", "shutdown", Value::Null);
+                    if self.hold {
+                        self.stop_machine();
+                    } else {
+                        self.ended = true;
+                    }
+                }
+                Stop::Request(Request::Reset) | Stop::TripleFault => {
+                    let panicked = self
+                        .machine
+                        .as_ref()
+                        .is_some_and(|machine| machine.bus().panicked.load(Ordering::Relaxed));
+                    if panicked && !self.hold {
+                        return Err(Fatal::GuestPanicked);
+                    }
+                    self.events.note(
+                        "vm",
+                        "reset",
+                        json!({ "triple_fault": stop == Stop::TripleFault }),
+                    );
+                    if self.hold {
+                        self.stop_machine();
+                        continue;
+                    }
+                    self.reboot().map_err(Fatal::Start)?;
+                }
+                Stop::Failed(reason) => return Err(Fatal::Processor { cpu, reason }),
+            }
+        }
+    }
+
+    fn serve_requests(&mut self, mut incoming: Option<Incoming>) {
+        while let Some(request) = incoming {
+            let connection = request.connection;
+            let outcome = crate::api::routes::route(self, request);
+            let Some(server) = &mut self.server else {
+                return;
+            };
+            incoming = match outcome {
+                crate::api::routes::Outcome::Answer(response) => {
+                    server.answer(connection, &response, &self.reactor)
+                }
+                crate::api::routes::Outcome::Wait { after, time } => {
+                    server.wait(connection, after, Instant::now() + time);
+                    None
+                }
+            };
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        let Some(server) = &self.server else { return };
+        for (connection, after) in server.due(self.events.last(), Instant::now()) {
+            let response = crate::api::http::Response::json(&self.events.after(after));
+            let next = self
+                .server
+                .as_mut()
+                .and_then(|server| server.answer(connection, &response, &self.reactor));
+            self.serve_requests(next);
+        }
+    }
+}
