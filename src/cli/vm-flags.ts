@@ -1,5 +1,5 @@
 import { VmCreate, VM_LIMITS } from '../contract/vm.ts'
-import { bySchema, list, mebibytes, duration, text, usageInvalid } from './flags.ts'
+import { bySchema, list, mebibytes, duration, text, usageInvalid, yes } from './flags.ts'
 import { ENV_FLAGS, readEnv, USER_FLAGS } from './guest-flags.ts'
 import type { Values } from './flags.ts'
 
@@ -17,6 +17,7 @@ export const VM_FLAGS = {
   network: bySchema(of.network.properties.mode, { help: 'vsock: no network but ours; user: QEMU\'s, which can reach this host\'s loopback (vsock)' }),
   port: bySchema(of.port, { short: 'p', placeholder: 'PORT' }),
   metadata: list('A label', 'KEY=VALUE', { short: 'l', aliases: ['label'] }),
+  forkable: yes('Keep memory where forks can share it'),
   stopTimeout: duration('Grace before a stop becomes a kill (5s)', 3600_000),
   kernel: bySchema(of.kernel, { placeholder: 'KERNEL' }),
   kernelCmdline: bySchema(of.kernel_cmdline, {}),
@@ -61,6 +62,7 @@ export const vmCreateOf = (image: string, flags: Values<typeof VM_FLAGS>, cmd: r
     ...(flags.kernel !== undefined && { kernel: flags.kernel }),
     ...(flags.kernelCmdline !== undefined && { kernel_cmdline: flags.kernelCmdline }),
     ...(flags.hypervisor !== undefined && { hypervisor: flags.hypervisor }),
+    ...(flags.forkable && { forkable: true }),
     ...(flags.stopTimeout !== undefined && { stop_timeout_s: Math.ceil(flags.stopTimeout / 1000) }),
     ...(flags.metadata !== undefined && { metadata: readMetadata(flags.metadata) }),
   }

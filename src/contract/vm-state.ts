@@ -14,6 +14,8 @@ export type VmState = Static<typeof VmState>
 export const VM_MOVES = [
   // from       by           kind     to
   ['pending',  'prepared',  'event', 'starting'],
+  ['pending',  'saved',     'event', 'standby'],   // a clone that sleeps
+  ['pending',  'cloned',    'event', 'stopped'],   // a clone of a disk alone
   ['pending',  'delete',    'verb',  'deleting'],
   ['starting', 'ready',     'event', 'running'],
   ['starting', 'exited',    'event', 'stopped'],

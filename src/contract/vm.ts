@@ -140,6 +140,25 @@ export const VmStop = Type.Object({
 }, { additionalProperties: false })
 export type VmStop = Static<typeof VmStop>
 
+/** A vm may be forked this many times by one request. */
+export const FORKS_MAX = 64
+export const VmFork = Type.Object({
+  name: Type.Optional(VmName),
+  count: Type.Optional(Type.Integer({ minimum: 1, maximum: FORKS_MAX, default: 1,
+    description: 'How many clones; of more than one, the name gets -1, -2 and so on behind it' })),
+  target_state: Type.Optional(oneOf('running', 'standby', 'stopped')),
+  metadata: Type.Optional(Metadata),
+}, { additionalProperties: false,
+  description: 'target_state is the source\'s own where absent; `stopped` clones the disk alone' })
+export type VmFork = Static<typeof VmFork>
+
+/** What became of the clones: one that failed has left nothing behind. */
+export const VmForks = Type.Object({
+  vms: Type.Array(Vm),
+  failed: Type.Array(Type.Object({ name: Type.String(), code: Type.String(), message: Type.String() })),
+})
+export type VmForks = Static<typeof VmForks>
+
 /** Loosened on start: what the next run of the workload shall be; absent = as before (H8). */
 export const VmStart = Type.Object({
   entrypoint: Type.Optional(Argv), cmd: Type.Optional(Argv), env: Type.Optional(Env),
@@ -267,7 +286,7 @@ export const vmOperations = {
     response: { 204: Nothing }, faults: [...one, 'vm_wrong_state'] }),
   'vm.start': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/start', detail: { tags, summary: 'Start a stopped vm' },
-    body: Type.Optional(VmStart), response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'capacity_exhausted', 'vm_start_failed',
+    body: Type.Optional(VmStart), response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'capacity_exhausted', 'vm_start_failed', 'vm_restore_failed', 'agent_unavailable',
       'kernel_not_found', 'image_not_found', 'hypervisor_unavailable', 'workload_missing', 'vm_deleted'] }),
   'vm.stop': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/stop', detail: { tags, summary: 'Stop a vm: agent, then power button, then kill' },
@@ -281,7 +300,19 @@ export const vmOperations = {
     response: { 200: Vm }, faults: [...one, 'vm_wrong_state'] }),
   'vm.resume': operation({
     ...admin, method: 'POST', path: '/api/v1/vms/:name/resume', detail: { tags, summary: 'Run a paused vm on' },
-    response: { 200: Vm }, faults: [...one, 'vm_wrong_state'] }),
+    response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'agent_unavailable'] }),
+  'vm.standby': operation({
+    ...admin, method: 'POST', path: '/api/v1/vms/:name/standby', detail: { tags, summary: 'Move the memory of a vm to disk and end its machine' },
+    response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'hypervisor_unable', 'snapshot_failed', 'disk_exhausted'] }),
+  'vm.restore': operation({
+    ...admin, method: 'POST', path: '/api/v1/vms/:name/restore', detail: { tags, summary: 'Run a vm in standby on, from where it stood' },
+    response: { 200: Vm }, faults: [...one, 'vm_wrong_state', 'capacity_exhausted', 'hypervisor_unavailable', 'vm_restore_failed', 'agent_unavailable', 'vm_deleted'] }),
+  'vm.fork': operation({
+    ...admin, method: 'POST', path: '/api/v1/vms/:name/fork', detail: { tags, summary: 'Clone a vm, running, in standby or stopped', description:
+      'Each clone has a disk, name, CID, MAC address, machine-id and random numbers of its own, and is told so before anything in it can be reached.' },
+    body: Type.Optional(VmFork), response: { 201: VmForks },
+    faults: [...one, 'vm_wrong_state', 'vm_exists', 'capacity_exhausted', 'hypervisor_unable', 'hypervisor_unavailable', 'snapshot_failed', 'disk_exhausted',
+      'vm_restore_failed', 'vm_start_failed', 'agent_unavailable', 'vm_deleted'] }),
   'vm.wait': operation({
     method: 'GET', path: '/api/v1/vms/:name/wait', detail: { tags, summary: 'Wait until a vm is ready, stopped or deleted' },
     params: VmRef, query: WaitQuery, response: { 200: Vm }, faults: [...one, 'wait_timeout', 'vm_ended'], scope: 'read' }),

@@ -5,10 +5,13 @@ import { create } from '../vm/create.ts'
 import { remove } from '../vm/delete.ts'
 import { run } from '../vm/exec.ts'
 import { copyIn, copyOut, listFolder, stat } from '../vm/files.ts'
+import { fork } from '../vm/fork.ts'
 import { logs } from '../vm/logs.ts'
 import { pause, resume } from '../vm/pause.ts'
 import { proxy } from '../vm/proxy.ts'
 import { find, listJson, view } from '../vm/record.ts'
+import { restore } from '../vm/restore.ts'
+import { standby } from '../vm/standby.ts'
 import { start } from '../vm/start.ts'
 import { stats } from '../vm/stats.ts'
 import { restart, stop } from '../vm/stop.ts'
@@ -31,6 +34,9 @@ export const vmRoutes = (host: Host) =>
     .post(op['vm.restart'].path, async ({ params, body }) => json(await restart(host, params.name, body ?? {})), hook(op['vm.restart']))
     .post(op['vm.pause'].path, async ({ params }) => json(await pause(host, params.name)), hook(op['vm.pause']))
     .post(op['vm.resume'].path, async ({ params }) => json(await resume(host, params.name)), hook(op['vm.resume']))
+    .post(op['vm.standby'].path, async ({ params }) => json(await standby(host, params.name)), hook(op['vm.standby']))
+    .post(op['vm.restore'].path, async ({ params }) => json(await restore(host, params.name)), hook(op['vm.restore']))
+    .post(op['vm.fork'].path, async ({ params, body }) => json(await fork(host, params.name, body ?? {}), 201), hook(op['vm.fork']))
     .get(op['vm.wait'].path, async ({ params, query, request }) => json(await wait(host, params.name, query, request.signal)), hook(op['vm.wait']))
     .post(op['vm.exec'].path, async ({ params, body, request }) => json(await run(host, params.name, body, request.signal)), hook(op['vm.exec']))
     .get(op['vm.logs'].path, ({ params, query, request }) =>

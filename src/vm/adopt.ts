@@ -11,7 +11,11 @@ import { abandon, expireUnattached, listen, watch } from './boot.ts'
 import { removeCgroups } from './cgroups.ts'
 import { erase } from './erase.ts'
 import type { LiveVm } from './live.ts'
+import { letGo } from './hold.ts'
+import { places } from './places.ts'
 import { byUid, move } from './record.ts'
+import { goOn } from './restore.ts'
+import { dropSaved } from './saved.ts'
 import { orAbort } from '../lib/wait.ts'
 import { stopNow } from './stop.ts'
 
@@ -49,12 +53,33 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
       const live = await probe(host, row)
       if (!live?.machine) {
         if (row.state === 'starting' && !row.wasReady) await undoCreate(host, row)
+        else if (row.saved !== null) await backToStandby(host, row)
         else await lostMeanwhile(host, row)
         return
       }
-      await settle(host, row, live, live.machine)
+      if (row.identityDue) await settleRestored(host, row, live, live.machine)
+      else await settle(host, row, live, live.machine)
     }
   }
+}
+
+/** A restore that was cut short: it is taken back while nothing of the guest has run, else it is completed. Of a clone nobody was told. */
+const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
+  if (row.state === 'starting') {
+    await abandon(host, row, live)
+    await undoCreate(host, row)
+  } else if (row.saved !== null) {
+    await abandon(host, row, live)
+    await backToStandby(host, row)
+  } else {
+    later(host, row, () => goOn(host, row, { live, machine }))
+  }
+}
+
+const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
+  await endMarked(markOf(host, row))
+  await removeCgroups(host, row)
+  move(host.store, host.events, row.uid, 'standby', { machine: null, identityDue: false })
 }
 
 /** What a vm that is there is in truth. */
@@ -67,7 +92,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   } else if (row.state === 'unknown' && state !== 'ended') {
     move(host.store, host.events, row.uid, state === 'paused' ? 'found_paused' : 'found')
   } else if (row.state === 'running' && state === 'paused') {
-    move(host.store, host.events, row.uid, 'pause')
+    await letGo(live, machine) // a pause that nobody was told of, or a fork or standby that was cut short
   } else if (row.state === 'paused' && state === 'running') {
     move(host.store, host.events, row.uid, 'resume')
   } else if (row.state === 'starting' && state !== 'ended') {
@@ -134,6 +159,7 @@ const sweep = async (host: Host): Promise<void> => {
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
   removeOthers(join(host.config.run, 'm'), new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))))
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
+  for (const row of rows) dropSaved(places(host.config, row).folder, row.saved)
   if (rows.length > 0) {
     host.store.delete(idempotency).where(notInArray(idempotency.vmUid, rows.map((row) => row.uid))).run()
   }

@@ -34,7 +34,7 @@ const UNATTACHED_MS = 60_000
 const cmdline = (extra: string): string =>
   ['console=ttyS0', 'panic=-1', 'reboot=t', 'quiet', 'loglevel=4', 'random.trust_cpu=on', 'tsc=reliable', 'no_timer_check', extra].filter((word) => word !== '').join(' ')
 
-const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriver): Promise<MachineSpec> => {
+export const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriver): Promise<MachineSpec> => {
   const at = places(host.config, row), image = host.images.byDigest(row.imageDigest)
   return {
     mark: `${host.stateId}/${row.uid}`, uuid: uuidOf(row.machineId), folder: at.run,
@@ -72,7 +72,7 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
   switch (event.type) {
     case 'ready': {
       const bootMs = row.startedAt === null ? event.boot_ms : Date.now() - row.startedAt
-      if (row.state === 'starting') move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
+      if (row.state === 'starting' && !row.identityDue) move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
       else change(host.store, live.uid, { ackedSeq: event.seq, wasReady: true, bootMs })
       live.ready.resolve(event.boot_ms)
       live.follow()

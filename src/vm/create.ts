@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
 import { Value } from '@sinclair/typebox/value'
@@ -7,18 +7,19 @@ import type { Host } from '../host.ts'
 import { hypervisorUnavailable } from '../hypervisor/errors.ts'
 import { diskExhausted, requestInvalid } from '../image/archive.ts'
 import { Fault, type FaultKind } from '../lib/fault.ts'
-import { newId, newName } from '../lib/id.ts'
+import { hasCode } from '../linux/errno.ts'
 import { writeTemplate } from '../volume/template.ts'
-import { idempotency, vms, type VmRow } from '../store/schema.ts'
-import { immediate, isDuplicate } from '../store/store.ts'
+import { idempotency, type VmRow } from '../store/schema.ts'
+import { immediate } from '../store/store.ts'
 import { boot } from './boot.ts'
 import { admit } from './capacity.ts'
 import { argvOf, fits } from './configuration.ts'
-import { idempotencyConflict, vmExists, workloadMissing } from './errors.ts'
+import { idempotencyConflict, workloadMissing } from './errors.ts'
 import { erase } from './erase.ts'
 import { places } from './places.ts'
 import { lastLines } from './console-log.ts'
 import { byUid, move, newBoot, view } from './record.ts'
+import { insert, reserving } from './reserve.ts'
 
 /** Answers to a create with an Idempotency-Key are kept this long. */
 const KEY_MS = 24 * 3_600_000
@@ -73,7 +74,7 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
   })
 }
 
-/** The one transaction of a create: everything unique is the database's to decide. */
+/** The row of a new vm, with its key. */
 const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   const { name, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
   const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
@@ -81,72 +82,47 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   if (!host.drivers.has(hypervisor)) {
     throw hypervisorUnavailable({ hypervisor, reason: host.lacking?.get(hypervisor) ?? 'this host has no such driver' })
   }
-  const uid = newId('vm'), machineId = newMachineId()
-  for (let attempt = 0; ; attempt++) {
-    const chosen = name ?? newName()
-    try {
-      return immediate(host.store, (tx) => {
-        const image = host.images.resolve(spec.image, tx), kernel = host.kernels.resolve(spec.kernel)
-        if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
-        fits({ name: chosen, machineId, spec }, image.config)
-        admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
-        const now = Date.now()
-        const row = tx.insert(vms).values({
-          uid, name: chosen, state: 'pending', spec, runtime: spec.runtime ?? spec.plugin ?? 'vm', plugin: spec.plugin ?? null, hypervisor,
-          imageDigest: image.digest, kernelDigest: kernel.digest, cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb,
-          cid: freeCid(tx), mac: newMac(), machineId, createdAt: now, updatedAt: now }).returning().get()
-        if (key) {
-          tx.insert(idempotency).values({ key: key.key, requestHash: key.hash, vmUid: uid, at: now })
-            .onConflictDoUpdate({ target: idempotency.key, set: { requestHash: key.hash, vmUid: uid, at: now, fault: null } }).run()
-          tx.delete(idempotency).where(sql`${idempotency.at} < ${now - KEY_MS}`).run()
-        }
-        host.events.append(tx, { type: 'VM_CREATED', name: chosen, uid, status: 'pending', mac: row.mac })
-        return row
-      })
-    } catch (error) {
-      if (isDuplicate(error, 'vms.name') && name !== undefined) throw vmExists({ name })
-      const chance = isDuplicate(error, 'vms.name') || isDuplicate(error, 'vms.mac')
-      if (!chance || attempt > 20) throw error
+  return reserving(host, [name], (tx, [identity]) => {
+    if (!identity) throw new Error('no identity for a vm')
+    const image = host.images.resolve(spec.image, tx), kernel = host.kernels.resolve(spec.kernel)
+    if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
+    fits({ name: identity.name, machineId: identity.machineId, spec }, image.config)
+    admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
+    const row = insert(host, tx, identity, { spec, runtime: spec.runtime ?? spec.plugin ?? 'vm', plugin: spec.plugin ?? null, hypervisor,
+      imageDigest: image.digest, kernelDigest: kernel.digest, cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
+    if (key) {
+      const now = Date.now()
+      tx.insert(idempotency).values({ key: key.key, requestHash: key.hash, vmUid: row.uid, at: now })
+        .onConflictDoUpdate({ target: idempotency.key, set: { requestHash: key.hash, vmUid: row.uid, at: now, fault: null } }).run()
+      tx.delete(idempotency).where(sql`${idempotency.at} < ${now - KEY_MS}`).run()
     }
-  }
+    return row
+  })
 }
 
 /** QEMU where the default has no network of the kind that is wanted. */
 const defaultFor = (host: Host, spec: VmSpec): string =>
   host.hypervisor.name === 'talon' && spec.network.mode === 'user' && host.drivers.has('qemu') ? 'qemu' : host.hypervisor.name
 
-/** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
-const freeCid = (tx: Host['store']): number => {
-  const taken = new Set(tx.select({ cid: vms.cid }).from(vms).all().map((row) => row.cid))
-  let cid = 3
-  while (taken.has(cid)) cid++
-  return cid
-}
-
-/** A locally administered unicast address (IEEE 802, bit 1 of the first octet). */
-const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
-
-/** machine-id(5), which is also a version 4 UUID. */
-const newMachineId = (): string => {
-  const bytes = randomBytes(16)
-  bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40
-  bytes[8] = ((bytes[8] ?? 0) & 0x3f) | 0x80
-  return bytes.toString('hex')
-}
-
 const prepare = (host: Host, row: VmRow): void => {
-  const at = places(host.config, row)
-  mkdirSync(at.folder, { recursive: true, mode: 0o700 })
-  host.step('folder-made')
-  try { writeTemplate(at.overlay, row.spec.disk_mb) } catch (error) {
-    const code = error instanceof Error && 'code' in error ? error.code : undefined
-    throw code === 'ENOSPC' || code === 'EDQUOT' ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error
-  }
-  for (const log of [at.consoleLog, at.vmmLog]) writeFileSync(log, '', { flag: 'a', mode: 0o600 })
+  makeFolder(host, row)
+  try { writeTemplate(places(host.config, row).overlay, row.spec.disk_mb) } catch (error) { throw diskFault(error) }
   host.step('disk-made')
 }
 
-const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+/** The folder of a new vm, with its logs. */
+export const makeFolder = (host: Host, row: VmRow): void => {
+  const at = places(host.config, row)
+  mkdirSync(at.folder, { recursive: true, mode: 0o700 })
+  for (const log of [at.consoleLog, at.vmmLog]) writeFileSync(log, '', { flag: 'a', mode: 0o600 })
+  host.step('folder-made')
+}
+
+export const diskFault = (error: unknown): unknown =>
+  hasCode(error, 'ENOSPC', 'EDQUOT') ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error
+
+/** Takes back a vm that nobody was told of: its reason stays in a durable event. Call it in the vm's queue. */
+export const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
   const fault = error instanceof Fault ? error : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })

@@ -1,6 +1,11 @@
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 
+/** What leads out of a state in which most verbs are refused. */
+const WAYS_OUT: Readonly<Record<string, string>> = {
+  paused: '`aerie resume NAME` runs it on', standby: '`aerie restore NAME` wakes it', stopped: '`aerie start NAME` starts it', crashed: '`aerie start NAME` starts it',
+}
+
 export const vmNotFound = fault('vm_not_found', 'not_found', { name: Type.String() },
   (d) => `Cannot find vm "${d.name}"`, '`aerie ps -a` lists the vms')
 export const vmAmbiguous = fault('vm_ambiguous', 'conflict', { name: Type.String(), matches: Type.Array(Type.String()) },
@@ -8,9 +13,12 @@ export const vmAmbiguous = fault('vm_ambiguous', 'conflict', { name: Type.String
 export const vmExists = fault('vm_exists', 'conflict', { name: Type.String() },
   (d) => `Cannot create vm "${d.name}": a vm of this name exists`, (d) => `Choose another name, or delete it with \`aerie rm ${d.name}\``)
 export const vmWrongState = fault('vm_wrong_state', 'conflict', { name: Type.String(), status: Type.String(), verb: Type.String() },
-  (d) => `Cannot ${d.verb} vm "${d.name}": it is ${d.status}`)
+  (d) => `Cannot ${d.verb} vm "${d.name}": it is ${d.status}`,
+  (d) => WAYS_OUT[d.status]?.replaceAll('NAME', d.name))
 export const vmStartFailed = fault('vm_start_failed', 'internal', { name: Type.String(), reason: Type.String() },
   (d) => `Cannot start vm "${d.name}": ${d.reason}`, 'The last lines of its console stand in the event VM_CREATE_FAILED or in `aerie logs --source console`')
+export const vmRestoreFailed = fault('vm_restore_failed', 'internal', { name: Type.String(), reason: Type.String() },
+  (d) => `Cannot restore vm "${d.name}": ${d.reason}`, 'What was saved is kept: try again, or `aerie stop` lets it go, and `aerie start` boots the vm from its disk')
 export const vmEnded = fault('vm_ended', 'conflict', { name: Type.String(), status: Type.String(), reason: Type.String() },
   (d) => `Cannot wait for vm "${d.name}" any longer: it is ${d.status}${d.reason ? ` (${d.reason})` : ''}`)
 export const vmDeleted = fault('vm_deleted', 'conflict', { name: Type.String() }, (d) => `Vm "${d.name}" was deleted meanwhile`)

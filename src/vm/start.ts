@@ -7,15 +7,17 @@ import { boot } from './boot.ts'
 import { admit } from './capacity.ts'
 import { fits } from './configuration.ts'
 import { byUid, find, move, newBoot, view } from './record.ts'
+import { restoreNow } from './restore.ts'
 
 /**
- * Starts a stopped or crashed vm; what the request says of the workload replaces what was.
+ * Starts a stopped or crashed vm; what the request says of the workload replaces what was. A vm in standby runs on from where it stood.
  *
- * @throws `vm_wrong_state`, `capacity_exhausted`, `vm_start_failed` (the row stays, `crashed`, with the reason)
+ * @throws `vm_wrong_state`, `capacity_exhausted`, `vm_restore_failed`, `vm_start_failed` (the row stays, `crashed`, with the reason)
  */
 export const start = async (host: Host, ref: string, want: VmStart): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () => await startNow(host, uid, want))
+  return await host.queue.run(uid, async () =>
+    find(host.store, uid).state === 'standby' && Object.keys(want).length === 0 ? await restoreNow(host, uid) : await startNow(host, uid, want))
 }
 
 /** The same for who is in the vm's queue already. */

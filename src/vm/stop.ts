@@ -2,10 +2,13 @@ import type { Vm, VmStop } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import type { End, Machine } from '../hypervisor/driver.ts'
 import { sleep } from '../lib/wait.ts'
+import type { VmRow } from '../store/schema.ts'
 import { stopTimeout, vmDeleted, vmWrongState } from './errors.ts'
 import { finish } from './finish.ts'
 import type { LiveVm } from './live.ts'
+import { places } from './places.ts'
 import { byUid, find, move, view } from './record.ts'
+import { dropSaved } from './saved.ts'
 import { startNow } from './start.ts'
 
 /** How long the agent may take to say that it will stop, before the power button is tried. */
@@ -38,8 +41,10 @@ export const stopNow = async (host: Host, uid: string, want: VmStop): Promise<Vm
   const before = find(host.store, uid)
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
   // one that a daemon before this one began is asked again
-  const row = before.state === 'stopping' ? before : move(host.store, host.events, uid, 'stop')
+  const row = before.state === 'stopping' ? before
+    : move(host.store, host.events, uid, 'stop', before.state === 'standby' ? { saved: null, exitMessage: 'its memory was let go in standby' } : {})
   host.step('stopping')
+  if (before.state === 'standby') return view(forget(host, row))
   const live = host.live.get(uid)
   if (!live?.machine) {
     move(host.store, host.events, uid, 'exited', { machine: null, stoppedAt: Date.now(), exitMessage: 'the machine was not there any more' })
@@ -55,6 +60,12 @@ export const stopNow = async (host: Host, uid: string, want: VmStop): Promise<Vm
   if (end === undefined) await live.machine.kill()
   await finish(host, live, end ?? { reason: 'killed', code: null, message: 'it did not power off in time' })
   return endedView(host, uid, row.name)
+}
+
+/** A vm in standby has no machine to end: what was saved of it goes. */
+const forget = (host: Host, row: VmRow): VmRow => {
+  dropSaved(places(host.config, row).folder, null)
+  return row
 }
 
 const endedView = (host: Host, uid: string, name: string): Vm => {

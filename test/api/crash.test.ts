@@ -21,6 +21,9 @@ const expectSettled = async (daemon: Daemon) => {
 const CREATE = ['row-inserted', 'folder-made', 'disk-made', 'prepared', 'before-machine', 'machine-started', 'machine-recorded'] as const
 const START = ['starting', 'before-machine', 'machine-started', 'machine-recorded', 'ready'] as const
 const STOP = ['stopping', 'end-recorded'] as const
+const STANDBY = ['held', 'saved', 'standby-recorded'] as const
+const RESTORE = ['restoring', 'before-machine', 'machine-started', 'machine-recorded', 'saved-let-go', 'restored'] as const
+const FORK = ['clones-reserved', 'held', 'folder-made', 'disk-made', 'template-taken', 'prepared', 'machine-started', 'machine-recorded', 'ready'] as const
 const DELETE = ['deleting', 'machine-gone', 'before-files-removed', 'files-removed'] as const
 
 describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
@@ -83,6 +86,54 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
       const daemon = await cut(step, (one) => one.client.call('vm.delete', at('cut')), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
       try {
         expect((await expectSettled(daemon)).map((vm) => vm.name)).toEqual(['bystander'])
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  const made = (name: string) => async (one: Daemon) => { await createVm(one, { name, memory_mb: 64, cmd: ['sleep', '1000'] }) }
+
+  for (const step of STANDBY) {
+    test(`at ${step} of a standby leaves a vm that runs, is paused, or sleeps whole`, async () => {
+      const daemon = await cut(step, (one) => one.client.call('vm.standby', at('cut')), made('cut'))
+      try {
+        const { status } = await daemon.client.call('vm.get', at('cut'))
+        expect(status).toBe(step === 'held' ? 'running' : step === 'saved' ? 'paused' : 'standby')
+        if (status === 'paused') await daemon.client.call('vm.resume', at('cut'))
+        if (status === 'standby') await daemon.client.call('vm.restore', at('cut'))
+        const vms = await expectSettled(daemon)
+        expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
+        expect(readdirSync(join(daemon.state, 'vms', vms.find((one) => one.name === 'cut')?.uid ?? '')).filter((name) => name.startsWith('saved-'))).toEqual([])
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  for (const step of RESTORE) {
+    test(`at ${step} of a restore leaves a vm that sleeps whole, or runs`, async () => {
+      const asleep = async (one: Daemon) => { await made('cut')(one); await one.client.call('vm.standby', at('cut')) }
+      const daemon = await cut(step, (one) => one.client.call('vm.restore', at('cut')), asleep)
+      try {
+        const late = step === 'saved-let-go' || step === 'restored'
+        if (late) await daemon.client.call('vm.wait', { ...at('cut'), query: { for: 'ready', timeout_s: 10 } })
+        await until(async () => (await daemon.client.call('vm.get', at('cut'))).status === (late ? 'running' : 'standby'), 10)
+        if (!late) await daemon.client.call('vm.restore', at('cut'))
+        expect((await expectSettled(daemon)).find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
+        expect(await daemon.client.call('vm.exec', { ...at('cut'), body: { argv: ['hostname'] } })).toMatchObject({ stdout: 'cut\n' })
+      } finally { await clean(daemon) }
+    }, 30_000)
+  }
+
+  for (const step of FORK) {
+    test(`at ${step} of a fork leaves its source running, and whole clones or none`, async () => {
+      const daemon = await cut(step, (one) => one.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } }), made('cut'))
+      try {
+        const vms = await expectSettled(daemon)
+        expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
+        const clones = vms.filter((one) => one.name.startsWith('clone'))
+        expect(clones.every((one) => one.status === 'running')).toBe(true)
+        if (step !== 'ready') expect(clones).toEqual([])
+        await Promise.all(clones.map((one) => daemon.client.call('vm.delete', at(one.name))))
+        expect((await daemon.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } })).vms.length).toBe(2)
+        await expectSettled(daemon)
       } finally { await clean(daemon) }
     }, 30_000)
   }

@@ -11,10 +11,10 @@ const complete = (line: string) => candidates(line.split(' '), programs, names)
 
 describe('after these words may follow', () => {
   test.each([
-    ['ru', ['run']], ['vm st', ['start', 'stop', 'stats', 'stat']], ['image ', ['import', 'ls', 'inspect', 'rm']], ['stop ', ['web', 'db']], ['stop w', ['web']],
+    ['ru', ['run']], ['vm st', ['start', 'stop', 'standby', 'stats', 'stat']], ['image ', ['import', 'ls', 'inspect', 'rm']], ['stop ', ['web', 'db']], ['stop w', ['web']],
     ['run ', ['alpine', 'base']], ['run --memory 1g b', ['base']], ['run --netw', ['--network']], ['run --network ', ['vsock', 'user']], ['ps -o j', ['json']],
     ['run base ', [FILES]], ['run base -- ', [FILES]], ['cp ', ['web:', 'db:']], ['cp ./', [FILES]], ['image import x ', [FILES]], ['run --env-file ', [FILES]],
-    ['exec web ', [FILES]], ['inspect web ', ['web', 'db']], ['ps --al', ['--all']], ['--ho', ['--host']], ['--host ', []], ['nonsense ', []], ['completion ', ['bash']], ['help sta', ['start', 'stats']],
+    ['exec web ', [FILES]], ['inspect web ', ['web', 'db']], ['ps --al', ['--all']], ['--ho', ['--host']], ['--host ', []], ['nonsense ', []], ['completion ', ['bash']], ['help sta', ['start', 'standby', 'stats']],
   ] as const)('%s', async (line, expected) => {
     expect(await complete(line)).toEqual([...expected])
   })

@@ -13,14 +13,19 @@ import { deferred, sleep } from '../../lib/wait.ts'
 interface Task { readonly code: Promise<number>; stdin(bytes: Uint8Array): void; eof(): void; signal(n: number): void }
 type Say = (stream: 1 | 2, bytes: Uint8Array) => void
 
+/** Who a guest was told it is. */
+interface Who { readonly hostname: string; readonly machineId: string }
+
 /** Runs one of the commands; everything else is not found, as in a guest without it. */
-const runCommand = (argv: readonly string[], say: Say): Task => {
+const runCommand = (argv: readonly string[], who: Who, say: Say): Task => {
   const done = deferred<number>(), [name = '', ...args] = argv
   const task = { code: done.promise, stdin: (_: Uint8Array) => {}, eof: () => {}, signal: (n: number) => { done.resolve(128 + n) } }
   switch (name.split('/').at(-1)) {
     case 'true': done.resolve(0); break
     case 'false': done.resolve(1); break
     case 'echo': say(1, Buffer.from(`${args.join(' ')}\n`)); done.resolve(0); break
+    case 'hostname': say(1, Buffer.from(`${who.hostname}\n`)); done.resolve(0); break
+    case 'machine-id': say(1, Buffer.from(`${who.machineId}\n`)); done.resolve(0); break
     case 'cat': task.stdin = (bytes) => { say(1, bytes) }; task.eof = () => { done.resolve(0) }; break
     case 'sleep': void sleep(Number(args[0]) * 1000).then(() => { done.resolve(0) }); break
     case 'sh': {
@@ -36,6 +41,20 @@ const runCommand = (argv: readonly string[], say: Say): Task => {
 }
 
 interface Workload { argv: string[]; hold: boolean; tty: boolean }
+
+/** What a fake machine is when it is saved. */
+interface Memory {
+  readonly secret: string | undefined
+  readonly events: readonly { readonly seq: number; readonly body: Record<string, unknown> }[]
+  readonly acked: number
+  readonly seq: number
+  readonly log: string
+  readonly logEnded: boolean
+  readonly workload: Workload | undefined
+  readonly runs: boolean
+  readonly exit: { readonly code: number; readonly signal: number | null } | undefined
+  readonly who: Who
+}
 
 class FakeGuest {
   readonly #folder: string
@@ -58,7 +77,32 @@ class FakeGuest {
   readonly #exited = deferred<void>()
   readonly #boot = Date.now()
 
+  #who: Who = { hostname: '', machineId: '' }
+
   constructor(folder: string) { this.#folder = folder }
+
+  /** All that it is, as text. */
+  save(): string {
+    const memory: Memory = { secret: this.#secret, events: this.#events, acked: this.#acked, seq: this.#seq, log: this.#log.toString('base64'), logEnded: this.#logEnded,
+      workload: this.#workload, runs: this.#task !== undefined && this.#exit === undefined, exit: this.#exit, who: this.#who }
+    return JSON.stringify(memory)
+  }
+
+  /** Becomes, paused, what was saved. A workload that ran is begun again: its commands keep nothing. */
+  restore(text: string): void {
+    const memory = JSON.parse(text) as Memory
+    this.#paused = true
+    this.#secret = memory.secret
+    this.#events = [...memory.events]
+    this.#acked = memory.acked
+    this.#seq = memory.seq
+    this.#log = Buffer.from(memory.log, 'base64')
+    this.#logEnded = memory.logEnded
+    this.#workload = memory.workload
+    this.#exit = memory.exit
+    this.#who = memory.who
+    if (memory.runs) void this.#running().then(() => { this.#startWorkload(false) })
+  }
 
   get ended(): Promise<string> { return this.#ended.promise }
   get state(): string { return this.#over !== undefined ? 'ended' : this.#paused ? 'paused' : 'running' }
@@ -84,6 +128,7 @@ class FakeGuest {
   /** Keeps the session, and makes it again when the daemon comes back. */
   async serveSession(): Promise<void> {
     for (let wait = 5; this.#over === undefined; wait = Math.min(wait * 2, 200)) {
+      await this.#running()
       const socket = connect(join(this.#folder, 'vsock_1024'))
       const conversation = new Conversation(socket)
       try {
@@ -104,6 +149,7 @@ class FakeGuest {
   #take(welcome: Record<string, unknown>): void {
     if (welcome['resumed'] === true) { this.#acked = Number(welcome['acked']); return }
     this.#secret = String(welcome['secret'])
+    this.#who = { hostname: String(welcome['hostname']), machineId: String(welcome['machine_id']) }
     this.#workload = (welcome['workload'] as Workload | null) ?? undefined
     this.#emit({ type: 'ready', boot_ms: Date.now() - this.#boot })
     if (this.#workload && !this.#workload.hold) this.#startWorkload()
@@ -115,13 +161,13 @@ class FakeGuest {
     this.#session?.send(encodeJson(FRAME.event, event.body)).catch(() => undefined)
   }
 
-  #startWorkload(): void {
+  #startWorkload(first = true): void {
     if (!this.#workload || this.#task) return
-    this.#task = runCommand(this.#workload.argv, (stream, bytes) => {
+    this.#task = runCommand(this.#workload.argv, this.#who, (stream, bytes) => {
       this.#append(bytes)
       for (const listener of this.#listeners) listener(stream, bytes)
     })
-    this.#emit({ type: 'started', pid: 2 })
+    if (first) this.#emit({ type: 'started', pid: 2 })
     void this.#task.code.then((code) => {
       this.#exit = { code, signal: code > 128 ? code - 128 : null }
       this.#logEnded = true
@@ -165,7 +211,10 @@ class FakeGuest {
       else if (kind === KIND.attach) await this.#attach(conversation)
       else if (kind === KIND.logs) await this.#logs(conversation, Number(body['from'] ?? 0), body['follow'] === true)
       else if (kind === KIND.metrics) await conversation.send(encodeJson(FRAME.ok, metrics(Date.now() - this.#boot)))
-      else if (kind === KIND.stat) await conversation.send(encodeJson(FRAME.ok, { exists: false, is_dir: false, is_file: false, is_symlink: false, link_target: null, mode: 0, size: 0, uid: 0, gid: 0, mtime_ms: 0 }))
+      else if (kind === KIND.identity) {
+        this.#who = { hostname: String(body['hostname']), machineId: String(body['machine_id']) }
+        await conversation.send(encodeJson(FRAME.ok, {}))
+      } else if (kind === KIND.stat) await conversation.send(encodeJson(FRAME.ok, { exists: false, is_dir: false, is_file: false, is_symlink: false, link_target: null, mode: 0, size: 0, uid: 0, gid: 0, mtime_ms: 0 }))
       else await refuse('kind_unknown', `the fake guest has no conversation of kind ${kind}`)
       conversation.endWriting()
     } catch { /* the peer went away */ } finally { setTimeout(() => { conversation.close() }, 1000) }
@@ -174,7 +223,7 @@ class FakeGuest {
   async #exec(conversation: Conversation, body: Record<string, unknown>): Promise<void> {
     await conversation.send(encodeJson(FRAME.ok, { pid: 100 }))
     const sends: Promise<void>[] = []
-    const task = runCommand(body['argv'] as string[], (stream, bytes) => { sends.push(conversation.send(encode(stream === 1 ? FRAME.stdout : FRAME.stderr, bytes))) })
+    const task = runCommand(body['argv'] as string[], this.#who, (stream, bytes) => { sends.push(conversation.send(encode(stream === 1 ? FRAME.stdout : FRAME.stderr, bytes))) })
     if (body['stdin'] !== true) task.eof()
     void this.#input(conversation, task)
     const timeout = Number(body['timeout_ms'] ?? 0)
@@ -258,8 +307,9 @@ const firstLine = (socket: Socket, take: (line: string) => void): void => {
 }
 
 export const run = async (argv: readonly string[]): Promise<number> => {
-  const { folder, uuid, consoleLog } = JSON.parse(argv[0] ?? '') as { folder: string; uuid: string; consoleLog: string }
+  const { folder, uuid, consoleLog, shape, saved } = JSON.parse(argv[0] ?? '') as { folder: string; uuid: string; consoleLog: string; shape: string; saved?: string }
   const guest = new FakeGuest(folder)
+  if (saved !== undefined) guest.restore(saved)
   await listen(FD.vsock, (socket) => {
     firstLine(socket, (line) => {
       if (line !== 'CONNECT 1024') { socket.destroy(); return }
@@ -272,8 +322,10 @@ export const run = async (argv: readonly string[]): Promise<number> => {
     firstLine(socket, (op) => {
       const say = (word: string) => { socket.end(`${word}\n`) }
       if (op === 'uuid') say(uuid)
+      else if (op === 'shape') say(shape)
       else if (op === 'state') say(guest.state)
       else if (op === 'pause' || op === 'resume') { guest.pause(op === 'pause'); say('ok') }
+      else if (op === 'save') say(guest.save())
       else if (op === 'button') { guest.stop(); say('ok') }
       else if (op === 'ended') void guest.ended.then(say)
       else if (op === 'panic' || op === 'reboot' || op === 'poweroff') { guest.end(op); say('ok') } // what a test makes a guest do

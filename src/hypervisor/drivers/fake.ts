@@ -1,14 +1,17 @@
 import { connect } from 'node:net'
-import { accessSync, closeSync, openSync } from 'node:fs'
+import { accessSync, closeSync, fstatSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs'
+import { createHash } from 'node:crypto'
 import { constants } from 'node:os'
 import { join } from 'node:path'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 import { deferred, orAbort } from '../../lib/wait.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { MARK } from '../../linux/marked.ts'
 import { holdProcess, pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
 import { bootId, startTimeOf } from '../../linux/proc.ts'
 import { unixListen } from '../../linux/socket.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId } from '../driver.ts'
+import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId, Saved } from '../driver.ts'
 import { agentUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
 
@@ -20,18 +23,44 @@ import { connectVsock } from '../vsock.ts'
 /** This executable, or this source under Bun. */
 const command = (): string[] => import.meta.dir.startsWith('/$bunfs') ? [process.execPath] : [process.execPath, join(import.meta.dir, '../../main.ts')]
 
-export const fake = (): HypervisorDriver => ({ name: 'fake', start, adopt })
+export const fake = (): HypervisorDriver => ({ name: 'fake', start, restore, adopt })
+
+/** Of a file of what was saved: the guest's memory as text, and beside it whose it is and its digest. */
+const MEMORY_MAX = 16 * 2 ** 20
+const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
+const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks'>): string => `${spec.vcpus}:${spec.memoryMib}:${spec.disks.map((disk) => disk.serial).join(',')}`
 
 interface Held extends ProcessId { readonly pidfd: number; readonly exited: Promise<Exit> }
 
-const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => {
+const start = (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => launch(spec, undefined, signal)
+
+const restore = async (spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine> => {
+  const refuse = (reason: string, cause?: unknown) => machineFailed({ hypervisor: 'fake', reason }, cause)
+  const state = readAll(from.state), memory = readAll(from.memory)
+  let saved: unknown
+  try { saved = JSON.parse(state) } catch (error) { throw refuse('the state is not whole', error) }
+  if (!Value.Check(SavedText, saved)) throw refuse('the state is none of this driver\'s')
+  if (saved.shape !== shapeOf(spec)) throw refuse(`it was saved of another machine (${saved.shape})`)
+  if (createHash('sha256').update(memory).digest('hex') !== saved.memory) throw refuse('the memory is not whole')
+  return await launch(spec, memory, signal)
+}
+
+/** A file from its beginning, wherever its position is. */
+const readAll = (fd: number): string => {
+  const { size } = fstatSync(fd)
+  if (size > MEMORY_MAX) throw machineFailed({ hypervisor: 'fake', reason: 'what was saved is too large' })
+  const bytes = Buffer.alloc(size)
+  return bytes.toString('utf8', 0, readSync(fd, bytes, 0, size, 0))
+}
+
+const launch = async (spec: MachineSpec, saved: string | undefined, signal: AbortSignal): Promise<Machine> => {
   const log = openSync(spec.vmmLog, 'a', 0o600), sockets: number[] = []
   try {
     signal.throwIfAborted()
     for (const path of [spec.kernel, spec.initramfs, ...spec.disks.map((disk) => disk.path)]) expectFile(path)
     // Ready to be connected to before the machine runs, as QEMU's are: what asks waits in the socket, and nobody polls.
     for (const name of ['vsock', 'console.sock', 'control.sock']) sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
-    const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog })],
+    const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog, shape: shapeOf(spec), ...(saved !== undefined && { saved }) })],
       { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true })
     child.unref()
     const pidfd = pidfdOpen(child.pid), startTime = startTimeOf(child.pid) ?? ''
@@ -107,6 +136,14 @@ class FakeMachine implements Machine {
   async pause(signal: AbortSignal): Promise<void> { await this.#ask('pause', signal) }
   async resume(signal: AbortSignal): Promise<void> { await this.#ask('resume', signal) }
   async powerButton(signal: AbortSignal): Promise<void> { await this.#ask('button', signal) }
+  async snapshot(into: Saved, signal: AbortSignal): Promise<void> {
+    if (await this.state(signal) !== 'paused') throw new Error('it is not paused')
+    const [shape, memory] = [await this.#ask('shape', signal), await this.#ask('save', signal)]
+    writeSync(into.memory, memory, 0)
+    writeSync(into.state, JSON.stringify({ shape, memory: createHash('sha256').update(memory).digest('hex') }), 0)
+    for (const fd of [into.memory, into.state]) fsyncSync(fd)
+  }
+
   async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> { return await this.#ask('state', signal) as 'running' }
 
   kill(): Promise<void> {

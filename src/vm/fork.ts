@@ -1,0 +1,124 @@
+import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
+import type { Host } from '../host.ts'
+import { requestInvalid } from '../image/archive.ts'
+import { Fault } from '../lib/fault.ts'
+import { deferred } from '../lib/wait.ts'
+import type { VmRow } from '../store/schema.ts'
+import { abandon, boot } from './boot.ts'
+import { admit } from './capacity.ts'
+import { undo } from './create.ts'
+import { vmRestoreFailed, vmWrongState } from './errors.ts'
+import { places } from './places.ts'
+import { byUid, find, move, newBoot, view } from './record.ts'
+import { insert, reserving } from './reserve.ts'
+import { introduce, wake } from './restore.ts'
+import { closeSaved, durable } from './saved.ts'
+import { takeTemplate, type Target, type Template } from './template.ts'
+
+const NAME_MAX = 63
+
+/**
+ * Clones a vm. Order of effects:
+ *
+ *   rows of all clones, `pending`, with names, CIDs and capacity (one transaction) → the source is held, saved, its disk cloned for each, and
+ *   let go (`vm/template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
+ *   is → `running`; or `standby`, or `stopped`
+ *
+ * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any case.
+ *
+ * @throws `vm_wrong_state`, `vm_exists`, `capacity_exhausted`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`; where no clone came
+ *   to be, the reason of the first
+ */
+export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmForks> => {
+  const source = find(host.store, ref), target = targetOf(source, want)
+  const rows = reserve(host, source.uid, want, target), template = deferred<Template>()
+  host.step('clones-reserved')
+  const growing = rows.map((row) => host.queue.run(row.uid, () => grow(host, row, template.promise)))
+  const settled = Promise.allSettled(growing) // heard from the first on: a template that fails rejects them all
+  try {
+    const made = await host.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
+    host.step('template-taken')
+    template.resolve(made)
+    try { return answer(rows, await settled) } finally { if (made.saved) closeSaved(made.saved) }
+  } catch (error) {
+    template.reject(error)
+    await settled
+    throw error
+  }
+}
+
+/** What a clone shall be: what its source is, where the request does not say. @throws `vm_wrong_state` */
+const targetOf = (source: VmRow, want: VmFork): Target => {
+  switch (source.state) {
+    case 'running': case 'paused': return want.target_state ?? 'running'
+    case 'standby': return want.target_state ?? 'standby'
+    case 'stopped': case 'crashed':
+      if (want.target_state === 'standby') break
+      return want.target_state ?? 'stopped'
+    default:
+  }
+  throw vmWrongState({ name: source.name, status: source.state, verb: 'fork' })
+}
+
+const reserve = (host: Host, uid: string, want: VmFork, target: Target): VmRow[] => {
+  const { name, count = 1 } = want
+  const names = Array.from({ length: count }, (_, index) => name === undefined || count === 1 ? name : `${name}-${index + 1}`)
+  const long = names.find((one) => one !== undefined && one.length > NAME_MAX)
+  if (long !== undefined) throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${NAME_MAX} characters` })
+  return reserving(host, names, (tx, identities) => {
+    const source = find(tx, uid)
+    targetOf(source, want) // it may have moved meanwhile
+    return identities.map((identity) => {
+      if (target === 'running') admit(tx, host.config, source)
+      const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
+      const spec = { ...source.spec, hold: false, ...(want.metadata && { metadata: want.metadata }) }
+      return insert(host, tx, identity, { spec, runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb, forkedFrom: uid })
+    })
+  })
+}
+
+const answer = (rows: readonly VmRow[], settled: readonly PromiseSettledResult<Vm>[]): VmForks => {
+  const made: Vm[] = [], failed: VmForks['failed'] = []
+  for (const [index, one] of settled.entries()) {
+    if (one.status === 'fulfilled') made.push(one.value)
+    else failed.push({ name: rows[index]?.name ?? '', ...problemOf(one.reason) })
+  }
+  const first = settled.find((one) => one.status === 'rejected')
+  if (made.length === 0 && first) throw first.reason
+  return { vms: made, failed }
+}
+
+const problemOf = (error: unknown): { code: string; message: string } =>
+  error instanceof Fault ? { code: error.code, message: error.message } : { code: 'internal', message: 'Cannot complete the request' }
+
+/** One clone, in its own queue, from its row to what it shall be. */
+const grow = async (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> => {
+  try {
+    const template = await coming
+    await durable(places(host.config, row).overlay)
+    await become(host, row, template)
+    const grown = byUid(host.store, row.uid)
+    if (!grown) throw new Error('the row has gone')
+    return view(grown)
+  } catch (error) {
+    await undo(host, row, error)
+    throw error
+  }
+}
+
+const become = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
+  if (target === 'stopped') { move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() }); return }
+  if (savedName !== undefined) { move(host.store, host.events, row.uid, 'saved', { ...session, wasReady: true, saved: savedName, stoppedAt: Date.now() }); return }
+  const starting = move(host.store, host.events, row.uid, 'prepared', { ...newBoot(), ...session, identityDue: saved !== undefined })
+  host.step('prepared')
+  if (saved === undefined) { await boot(host, starting); return }
+  const woken = await wake(host, starting, saved)
+  try {
+    await introduce(starting, woken)
+  } catch (error) {
+    await abandon(host, row, woken.live)
+    throw error instanceof Fault ? error : vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
+  }
+  move(host.store, host.events, row.uid, 'ready', { wasReady: true, identityDue: false, bootMs: Date.now() - (starting.startedAt ?? Date.now()) })
+  host.step('ready')
+}
