@@ -12,9 +12,12 @@ export interface How {
   readonly cwd?: string
 }
 
+/** A home that neither is there nor can be made: Bun keeps a folder of its own in one that it can make. */
+export const NO_HOME = '/dev/null/home'
+
 /** Only what a test says is in the environment: a developer's own settings must not decide a test. */
 export const envOf = (how: How): Record<string, string> => ({
-  PATH: process.env['PATH'] ?? '', HOME: '/nonexistent', ...(how.socket !== undefined && { AERIE_HOST: `unix://${how.socket}` }), ...how.env })
+  PATH: process.env['PATH'] ?? '', HOME: NO_HOME, ...(how.socket !== undefined && { AERIE_HOST: `unix://${how.socket}` }), ...how.env })
 
 /** Runs the program and collects what it says. */
 export const aerie = async (argv: readonly string[], how: How = {}): Promise<Said> => {

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import { join } from 'node:path'
-import { aerie } from './aerie.ts'
+import { NO_HOME, aerie } from './aerie.ts'
 import { VERSION } from '../../src/version.ts'
 import { EXIT } from '../../src/cli/exit.ts'
 
@@ -39,7 +39,7 @@ test('every kind of fault has its own exit code, apart from those of the shell a
 })
 
 test('version says that no daemon answers, and is no error', async () => {
-  const said = await aerie(['version'], { env: { HOME: '/nonexistent', XDG_RUNTIME_DIR: '/nonexistent', AERIE_HOST: 'user' } })
+  const said = await aerie(['version'], { env: { HOME: NO_HOME, XDG_RUNTIME_DIR: '/nonexistent', AERIE_HOST: 'user' } })
 
   expect(said.code).toBe(0)
   expect(said.out).toMatch(/Daemon: +none answers/)
