@@ -14,6 +14,7 @@ export interface LaunchSpec {
   readonly exe: string | { readonly fd: number }
   readonly env?: Readonly<Record<string, string>>
   readonly cwd?: string
+  readonly cwd_by?: 'user' | 'caller'
   readonly cgroups?: readonly string[]
   readonly umask?: number
   readonly oom_score_adj?: number

@@ -79,8 +79,9 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
 
     main = await launch({
       exe: { fd: embedded('talon').fd },
-      argv: ['talon', 'run', '--config-fd', String(FD.config), '--api-fd', String(FD.api), '--kvm-fd', String(FD.kvm), '--at-end', 'hold'],
-      env: { AERIE_MACHINE: spec.mark }, cwd: '/', umask: 0o077, cgroups: spec.cgroups, rlimits: { core: [0, 0], nofile: [4096, 4096] },
+      // Its folder is where it stands, not a path: a state of root's own is closed to its user.
+      argv: ['talon', 'run', '--config-fd', String(FD.config), '--api-fd', String(FD.api), '--kvm-fd', String(FD.kvm), '--vsock-folder', '.', '--at-end', 'hold'],
+      env: { AERIE_MACHINE: spec.mark }, cwd: spec.folder, cwd_by: 'caller', umask: 0o077, cgroups: spec.cgroups, rlimits: { core: [0, 0], nofile: [4096, 4096] },
       // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth nothing.
       namespaces: ['user', 'mount', 'net', 'pid', 'ipc'], capabilities: 'keep', no_new_privs: true,
       ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: [] } : {}), // /dev/kvm is open already

@@ -18,7 +18,8 @@
 //!    which is why it is emptied after);
 //! 6. **capabilities** given up, or (kept, in a user namespace) made to pass the exec;
 //! 7. **umask, session, no_new_privs, signals, working folder**: need no right; the folder is entered as the program's user,
-//!    so that it fails here when that user may not, and not later in the program;
+//!    so that it fails here when that user may not, and not later in the program. One that is entered by the
+//!    caller is entered before 5: unshare(2) takes a working folder along into a new mount namespace;
 //! 8. **exec**, by the program's user too.
 //!
 //! With a **pid** namespace the program must be a new process: unshare(2) moves only children. It is made with
@@ -46,7 +47,7 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::process::ExitCode;
 
 use error::{LaunchError, Step};
-use spec::{Exe, Namespace, SPEC_BYTES_MAX, SPEC_FD, Spec};
+use spec::{CwdBy, Exe, Namespace, SPEC_BYTES_MAX, SPEC_FD, Spec};
 
 /// As `env(1)` and container runtimes have it: the launcher itself failed.
 const EXIT_LAUNCH_FAILED: u8 = 125;
@@ -92,6 +93,9 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     confine::set_oom_score(&spec)?;
     confine::set_rlimits(&spec)?;
 
+    if spec.cwd_by == CwdBy::Caller {
+        sys::change_dir(&cwd).map_err(Step::Cwd.on(&spec.cwd))?;
+    }
     let user_namespace = spec.has(Namespace::User);
     if user_namespace {
         confine::become_user(&spec)?;
@@ -119,7 +123,9 @@ fn launch(report: &mut Option<RawFd>) -> Result<(), LaunchError> {
     if spec.no_new_privs {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(Step::NoNewPrivs.on("no_new_privs"))?;
     }
-    sys::change_dir(&cwd).map_err(Step::Cwd.on(&spec.cwd))?;
+    if spec.cwd_by == CwdBy::User {
+        sys::change_dir(&cwd).map_err(Step::Cwd.on(&spec.cwd))?;
+    }
     sys::reset_signals();
     let error = sys::exec(&image, &argv, &env);
     Err(Step::Exec.on(name(&spec))(error))

@@ -35,6 +35,8 @@ pub struct Spec {
     #[serde(default = "root")]
     pub cwd: String,
     #[serde(default)]
+    pub cwd_by: CwdBy,
+    #[serde(default)]
     pub cgroups: Vec<String>,
     #[serde(default)]
     pub setsid: bool,
@@ -108,6 +110,16 @@ pub enum Capabilities {
     #[default]
     Drop,
     Keep,
+}
+
+/// With whose rights `cwd` is entered. By the caller: a folder that the program's user could not reach by its path, one in
+/// the home of another user for instance.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum CwdBy {
+    #[default]
+    User,
+    Caller,
 }
 
 fn root() -> String {

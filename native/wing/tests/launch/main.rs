@@ -11,6 +11,7 @@ mod report;
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 use support::{Launch, NOBODY, is_root, sh};
@@ -52,6 +53,43 @@ fn the_program_starts_in_its_folder_with_its_umask_and_in_its_session() {
     .run();
 
     assert_eq!(run.stdout, format!("/usr\n0027\n{}\n", run.pid));
+}
+
+#[test]
+fn a_folder_that_is_closed_to_the_program_is_entered_by_the_caller() {
+    if !is_root() {
+        eprintln!("skip: needs root, to launch as another user");
+        return;
+    }
+    let closed = std::env::temp_dir().join(format!("wing-closed-{}", std::process::id()));
+    let inside = closed.join("inside");
+    fs::create_dir_all(&inside).unwrap();
+    fs::write(inside.join("file"), "").unwrap();
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o711)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let spec = |more: serde_json::Value| {
+        let mut spec = sh(
+            "test -e file && echo here",
+            json!({"cwd": inside, "uid": NOBODY, "gid": NOBODY}),
+        );
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        spec
+    };
+
+    let refused = Launch::new(&spec(json!({}))).run();
+    let entered = Launch::new(&spec(json!({"cwd_by": "caller"}))).run();
+    let in_namespaces = Launch::new(&spec(
+        json!({"cwd_by": "caller", "namespaces": ["user", "mount"]}),
+    ))
+    .run();
+
+    fs::remove_dir_all(&closed).unwrap();
+    assert_eq!(refused.code, Some(125));
+    assert!(refused.stderr.contains("cwd_denied"), "{}", refused.stderr);
+    assert_eq!(entered.stdout, "here\n");
+    assert_eq!(in_namespaces.stdout, "here\n");
 }
 
 #[test]
