@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     args::Limits,
+    banner::Banner,
     bzimage::{HEAD_LEN, Head, Shape, is_version},
     deb,
     decompress::{self, Format, decoder},
@@ -210,7 +211,8 @@ impl Found {
             .take(HEAD_LEN as u64)
             .read_to_end(&mut head)
             .map_err(|error| Error::from_read("the archive", error))?;
-        let parsed = Head::parse(&head)?;
+        let mut parsed = Head::parse(&head)?;
+        let mut banner = Banner::default();
         let mut hash = Sha256::new();
         let mut whole = Cursor::new(head).chain(contents);
         let mut buffer = vec![0; 256 << 10];
@@ -222,10 +224,14 @@ impl Found {
                 0 => break,
                 count => {
                     hash.update(&buffer[..count]);
+                    if parsed.version.is_none() {
+                        banner.see(&buffer[..count]);
+                    }
                     self.out.put(&buffer[..count])?;
                 }
             }
         }
+        parsed.version = parsed.version.or(banner.version());
         self.kernel = Some(Kernel {
             head: parsed,
             name,

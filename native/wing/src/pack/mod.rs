@@ -3,6 +3,7 @@
 //! table of its commands and codes.
 
 mod args;
+mod banner;
 mod bzimage;
 mod confine;
 mod cpio;
