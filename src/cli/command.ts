@@ -6,12 +6,20 @@ import type { Out } from './out.ts'
 import { text, word, yes, type Flags, type Values } from './flags.ts'
 import { FORMATS } from './out.ts'
 
+/** The guest kernel and the image inside this file, where it was built with them. */
+export interface Contents {
+  readonly kernel: { readonly version: string; readonly size_bytes: number; readonly modules: number; readonly source: string } | null
+  readonly kernelConfig: string
+  readonly base: { readonly name: string; readonly size_bytes: number } | null
+}
+
 /** What the command line starts and does not know: given by main.ts, so that no command imports the daemon. */
 export interface Programs {
   readonly version: string
   readonly serve: (flags: Record<string, unknown>) => Promise<number>
   readonly settings: () => Promise<Readonly<Record<string, TSchema>>>
   readonly doctor: () => Promise<Doctor>
+  readonly contents: () => Promise<Contents>
   /** Every key and every byte as it is, ^C included, until the disposal; undefined where stdin is no terminal. */
   readonly rawTerminal: () => Promise<Disposable | undefined>
 }

@@ -5,7 +5,7 @@ import type { Noun, Programs } from '../../src/cli/command.ts'
 import { FakeDaemon } from '../client/daemon.ts'
 import { aerie, envOf, PROGRAM } from './aerie.ts'
 
-const programs: Programs = { version: '0', serve: () => Promise.resolve(0), settings: () => Promise.resolve({}), rawTerminal: () => Promise.resolve(undefined), doctor: () => Promise.resolve({ healthy: true, checks: [] }) }
+const programs: Programs = { version: '0', serve: () => Promise.resolve(0), settings: () => Promise.resolve({}), rawTerminal: () => Promise.resolve(undefined), contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }), doctor: () => Promise.resolve({ healthy: true, checks: [] }) }
 const names = (noun: Noun) => Promise.resolve(noun === 'vm' ? ['web', 'db'] : noun === 'image' ? ['alpine', 'base'] : [])
 const complete = (line: string) => candidates(line.split(' '), programs, names)
 

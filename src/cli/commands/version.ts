@@ -1,13 +1,33 @@
-import { Fault } from '../../lib/fault.ts'
+import { sayBytes } from '../../lib/bytes.ts'
+import { Fault, fault } from '../../lib/fault.ts'
 import { command } from '../command.ts'
 import { yes } from '../flags.ts'
 import { renderFields } from '../table.ts'
 
+const noKernelInside = fault('kernel_config_missing', 'not_found', {}, () => 'Cannot show the configuration of a kernel: this file brings none')
+
 export default command({
-  usage: '[FLAGS]', flags: { short: yes('The version of this program only') }, args: { min: 0, max: 0 },
+  usage: '[FLAGS]', flags: { short: yes('The version of this program only'),
+    contents: yes('The guest kernel and the image in this file, and where the source of the kernel is'),
+    kernelConfig: yes('The configuration that the guest kernel in this file was built with') }, args: { min: 0, max: 0 },
   async run(context, { flags }) {
     const { version } = context.programs
     if (flags.short) { await context.out.line(version); return 0 }
+    if (flags.contents || flags.kernelConfig) {
+      const { kernel, kernelConfig, base } = await context.programs.contents()
+      if (flags.kernelConfig) {
+        if (kernelConfig === '') throw noKernelInside({})
+        await context.out.text(kernelConfig)
+        return 0
+      }
+      await context.out.show({ version, kernel, base }, {
+        table: () => renderFields([['Program', version],
+          ['Kernel', kernel === null ? 'none' : `${kernel.version}, ${sayBytes(kernel.size_bytes)}, ${kernel.modules === 0 ? 'without modules' : `${kernel.modules} modules`}`],
+          ...(kernel === null ? [] : [['Source', kernel.source.replaceAll('\n', '; ')] as const]),
+          ['Image', base === null ? 'none' : `${base.name}, ${sayBytes(base.size_bytes)}`]], context.out.look),
+        name: () => [version] })
+      return 0
+    }
     let daemon: { readonly version: string; readonly api: string; readonly generation: number } | null = null
     try {
       const info = await (await context.client()).call('system.info', {}, { signal: AbortSignal.timeout(3000) })
