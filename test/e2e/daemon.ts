@@ -95,7 +95,7 @@ export const cgroupsOf = (state: string): string[] => {
 }
 
 /** Waits for a condition; there is no event to wait for where this is used. */
-export const until = async (condition: () => boolean | Promise<boolean>, seconds = 30): Promise<void> => {
+export const until = async (condition: () => boolean | Promise<boolean>, seconds = 120): Promise<void> => {
   for (const end = Date.now() + seconds * 1000; !await condition();) {
     if (Date.now() > end) throw new Error(`not within ${seconds} s: ${condition.toString()}`)
     await Bun.sleep(20)

@@ -11,7 +11,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   beforeAll(async () => {
     daemon = await startDaemon()
     await createVm(daemon, { name: 'g', cmd: ['sh', '-c', 'echo up; echo oops >&2; httpd -p 8080 -h /www; exec sleep 100000'], port: 8080, env: { SECRET: 'x', GREETING: 'hello' } })
-  }, 120_000)
+  }, 240_000)
   afterAll(async () => { await clean(daemon) })
 
   const exec = (args: readonly string[], options: Parameters<typeof cli>[2] = {}) => cli(daemon, ['exec', ...args], options)
@@ -23,7 +23,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect((await exec(['g', '--', '/etc/passwd'])).code).toBe(126)
     expect((await exec(['--timeout', '1', 'g', '--', 'sleep', '60'])).code).toBe(124)
     expect((await exec(['-i', 'g', '--', 'wc', '-c'], { stdin: 'x'.repeat(1_000_000) })).stdout.trim()).toBe('1000000')
-  }, 60_000)
+  }, 240_000)
 
   test('exec is binary safe both ways', async () => {
     const bytes = Buffer.alloc(300_000)
@@ -34,14 +34,14 @@ describe.skipIf(!haveBinary)('a real guest', () => {
 
     expect(await child.exited).toBe(0)
     expect(back.equals(bytes)).toBe(true)
-  }, 60_000)
+  }, 240_000)
 
   test('exec runs with the environment, folder and user that were asked for', async () => {
     const said = await exec(['-e', 'A=1', '-w', '/tmp', '-u', 'nobody', 'g', '--', 'sh', '-c', 'echo $A $(pwd) $(id -u)'])
 
     expect(said).toEqual({ code: 0, stdout: '1 /tmp 65534\n', stderr: '' })
     expect((await exec(['-u', 'nobody-here', 'g', '--', 'id'])).code).not.toBe(0)
-  }, 30_000)
+  }, 240_000)
 
   test('the guest is what its configuration says', async () => {
     const said = (await exec(['g', '--', 'sh', '-c', 'hostname; cat /etc/machine-id; df -k / | tail -1; tr "\\0" "\\n" < /proc/1/cmdline; cat /proc/cmdline; ls /modules /init 2>&1'])).stdout
@@ -54,7 +54,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect(said).toContain('No such file')
     expect(vm.env_names.sort()).toEqual(['GREETING', 'SECRET'])
     expect(JSON.stringify(vm)).not.toContain('hello')
-  }, 30_000)
+  }, 240_000)
 
   test('logs show what the workload said, by stream', async () => {
     await until(async () => (await cli(daemon, ['logs', 'g'])).stderr.includes('oops'))
@@ -65,7 +65,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect(lines).toContain('"stderr"')
     const last = await cli(daemon, ['logs', '--tail', '1', 'g'])
     expect(`${last.stdout}${last.stderr}`.split('\n').length).toBe(2)
-  }, 30_000)
+  }, 240_000)
 
   test('files go in and come out with modes, links and content', async () => {
     const folder = mkdtempSync('/tmp/aerie-cp-')
@@ -86,7 +86,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
       expect(readlinkSync(join(root, 'deep/link'))).toBe('../run.sh')
       expect((await cli(daemon, ['cp', 'g:/no/such', folder])).code).toBe(4)
     } finally { rmSync(folder, { recursive: true, force: true }) }
-  }, 60_000)
+  }, 240_000)
 
   test('stat, list and stats answer from inside', async () => {
     expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/etc/passwd' } })).toMatchObject({ exists: true, is_file: true, uid: 0 })
@@ -95,7 +95,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     const stats = await daemon.client.call('vm.stats', at('g'))
     expect(stats.memory.total).toBeGreaterThan(100 * 2 ** 20)
     expect(stats.host.memory_bytes).toBeGreaterThan(0)
-  }, 30_000)
+  }, 240_000)
 
   test('the proxy shows the workload\'s page, without our secrets and in a sandbox', async () => {
     const answer = await daemon.client.request('GET', '/api/v1/vms/g/agent/')
@@ -104,7 +104,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect(answer.headers.get('content-security-policy')).toContain('sandbox')
     expect(await (await daemon.client.request('GET', '/api/v1/vms/g/agent/healthz')).json()).toMatchObject({ status: 'ok' })
     expect((await daemon.client.request('GET', '/api/v1/vms/g/agent/nothing')).status).toBe(404)
-  }, 30_000)
+  }, 240_000)
 
   test('a guest outlives its daemon, and the next one speaks to it', async () => {
     const before = await daemon.client.call('vm.get', at('g'))
@@ -116,7 +116,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect((await cli(daemon, ['stop', 'g'])).code).toBe(0)
     expect(await daemon.client.call('vm.get', at('g'))).toMatchObject({ status: 'stopped', pid: null })
     expect(machinesOf(daemon.state)).toEqual([])
-  }, 120_000)
+  }, 240_000)
 
   test('a stopped vm starts again with its disk', async () => {
     expect((await cli(daemon, ['start', 'g'])).code).toBe(0)
@@ -124,7 +124,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect((await cli(daemon, ['rm', 'g'])).code).toBe(5) // it runs
     expect((await cli(daemon, ['rm', '-f', 'g'])).code).toBe(0)
     expect(machinesOf(daemon.state)).toEqual([])
-  }, 120_000)
+  }, 240_000)
 })
 
 describe.skipIf(!haveBinary)('aerie run', () => {
@@ -136,7 +136,7 @@ describe.skipIf(!haveBinary)('aerie run', () => {
     expect(await cli(daemon, ['run', 'base', '--', 'sh', '-c', 'echo hi; exit 7'])).toMatchObject({ code: 7, stdout: 'hi\n' })
     await until(async () => (await daemon.client.call('vm.list', {})).length === 0)
     expect(machinesOf(daemon.state)).toEqual([])
-  }, 120_000)
+  }, 240_000)
 
   test('takes a tar on its stdin and gives one back', async () => {
     const folder = mkdtempSync('/tmp/aerie-tar-')
@@ -148,7 +148,7 @@ describe.skipIf(!haveBinary)('aerie run', () => {
 
     expect(listed).toMatchObject({ code: 0 })
     expect(listed.stdout).toContain('./file')
-  }, 120_000)
+  }, 240_000)
 
   test('a fault of ours is 125, and says what to do', async () => {
     const ran = await cli(daemon, ['run', 'no-such-image', '--', 'true'])
@@ -156,5 +156,5 @@ describe.skipIf(!haveBinary)('aerie run', () => {
     expect(ran.code).toBe(125)
     expect(ran.stderr).toContain('Cannot find image "no-such-image"')
     expect(ran.stderr).toContain('hint:')
-  }, 30_000)
+  }, 240_000)
 })

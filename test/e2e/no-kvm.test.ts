@@ -14,5 +14,5 @@ describe.skipIf(usable || !haveBinary)('a host without KVM', () => {
         expect(await daemon.client.call('vm.list', {})).toEqual([])
       } finally { await clean(daemon) }
     }
-  }, 60_000)
+  }, 240_000)
 })

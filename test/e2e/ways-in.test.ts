@@ -6,13 +6,13 @@ import { AERIE, clean, cli, createVm, haveBinary, startDaemon, until, type Daemo
 
 const at = (name: string) => ({ params: { name } })
 
-/** The other ways into a real guest: ports, console, attach, networks, images of one's own; and what is true after a crash. */
+/** The other ways into a real guest: ports, attach, images of one's own; and what is true after a crash. */
 describe.skipIf(!haveBinary)('ways into a guest', () => {
   let daemon: Daemon
   beforeAll(async () => {
     daemon = await startDaemon()
-    await createVm(daemon, { name: 'w', network: { mode: 'user' }, cmd: ['sh', '-c', 'httpd -p 8080 -h /www; while read line; do echo "got $line"; done; sleep 100000'] })
-  }, 120_000)
+    await createVm(daemon, { name: 'w', cmd: ['sh', '-c', 'httpd -p 8080 -h /www; while read line; do echo "got $line"; done; sleep 100000'] })
+  }, 240_000)
   afterAll(async () => { await clean(daemon) })
   const exec = (script: string) => daemon.client.call('vm.exec', { ...at('w'), body: { argv: ['sh', '-c', script] } })
 
@@ -28,34 +28,7 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
 
       expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toContain('microVM')
     } finally { forward.kill(); await forward.exited }
-  }, 60_000)
-
-  test('the user network gives an address and reaches the host, as it says', async () => {
-    const server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: () => new Response('from the host\n') })
-    try {
-      expect((await exec('ip addr show eth0')).stdout).toContain('10.0.2.15')
-      expect((await exec(`wget -q -O - http://10.0.2.2:${server.port}/`)).stdout).toBe('from the host\n')
-    } finally { await server.stop(true) }
-  }, 60_000)
-
-  test('the console answers every viewer, and shows a late one what was', async () => {
-    await exec('(while read line; do echo "console $line"; done) </dev/ttyS0 >/dev/ttyS0 2>&1 &')
-    const view = () => {
-      const seen = { text: '' }, ws = new WebSocket(`ws+unix://${daemon.socket}:/ws/v1/vms/w/console`)
-      ws.binaryType = 'arraybuffer'
-      ws.onmessage = (event) => { seen.text += Buffer.from(event.data as ArrayBuffer).toString() }
-      return { seen, ws }
-    }
-    const one = view(), two = view()
-    await until(() => one.ws.readyState === 1 && two.ws.readyState === 1)
-
-    one.ws.send(Buffer.from('hello\n'))
-
-    await until(() => one.seen.text.includes('console hello') && two.seen.text.includes('console hello'))
-    const late = view()
-    await until(() => late.seen.text.includes('console hello'))
-    for (const { ws } of [one, two, late]) ws.close()
-  }, 60_000)
+  }, 240_000)
 
   test('pause halts the guest and resume runs it on', async () => {
     expect((await cli(daemon, ['pause', 'w'])).code).toBe(0)
@@ -63,7 +36,7 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
     expect((await cli(daemon, ['exec', 'w', '--', 'true'])).code).toBe(125)
     expect((await cli(daemon, ['resume', 'w'])).code).toBe(0)
     expect((await exec('echo on')).stdout).toBe('on\n')
-  }, 60_000)
+  }, 240_000)
 
   test('events and wait tell what happens, as it happens', async () => {
     const types: string[] = [], stop = new AbortController()
@@ -82,7 +55,7 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
     await reading
     expect(types).toEqual(['VM_STOPPING', 'VM_STOPPED'])
     expect((await cli(daemon, ['rm', 'w'])).code).toBe(0)
-  }, 60_000)
+  }, 240_000)
 })
 
 describe.skipIf(!haveBinary)('an image of one\'s own', () => {
@@ -112,7 +85,7 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
       expect(await cli(daemon, ['run', '--memory', '160m', 'mine'])).toMatchObject({ code: 3, stdout: `from-image\n1234\n/srv\n${isRoot ? 7 : 1234}\n`, stderr: expect.stringContaining('not permitted') as unknown })
       expect(await cli(daemon, ['image', 'rm', 'mine'])).toMatchObject({ code: 0 })
     } finally { rmSync(folder, { recursive: true, force: true }) }
-  }, 120_000)
+  }, 240_000)
 
   test('an image or kernel that a vm uses stays', async () => {
     await createVm(daemon, { name: 'user-of-base', memory_mb: 160, cmd: ['sh', '-c', 'sleep 3; exit 9'] })
@@ -120,7 +93,7 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
     expect(await cli(daemon, ['image', 'rm', 'base'])).toMatchObject({ code: 5 })
     const kernel = (await daemon.client.call('kernel.list', {}))[0]
     expect(await cli(daemon, ['kernel', 'rm', kernel?.name ?? ''])).toMatchObject({ code: 5 })
-  }, 120_000)
+  }, 240_000)
 
   test('a real workload that ends while the daemon is away has its exit code and its log', async () => {
     await daemon.crash()
@@ -129,7 +102,7 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
     daemon = await startDaemon({ folder: daemon.folder })
 
     expect(await daemon.client.call('vm.wait', { ...at('user-of-base'), query: { for: 'exit', timeout_s: 60 } })).toMatchObject({ status: 'stopped', exit_code: 9 })
-  }, 120_000)
+  }, 240_000)
 })
 
 test.skipIf(!haveBinary)('the compiled file stands alone: no folder, no environment, no root needed to ask it', () => {
