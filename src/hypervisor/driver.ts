@@ -55,6 +55,8 @@ export interface MachineSpec {
   readonly cid: number
   /** Takes the serial console; made by the caller, appended to by the VMM. */
   readonly consoleLog: string
+  /** Of that log the newest part which stays; a VMM that cannot keep to it appends, and the caller gives back what is old. */
+  readonly consoleLogMib: number
   /** Memory that clones can share: no copy at a fork, and smaller pages where the host gives shared memory no large ones. */
   readonly forkable: boolean
   /** Takes what the VMM itself says on stdout and stderr. */

@@ -43,7 +43,7 @@ export const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriv
     cmdline: cmdline(row.spec.kernel_cmdline), vcpus: row.cpuCores, memoryMib: row.memoryMb,
     disks: [{ path: host.images.pathOf(image), readOnly: true, serial: 'root' }, { path: at.overlay, readOnly: false, serial: 'overlay' }],
     nic: row.spec.network.mode === 'user' ? { kind: 'user', mac: row.mac } : undefined,
-    cid: row.cid, forkable: row.spec.forkable ?? false, consoleLog: at.consoleLog, vmmLog: at.vmmLog, jail: jailOf(host.config, row),
+    cid: row.cid, forkable: row.spec.forkable ?? false, consoleLog: at.consoleLog, consoleLogMib: host.config.log_max_mb, vmmLog: at.vmmLog, jail: jailOf(host.config, row),
     cgroups: makeCgroups(host, row),
   }
 }

@@ -48,7 +48,10 @@ const scrollBack = (path: string): Uint8Array => {
  */
 export const viewConsole = (host: Host, ref: string, take: (bytes: Uint8Array) => unknown, over: () => void): { type(bytes: Uint8Array): void; leave(): void } => {
   const row = find(host.store, ref), live = host.live.get(row.uid)
-  try { void take(scrollBack(places(host.config, row).consoleLog)) } catch { /* it has never said anything */ }
+  try {
+    const before = scrollBack(places(host.config, row).consoleLog)
+    if (before.byteLength > 0) void take(before) // an empty message would be the end
+  } catch { /* it has never said anything */ }
   if (!live?.machine) {
     queueMicrotask(over)
     return { type: () => undefined, leave: () => undefined }

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { kvmSupport } from '../../src/linux/kvm.ts'
-import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
+import { AERIE, clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
 
 const { usable, reason } = kvmSupport(), missing = !haveBinary ? 'nothing has been built' : !usable ? `${reason}; test/bed/aerie runs it where KVM is real` : undefined
 const at = (name: string) => ({ params: { name } })
@@ -46,6 +46,30 @@ describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ?
     expect((await cli(daemon, ['stop', 'g'])).code).toBe(0)
     await until(() => machinesOf(daemon.state).length === 0)
   }, 240_000)
+
+  test('its console takes what is typed and answers, also after a crash of the daemon', async () => {
+    await createVm(daemon, { name: 'c', cmd: ['sleep', '100000'] })
+    const script = '(stty -echo; while read -r line; do eval "$line"; done) </dev/ttyS0 >/dev/ttyS0 2>&1 &'
+    await daemon.client.call('vm.exec', { ...at('c'), body: { argv: ['sh', '-c', script] } })
+    const converse = async (typed: string, answer: string) => {
+      const child = Bun.spawn([AERIE, 'console', 'c'], { cwd: '/', env: { AERIE_HOST: `unix://${daemon.socket}` }, stdin: 'pipe', stdout: 'pipe' })
+      let seen = ''
+      const reading = (async () => { for await (const part of child.stdout) seen += Buffer.from(part).toString() })()
+      child.stdin.write(typed)
+      await child.stdin.flush()
+      await until(() => seen.includes(answer))
+      child.kill()
+      await reading
+    }
+
+    await converse('echo sum $((40 + 2))\n', 'sum 42') // of a console that has said nothing before
+    await daemon.crash()
+    daemon = await start(daemon.folder)
+    await converse('echo product $((6 * 7))\n', 'product 42')
+
+    expect((await cli(daemon, ['logs', '--source', 'console', 'c'])).stdout).toContain('sum 42\nproduct 42')
+    await cli(daemon, ['rm', '-f', 'c'])
+  }, 60_000)
 
   test('a paused guest is deleted by force', async () => {
     await createVm(daemon, { name: 'f', cmd: ['sleep', '100000'] })

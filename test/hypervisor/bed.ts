@@ -17,7 +17,7 @@ export const bedOf = (driver: HypervisorDriver, module: string, files: (folder: 
       const consoleLog = join(at, 'console.log'), vmmLog = join(at, 'vmm.log')
       for (const log of [consoleLog, vmmLog]) writeFileSync(log, '')
       return { mark: `${state}/vm_${id}`, uuid: randomUUID(), folder: run, cmdline: 'console=ttyS0 panic=-1 reboot=t', vcpus: 1, memoryMib: 192, nic: undefined, cid: 100 + id, forkable: false,
-        consoleLog, vmmLog, jail: undefined, cgroups: [], ...await files(at) }
+        consoleLog, consoleLogMib: 1, vmmLog, jail: undefined, cgroups: [], ...await files(at) }
     },
     [Symbol.asyncDispose]: () => { close(); rmSync(folder, { recursive: true, force: true }); return Promise.resolve() },
   }

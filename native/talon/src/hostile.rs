@@ -4,7 +4,6 @@
 //! as nonsense, so that the nonsense reaches the code behind the checks. Nothing here may panic, hang or grow; that is
 //! the whole assertion. The tests run these on a corpus and on mutations of it, the fuzzer runs them for hours.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::api::http;
 use crate::boot::elf;
 use crate::config::{BalloonConfig, RateConfig, VmConfig};
-use crate::machine::console::Log;
+use crate::machine::console::Outlet;
 use crate::memory::{Backing, HUGE_PAGE, Ram};
 use crate::pci::{MsiSink, Window};
 use crate::snapshot;
@@ -110,7 +109,7 @@ fn backend(name: &str) -> Box<dyn Backend> {
             };
             Box::new(balloon::Balloon::new(Arc::new(ram), config))
         }
-        "console" => Box::new(console::Console::new(Log::new(None::<File>))),
+        "console" => Box::new(console::Console::new(Outlet::default())),
         "rng" => Box::new(rng::Rng::default()),
         other => panic!("{other} is no target"),
     }

@@ -17,6 +17,8 @@ pub enum Token {
     Source(u8),
     /// A processor or worker has something to say.
     Stops,
+    /// The serial port's client.
+    Serial,
 }
 
 impl Token {
@@ -27,6 +29,7 @@ impl Token {
             Self::Kick(slot) => (2, u32::from(slot)),
             Self::Source(slot) => (3, u32::from(slot)),
             Self::Stops => (4, 0),
+            Self::Serial => (5, 0),
         };
         u64::from(value) << 8 | kind
     }
@@ -39,7 +42,8 @@ impl Token {
             1 => Self::Connection(value),
             2 => Self::Kick(slot),
             3 => Self::Source(slot),
-            _ => Self::Stops,
+            4 => Self::Stops,
+            _ => Self::Serial,
         }
     }
 }
@@ -83,6 +87,12 @@ impl Reactor {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Readable when something that it watches is ready.
+    #[must_use]
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
     }
 
     /// Watches `fd`.
@@ -155,6 +165,7 @@ mod tests {
             Token::Kick(31),
             Token::Source(9),
             Token::Stops,
+            Token::Serial,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -6,8 +6,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
-use crate::config::{ConfigError, ConsoleMode, Source, VmConfig};
+use crate::config::{ConfigError, ConsoleConfig, ConsoleMode, Source, VmConfig};
+use crate::machine::console::Outlet;
+use crate::machine::log::Log;
+use crate::machine::terminal::Terminal;
 
 /// How a path is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,10 +34,10 @@ pub struct Resources {
     pub disks: Vec<File>,
     /// Taps, in the configuration's order.
     pub taps: Vec<File>,
-    /// Sink of the serial port.
-    pub serial: Option<File>,
-    /// Sink of the virtio console.
-    pub console: Option<File>,
+    /// The host's side of the serial port.
+    pub serial: Outlet,
+    /// The host's side of the virtio console.
+    pub console: Outlet,
     /// Where host-initiated vsock connections arrive.
     pub vsock: Option<UnixListener>,
 }
@@ -56,6 +60,26 @@ fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: `copy` is a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Whether a socket listens: one that does not would be readable for ever and never give a connection.
+fn listening(socket: &OwnedFd) -> io::Result<()> {
+    let (mut is, mut bytes) = (0i32, 4u32);
+    // SAFETY: writes one integer, whose size is told.
+    let told = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut is).cast(),
+            &raw mut bytes,
+        )
+    };
+    match (told, is) {
+        (0, 0) => Err(io::Error::other("it is no listening socket")),
+        (0, _) => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Opens what configurations name.
@@ -88,14 +112,59 @@ impl Opener {
         opened.map_err(|error| ConfigError::new(field, format!("cannot be opened: {error}")))
     }
 
-    fn log(self, field: &str, mode: &ConsoleMode) -> Result<Option<File>, ConfigError> {
-        match mode {
-            ConsoleMode::Off | ConsoleMode::Null => Ok(None),
-            ConsoleMode::Tty => self.open(field, &Source::Fd(1), Mode::Log).map(Some),
-            ConsoleMode::File(source) => self
-                .open(&format!("{field}.file"), source, Mode::Log)
-                .map(Some),
+    /// A listening socket: inherited, or bound at a path.
+    fn listener(self, field: &str, source: &Source) -> Result<UnixListener, ConfigError> {
+        let listener = match source {
+            Source::Fd(fd) => {
+                inherited(*fd).and_then(|socket| listening(&socket).map(|()| socket.into()))
+            }
+            Source::Path(_) if self.jailed => {
+                return Err(ConfigError::new(
+                    field,
+                    "must be an inherited descriptor (/dev/fd/N): nothing is bound inside the jail",
+                ));
+            }
+            Source::Path(path) => UnixListener::bind(path),
+        };
+        listener.map_err(|error| ConfigError::new(field, format!("cannot be used: {error}")))
+    }
+
+    fn vsock(self, config: &VmConfig) -> Result<Option<UnixListener>, ConfigError> {
+        let Some(vsock) = &config.vsock else {
+            return Ok(None);
+        };
+        match vsock.listen_fd {
+            Some(fd) => self.listener("vsock.fd", &Source::Fd(fd)),
+            None if self.jailed => Err(ConfigError::new(
+                "vsock.fd",
+                "must be given: nothing is bound inside the jail",
+            )),
+            None => self.listener("vsock.socket", &Source::Path(vsock.socket.clone())),
         }
+        .map(Some)
+    }
+
+    fn outlet(self, field: &str, config: &ConsoleConfig) -> Result<Outlet, ConfigError> {
+        let log = match (&config.mode, &config.file) {
+            (ConsoleMode::Tty, _) => Some(self.open(field, &Source::Fd(1), Mode::Log)?),
+            (_, Some(file)) => Some(self.open(&format!("{field}.file"), file, Mode::Log)?),
+            (_, None) => None,
+        };
+        let terminal =
+            match &config.mode {
+                ConsoleMode::Socket(socket) => {
+                    let path = format!("{field}.socket");
+                    let terminal = self.listener(&path, socket).map(Terminal::new)?;
+                    Some(terminal.map_err(|error| {
+                        ConfigError::new(path, format!("cannot be used: {error}"))
+                    })?)
+                }
+                _ => None,
+            };
+        Ok(Outlet::new(
+            log.map(|file| Log::new(file, config.file_bytes)),
+            terminal.map(Arc::new),
+        ))
     }
 
     /// Opens everything, or nothing.
@@ -120,18 +189,6 @@ impl Opener {
                 Mode::ReadWrite,
             )?);
         }
-        let vsock = config.vsock.as_ref().map(|vsock| match vsock.listen_fd {
-            Some(fd) => inherited(fd)
-                .map(UnixListener::from)
-                .map_err(|error| ConfigError::new("vsock.fd", format!("cannot be used: {error}"))),
-            None if self.jailed => Err(ConfigError::new(
-                "vsock.fd",
-                "must be given: nothing is bound inside the jail",
-            )),
-            None => UnixListener::bind(&vsock.socket).map_err(|error| {
-                ConfigError::new("vsock.socket", format!("cannot be bound: {error}"))
-            }),
-        });
         Ok(Resources {
             kernel: self.open("payload.kernel", &config.kernel, Mode::Read)?,
             initramfs: config
@@ -146,9 +203,9 @@ impl Opener {
                 .transpose()?,
             disks,
             taps,
-            serial: self.log("serial", &config.serial)?,
-            console: self.log("console", &config.console)?,
-            vsock: vsock.transpose()?,
+            serial: self.outlet("serial", &config.serial)?,
+            console: self.outlet("console", &config.console)?,
+            vsock: self.vsock(config)?,
         })
     }
 }
@@ -191,6 +248,20 @@ mod tests {
             .unwrap_err();
 
         assert_eq!(error.path, "disks[0].path");
+    }
+
+    #[test]
+    fn a_socket_that_does_not_listen_is_refused_with_its_field() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        // SAFETY: fcntl with integers; the copy is inheritable, as a launcher's are.
+        let given = unsafe { libc::fcntl(one.as_raw_fd(), libc::F_DUPFD, 3) };
+
+        let error = Opener { jailed: true }
+            .listener("serial.socket", &Source::Fd(given))
+            .unwrap_err();
+
+        assert_eq!(error.path, "serial.socket");
+        assert!(error.problem.contains("listening"), "{}", error.problem);
     }
 
     #[test]

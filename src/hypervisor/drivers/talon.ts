@@ -17,7 +17,6 @@ import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec } fro
 import { hypervisorUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
 import { VerbRefused, VmmApi, type VmEvent } from './talon-api.ts'
-import { LogConsole } from './talon-console.ts'
 
 const SIGKILL = constants.signals.SIGKILL
 /** How long an ended process may take to go. */
@@ -33,7 +32,7 @@ const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
 
 /** What talon inherits, by its own number. */
-const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, kernel: 8, initramfs: 9, disks: 10 } as const
+const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, consoleLog: 8, kernel: 9, initramfs: 10, disks: 11 } as const
 const CONSOLE_NOTE = 'console.json'
 
 /** Beside the sockets, for the daemon that adopts: where this boot's console begins. talon sees the file and may not read it. */
@@ -57,7 +56,7 @@ const configOf = (spec: MachineSpec): unknown => ({
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
   vsock: { cid: spec.cid, socket: join(spec.folder, 'vsock'), fd: FD.vsock },
-  serial: { mode: 'File', file: `/dev/fd/${FD.console}` },
+  serial: { mode: 'Socket', socket: `/dev/fd/${FD.console}`, file: `/dev/fd/${FD.consoleLog}`, file_bytes: spec.consoleLogMib * 2 ** 20 },
   console: { mode: 'Off' },
 })
 
@@ -70,6 +69,7 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
     const kvm = own(openKvm())
     const config = own(memfdSealed('machine', Buffer.from(JSON.stringify(configOf(spec)))))
     const api = own(unixListen(join(spec.folder, 'api.sock'), { mode: 0o600 })), vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
+    const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
     const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600)), vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
     const kernel = own(openSync(spec.kernel, 'r')), initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
@@ -86,7 +86,7 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
       namespaces: ['user', 'mount', 'net', 'pid', 'ipc'], capabilities: 'keep', no_new_privs: true,
       ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: [] } : {}), // /dev/kvm is open already
     }, { stdout: vmmLog, stderr: vmmLog, signal,
-      fds: [[config, FD.config], [api, FD.api], [kvm, FD.kvm], [vsock, FD.vsock], [consoleLog, FD.console], [kernel, FD.kernel],
+      fds: [[config, FD.config], [api, FD.api], [kvm, FD.kvm], [vsock, FD.vsock], [serial, FD.console], [consoleLog, FD.consoleLog], [kernel, FD.kernel],
         [initramfs, FD.initramfs], ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
     const running = main
     const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
@@ -148,7 +148,6 @@ class TalonMachine implements Machine {
   readonly #ended = deferred<End>()
   /** Aborted when there is nobody to ask any more. */
   readonly #over = new AbortController()
-  readonly #console: LogConsole | undefined
   readonly #lastWords: () => string | undefined
   #isEnded = false
   #killed: Promise<void> | undefined
@@ -160,12 +159,10 @@ class TalonMachine implements Machine {
     this.#api = new VmmApi(join(identity.folder, 'api.sock'))
     this.#note = note
     this.#lastWords = lastWords
-    this.#console = note && openConsole(note.log, this.consoleSocket)
     const heard = this.#follow()
     void process.exited.then(async (exit) => {
       await Promise.race([heard, sleep(LAST_WORD_MS)])
       this.#over.abort()
-      this.#console?.close()
       this.#end(this.#ofExit(exit))
     })
   }
@@ -246,9 +243,4 @@ class TalonMachine implements Machine {
     if (!gone) throw machineFailed({ hypervisor: 'talon', reason: 'a killed process does not go away' })
     closeFd(this.#process.pidfd)
   }
-}
-
-/** A console that cannot be shown is no reason to lose a machine. */
-const openConsole = (log: string, socket: string): LogConsole | undefined => {
-  try { return new LogConsole(log, socket) } catch { return undefined }
 }

@@ -190,6 +190,12 @@ fn counters(vmm: &Vmm) -> Result<Value, VerbError> {
             let _ = function.kick().write(1);
         }
     }
+    if let Some(terminal) = machine.bus().terminal() {
+        all.insert(
+            "serial".to_owned(),
+            json!({ "lost_bytes": terminal.lost() }),
+        );
+    }
     Ok(Value::Object(all))
 }
 

@@ -8,6 +8,7 @@ pub use node::{ConfigError, Fields};
 use serde_json::Value;
 
 use crate::layout;
+use crate::machine::log::{KEPT_BYTES, KEPT_BYTES_MIN};
 use crate::memory::HUGE_PAGE;
 
 /// Processors at most: the local APIC ids of the ACPI table.
@@ -120,7 +121,7 @@ pub struct VsockConfig {
     pub listen_fd: Option<i32>,
 }
 
-/// Where a console writes.
+/// What a console is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConsoleMode {
     /// The device is not there.
@@ -129,8 +130,29 @@ pub enum ConsoleMode {
     Null,
     /// Standard output.
     Tty,
-    /// A file, bounded.
-    File(Source),
+    /// A file.
+    File,
+    /// A Unix socket, for one client at a time.
+    Socket(Source),
+}
+
+/// A console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleConfig {
+    /// What it is connected to.
+    pub mode: ConsoleMode,
+    /// Takes its output: for mode `File`, and beside a socket.
+    pub file: Option<Source>,
+    /// Bytes of the file that are kept at least: the newest.
+    pub file_bytes: u64,
+}
+
+impl ConsoleConfig {
+    const OFF: Self = Self {
+        mode: ConsoleMode::Off,
+        file: None,
+        file_bytes: KEPT_BYTES,
+    };
 }
 
 /// A machine.
@@ -163,9 +185,9 @@ pub struct VmConfig {
     /// Socket device.
     pub vsock: Option<VsockConfig>,
     /// Serial port.
-    pub serial: ConsoleMode,
+    pub serial: ConsoleConfig,
     /// Virtio console.
-    pub console: ConsoleMode,
+    pub console: ConsoleConfig,
 }
 
 impl VmConfig {
@@ -248,10 +270,10 @@ impl VmConfig {
         let vsock = root.object("vsock")?.map(parse_vsock).transpose()?;
         let serial = root
             .object("serial")?
-            .map_or(Ok(ConsoleMode::Off), parse_console)?;
+            .map_or(Ok(ConsoleConfig::OFF), parse_console)?;
         let console = root
             .object("console")?
-            .map_or(Ok(ConsoleMode::Off), parse_console)?;
+            .map_or(Ok(ConsoleConfig::OFF), parse_console)?;
         // pvpanic and the generation id are always there: they cost nothing.
         root.flag("pvpanic")?;
         root.unsupported("landlock_enable")?;
@@ -566,26 +588,41 @@ fn parse_vsock(mut fields: Fields<'_>) -> Result<VsockConfig, ConfigError> {
     })
 }
 
-fn parse_console(mut fields: Fields<'_>) -> Result<ConsoleMode, ConfigError> {
+fn parse_console(mut fields: Fields<'_>) -> Result<ConsoleConfig, ConfigError> {
     let file = source(&mut fields, "file")?;
+    let socket = source(&mut fields, "socket")?;
+    let file_bytes = fields
+        .number("file_bytes", KEPT_BYTES_MIN, 1 << 50)?
+        .unwrap_or(KEPT_BYTES);
     let mode = match fields.text("mode", 16)? {
         Some("Off") => ConsoleMode::Off,
         Some("Null") => ConsoleMode::Null,
         Some("Tty") => ConsoleMode::Tty,
-        Some("File") => ConsoleMode::File(
-            file.clone()
-                .ok_or_else(|| fields.problem("file", "is missing for mode File"))?,
+        Some("File") if file.is_none() => {
+            return Err(fields.problem("file", "is missing for mode File"));
+        }
+        Some("File") => ConsoleMode::File,
+        Some("Socket") => ConsoleMode::Socket(
+            socket
+                .clone()
+                .ok_or_else(|| fields.problem("socket", "is missing for mode Socket"))?,
         ),
-        Some(_) => return Err(fields.problem("mode", "must be Off, Null, Tty or File")),
+        Some(_) => return Err(fields.problem("mode", "must be Off, Null, Tty, File or Socket")),
         None => return Err(fields.problem("mode", "is missing")),
     };
-    if file.is_some() && !matches!(mode, ConsoleMode::File(_)) {
-        return Err(fields.problem("file", "is of no use without mode File"));
+    if file.is_some() && !matches!(mode, ConsoleMode::File | ConsoleMode::Socket(_)) {
+        return Err(fields.problem("file", "is of no use without mode File or Socket"));
     }
-    fields.unsupported("socket")?;
+    if socket.is_some() && !matches!(mode, ConsoleMode::Socket(_)) {
+        return Err(fields.problem("socket", "is of no use without mode Socket"));
+    }
     fields.unsupported("iommu")?;
     fields.finish()?;
-    Ok(mode)
+    Ok(ConsoleConfig {
+        mode,
+        file,
+        file_bytes,
+    })
 }
 
 #[cfg(test)]
@@ -657,6 +694,38 @@ mod tests {
                 .unwrap_err()
                 .unsupported
         );
+    }
+
+    #[test]
+    fn a_console_has_what_its_mode_needs_and_nothing_else() {
+        let console = |console: Value| {
+            let mut config = minimal();
+            config["serial"] = console;
+            VmConfig::parse(&config)
+                .map(|config| config.serial)
+                .map_err(|error| error.path)
+        };
+
+        let socket = json!({ "mode": "Socket", "socket": "/dev/fd/7", "file": "/dev/fd/8", "file_bytes": 1 << 20 });
+        let expected = ConsoleConfig {
+            mode: ConsoleMode::Socket(Source::Fd(7)),
+            file: Some(Source::Fd(8)),
+            file_bytes: 1 << 20,
+        };
+        assert_eq!(console(socket), Ok(expected));
+        for (bad, path) in [
+            (json!({ "mode": "Socket" }), "serial.socket"),
+            (json!({ "mode": "File" }), "serial.file"),
+            (json!({ "mode": "Pty" }), "serial.mode"),
+            (json!({ "mode": "Null", "socket": "/s" }), "serial.socket"),
+            (json!({ "mode": "Tty", "file": "/f" }), "serial.file"),
+            (
+                json!({ "mode": "File", "file": "/f", "file_bytes": 1 }),
+                "serial.file_bytes",
+            ),
+        ] {
+            assert_eq!(console(bad.clone()), Err(path.to_owned()), "{bad}");
+        }
     }
 
     #[test]

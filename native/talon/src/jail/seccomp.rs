@@ -113,6 +113,7 @@ const FALLOCATE: &[u64] = &[
     0x03, // punch a hole, keep the size
     0x11, // zero a range, keep the size
 ];
+const PUNCH: &[u64] = &[0x03];
 const UNIX: &[u64] = &[1];
 /// PR_SET_NAME of a new thread.
 const PRCTL: &[u64] = &[15];
@@ -145,11 +146,11 @@ const COMMON: &[Rule] = &[
     any(libc::SYS_close),
 ];
 
-/// A processor's own: consoles that are files, and the vsock device that its driver resets.
+/// A processor's own: the log of the serial port, and the vsock device that its driver resets.
 const VCPU: &[Rule] = &[
     only(libc::SYS_ioctl, 1, VCPU_IOCTLS),
-    any(libc::SYS_pwrite64),
-    any(libc::SYS_ftruncate),
+    any(libc::SYS_fstat),
+    only(libc::SYS_fallocate, 1, PUNCH),
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_sendmsg),
     any(libc::SYS_sendto),

@@ -3,9 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
-use vm_superio::{Serial, Trigger, serial::NoEvents};
+use vm_superio::serial::SerialState;
+use vm_superio::{Serial, Trigger};
 
-use super::console::Log;
+use super::console::{Outlet, Thirst};
+use super::terminal::Terminal;
 use crate::layout;
 use crate::pci::{MsiSink, Window};
 use crate::virtio::Function;
@@ -45,7 +47,7 @@ impl MsiSink for Lines {
 }
 
 /// The serial port's line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SerialLine(pub Lines);
 
 impl Trigger for SerialLine {
@@ -58,7 +60,7 @@ impl Trigger for SerialLine {
 }
 
 /// The serial port.
-pub type Uart = Serial<SerialLine, NoEvents, Log>;
+pub type Uart = Serial<SerialLine, Thirst, Outlet>;
 
 /// Everything that a processor can reach by an exit.
 #[derive(Debug)]
@@ -77,6 +79,32 @@ pub struct Bus {
 const PANICKED: u8 = 1;
 
 impl Bus {
+    /// Who types at the serial port, if anybody can.
+    #[must_use]
+    pub fn terminal(&self) -> Option<Arc<Terminal>> {
+        let serial = self.serial.as_ref()?;
+        let serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.writer().terminal().cloned()
+    }
+
+    /// Shows what the serial port printed, and gives it what was typed and it has room for.
+    pub fn serve_serial(&self) {
+        let (Some(serial), Some(terminal)) = (&self.serial, self.terminal()) else {
+            return;
+        };
+        terminal.serve();
+        let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut part = [0; 64];
+        loop {
+            let room = serial.fifo_capacity().min(part.len());
+            let count = terminal.take(&mut part[..room]);
+            // In loopback mode nothing arrives from outside, as with the real thing.
+            if count == 0 || !matches!(serial.enqueue_raw_bytes(&part[..count]), Ok(1..)) {
+                return;
+            }
+        }
+    }
+
     fn function(&self, slot: u64) -> Option<&Arc<Function>> {
         self.functions
             .get(crate::bytes::to_usize(slot))
@@ -136,8 +164,7 @@ impl Bus {
                 if let (Some(serial), Some(offset)) = (&self.serial, serial_offset(port)) {
                     let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
                     for byte in data {
-                        // Only the line can fail, and it cannot.
-                        let _ = serial.write(offset, *byte);
+                        write_serial(&mut serial, offset, *byte);
                     }
                 }
                 None
@@ -155,6 +182,39 @@ impl Bus {
             }
             _ if port == layout::SLEEP_STATUS || port == layout::SLEEP_CONTROL => data.fill(0),
             _ => {}
+        }
+    }
+}
+
+/// Interrupt enable, and its bit for data received.
+const INTERRUPT_ENABLE: u8 = 1;
+const RECEIVED: u8 = 1;
+/// Line status: there is something to read.
+const DATA_READY: u8 = 1;
+/// Interrupt identification: none pending, and data received.
+const NONE_PENDING: u8 = 1;
+const IS_RECEIVED: u8 = 4;
+
+/// Only the line can fail, and it cannot.
+fn write_serial(serial: &mut Uart, offset: u8, byte: u8) {
+    if offset != INTERRUPT_ENABLE {
+        let _ = serial.write(offset, byte);
+        return;
+    }
+    // A UART that is asked for interrupts while there is something to read raises one at once; the crate's would only
+    // for what is typed later, and with its buffer full nothing is.
+    let before = serial.state().interrupt_enable;
+    let _ = serial.write(offset, byte);
+    let state = serial.state();
+    if state.interrupt_enable & !before & RECEIVED != 0 && state.line_status & DATA_READY != 0 {
+        let state = SerialState {
+            interrupt_identification: state.interrupt_identification & !NONE_PENDING | IS_RECEIVED,
+            ..state
+        };
+        let line = serial.interrupt_evt().clone();
+        let (thirst, outlet) = (serial.events().clone(), serial.writer().clone());
+        if let Ok(raised) = Uart::from_state(&state, line, thirst, outlet) {
+            *serial = raised;
         }
     }
 }

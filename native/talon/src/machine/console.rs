@@ -1,67 +1,45 @@
-//! Where consoles write: a descriptor of the host, never blocked on and never without bound. A guest may print for ever.
+//! Where a console goes on the host: into a log, to a client, both or neither.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// Bytes of a log file before it starts again at the beginning. What is lost is the oldest.
-pub const LOG_BYTES_MAX: u64 = 4 << 20;
+use vm_superio::serial::SerialEvents;
 
-/// A bounded sink.
-#[derive(Debug, Clone)]
-pub struct Log {
-    file: Option<Arc<File>>,
-    regular: bool,
-    written: u64,
+use super::log::Log;
+use super::terminal::Terminal;
+
+/// The host's side of a console. Copies are of the same log and the same client.
+#[derive(Debug, Clone, Default)]
+pub struct Outlet {
+    log: Option<Log>,
+    terminal: Option<Arc<Terminal>>,
 }
 
-impl Log {
-    /// Writes into `file`, or nowhere.
+impl Outlet {
+    /// To whatever is given.
     #[must_use]
-    pub fn new(file: Option<File>) -> Self {
-        let regular = file
-            .as_ref()
-            .and_then(|file| file.metadata().ok())
-            .is_some_and(|found| found.is_file());
-        if let Some(file) = file.as_ref().filter(|_| !regular) {
-            // A reader that stands still must not stop the guest.
-            // SAFETY: fcntl with integers on a descriptor that we own.
-            unsafe {
-                let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-                libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
-            }
+    pub fn new(log: Option<Log>, terminal: Option<Arc<Terminal>>) -> Self {
+        Self { log, terminal }
+    }
+
+    /// Writes what it can, and waits for nobody.
+    pub fn put(&mut self, bytes: &[u8]) {
+        if let Some(log) = &mut self.log {
+            log.put(bytes);
         }
-        Self {
-            file: file.map(Arc::new),
-            regular,
-            written: 0,
+        if let Some(terminal) = &self.terminal {
+            terminal.put(bytes);
         }
     }
 
-    /// Writes what it can; the rest is dropped.
-    pub fn put(&mut self, bytes: &[u8]) {
-        let Some(file) = &self.file else { return };
-        if !self.regular {
-            let mut out: &File = file;
-            let _ = out.write(bytes);
-            return;
-        }
-        if self.written + bytes.len() as u64 > LOG_BYTES_MAX {
-            const MARK: &[u8] = b"[older output dropped]\n";
-            if file.set_len(0).is_err() || file.write_at(MARK, 0).is_err() {
-                return;
-            }
-            self.written = MARK.len() as u64;
-        }
-        if let Ok(count) = file.write_at(bytes, self.written) {
-            self.written += count as u64;
-        }
+    /// Who types, if anybody can.
+    #[must_use]
+    pub fn terminal(&self) -> Option<&Arc<Terminal>> {
+        self.terminal.as_ref()
     }
 }
 
-impl Write for Log {
+impl Write for Outlet {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.put(bytes);
         Ok(bytes.len())
@@ -72,25 +50,17 @@ impl Write for Log {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::Ram;
+/// Tells the terminal that the serial port has room again.
+#[derive(Debug, Clone)]
+pub struct Thirst(pub Option<Arc<Terminal>>);
 
-    #[test]
-    fn a_log_never_grows_beyond_its_bound() {
-        let file = Ram::memfd(0).unwrap();
-        let mut log = Log::new(Some(file.try_clone().unwrap()));
-
-        for _ in 0..600 {
-            log.put(&[b'x'; 8192]);
+impl SerialEvents for Thirst {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        if let Some(terminal) = &self.0 {
+            terminal.room_again();
         }
-        log.put(b"the end");
-
-        assert!(file.metadata().unwrap().len() <= LOG_BYTES_MAX);
-        let mut tail = vec![0; 7];
-        file.read_exact_at(&mut tail, file.metadata().unwrap().len() - 7)
-            .unwrap();
-        assert_eq!(tail, b"the end");
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
 use super::bus::Lines;
-use super::console::Log;
 use super::{MachineError, kvm_error};
 use crate::config::{ConsoleMode, DiskConfig, VmConfig};
 use crate::layout;
@@ -71,14 +70,6 @@ fn block_backend(disk: &DiskConfig, image: &std::fs::File) -> io::Result<Box<dyn
     )))
 }
 
-pub(super) fn clone_log(file: Option<&std::fs::File>, id: &str) -> Result<Log, MachineError> {
-    let file = file.map(std::fs::File::try_clone).transpose();
-    file.map(Log::new).map_err(|source| MachineError::Device {
-        id: id.to_owned(),
-        source,
-    })
-}
-
 pub(super) type Functions = Vec<Arc<Function>>;
 
 /// Puts the configured devices in their slots: those of the main thread, and those with a thread of their own.
@@ -109,13 +100,9 @@ pub(super) fn add_devices(
             })?;
         on_loop.push(frame.add(layout::SLOT_VSOCK, "vsock", Box::new(backend))?);
     }
-    if config.console != ConsoleMode::Off {
-        let log = clone_log(resources.console.as_ref(), "console")?;
-        on_loop.push(frame.add(
-            layout::SLOT_CONSOLE,
-            "console",
-            Box::new(virtio_console::Console::new(log)),
-        )?);
+    if config.console.mode != ConsoleMode::Off {
+        let backend = virtio_console::Console::new(resources.console.clone());
+        on_loop.push(frame.add(layout::SLOT_CONSOLE, "console", Box::new(backend))?);
     }
     for ((slot, net), tap) in (layout::SLOT_NET..).zip(&config.nets).zip(&resources.taps) {
         let backend = tap

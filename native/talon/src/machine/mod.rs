@@ -7,7 +7,9 @@ pub mod cpuid;
 mod devices;
 mod entry;
 mod error;
+pub mod log;
 pub mod save;
+pub mod terminal;
 pub mod vcpu;
 pub mod worker;
 
@@ -28,7 +30,8 @@ use crate::pci::{ConfigSpace, MsiSink, Window, config::Identity};
 use crate::resources::Resources;
 use crate::virtio::{Function, rng};
 use bus::{Bus, Lines, SerialLine};
-use devices::{Frame, add_devices, clone_log};
+use console::Thirst;
+use devices::{Frame, add_devices};
 use entry::{enter_kernel, set_boot_msrs};
 use error::kvm_error;
 use vcpu::{StopSink, Vcpu};
@@ -119,16 +122,12 @@ impl Machine {
             functions: [const { None }; layout::SLOTS as usize],
         };
         let (on_loop, on_workers) = add_devices(&mut frame, config, resources)?;
-        let serial = match &config.serial {
-            ConsoleMode::Off => None,
-            _ => {
-                let log = clone_log(resources.serial.as_ref(), "serial")?;
-                Some(Mutex::new(bus::Uart::new(
-                    SerialLine(frame.lines.clone()),
-                    log,
-                )))
-            }
-        };
+        let serial = (config.serial.mode != ConsoleMode::Off).then(|| {
+            let outlet = resources.serial.clone();
+            let thirst = Thirst(outlet.terminal().cloned());
+            let line = SerialLine(frame.lines.clone());
+            Mutex::new(bus::Uart::with_events(line, thirst, outlet))
+        });
         let bus = Arc::new(Bus {
             window: frame.window,
             functions: frame.functions,

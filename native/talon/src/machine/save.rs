@@ -6,7 +6,6 @@ use serde_json::Value;
 use vm_superio::serial::SerialState;
 
 use super::bus::{SerialLine, Uart};
-use super::console::Log;
 use super::cpu_state::{self, CpuStateError};
 use super::{Machine, MachineError, kvm_error};
 use crate::layout;
@@ -247,14 +246,9 @@ impl Machine {
         let mut serial = serial
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let log: Log = serial.writer().clone();
-        *serial = Uart::from_state(
-            &state,
-            SerialLine(self.lines.clone()),
-            vm_superio::serial::NoEvents,
-            log,
-        )
-        .map_err(|_| StateError::Invalid("serial port"))?;
+        let (thirst, outlet) = (serial.events().clone(), serial.writer().clone());
+        *serial = Uart::from_state(&state, SerialLine(self.lines.clone()), thirst, outlet)
+            .map_err(|_| StateError::Invalid("serial port"))?;
         Ok(())
     }
 }

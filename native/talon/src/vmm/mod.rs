@@ -212,6 +212,14 @@ impl Vmm {
                     .map_err(refused)?;
             }
         }
+        if let Some(terminal) = machine.bus().terminal() {
+            let events = if live { READ } else { 0 };
+            self.reactor
+                .add(terminal.poll_fd(), events, Token::Serial)
+                .map_err(refused)?;
+            // Of the machine before, which may have had no room.
+            terminal.room_again();
+        }
         self.machine = Some(machine);
         Ok(())
     }
@@ -246,6 +254,18 @@ impl Vmm {
                     .change(source.fd, events, Token::Source(function.slot()));
             }
         }
+        if let Some(terminal) = self
+            .machine
+            .as_ref()
+            .and_then(|machine| machine.bus().terminal())
+        {
+            // What was printed before a pause is shown during it.
+            terminal.serve();
+            let events = if on { READ } else { 0 };
+            let _ = self
+                .reactor
+                .change(terminal.poll_fd(), events, Token::Serial);
+        }
     }
 
     pub(crate) fn resume_machine(&mut self) {
@@ -264,7 +284,19 @@ impl Vmm {
                     self.reactor.remove(source.fd);
                 }
             }
+            if let Some(terminal) = machine.bus().terminal() {
+                self.reactor.remove(terminal.poll_fd());
+            }
             drop(machine);
+            for resources in self.created.iter().map(|created| &created.resources) {
+                // Its last words.
+                for outlet in [&resources.serial, &resources.console] {
+                    outlet
+                        .terminal()
+                        .into_iter()
+                        .for_each(|terminal| terminal.serve());
+                }
+            }
         }
         self.later.clear();
         self.paused = false;

@@ -47,6 +47,11 @@ impl Vmm {
                     Token::Kick(slot) => self.serve_function(slot, true),
                     Token::Source(slot) => self.serve_function(slot, false),
                     Token::Stops => self.hear_stops()?,
+                    Token::Serial => {
+                        if let Some(machine) = &self.machine {
+                            machine.bus().serve_serial();
+                        }
+                    }
                 }
             }
             self.serve_later();

@@ -67,6 +67,14 @@ impl Launch {
             *launch.config.pointer_mut(pointer).expect("it is there") =
                 format!("/dev/fd/{number}").into();
         }
+        for pointer in ["/serial/socket", "/console/socket"] {
+            let Some(path) = launch.config.pointer(pointer).and_then(Value::as_str) else {
+                continue;
+            };
+            let number = launch.give(UnixListener::bind(path).expect("a socket"));
+            *launch.config.pointer_mut(pointer).expect("it is there") =
+                format!("/dev/fd/{number}").into();
+        }
         let socket = context.path(&format!("{name}.vsock"));
         launch.config["vsock"]["socket"] = socket.to_str().expect("a path").into();
         let number = launch.give(UnixListener::bind(socket).expect("a socket"));
@@ -106,11 +114,10 @@ impl Launch {
     }
 }
 
-fn launch(context: &Context, name: &str, config: &Value) -> Talon {
+/// Boots a jailed guest of this configuration and waits until it is up.
+pub fn boot(context: &Context, name: &str, config: &Value) -> Talon {
     let launch = Launch::new(context, name, config);
-    let path = format!("{}_53", context.path(&format!("{name}.vsock")).display());
-    let up = UnixListener::bind(path).expect("a socket");
-    up.set_nonblocking(true).expect("a non-blocking socket");
+    let up = context.expect_up(name);
     let mut talon = launch.start(context, name, |config| config, &[]);
     talon.wait_up(&up);
     talon
@@ -125,9 +132,7 @@ fn devices(context: &Context) {
     config["serial"] = json!({ "mode": "File", "file": context.path("serial.console") });
     config["net"] = json!([{ "fds": [30], "mac": "02:00:00:00:00:09" }]);
     let launch = Launch::new(context, "vm", &config);
-    let path = format!("{}_53", context.path("vm.vsock").display());
-    let up = UnixListener::bind(path).expect("a socket");
-    up.set_nonblocking(true).expect("a non-blocking socket");
+    let up = context.expect_up("vm");
     let mut talon = launch.start(context, "vm", |config| config, &[(tap.as_raw_fd(), 30)]);
     talon.wait_up(&up);
 
@@ -174,7 +179,7 @@ fn powerless(context: &Context) {
     let image = context.image("disk", 1 << 20);
     let mut config = context.config("vm");
     config["disks"] = json!([{ "path": image }]);
-    let talon = launch(context, "vm", &config);
+    let talon = boot(context, "vm", &config);
     let process = format!("/proc/{}", talon.child.id());
 
     let mut names = Vec::new();
@@ -266,9 +271,7 @@ fn life(context: &Context) {
     let mut config = context.config("vm");
     config["memory"] = json!({ "size": 0, "zones": [{ "id": "ram", "size": BYTES, "shared": true, "file": "/dev/fd/40" }] });
     let first = Launch::new(context, "vm", &config);
-    let path = format!("{}_53", context.path("vm.vsock").display());
-    let up = UnixListener::bind(path).expect("a socket");
-    up.set_nonblocking(true).expect("a non-blocking socket");
+    let up = context.expect_up("vm");
     let mut talon = first.start(context, "vm", |config| config, &[(ram.as_raw_fd(), 40)]);
     talon.wait_up(&up);
     talon.put("vm.reboot", &json!({})).expect_status(204);
@@ -365,9 +368,7 @@ fn launched(context: &Context) {
     use std::os::unix::process::CommandExt;
 
     let launch = Launch::new(context, "vm", &context.config("vm"));
-    let up =
-        UnixListener::bind(format!("{}_53", context.path("vm.vsock").display())).expect("a socket");
-    up.set_nonblocking(true).expect("a non-blocking socket");
+    let up = context.expect_up("vm");
     let api = inheritable(UnixListener::bind(context.path("vm.api")).expect("a socket"));
     let kvm = File::options()
         .read(true)

@@ -154,6 +154,11 @@ impl Context {
         }
     }
 
+    /// Makes the socket that the guest of this name connects to when it is up, before there is a talon.
+    pub fn expect_up(&self, name: &str) -> UnixListener {
+        expect_up(&self.path(&format!("{name}.vsock")))
+    }
+
     /// Boots a guest of this configuration and waits until it is up.
     pub fn boot(&self, name: &str, config: &Value) -> Talon {
         let mut talon = self.talon(name);
@@ -172,6 +177,16 @@ impl Drop for Context {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn expect_up(vsock: &Path) -> UnixListener {
+    let path = PathBuf::from(format!("{}_53", vsock.display()));
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(path).expect("a socket");
+    listener
+        .set_nonblocking(true)
+        .expect("a non-blocking socket");
+    listener
 }
 
 /// Waits until `done`, or panics.
@@ -254,13 +269,7 @@ impl Talon {
 
     /// Makes the socket that a guest connects to when it is up.
     pub fn expect_up(&self) -> UnixListener {
-        let path = PathBuf::from(format!("{}_53", self.vsock.display()));
-        let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(path).expect("a socket");
-        listener
-            .set_nonblocking(true)
-            .expect("a non-blocking socket");
-        listener
+        expect_up(&self.vsock)
     }
 
     pub fn wait_up(&mut self, up: &UnixListener) {

@@ -3,6 +3,7 @@
 //! One line a test, then `N passed, N failed`. Without usable KVM nothing is run and nothing is claimed.
 
 mod bench;
+mod console;
 mod control;
 mod devices;
 mod harness;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::new(wanted);
     control::add(&mut suite);
     devices::add(&mut suite);
+    console::add(&mut suite);
     snapshot::add(&mut suite);
     jail::add(&mut suite);
     suite.finish()
