@@ -88,6 +88,17 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     } finally { rmSync(folder, { recursive: true, force: true }) }
   }, 240_000)
 
+  test('what goes in costs the agent no memory that it has not had before', async () => {
+    const faults = async () => Number((await exec(['g', '--', 'cut', '-d', ' ', '-f', '10', '/proc/1/stat'])).stdout) // minflt, proc_pid_stat(5)
+    const tar = await new Bun.Archive({ many: new Uint8Array(16 * 2 ** 20) }).blob()
+    const before = await faults()
+
+    expect(await daemon.client.upload('vm.copy.in', { ...at('g'), query: { path: '/tmp' } }, tar.stream())).toMatchObject({ bytes: 16 * 2 ** 20 })
+
+    expect(await faults() - before).toBeLessThan(1024) // a quarter of the pages that came; new memory for each read would be twice of them all
+    await exec(['g', '--', 'rm', '/tmp/many'])
+  }, 60_000)
+
   test('stat, list and stats answer from inside', async () => {
     expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/etc/passwd' } })).toMatchObject({ exists: true, is_file: true, uid: 0 })
     expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/nowhere' } })).toMatchObject({ exists: false })

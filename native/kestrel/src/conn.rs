@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{ErrorBody, code};
@@ -25,6 +26,19 @@ pub const CHUNK_BYTES: usize = 32 * 1024;
 
 /// What is read from the host at once.
 const READ_BYTES: usize = 64 * 1024;
+
+/// Room for one read, handed round among all conversations: a read happens now and then, and fresh memory for each would
+/// cost a page fault for every 4 KiB that come. Whoever finds it in use takes fresh memory after all.
+static ROOM: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+fn room() -> Vec<u8> {
+    std::mem::take(&mut *ROOM.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn give_back(mut room: Vec<u8>) {
+    room.clear();
+    *ROOM.lock().unwrap_or_else(PoisonError::into_inner) = room;
+}
 
 /// How long a host that no longer reads is waited for at the end of a conversation.
 const LINGER: Duration = Duration::from_secs(2);
@@ -175,9 +189,9 @@ impl Conn {
 
     /// Reads what is there into the decoder; `Gone` at the end. `false`: nothing was there.
     pub fn fill(&mut self) -> Result<bool, ConnError> {
-        // On the heap and for this call only: a conversation that waits costs nothing, and stacks are small.
-        let mut chunk = Vec::new();
-        match read_spare(self.fd.as_fd(), &mut chunk, READ_BYTES) {
+        // For this call only: a conversation that waits costs nothing, and stacks are small.
+        let mut chunk = room();
+        let filled = match read_spare(self.fd.as_fd(), &mut chunk, READ_BYTES) {
             Ok(None) => Ok(false),
             Ok(Some(0)) => Err(ConnError::Gone),
             Ok(Some(_)) => {
@@ -185,7 +199,9 @@ impl Conn {
                 Ok(true)
             }
             Err(error) => Err(ConnError::Io(error)),
-        }
+        };
+        give_back(chunk);
+        filled
     }
 
     /// Writes what the connection takes now.
@@ -222,7 +238,7 @@ impl Conn {
     pub fn receive<T>(
         &mut self,
         deadline: Option<Instant>,
-        take: impl Fn(Frame<'_>) -> Result<T, ConnError>,
+        take: impl FnOnce(Frame<'_>) -> Result<T, ConnError>,
     ) -> Result<T, ConnError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
