@@ -54,7 +54,7 @@ export const copyOut = async (host: Host, ref: string, path: string, follow: boo
   const stream = new ReadableStream<Uint8Array>({
     pull: async (controller) => {
       const frame = await conversation.next()
-      if (frame?.type === FRAME.stdout) { controller.enqueue(Uint8Array.from(frame.payload)); return }
+      if (frame?.type === FRAME.stdout) { controller.enqueue(new Uint8Array(frame.payload)); return } // a copy: frames share the memory that they came in
       if (frame?.type === FRAME.eof) { conversation.close(); controller.close(); return }
       conversation.close()
       // An error in the midst must not look like a whole archive: the transfer breaks off.
