@@ -1,30 +1,8 @@
 import { describe, expect, test } from 'bun:test'
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
-
-/** What a settled state folder may hold: for each row its files, for each running one its machine, and nothing else. */
-const expectSettled = async (daemon: Daemon) => {
-  await until(async () => (await daemon.client.call('vm.list', {})).every((vm) => !['pending', 'starting', 'stopping', 'deleting', 'unknown'].includes(vm.status)))
-  const vms = await daemon.client.call('vm.list', {}), running = vms.filter((vm) => vm.status === 'running')
-  // the row says first that a machine has ended, then its folder goes
-  await until(() => readdirSync(join(daemon.run, 'm')).length === running.length && machinesOf(daemon.state).length === running.length, 10).catch(() => undefined)
-  expect(readdirSync(join(daemon.state, 'vms')).sort()).toEqual(vms.map((vm) => vm.uid).sort())
-  expect(readdirSync(join(daemon.run, 'm')).sort()).toEqual(running.map((vm) => vm.id.toString(36)).sort())
-  expect(machinesOf(daemon.state).sort()).toEqual(running.map((vm) => vm.pid ?? 0).sort())
-  for (const vm of running) {
-    expect(await daemon.client.call('vm.exec', { params: { name: vm.name }, body: { argv: ['echo', 'alive'] } })).toMatchObject({ exit_code: 0, stdout: 'alive\n' })
-  }
-  return vms
-}
-
-const CREATE = ['row-inserted', 'folder-made', 'disk-made', 'prepared', 'before-machine', 'machine-started', 'machine-recorded'] as const
-const START = ['starting', 'before-machine', 'machine-started', 'machine-recorded', 'ready'] as const
-const STOP = ['stopping', 'end-recorded'] as const
-const STANDBY = ['held', 'saved', 'standby-recorded'] as const
-const RESTORE = ['restoring', 'before-machine', 'machine-started', 'machine-recorded', 'saved-let-go', 'restored'] as const
-const FORK = ['clones-reserved', 'held', 'folder-made', 'disk-made', 'template-taken', 'prepared', 'machine-started', 'machine-recorded', 'ready'] as const
-const DELETE = ['deleting', 'machine-gone', 'before-files-removed', 'files-removed'] as const
+import { clean, createVm, haveBinary, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+import { expectSettled, STEPS } from '../e2e/settled.ts'
 
 describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
   const at = (name: string) => ({ params: { name } })
@@ -42,7 +20,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     return await startDaemon({ fake: true, folder: before.folder })
   }
 
-  for (const step of CREATE) {
+  for (const step of STEPS.create) {
     test(`at ${step} of a create leaves nothing of it, and a retry with its key makes it`, async () => {
       const daemon = await cut(step, (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }, 'key'))
       try {
@@ -55,7 +33,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     }, 30_000)
   }
 
-  for (const step of START) {
+  for (const step of STEPS.start) {
     test(`at ${step} of a start leaves a vm that is what it says`, async () => {
       const stopped = async (one: Daemon) => {
         await createVm(one, { name: 'cut', cmd: ['sleep', '1000'] })
@@ -71,7 +49,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     }, 30_000)
   }
 
-  for (const step of STOP) {
+  for (const step of STEPS.stop) {
     test(`at ${step} of a stop is a stop`, async () => {
       const daemon = await cut(step, (one) => one.client.call('vm.stop', { ...at('cut'), body: {} }), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
       try {
@@ -81,7 +59,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     }, 30_000)
   }
 
-  for (const step of DELETE) {
+  for (const step of STEPS.delete) {
     test(`at ${step} of a delete is a delete`, async () => {
       const daemon = await cut(step, (one) => one.client.call('vm.delete', at('cut')), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
       try {
@@ -92,7 +70,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
 
   const made = (name: string) => async (one: Daemon) => { await createVm(one, { name, memory_mb: 64, cmd: ['sleep', '1000'] }) }
 
-  for (const step of STANDBY) {
+  for (const step of STEPS.standby) {
     test(`at ${step} of a standby leaves a vm that runs, is paused, or sleeps whole`, async () => {
       const daemon = await cut(step, (one) => one.client.call('vm.standby', at('cut')), made('cut'))
       try {
@@ -107,7 +85,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     }, 30_000)
   }
 
-  for (const step of RESTORE) {
+  for (const step of STEPS.restore) {
     test(`at ${step} of a restore leaves a vm that sleeps whole, or runs`, async () => {
       const asleep = async (one: Daemon) => { await made('cut')(one); await one.client.call('vm.standby', at('cut')) }
       const daemon = await cut(step, (one) => one.client.call('vm.restore', at('cut')), asleep)
@@ -122,7 +100,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
     }, 30_000)
   }
 
-  for (const step of FORK) {
+  for (const step of STEPS.fork) {
     test(`at ${step} of a fork leaves its source running, and whole clones or none`, async () => {
       const daemon = await cut(step, (one) => one.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } }), made('cut'))
       try {
