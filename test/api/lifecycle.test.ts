@@ -52,6 +52,15 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
     await daemon.client.call('vm.delete', { params: { name: 'keyed' } })
   })
 
+  test('a request that waits is not cut, however long it says nothing', async () => {
+    await createVm(daemon, { name: 'silent', cmd: ['sleep', '100'] })
+
+    const waited = daemon.client.call('vm.wait', { params: { name: 'silent' }, query: { for: 'exit', timeout_s: 34 } })
+
+    await expect(waited).rejects.toMatchObject({ code: 'wait_timeout' })
+    await daemon.client.call('vm.delete', { params: { name: 'silent' } })
+  }, 60_000)
+
   test('a vm that removes itself is gone when its workload has ended', async () => {
     await createVm(daemon, { name: 'fleeting', cmd: ['sh', '-c', 'exit 3'], auto_remove: true })
 

@@ -207,9 +207,10 @@ fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
     };
     let mut vmm = Vmm::new(kvm, listener, launch)?;
     if jailed {
-        let from_config = config
-            .as_ref()
-            .and_then(|config| Path::new(config["vsock"]["socket"].as_str()?).parent());
+        let from_config = config.as_ref().and_then(|config| {
+            let machine = config.get("restore").map_or(config, |it| &it["config"]);
+            Path::new(machine["vsock"]["socket"].as_str()?).parent()
+        });
         jail::enter(&Plan {
             vsock_folder: arguments.vsock_folder.as_deref().or(from_config),
             landlock_abi_min: arguments.landlock_abi_min,

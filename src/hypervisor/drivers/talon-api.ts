@@ -1,5 +1,6 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
+import { requestWithFds } from './request-with-fds.ts'
 
 /** Of one answer: the longest is a full ring of events, some 64 KiB. */
 const ANSWER_BYTES_MAX = 2 ** 20
@@ -15,6 +16,9 @@ export type VmEvent = Static<typeof VmEvent>
 
 export const VmEvents = Type.Object({ events: Type.Array(VmEvent, { maxItems: 1024 }), last: Type.Integer({ minimum: 0 }), gap: Type.Boolean() })
 export type VmEvents = Static<typeof VmEvents>
+
+/** Whether memory became the template itself, or was copied. */
+export const Forked = Type.Object({ memory: Type.Union([Type.Literal('template'), Type.Literal('copy')]) })
 
 const Refusal = Type.Object({ code: Type.String(), message: Type.String(), chain: Type.Optional(Type.Array(Type.String())) })
 
@@ -56,16 +60,26 @@ export class VmmApi {
     const extra: BunFetchRequestInit & { readonly unix: string; readonly timeout: boolean } = { unix: this.#path, timeout: false }
     const answer = await fetch(`http://localhost/api/v1/${target}`, { ...extra, method, keepalive: false, redirect: 'error',
       headers: { connection: 'close' }, signal: AbortSignal.any([signal, AbortSignal.timeout(ms)]) })
-    const text = await bounded(answer)
-    let said: unknown
-    try { said = text === '' ? undefined : JSON.parse(text) } catch (error) { throw new Error('the VMM answers nonsense', { cause: error }) }
-    if (!answer.ok) {
-      if (!Value.Check(Refusal, said)) throw new VerbRefused(answer.status, '', `the VMM refuses with ${answer.status}`)
-      throw new VerbRefused(answer.status, said.code, [said.message, ...said.chain ?? []].join(': ').slice(0, 1000))
-    }
-    if (!Value.Check(shape, said)) throw new Error('the VMM answers nonsense')
-    return said
+    return understand(answer.status, await bounded(answer), shape)
   }
+
+  /** A verb whose body is `fd:`, with its files: they travel with the request (SCM_RIGHTS). It takes as long as the signal allows. */
+  async putFds<T extends TSchema>(verb: 'vm.snapshot' | 'vm.fork', shape: T, fds: readonly number[], signal: AbortSignal): Promise<Static<T>> {
+    const { status, body } = await requestWithFds(this.#path, `/api/v1/${verb}`, JSON.stringify({ destination_url: 'fd:' }), fds, ANSWER_BYTES_MAX, signal)
+    return understand(status, body, shape)
+  }
+}
+
+/** @throws VerbRefused; Error: it is not what this verb answers */
+const understand = <T extends TSchema>(status: number, text: string, shape: T): Static<T> => {
+  let said: unknown
+  try { said = text === '' ? undefined : JSON.parse(text) } catch (error) { throw new Error('the VMM answers nonsense', { cause: error }) }
+  if (status < 200 || status > 299) {
+    if (!Value.Check(Refusal, said)) throw new VerbRefused(status, '', `the VMM refuses with ${status}`)
+    throw new VerbRefused(status, said.code, [said.message, ...said.chain ?? []].join(': ').slice(0, 1000))
+  }
+  if (!Value.Check(shape, said)) throw new Error('the VMM answers nonsense')
+  return said
 }
 
 const bounded = async (answer: Response): Promise<string> => {

@@ -1,4 +1,4 @@
-import { closeSync, constants as open_, fstatSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, constants as open_, fstatSync, openSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { Type, type Static } from '@sinclair/typebox'
@@ -6,17 +6,17 @@ import { Value } from '@sinclair/typebox/value'
 import { deferred, sleep } from '../../lib/wait.ts'
 import { embedded } from '../../linux/embedded.ts'
 import { closeFd } from '../../linux/fd.ts'
-import { memfdSealed } from '../../linux/memfd.ts'
+import { memfdEmpty, memfdSealed } from '../../linux/memfd.ts'
 import { holdProcess, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
 import { bootId } from '../../linux/proc.ts'
 import { unixListen } from '../../linux/socket.ts'
 import { launch, type Launched } from '../../linux/spawn.ts'
 import { WingError, wingErrorOf } from '../../linux/wing.ts'
 import { lastBytes, panicIn } from '../console-log.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec } from '../driver.ts'
+import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
-import { VerbRefused, VmmApi, type VmEvent } from './talon-api.ts'
+import { Forked, VerbRefused, VmmApi, type VmEvent } from './talon-api.ts'
 
 const SIGKILL = constants.signals.SIGKILL
 /** How long an ended process may take to go. */
@@ -32,7 +32,9 @@ const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
 
 /** What talon inherits, by its own number. */
-const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, consoleLog: 8, kernel: 9, initramfs: 10, disks: 11 } as const
+const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, consoleLog: 8, kernel: 9, initramfs: 10, ram: 11, state: 12, memory: 13, disks: 16 } as const
+/** Of the memory file, in /proc/PID/fd: the daemon that adopts knows it by this. */
+const RAM = 'aerie-ram'
 const CONSOLE_NOTE = 'console.json'
 
 /** Beside the sockets, for the daemon that adopts: where this boot's console begins. talon sees the file and may not read it. */
@@ -45,13 +47,20 @@ type ConsoleNote = Static<typeof ConsoleNote>
  *
  * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
  */
-export const talon = (): HypervisorDriver => ({ name: 'talon', boots: 'vmlinux', start, adopt })
+export const talon = (): HypervisorDriver => ({
+  name: 'talon', boots: 'vmlinux', adopt,
+  start: (spec, signal) => run(spec, undefined, signal),
+  restore: (spec, from, signal) => run(spec, from, signal),
+})
+
+/** In whole huge pages. */
+const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 2 ** 21
 
 /** Cloud Hypervisor's VmConfig. */
-const configOf = (spec: MachineSpec): unknown => ({
+const configOf = (spec: MachineSpec, shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
   cpus: { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
-  memory: { size: Math.ceil(spec.memoryMib / 2) * 2 ** 21 }, // whole huge pages
+  memory: shared ? { size: 0, zones: [{ id: 'ram', size: ramBytes(spec), shared: true, file: `/dev/fd/${FD.ram}` }] } : { size: ramBytes(spec) },
   disks: spec.disks.map((disk, index) => ({ path: `/dev/fd/${FD.disks + index}`, readonly: disk.readOnly, serial: disk.serial })),
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
@@ -60,19 +69,24 @@ const configOf = (spec: MachineSpec): unknown => ({
   console: { mode: 'Off' },
 })
 
-const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => {
+/** What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private view of the file. */
+const launchOf = (spec: MachineSpec, from: Saved | undefined): unknown => from
+  ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, false) } } : configOf(spec, spec.forkable)
+
+const run = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
   if (spec.nic) throw hypervisorUnavailable({ hypervisor: 'talon', reason: `it has no network of the kind "${spec.nic.kind}"; QEMU has` })
   const fds: number[] = []
   const own = (fd: number): number => { fds.push(fd); return fd }
-  let main: Launched | undefined
+  let main: Launched | undefined, ram: number | undefined
   try {
     const kvm = own(openKvm())
-    const config = own(memfdSealed('machine', Buffer.from(JSON.stringify(configOf(spec)))))
+    const config = own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, from)))))
     const api = own(unixListen(join(spec.folder, 'api.sock'), { mode: 0o600 })), vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
     const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
     const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600)), vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
     const kernel = own(openSync(spec.kernel, 'r')), initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
+    ram = spec.forkable && !from ? memfdEmpty(RAM, ramBytes(spec)) : undefined
     const note: ConsoleNote = { log: spec.consoleLog, from: fstatSync(consoleLog).size }
     writeFileSync(join(spec.folder, CONSOLE_NOTE), JSON.stringify(note), { mode: 0o600 })
     const said = fstatSync(vmmLog).size
@@ -87,14 +101,17 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
       ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: [] } : {}), // /dev/kvm is open already
     }, { stdout: vmmLog, stderr: vmmLog, signal,
       fds: [[config, FD.config], [api, FD.api], [kvm, FD.kvm], [vsock, FD.vsock], [serial, FD.console], [consoleLog, FD.consoleLog], [kernel, FD.kernel],
-        [initramfs, FD.initramfs], ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
+        [initramfs, FD.initramfs], ...(ram === undefined ? [] : [[ram, FD.ram] as const]),
+        ...(from ? [[from.state, FD.state], [from.memory, FD.memory]] as const : []), ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
     const running = main
     const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
       process: { pid: main.pid, startTime: main.startTime }, helpers: [] }
     // It answers when the machine has been built and its processors run.
     await Promise.race([new VmmApi(join(spec.folder, 'api.sock')).info(signal, BUILD_MS),
       running.exited.then((exit) => { throw new Error([sayExit(exit), lastWords(spec.vmmLog, said) ?? []].flat().join(': ')) })])
-    return new TalonMachine(identity, running, note, () => lastWords(spec.vmmLog, said))
+    const machine = new TalonMachine(identity, running, note, ram, () => lastWords(spec.vmmLog, said))
+    ram = undefined // the machine's from now on
+    return machine
   } catch (error) {
     if (main) { pidfdSignal(main.pidfd, SIGKILL); await main.exited; closeFd(main.pidfd) }
     if (signal.aborted) throw error
@@ -105,7 +122,7 @@ const start = async (spec: MachineSpec, signal: AbortSignal): Promise<Machine> =
     }
     throw machineFailed({ hypervisor: 'talon', reason: why }, error)
   } finally {
-    for (const fd of fds) closeSync(fd)
+    for (const fd of [...fds, ...(ram === undefined ? [] : [ram])]) closeSync(fd)
   }
 }
 
@@ -129,7 +146,13 @@ const sayExit = (exit: Exit): string => exit.signal === null ? `it ended with co
 const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
   const pidfd = identity.bootId === bootId() ? holdProcess(identity.process) : undefined
   if (pidfd === undefined) return Promise.resolve(undefined)
-  return Promise.resolve(new TalonMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) }, noteIn(identity.folder), () => undefined))
+  return Promise.resolve(new TalonMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) }, noteIn(identity.folder), ramOf(identity.process.pid), () => undefined))
+}
+
+/** The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork copies it where not. */
+const ramOf = (pid: number): number | undefined => {
+  const path = `/proc/${pid}/fd/${FD.ram}`
+  try { return readlinkSync(path).startsWith(`/memfd:${RAM}`) ? openSync(path, 'r+') : undefined } catch { return undefined }
 }
 
 const noteIn = (folder: string): ConsoleNote | undefined => {
@@ -149,20 +172,25 @@ class TalonMachine implements Machine {
   /** Aborted when there is nobody to ask any more. */
   readonly #over = new AbortController()
   readonly #lastWords: () => string | undefined
+  /** Its memory, until it has been frozen or the machine has ended. */
+  #ram: number | undefined
   #isEnded = false
   #killed: Promise<void> | undefined
 
-  constructor(identity: MachineIdentity, process: Launched, note: ConsoleNote | undefined, lastWords: () => string | undefined) {
+  constructor(identity: MachineIdentity, process: Launched, note: ConsoleNote | undefined, ram: number | undefined,
+    lastWords: () => string | undefined) {
     this.identity = identity
     this.consoleSocket = join(identity.folder, 'console.sock')
     this.#process = process
     this.#api = new VmmApi(join(identity.folder, 'api.sock'))
     this.#note = note
+    this.#ram = ram
     this.#lastWords = lastWords
     const heard = this.#follow()
     void process.exited.then(async (exit) => {
       await Promise.race([heard, sleep(LAST_WORD_MS)])
       this.#over.abort()
+        this.#closeRam()
       this.#end(this.#ofExit(exit))
     })
   }
@@ -218,6 +246,29 @@ class TalonMachine implements Machine {
   pause(signal: AbortSignal): Promise<void> { return this.#become('paused', 'vm.pause', signal) }
   resume(signal: AbortSignal): Promise<void> { return this.#become('running', 'vm.resume', signal) }
   powerButton(signal: AbortSignal): Promise<void> { return this.#api.put('vm.power-button', signal) }
+
+  async snapshot(into: Saved, signal: AbortSignal): Promise<void> {
+    await this.#api.putFds('vm.snapshot', Type.Unknown(), [into.state, into.memory], signal)
+  }
+
+  async fork(into: Saved, signal: AbortSignal): Promise<Saved> {
+    const ram = this.#ram
+    if (ram === undefined) {
+      await this.snapshot(into, signal)
+      return into
+    }
+    const { memory } = await this.#api.putFds('vm.fork', Forked, [into.state, into.memory], signal)
+    if (memory === 'copy') return into
+    // Sealed, and the machine stands on a private view of it: it can be frozen once.
+    this.#ram = undefined
+    closeSync(into.memory)
+    return { state: into.state, memory: ram }
+  }
+
+  #closeRam(): void {
+    if (this.#ram !== undefined) closeSync(this.#ram)
+    this.#ram = undefined
+  }
 
   /** talon refuses what is so already; here that is no error. */
   async #become(state: 'running' | 'paused', verb: 'vm.pause' | 'vm.resume', signal: AbortSignal): Promise<void> {

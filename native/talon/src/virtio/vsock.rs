@@ -151,10 +151,7 @@ impl Backend for Vsock {
     }
 
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
-        if from.u64()? == self.muxer.cid() {
-            Ok(())
-        } else {
-            Err(StateError::Invalid("vsock cid"))
-        }
+        // A clone has a CID of its own: the guest reads it when it hears of the transport reset (virtio 1.2, 5.10.6.7).
+        from.u64().map(drop)
     }
 }

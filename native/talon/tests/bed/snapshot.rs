@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -39,11 +40,13 @@ fn folder(context: &Context, name: &str) -> (PathBuf, Value) {
     (path, url)
 }
 
-/// The same machine with its own sockets and console.
+/// The same machine with a CID, sockets and console of its own.
 fn sibling(context: &Context, config: &Value, name: &str) -> Value {
+    static NEXT_CID: AtomicU32 = AtomicU32::new(100);
     let fresh = context.config(name);
     let mut config = config.clone();
     config["vsock"] = fresh["vsock"].clone();
+    config["vsock"]["cid"] = NEXT_CID.fetch_add(1, Ordering::Relaxed).into();
     config["console"] = fresh["console"].clone();
     config
 }

@@ -1,0 +1,52 @@
+import { connect } from 'node:net'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import { orAbort } from '../../lib/wait.ts'
+import { sendFds } from '../../linux/socket.ts'
+
+export interface RawAnswer { readonly status: number; readonly body: string }
+
+/** Bun's sockets have their descriptor here, as Node's have. */
+const WithHandle = Type.Object({ _handle: Type.Object({ fd: Type.Integer({ minimum: 0 }) }) })
+
+const fdOf = (socket: unknown): number => {
+  if (!Value.Check(WithHandle, socket)) throw new Error('the socket has no descriptor')
+  return socket._handle.fd
+}
+
+/**
+ * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end (`connection:
+ * close`), of at most `bytesMax`.
+ *
+ * @throws Error: nobody answers, or no HTTP; the signal's reason
+ */
+export const requestWithFds = (path: string, target: string, body: string, fds: readonly number[], bytesMax: number, signal: AbortSignal): Promise<RawAnswer> => {
+  const bytes = Buffer.from(body)
+  const head = Buffer.from(`PUT ${target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${bytes.length}\r\n\r\n`)
+  const socket = connect(path)
+  const answer = new Promise<RawAnswer>((resolve, reject) => {
+    const parts: Buffer[] = []
+    let length = 0
+    socket.once('connect', () => {
+      try {
+        // The descriptors travel with the first byte; a new socket takes a request this small whole.
+        const request = Buffer.concat([head, bytes]), sent = sendFds(fdOf(socket), request, fds)
+        if (sent < request.length) socket.write(request.subarray(sent))
+      } catch (error) { reject(error as Error) }
+    })
+    socket.on('data', (part: Buffer) => {
+      parts.push(part)
+      length += part.length
+      if (length > bytesMax) reject(new Error(`the VMM answers more than ${bytesMax} bytes`))
+    })
+    socket.once('error', reject)
+    socket.once('close', () => { try { resolve(parse(Buffer.concat(parts).toString('utf8'))) } catch (error) { reject(error as Error) } })
+  })
+  return orAbort(answer, signal).finally(() => { socket.destroy() })
+}
+
+const parse = (text: string): RawAnswer => {
+  const end = text.indexOf('\r\n\r\n'), status = /^HTTP\/1\.1 (\d{3}) /.exec(text)?.[1]
+  if (end < 0 || status === undefined) throw new Error('the VMM does not answer')
+  return { status: Number(status), body: text.slice(end + 4) }
+}
