@@ -1,11 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { chmodSync } from 'node:fs'
+import { kvmSupport } from '../../src/linux/kvm.ts'
 import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon, type Ran } from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
 
+const { usable, reason } = kvmSupport(), missing = !haveBinary ? 'nothing has been built' : usable ? undefined : `${reason}; test/bed/aerie runs it where KVM is real`
+
 /** Real guests whose memory goes to disk and back, and their clones; on the driver that is the default here. */
-describe.skipIf(!haveBinary)('memory of a real guest', () => {
+describe.skipIf(missing !== undefined)('memory of a real guest', () => {
   let daemon: Daemon
   const start = (folder: string) => startDaemon({ folder, flags: ['--cpu-oversubscription', '32'] })
   const sh = (name: string, script: string): Promise<Ran> => cli(daemon, ['exec', name, '--', 'sh', '-c', script])

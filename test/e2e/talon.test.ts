@@ -8,7 +8,7 @@ const at = (name: string) => ({ params: { name } })
 
 describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ? '' : ` (skipped: ${missing})`}`, () => {
   let daemon: Daemon
-  const start = async (folder: string) => startDaemon({ folder })
+  const start = async (folder: string) => startDaemon({ folder, flags: ['--cpu-oversubscription', '32'] })
   beforeAll(async () => {
     daemon = await start(newFolder())
   }, 240_000)
@@ -77,6 +77,21 @@ describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ?
 
     await cli(daemon, ['rm', '-f', 'f'])
 
+    expect(machinesOf(daemon.state)).toEqual([])
+  }, 240_000)
+
+  test('ten clones of a running vm have ten machine-ids and ten random numbers, and share its memory', async () => {
+    await createVm(daemon, { name: 'mother', memory_mb: 128, forkable: true, cmd: ['sleep', '100000'] })
+
+    const { vms, failed } = await daemon.client.call('vm.fork', { ...at('mother'), body: { name: 'clone', count: 10 } })
+
+    expect(failed).toEqual([])
+    const all = ['mother', ...vms.map((vm) => vm.name)], said: string[][] = []
+    for (const name of all) said.push((await cli(daemon, ['exec', name, '--', 'sh', '-c', 'hostname; cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1'])).stdout.trim().split('\n'))
+    expect(said.map(([name]) => name)).toEqual(all)
+    for (const line of [1, 2, 3]) expect(new Set(said.map((lines) => lines[line])).size).toBe(11)
+    for (const vm of vms) expect(readFileSync(`/proc/${vm.pid}/maps`, 'utf8')).toContain('/memfd:aerie-ram')
+    await Promise.all(all.map((name) => daemon.client.call('vm.delete', at(name))))
     expect(machinesOf(daemon.state)).toEqual([])
   }, 240_000)
 })
