@@ -45,6 +45,18 @@ const talon = (): Check => {
     namespaces ? 'Run a kernel with Landlock, 5.13 or newer' : '`sysctl user.max_user_namespaces` must not be 0')
 }
 
+const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
+
+/** Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it boots, not 550. */
+const sharedMemory = (): Check => {
+  let said: string
+  try { said = readFileSync(SHMEM, 'utf8') } catch { return check('shared-memory', 'warn', 'this kernel has no large pages for shared memory: vms created with --forkable boot slower') }
+  const mode = /\[(\w+)\]/.exec(said)?.[1] ?? said.trim()
+  return mode === 'never' || mode === 'deny'
+    ? check('shared-memory', 'warn', `shared memory comes in small pages (${mode}): vms created with --forkable boot slower`, `echo advise > ${SHMEM}`)
+    : check('shared-memory', 'ok', `shared memory may come in large pages (${mode})`)
+}
+
 const qemu = (config: Config): Check => {
   const found = Bun.which(config.qemu)
   if (!found && kvmSupport().usable) return check('qemu', 'warn', `"${config.qemu}" is not on the PATH: talon runs guests, but none with --network user`)
@@ -105,6 +117,6 @@ const port = async (config: Config): Promise<Check[]> => {
 
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (config: Config = readConfig({}, process.env, process.getuid?.() ?? 0)): Promise<Doctor> => {
-  const checks = [kernel(), kvm(), talon(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
+  const checks = [kernel(), kvm(), talon(), sharedMemory(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }

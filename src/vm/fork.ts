@@ -114,7 +114,7 @@ const become = async (host: Host, row: VmRow, { target, session, saved, savedNam
   if (saved === undefined) { await boot(host, starting); return }
   const woken = await wake(host, starting, saved)
   try {
-    await introduce(starting, woken)
+    await introduce(host, starting, woken)
   } catch (error) {
     await abandon(host, row, woken.live)
     throw error instanceof Fault ? error : vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)

@@ -14,8 +14,7 @@ import { places } from './places.ts'
 import { byUid, change, find, move, view } from './record.ts'
 import { closeSaved, dropSaved, openSaved } from './saved.ts'
 
-/** How long an agent may take to acknowledge who it is. */
-const IDENTITY_MS = 30_000
+const PAUSE_MS = 10_000
 
 /**
  * Wakes a vm in standby. Order of effects:
@@ -83,13 +82,13 @@ export const wake = async (host: Host, row: VmRow, saved: Saved): Promise<Woken>
 }
 
 /** Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the caller's. */
-export const introduce = async (row: VmRow, { live, machine }: Woken): Promise<void> => {
-  const signal = AbortSignal.any([AbortSignal.timeout(IDENTITY_MS), live.cancel.signal])
+export const introduce = async (host: Host, row: VmRow, { live, machine }: Woken): Promise<void> => {
+  const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
     await machine.resume(signal)
     await Promise.race([identify(row, machine, signal), machine.ended.then((end) => { throw new Error(`the machine ended (${end.reason}) ${end.message}`) })])
   } catch (error) {
-    await machine.pause(AbortSignal.timeout(IDENTITY_MS)).catch(() => undefined)
+    await machine.pause(AbortSignal.timeout(PAUSE_MS)).catch(() => undefined)
     throw error
   }
   live.ready.resolve(0)
@@ -99,7 +98,7 @@ export const introduce = async (row: VmRow, { live, machine }: Woken): Promise<v
 /** A restored guest of a vm in `paused` runs on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
 export const goOn = async (host: Host, row: VmRow, woken: Woken): Promise<void> => {
   try {
-    await introduce(row, woken)
+    await introduce(host, row, woken)
   } catch (error) {
     const fault = error instanceof Fault ? error : vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
     if (byUid(host.store, row.uid)?.state === 'paused') change(host.store, row.uid, { statusMessage: fault.message })
