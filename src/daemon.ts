@@ -8,6 +8,7 @@ import type { HypervisorDriver } from './hypervisor/driver.ts'
 import { fake } from './hypervisor/drivers/fake.ts'
 import { qemu } from './hypervisor/drivers/qemu.ts'
 import { talon } from './hypervisor/drivers/talon.ts'
+import { talonUnfit } from './hypervisor/talon-report.ts'
 import { serveApi } from './http/server.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
@@ -64,6 +65,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   const api = await serveApi(host, new Tokens(store), () => going)
   log.info({ addresses: api.addresses, state: config.state, hypervisor: host.hypervisor.name, accelerator: host.hypervisor.accelerator, version: VERSION }, 'aerie serves')
   if (host.hypervisor.accelerator !== 'kvm') log.warn({ reason: host.hypervisor.reason }, 'guests run without KVM')
+  else if (host.hypervisor.name === 'qemu' && config.hypervisor === undefined) log.warn({ reason: host.hypervisor.reason }, 'guests run on QEMU')
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => { ending.resolve() })
   const timer = setInterval(() => {
     void reprobe(host)
@@ -119,8 +121,11 @@ const hypervisors = (config: Config): Pick<Host, 'drivers' | 'lacking' | 'hyperv
   if (accelerator === 'kvm' && support.usable) drivers.set('talon', talon())
   else lacking.set('talon', support.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${support.reason}`)
   if (config.hypervisor === 'fake') drivers.set('fake', fake())
-  const name = config.hypervisor ?? (drivers.has('talon') ? 'talon' : 'qemu'), lack = lacking.get(name)
+  // One that cannot be jailed is no default, but its machines of before are adopted.
+  const unfit = drivers.has('talon') && config.hypervisor === undefined && program !== null ? talonUnfit() : undefined
+  const name = config.hypervisor ?? (drivers.has('talon') && unfit === undefined ? 'talon' : 'qemu'), lack = lacking.get(name)
   if (name === 'fake') return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
   if (lack !== undefined) return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: lack } }
-  return { drivers, lacking, hypervisor: { name, accelerator, reason: config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}` } }
+  const reason = config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}`
+  return { drivers, lacking, hypervisor: { name, accelerator, reason: unfit === undefined ? reason : `${reason}; QEMU in place of talon: ${unfit}` } }
 }

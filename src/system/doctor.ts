@@ -1,13 +1,11 @@
 import { accessSync, constants, existsSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { Type } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
 import type { Config } from '../config.ts'
 import { readConfig } from '../config.ts'
 import type { Check, Doctor } from '../contract/system.ts'
+import { talonReport } from '../hypervisor/talon-report.ts'
 import { sayBytes } from '../lib/bytes.ts'
-import { embedded } from '../linux/embedded.ts'
 import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
 import { reflinkSupport } from '../linux/clone-file.ts'
@@ -27,22 +25,16 @@ const kernel = (): Check => {
     : check('linux', 'fail', `Linux ${release} is older than 5.10`, 'Run a newer kernel')
 }
 
-const TalonReport = Type.Object({
-  jail: Type.Object({ landlock_abi: Type.Integer(), seccomp_kill_process: Type.Boolean(), user_namespaces: Type.Boolean() }),
-  memory: Type.Object({ transparent_hugepages: Type.Union([Type.String(), Type.Null()]) }) })
-
 /** What talon's jail can enforce here, by its own word. */
-const talon = (): Check => {
-  const ran = Bun.spawnSync({ cmd: [`/proc/self/fd/${embedded('talon').fd}`, 'check'], argv0: 'talon', env: {} })
-  let report: unknown
-  try { report = JSON.parse(ran.stdout.toString()) } catch { report = undefined }
-  if (!Value.Check(TalonReport, report)) return check('talon', 'fail', 'the embedded talon does not run', 'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`')
+const talon = (config: Config): Check => {
+  const report = talonReport()
+  if (!report) return check('talon', 'fail', 'the embedded talon does not run', 'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`')
   const { landlock_abi: abi, seccomp_kill_process: seccomp, user_namespaces: namespaces } = report.jail
   const missing = [...(namespaces ? [] : ['user namespaces']), ...(seccomp ? [] : ['seccomp']), ...(abi > 0 ? [] : ['Landlock'])]
   const huge = `huge pages: ${report.memory.transparent_hugepages ?? 'none'}`
   if (missing.length === 0) return check('talon', 'ok', `its jail has namespaces, seccomp and Landlock ${abi}; ${huge}`)
-  return check('talon', (namespaces && seccomp) || !kvmSupport().usable ? 'warn' : 'fail', `its jail lacks ${missing.join(', ')}; ${huge}`,
-    namespaces ? 'Run a kernel with Landlock, 5.13 or newer' : '`sysctl user.max_user_namespaces` must not be 0')
+  return check('talon', (namespaces && seccomp) || !kvmSupport().usable || Bun.which(config.qemu) ? 'warn' : 'fail', `its jail lacks ${missing.join(', ')}; ${huge}`,
+    namespaces ? 'Run a kernel with Landlock, 5.13 or newer' : 'QEMU runs guests meanwhile; `sysctl user.max_user_namespaces` must not be 0')
 }
 
 const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
@@ -117,6 +109,6 @@ const port = async (config: Config): Promise<Check[]> => {
 
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (config: Config = readConfig({}, process.env, process.getuid?.() ?? 0)): Promise<Doctor> => {
-  const checks = [kernel(), kvm(), talon(), sharedMemory(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
+  const checks = [kernel(), kvm(), talon(config), sharedMemory(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { readFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { kvmSupport } from '../../src/linux/kvm.ts'
 import { AERIE, clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
 
@@ -78,6 +78,17 @@ describe.skipIf(missing !== undefined)(`guests on talon${missing === undefined ?
     await cli(daemon, ['rm', '-f', 'f'])
 
     expect(machinesOf(daemon.state)).toEqual([])
+  }, 240_000)
+
+  test('where its jail is forbidden QEMU is the default, and says why', async () => {
+    const limit = '/proc/sys/user/max_user_namespaces', before = readFileSync(limit, 'utf8')
+    writeFileSync(limit, '0')
+    const other = await startDaemon()
+    try {
+      expect(await other.client.call('system.info', {})).toMatchObject({ hypervisor: 'qemu', accelerator: 'kvm' })
+      await until(() => other.log().includes('in place of talon: its jail needs user namespaces'))
+      await expect(createVm(other, { hypervisor: 'talon' })).rejects.toMatchObject({ code: 'hypervisor_unavailable' })
+    } finally { writeFileSync(limit, before); await clean(other) }
   }, 240_000)
 
   test('ten clones of a running vm have ten machine-ids and ten random numbers, and share its memory', async () => {
