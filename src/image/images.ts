@@ -22,6 +22,8 @@ export const imageInUse = fault('image_in_use', 'conflict', { image: Type.String
   (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`, 'Delete those vms first')
 
 type ImageRow = typeof images.$inferSelect
+const selectByName = prepared((store) => store.select().from(imageNames).innerJoin(images, eq(images.digest, imageNames.digest))
+  .where(eq(imageNames.name, sql.placeholder('name'))).prepare())
 const selectByDigest = prepared((store) => store.select().from(images).where(eq(images.digest, sql.placeholder('digest'))).prepare())
 
 const view = (row: ImageRow, name: string | null): Image => ({
@@ -139,7 +141,7 @@ export class Images {
   resolve(ref: string, tx = this.#store): ImageRow {
     const bare = ref.endsWith(':latest') ? ref.slice(0, -':latest'.length) : ref
     for (const name of [ref, bare]) {
-      const named = tx.select().from(imageNames).innerJoin(images, eq(images.digest, imageNames.digest)).where(eq(imageNames.name, name)).get()
+      const named = selectByName(tx).get({ name })
       if (named) return named.images
     }
     const hex = ref.startsWith('sha256:') ? ref.slice(7) : ref

@@ -13,7 +13,7 @@ import { embedded } from '../linux/embedded.ts'
 import { wing } from '../linux/wing.ts'
 import type { EventLog } from '../store/events.ts'
 import { kernels, vms } from '../store/schema.ts'
-import { immediate, type Store } from '../store/store.ts'
+import { immediate, prepared, type Store } from '../store/store.ts'
 
 export const kernelNotFound = fault('kernel_not_found', 'not_found', { kernel: Type.String() },
   (d) => d.kernel === '' ? 'Cannot find a guest kernel: this host has none' : `Cannot find kernel "${d.kernel}"`,
@@ -25,6 +25,9 @@ type KernelRow = typeof kernels.$inferSelect
 
 /** Of one file of the cache; it takes a second or two. */
 const BUILD_MS = 60_000
+
+const selectDefault = prepared((store) => store.select().from(kernels).orderBy(desc(kernels.isDefault), desc(kernels.createdAt)).limit(1).prepare())
+const selectByDigest = prepared((store) => store.select().from(kernels).where(eq(kernels.digest, sql.placeholder('digest'))).prepare())
 
 const view = (row: KernelRow): Kernel => ({
   digest: row.digest, name: row.name, version: row.version, format: row.format, modules: row.modules, size_bytes: row.sizeBytes,
@@ -122,7 +125,7 @@ export class Kernels {
   /** By name, version or digest; the default where nothing is named. @throws `kernel_not_found` */
   resolve(ref: string | undefined): KernelRow {
     const row = ref === undefined
-      ? this.#store.select().from(kernels).orderBy(desc(kernels.isDefault), desc(kernels.createdAt)).limit(1).get()
+      ? selectDefault(this.#store).get()
       : this.#store.select().from(kernels).where(or(eq(kernels.name, ref), eq(kernels.version, ref), eq(kernels.digest, ref),
         /^[0-9a-f]{6,64}$/.test(ref) ? like(kernels.digest, `sha256:${ref}%`) : undefined)).limit(1).get()
     if (!row) throw kernelNotFound({ kernel: ref ?? '' })
@@ -130,7 +133,7 @@ export class Kernels {
   }
 
   byDigest(digest: string): KernelRow {
-    const row = this.#store.select().from(kernels).where(eq(kernels.digest, digest)).get()
+    const row = selectByDigest(this.#store).get({ digest })
     if (!row) throw kernelNotFound({ kernel: digest })
     return row
   }

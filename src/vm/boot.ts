@@ -17,7 +17,7 @@ import { jailOf } from './jail.ts'
 import { LiveVm } from './live.ts'
 import { places } from './places.ts'
 import { release } from './release.ts'
-import { byUid, change, move } from './record.ts'
+import { byUid, change, move, sessionOf } from './record.ts'
 
 /** A held vm whose caller never attaches is deleted after this long, if it is one that deletes itself. */
 const UNATTACHED_MS = 60_000
@@ -60,8 +60,8 @@ const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => (
     change(host.store, uid, { sessionSecret: hashSecret(configuration.secret) })
     return configuration
   },
-  secretHash: () => byUid(host.store, uid)?.sessionSecret ?? undefined,
-  acked: () => byUid(host.store, uid)?.ackedSeq ?? 0,
+  secretHash: () => sessionOf(host.store, uid)?.secret ?? undefined,
+  acked: () => sessionOf(host.store, uid)?.acked ?? 0,
   event: async (event: AgentEvent) => { await take(host, live(), event) },
 })
 

@@ -4,16 +4,18 @@ import type { Config } from '../config.ts'
 import type { Capacity } from '../contract/system.ts'
 import { HOLDS_MACHINE } from '../contract/vm-state.ts'
 import { vms } from '../store/schema.ts'
-import type { Store } from '../store/store.ts'
+import { prepared, type Store } from '../store/store.ts'
 import { capacityExhausted } from './errors.ts'
 
 /** Memory that the host keeps for itself: an eighth, between 256 MiB and 2 GiB. */
 const reserveMb = (totalMb: number): number => Math.min(2048, Math.max(256, Math.floor(totalMb / 8)))
 
+const selectTaken = prepared((store) => store.select({ cpu: sql<number | null>`sum(${vms.cpuCores})`, memory: sql<number | null>`sum(${vms.memoryMb})` })
+  .from(vms).where(inArray(vms.state, [...HOLDS_MACHINE])).prepare())
+
 /** What this host has, may give, and has given; read inside the caller's transaction. */
 export const capacity = (tx: Store, config: Config): Static<typeof Capacity> => {
-  const taken = tx.select({ cpu: sql<number | null>`sum(${vms.cpuCores})`, memory: sql<number | null>`sum(${vms.memoryMb})` })
-    .from(vms).where(inArray(vms.state, [...HOLDS_MACHINE])).get()
+  const taken = selectTaken(tx).get()
   return {
     cpu: { physical: config.cpus, oversubscription: config.cpu_oversubscription,
       limit: Math.max(1, Math.floor(config.cpus * config.cpu_oversubscription)), allocated: taken?.cpu ?? 0 },

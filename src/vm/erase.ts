@@ -1,11 +1,14 @@
 import { rmSync } from 'node:fs'
-import { eq } from 'drizzle-orm'
+import { eq, sql } from 'drizzle-orm'
 import type { Host } from '../host.ts'
 import { idempotency, vms } from '../store/schema.ts'
-import { immediate } from '../store/store.ts'
+import { immediate, prepared } from '../store/store.ts'
 import { places } from './places.ts'
 import { byUid } from './record.ts'
 import { release } from './release.ts'
+
+const deleteVm = prepared((store) => store.delete(vms).where(eq(vms.uid, sql.placeholder('uid'))).prepare())
+const deleteKeys = prepared((store) => store.delete(idempotency).where(eq(idempotency.vmUid, sql.placeholder('uid'))).prepare())
 
 /** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
 export const erase = async (host: Host, uid: string): Promise<void> => {
@@ -16,8 +19,8 @@ export const erase = async (host: Host, uid: string): Promise<void> => {
   rmSync(places(host.config, row).folder, { recursive: true, force: true })
   host.step('files-removed')
   immediate(host.store, (tx) => {
-    tx.delete(vms).where(eq(vms.uid, uid)).run()
-    tx.delete(idempotency).where(eq(idempotency.vmUid, uid)).run()
+    deleteVm(tx).run({ uid })
+    deleteKeys(tx).run({ uid })
     host.events.append(tx, { type: 'VM_DELETED', name: row.name, uid, status: 'deleted', ip: row.ip, mac: row.mac, message: row.statusMessage ?? '' })
   })
 }

@@ -51,6 +51,11 @@ const selectByUid = prepared((store) => store.select().from(vms).where(eq(vms.ui
 
 export const byUid = (store: Store, uid: string): VmRow | undefined => selectByUid(store).get({ uid })
 
+const selectSession = prepared((store) => store.select({ secret: vms.sessionSecret, acked: vms.ackedSeq }).from(vms).where(eq(vms.uid, sql.placeholder('uid'))).prepare())
+
+/** What the agent's session asks of a row, with each of its events. */
+export const sessionOf = (store: Store, uid: string): { readonly secret: string | null; readonly acked: number } | undefined => selectSession(store).get({ uid })
+
 const SORTS = { id: vms.id, name: vms.name, status: vms.state, runtime: vms.runtime, created_at: vms.createdAt, updated_at: vms.updatedAt }
 
 /** @throws `filter_invalid` */
@@ -115,6 +120,34 @@ const EVENT_OF = {
 export type Change = Partial<Pick<VmRow, 'machine' | 'sessionSecret' | 'ackedSeq' | 'wasReady' | 'statusMessage' | 'exitCode' | 'exitSignal'
   | 'saved' | 'identityDue' | 'exitMessage' | 'bootMs' | 'startedAt' | 'stoppedAt' | 'spec' | 'kernelDigest' | 'hypervisor'>>
 
+type Set = Change & { readonly state?: VmState }
+const value = sql.placeholder
+
+const buildUpdate = (store: Store, set: Set) => {
+  const columns = Object.entries(set).map(([name, one]) => [name, one === null ? null : value(name)])
+  return store.update(vms).set({ ...Object.fromEntries(columns) as Set, gen: sql`${vms.gen} + 1`, updatedAt: sql`${value('now')}` })
+}
+const buildMove = (store: Store, set: Set) => buildUpdate(store, set).where(and(eq(vms.uid, value('uid')), eq(vms.gen, value('was')))).returning().prepare()
+const buildChange = (store: Store, set: Set) => buildUpdate(store, set).where(eq(vms.uid, value('uid'))).prepare()
+/** Statements by the columns that they set, a dozen of each: to build one costs ten times the UPDATE. */
+const moves = prepared(() => new Map<string, ReturnType<typeof buildMove>>())
+const changes = prepared(() => new Map<string, ReturnType<typeof buildChange>>())
+
+/** The statement of these columns. A null is part of it, since it is no JSON. */
+const statementOf = <S>(known: Map<string, S>, set: Set, build: () => S): S => {
+  let key = ''
+  for (const [name, one] of Object.entries(set)) key += one === null ? `${name}=null ` : `${name} `
+  const found = known.get(key)
+  if (found !== undefined) return found
+  const built = build()
+  known.set(key, built)
+  return built
+}
+const given = (set: Set): Set => Object.fromEntries(Object.entries(set).filter(([, one]) => one !== undefined)) as Set
+
+const selectHead = prepared((store) => store.select({ name: vms.name, state: vms.state, gen: vms.gen, ip: vms.ip, mac: vms.mac })
+  .from(vms).where(eq(vms.uid, value('uid'))).prepare())
+
 /**
  * Moves a vm by the table, with what else changes in the same moment, and its event: one transaction, and one UPDATE guarded by `gen`,
  * so that of two racing callers the row lets one through.
@@ -123,12 +156,12 @@ export type Change = Partial<Pick<VmRow, 'machine' | 'sessionSecret' | 'ackedSeq
  */
 export const move = (store: Store, events: EventLog, uid: string, by: Cause, change: Change = {}): VmRow =>
   immediate(store, (tx) => {
-    const row = byUid(tx, uid)
+    const row = selectHead(tx).get({ uid })
     if (!row) throw vmNotFound({ name: uid })
     const to = after(row.state, by)
     if (!to) throw vmWrongState({ name: row.name, status: row.state, verb: by })
-    const moved = tx.update(vms).set({ statusMessage: null, ...change, state: to, gen: sql`${vms.gen} + 1`, updatedAt: Date.now() })
-      .where(and(eq(vms.uid, uid), eq(vms.gen, row.gen))).returning().get()
+    const set = given({ statusMessage: null, ...change, state: to })
+    const moved = statementOf(moves(tx), set, () => buildMove(tx, set)).get({ ...set, uid, now: Date.now(), was: row.gen })
     if (!moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
     if (to !== 'deleting') { // VM_DELETED is said when the last of it has gone
       events.append(tx, { type: EVENT_OF[to], name: row.name, uid, status: to, ip: row.ip, mac: row.mac,
@@ -143,5 +176,6 @@ export const newBoot = (): Change => ({
 
 /** Changes a row without a move; `gen` tells readers of it all the same. */
 export const change = (store: Store, uid: string, set: Change): void => {
-  store.update(vms).set({ ...set, gen: sql`${vms.gen} + 1`, updatedAt: Date.now() }).where(eq(vms.uid, uid)).run()
+  const only = given(set)
+  statementOf(changes(store), only, () => buildChange(store, only)).run({ ...only, uid, now: Date.now() })
 }

@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto'
+import { sql } from 'drizzle-orm'
 import type { Host } from '../host.ts'
 import { newId, newName } from '../lib/id.ts'
 import { vms, type VmRow } from '../store/schema.ts'
-import { immediate, isDuplicate, type Store } from '../store/store.ts'
+import { immediate, isDuplicate, prepared, type Store } from '../store/store.ts'
 import { vmExists } from './errors.ts'
 
 /** Generated names and addresses that were taken by chance, one after the other, before something else must be wrong. */
@@ -39,17 +40,25 @@ export const reserving = <T>(host: Host, wanted: readonly (string | undefined)[]
   }
 }
 
+const value = sql.placeholder
+const insertVm = prepared((store) => store.insert(vms).values({
+  uid: value('uid'), name: value('name'), state: 'pending', spec: value('spec'), runtime: value('runtime'), plugin: value('plugin'), hypervisor: value('hypervisor'),
+  imageDigest: value('imageDigest'), kernelDigest: value('kernelDigest'), cpuCores: value('cpuCores'), memoryMb: value('memoryMb'), cid: value('cid'),
+  mac: value('mac'), machineId: value('machineId'), forkedFrom: value('forkedFrom'), createdAt: value('now'), updatedAt: value('now') }).returning().prepare())
+
 /** Inserts the row of a new vm, `pending`, with a CID and a MAC address of its own. Call it inside `reserving`. */
 export const insert = (host: Host, tx: Store, { uid, name, machineId }: Identity, known: Known): VmRow => {
   const now = Date.now()
-  const row = tx.insert(vms).values({ ...known, uid, name, machineId, state: 'pending', cid: freeCid(tx), mac: newMac(), createdAt: now, updatedAt: now }).returning().get()
+  const row = insertVm(tx).get({ forkedFrom: null, ...known, uid, name, machineId, cid: freeCid(tx), mac: newMac(), now })
   host.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
   return row
 }
 
+const selectCids = prepared((store) => store.select({ cid: vms.cid }).from(vms).prepare())
+
 /** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
 const freeCid = (tx: Store): number => {
-  const taken = new Set(tx.select({ cid: vms.cid }).from(vms).all().map((row) => row.cid))
+  const taken = new Set(selectCids(tx).all().map((row) => row.cid))
   let cid = 3
   while (taken.has(cid)) cid++
   return cid
