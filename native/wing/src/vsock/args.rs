@@ -1,4 +1,4 @@
-//! The command line: `--cid N --vhost-fd N --listen-fd N --connect-prefix PATH [--connect-timeout-ms N]`.
+//! The command line: `--cid N --vhost-fd N --listen-fd N --connect-prefix PATH [--connect-timeout-ms N] [--restored]`.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,12 +19,19 @@ pub struct Args {
     pub connect_prefix: PathBuf,
     /// How long a connection may stay unanswered, on either side.
     pub connect_timeout: Option<Duration>,
+    /// The guest was restored from what was saved: its rings go on where they were.
+    pub restored: bool,
 }
 
 pub fn parse(mut argv: impl Iterator<Item = OsString>) -> Result<Args, VsockError> {
     let (mut cid, mut vhost_fd, mut listen_fd, mut connect_prefix, mut timeout_ms) =
         (None, None, None, None, None);
+    let mut restored = false;
     while let Some(name) = argv.next() {
+        if name == "--restored" {
+            restored = true;
+            continue;
+        }
         let value = argv.next().ok_or_else(|| VsockError::Usage(name.clone()))?;
         match name.to_str() {
             Some("--cid") => cid = Some(number(&value)?),
@@ -44,6 +51,7 @@ pub fn parse(mut argv: impl Iterator<Item = OsString>) -> Result<Args, VsockErro
         listen_fd: listen_fd.ok_or(VsockError::Missing("--listen-fd"))?,
         connect_prefix: connect_prefix.ok_or(VsockError::Missing("--connect-prefix"))?,
         connect_timeout: timeout_ms.map(|ms| Duration::from_millis(ms.into())),
+        restored,
     })
 }
 
@@ -73,9 +81,17 @@ mod tests {
                 vhost_fd: 3,
                 listen_fd: 4,
                 connect_prefix: "/run/v".into(),
-                connect_timeout: None
+                connect_timeout: None,
+                restored: false,
             }
         );
+    }
+
+    #[test]
+    fn a_restored_guest_is_said_by_a_word_alone() {
+        let args = parsed("--restored --cid 42 --vhost-fd 3 --listen-fd 4 --connect-prefix /run/v");
+
+        assert!(args.unwrap().restored);
     }
 
     #[test]

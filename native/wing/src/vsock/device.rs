@@ -5,6 +5,11 @@
 //! after a reset, at the place where they stopped after a pause. So the difference is made at the start: rings that
 //! go on where they were keep their connections, all others lose them. Both rings back at 0 after 65,536 packets each
 //! would look like a reset, which costs connections and no correctness.
+//!
+//! A device that QEMU has just plugged in knows of no positions and gives 0 for each, though the guest's driver may have
+//! been at work for long: when its guest was restored, and when the device was taken out and put back around a save
+//! (a second `SET_OWNER`). Then a ring goes on where it was stopped, or where its used ring stands in guest memory: a
+//! stopped ring holds no buffer that was taken and not given back.
 
 use std::{io, sync::Arc};
 
@@ -36,11 +41,15 @@ pub struct Device {
     pub mappings: Vec<Mapping>,
     /// Both data rings are served.
     running: bool,
+    /// A VMM has taken it.
+    owned: bool,
+    /// The VMM does not know the positions of the rings at their next start.
+    replugged: bool,
 }
 
 impl Device {
     /// A device whose rings' kicks arrive in `epoll` under the numbers of the rings.
-    pub fn new(muxer: Muxer, epoll: &Arc<Epoll>) -> Result<Self, VsockError> {
+    pub fn new(muxer: Muxer, epoll: &Arc<Epoll>, restored: bool) -> Result<Self, VsockError> {
         let ring = |token| {
             Ring::new(Arc::clone(epoll), token).map_err(|source| VsockError::Io {
                 what: "make a queue",
@@ -53,7 +62,15 @@ impl Device {
             memory: None,
             mappings: Vec::new(),
             running: false,
+            owned: false,
+            replugged: restored,
         })
+    }
+
+    /// A VMM takes the device, or plugs it in once more.
+    pub fn own(&mut self) {
+        self.replugged |= self.owned;
+        self.owned = true;
     }
 
     /// Where an address of the VMM lies in guest memory.
@@ -78,6 +95,18 @@ impl Device {
     fn start(&mut self) {
         let Some(memory) = &self.memory else { return };
         let data = &mut self.rings[..2];
+        if std::mem::take(&mut self.replugged) {
+            for ring in data.iter_mut().filter(|ring| ring.base == 0) {
+                let used = || {
+                    ring.queue
+                        .used_idx(memory, std::sync::atomic::Ordering::Acquire)
+                };
+                ring.base = ring
+                    .stopped_at
+                    .or_else(|| used().ok().map(|at| at.0))
+                    .unwrap_or(0);
+            }
+        }
         let goes_on = data.iter().all(|ring| ring.stopped_at == Some(ring.base))
             && data.iter().any(|ring| ring.base != 0);
         if !goes_on {
@@ -111,6 +140,7 @@ impl Device {
 
     /// The whole device is reset, as `RESET_DEVICE` says.
     pub fn reset(&mut self) {
+        self.replugged = false;
         for ring in &mut self.rings {
             ring.enabled = false;
             ring.queue.set_ready(false);

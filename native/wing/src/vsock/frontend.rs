@@ -47,6 +47,7 @@ impl Device {
 
 impl VhostUserBackendReqHandlerMut for Device {
     fn set_owner(&mut self) -> Result<()> {
+        self.own();
         Ok(())
     }
 

@@ -58,7 +58,7 @@ pub fn run(args: Args) -> Result<(), VsockError> {
             .map_err(failed("watch a descriptor"))?;
     }
     // The lock is the crate's wish; one thread takes it, so nobody ever waits.
-    let device = Arc::new(Mutex::new(Device::new(muxer, &epoll)?));
+    let device = Arc::new(Mutex::new(Device::new(muxer, &epoll, args.restored)?));
     let mut frontend = BackendReqHandler::from_stream(stream, Arc::clone(&device));
 
     let mut events = [EpollEvent::default(); RINGS + 2];

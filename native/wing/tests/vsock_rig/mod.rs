@@ -46,27 +46,38 @@ pub struct Wing {
     _scratch: Scratch,
 }
 
+fn spawn(
+    limits: &Limits,
+    listener: UnixListener,
+    prefix: &Path,
+    more: &[&str],
+) -> (Child, Frontend) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_wing"))
+        .args(["vsock", "--vhost-fd", "0", "--listen-fd", "1"])
+        .args(["--cid", &CID.to_string()])
+        .args([
+            "--connect-timeout-ms",
+            &limits.connect.as_millis().to_string(),
+        ])
+        .arg("--connect-prefix")
+        .arg(prefix)
+        .args(more)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::from(OwnedFd::from(listener)))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    (child, Frontend::from_stream(ours, 2))
+}
+
 impl Wing {
     /// Starts the program; only the timeout of connects can be said on its command line.
     pub fn new(limits: Limits) -> Self {
         let scratch = Scratch::new();
         let (socket, prefix) = (scratch.join("v"), scratch.join("g"));
         let listener = UnixListener::bind(&socket).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_wing"))
-            .args(["vsock", "--vhost-fd", "0", "--listen-fd", "1"])
-            .args(["--cid", &CID.to_string()])
-            .args([
-                "--connect-timeout-ms",
-                &limits.connect.as_millis().to_string(),
-            ])
-            .arg("--connect-prefix")
-            .arg(&prefix)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(OwnedFd::from(listener)))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let (child, frontend) = spawn(&limits, listener, &prefix, &[]);
         // SAFETY: the name is a C string; the result is checked by the first use.
         let file =
             unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
@@ -75,7 +86,7 @@ impl Wing {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         Self {
             child,
-            frontend: Some(Frontend::from_stream(ours, 2)),
+            frontend: Some(frontend),
             memory: GuestMemoryMmap::from_ranges_with_files([(
                 GuestAddress(0),
                 MEMORY_BYTES,
@@ -94,6 +105,18 @@ impl Wing {
             prefix,
             _scratch: scratch,
         }
+    }
+
+    /// Another host's device for the guest, as after a restore: nothing of the first one is known to it.
+    pub fn restore(&mut self) {
+        self.frontend = None;
+        assert_eq!(self.end(), (Some(0), String::new()));
+        std::fs::remove_file(&self.socket).unwrap();
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        let (child, frontend) = spawn(&self.limits, listener, &self.prefix, &["--restored"]);
+        frontend.set_owner().unwrap();
+        self.child = child;
+        self.frontend = Some(frontend);
     }
 
     /// The messages of a VMM whose guest starts its device, or goes on with it at `bases`.
