@@ -18,7 +18,7 @@ export interface Configuration {
   readonly machine_id: string
   readonly root: { readonly mode: 'overlay' | 'initramfs'; readonly overlay_size_bytes: number | null }
   readonly volumes: readonly { readonly serial: string; readonly path: string; readonly read_only: boolean; readonly fs: 'ext4' | 'erofs' }[]
-  readonly network: { readonly mode: 'none' | 'user' }
+  readonly network: { readonly mode: 'none' | 'user'; readonly mac?: string }
   readonly files: readonly { readonly path: string; readonly mode: number; readonly content_base64: string }[]
   readonly workload: null | {
     readonly argv: readonly string[]; readonly env: Readonly<Record<string, string>>; readonly cwd: string; readonly user: string

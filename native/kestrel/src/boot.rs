@@ -119,11 +119,11 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     *lock(&agent.mounted) = mounted;
     done.map_err(at("volumes"))?;
 
-    let mode = configuration.network.mode;
+    let network = &configuration.network;
     settings::machine_id(&configuration.machine_id).map_err(at("machine_id"))?;
-    settings::names(&configuration.hostname, network::dns(mode)).map_err(at("names"))?;
+    settings::names(&configuration.hostname, network::dns(network.mode)).map_err(at("names"))?;
     settings::files(&configuration.files).map_err(at("files"))?;
-    network::apply(mode).map_err(at("network"))
+    network::apply(network).map_err(at("network"))
 }
 
 /// Milliseconds since the kernel started (CLOCK_BOOTTIME).

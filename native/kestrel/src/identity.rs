@@ -30,8 +30,8 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
     hostname.clone_from(&identity.hostname);
     drop(hostname);
     settings::machine_id(&identity.machine_id).map_err(at("machine_id"))?;
-    match identity.network {
-        Some(network) => network::apply(network.mode).map_err(|error| Failure {
+    match &identity.network {
+        Some(network) => network::apply(network).map_err(|error| Failure {
             stage: "network",
             message: chain(&error),
         }),

@@ -5,8 +5,9 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use aerie_protocol::message::NetworkMode;
+use aerie_protocol::message::{Network, NetworkMode};
 
+use crate::encoding::hex;
 use crate::sys::{check, ioctl_request, own};
 
 /// include/uapi/linux/sockios.h.
@@ -14,6 +15,8 @@ const SIOCADDRT: u32 = 0x890b;
 const SIOCSIFFLAGS: u32 = 0x8914;
 const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
+const SIOCSIFHWADDR: u32 = 0x8924;
+const SIOCGIFHWADDR: u32 = 0x8927;
 
 /// What QEMU's user network always gives (its documentation, "-netdev user").
 const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -35,6 +38,8 @@ pub const fn dns(mode: NetworkMode) -> Option<&'static str> {
 /// A network that cannot be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
+    #[error("\"{0}\" is not the address of one network card")]
+    Mac(String),
     #[error("there is no network card")]
     NoCard,
     #[error("cannot {step} of {card}")]
@@ -59,12 +64,16 @@ pub fn loopback() -> Result<(), NetworkError> {
 ///
 /// # Errors
 /// No card where one is needed, or the kernel's refusal.
-pub fn apply(mode: NetworkMode) -> Result<(), NetworkError> {
-    match mode {
+pub fn apply(network: &Network) -> Result<(), NetworkError> {
+    let mac = network.mac.as_deref().map(mac).transpose()?;
+    match network.mode {
         NetworkMode::None => Ok(()),
         NetworkMode::User => {
             let card = first_card().ok_or(NetworkError::NoCard)?;
             let control = control(&card)?;
+            if let Some(mac) = mac {
+                hardware_address(&control, &card, mac)?;
+            }
             address(
                 &control,
                 &card,
@@ -77,6 +86,16 @@ pub fn apply(mode: NetworkMode) -> Result<(), NetworkError> {
             route(&control, &card, USER_GATEWAY)
         }
     }
+}
+
+/// Six bytes with colons between them: one card's, and not that of all zeros.
+fn mac(text: &str) -> Result<[u8; 6], NetworkError> {
+    let digits: String = text.split(':').collect();
+    let separated = text.split(':').all(|byte| byte.len() == 2);
+    hex::<6>(&digits)
+        .filter(|[first, ..]| separated && first & 1 == 0)
+        .filter(|bytes| *bytes != [0; 6])
+        .ok_or_else(|| NetworkError::Mac(text.to_owned()))
 }
 
 /// The first interface with a device behind it, by name.
@@ -148,10 +167,48 @@ fn address(
     Ok(())
 }
 
-fn raise(control: &OwnedFd, card: &str) -> Result<(), NetworkError> {
+/// Gives the card another address. Some drivers want the link down for it; the caller raises it, and sets the routes that
+/// go with it.
+fn hardware_address(control: &OwnedFd, card: &str, mac: [u8; 6]) -> Result<(), NetworkError> {
     let mut request = request(card);
+    let ask = |number: u32, request: &mut libc::ifreq| {
+        // SAFETY: a valid ifreq, which the kernel may write.
+        check(unsafe { libc::ioctl(control.as_raw_fd(), ioctl_request(number), request) })
+    };
+    ask(SIOCGIFHWADDR, &mut request).map_err(failed("read the address", card))?;
+    // SAFETY: SIOCGIFHWADDR has written this member; the address keeps its family, which the kernel wants to see.
+    let address = unsafe { &mut request.ifr_ifru.ifru_hwaddr };
+    let wanted = mac.map(u8::cast_signed);
+    if address.sa_data.starts_with(&wanted) {
+        return Ok(());
+    }
+    for (to, from) in address.sa_data.iter_mut().zip(wanted) {
+        *to = from;
+    }
+    let failed = failed("set the hardware address", card);
+    match ask(SIOCSIFHWADDR, &mut request) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            flags(control, card, "lower the link", 0)?;
+            ask(SIOCSIFHWADDR, &mut request).map_err(failed)?;
+        }
+        other => drop(other.map_err(failed)?),
+    }
+    Ok(())
+}
+
+fn raise(control: &OwnedFd, card: &str) -> Result<(), NetworkError> {
     let up = libc::IFF_UP | libc::IFF_RUNNING;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).unwrap_or(libc::c_short::MAX);
+    flags(control, card, "raise the link", up)
+}
+
+fn flags(
+    control: &OwnedFd,
+    card: &str,
+    step: &'static str,
+    flags: libc::c_int,
+) -> Result<(), NetworkError> {
+    let mut request = request(card);
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(libc::c_short::MAX);
     // SAFETY: a valid ifreq.
     check(unsafe {
         libc::ioctl(
@@ -160,7 +217,7 @@ fn raise(control: &OwnedFd, card: &str) -> Result<(), NetworkError> {
             &raw const request,
         )
     })
-    .map_err(failed("raise the link", card))?;
+    .map_err(failed(step, card))?;
     Ok(())
 }
 
@@ -182,5 +239,36 @@ fn route(control: &OwnedFd, card: &str, gateway: Ipv4Addr) -> Result<(), Network
         // Set already: after a restore this is applied once more.
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other.map(drop).map_err(failed("set the route", card)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_six_bytes_of_one_card() {
+        assert_eq!(
+            mac("02:aE:00:00:00:09").unwrap(),
+            [0x02, 0xae, 0, 0, 0, 0x09]
+        );
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "0200:00:00:00:01",
+            "020000000001",
+            "02:00:00:00:0:001",
+            "02:00:00:00:00:0g",
+            "00:00:00:00:00:00",
+            "ff:ff:ff:ff:ff:ff",
+            "03:00:00:00:00:01",
+        ] {
+            assert!(matches!(mac(text), Err(NetworkError::Mac(_))), "{text}");
+        }
     }
 }

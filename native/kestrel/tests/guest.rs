@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
     Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileSpec, FileStat,
-    Identity, List, ListOk, Logs, Metrics, Owner, Proxy, Stat, Workload,
+    Identity, List, ListOk, Logs, Metrics, Network, NetworkMode, Owner, Proxy, Stat, Workload,
 };
 use aerie_protocol::{Frame, Kind, encode, parse_json};
 
@@ -610,6 +610,24 @@ fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
         bed.shell("ip -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | grep default; cat /etc/resolv.conf"),
         "inet 10.0.2.15/24\ndefault via 10.0.2.2 dev eth0 \nnameserver 10.0.2.3\n"
     );
+    // A restored guest is told the address of its own card, and keeps its way out.
+    let identity = |mac: &str| Identity {
+        hostname: "guest".to_owned(),
+        machine_id: "f".repeat(32),
+        entropy: "00".repeat(32),
+        time_ns: 2_000_000_000_000_000_000,
+        network: Some(Network {
+            mode: NetworkMode::User,
+            mac: Some(mac.to_owned()),
+        }),
+    };
+    let _: Empty = bed.ask(Kind::Identity, &identity("02:ae:00:00:00:09"));
+    assert_eq!(
+        bed.shell("cat /sys/class/net/eth0/address; ip -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | grep default"),
+        "02:ae:00:00:00:09\ninet 10.0.2.15/24\ndefault via 10.0.2.2 dev eth0 \n"
+    );
+    let mut talk = bed.open(Kind::Identity, &identity("ff:ff:ff:ff:ff:ff"));
+    assert!(matches!(talk.next(), Got::Error(body) if body.contains("ff:ff")));
     let metrics: Metrics = bed.ask(Kind::Metrics, &Empty {});
     let data = metrics.disks.iter().find(|disk| disk.mount == "/data");
     assert!(data.unwrap().size > 200 << 20, "{metrics:?}");

@@ -368,6 +368,7 @@ impl Bed {
                     true => NetworkMode::User,
                     false => NetworkMode::None,
                 },
+                mac: None,
             },
             files: setup.files,
             workload: setup.workload,

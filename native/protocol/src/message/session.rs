@@ -130,9 +130,12 @@ pub enum VolumeFs {
 }
 
 /// The guest's network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub mode: NetworkMode,
+    /// The card's address, `aa:bb:cc:dd:ee:ff`; absent: as the card has it. A restored card has that of the guest that was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
 
 /// See [`Network`].
