@@ -1,21 +1,36 @@
+import { closeSync, openSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
 import { KIND } from '../../src/guest/frames.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec } from '../../src/hypervisor/driver.ts'
+import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../src/hypervisor/driver.ts'
 
 /*
  * A daemon of one machine, as a process of its own: what a machine owes to its daemon shows when that is killed and another one comes.
  * Both halves are in this file: run with the path of a module whose default is a driver it answers JSON lines, imported it asks.
  */
 
+/** Names of what is saved. */
+interface Files { readonly state: string; readonly memory: string }
+
+const opened = async <T>({ state, memory }: Files, flags: string, use: (saved: Saved) => Promise<T> | undefined): Promise<T | undefined> => {
+  const saved = { state: openSync(state, flags, 0o600), memory: openSync(memory, flags, 0o600) }
+  try { return await use(saved) } finally { closeSync(saved.state); closeSync(saved.memory) }
+}
+
 type Ask = { readonly op: 'start'; readonly spec: MachineSpec } | { readonly op: 'adopt'; readonly identity: MachineIdentity }
   | { readonly op: 'connect'; readonly port: number }
+  | { readonly op: 'snapshot'; readonly files: Files } | { readonly op: 'restore'; readonly spec: MachineSpec; readonly files: Files }
   | { readonly op: 'state' | 'pause' | 'resume' | 'powerButton' | 'kill' | 'ended' | 'metrics' | 'console' }
 
 const answer = async (driver: HypervisorDriver, held: { machine?: Machine }, ask: Ask & { readonly ms: number }): Promise<unknown> => {
   const signal = AbortSignal.timeout(ask.ms)
   if (ask.op === 'start') return (held.machine = await driver.start(ask.spec, signal)).identity
+  if (ask.op === 'restore') {
+    const machine = await opened(ask.files, 'r', (saved) => driver.restore?.(ask.spec, saved, signal))
+    if (machine) held.machine = machine
+    return machine?.identity
+  }
   if (ask.op === 'adopt') {
     const machine = await driver.adopt(ask.identity, signal)
     if (machine) held.machine = machine
@@ -25,6 +40,7 @@ const answer = async (driver: HypervisorDriver, held: { machine?: Machine }, ask
   if (!machine) throw new Error('no machine')
   switch (ask.op) {
     case 'connect': (await machine.connect(ask.port, signal)).destroy(); return true
+    case 'snapshot': return await opened(ask.files, 'wx+', (saved) => machine.snapshot?.(saved, signal))
     case 'metrics': {
       const { conversation, ok } = await converse(machine, KIND.metrics, {}, signal)
       conversation.close()
@@ -86,6 +102,8 @@ export class RemoteDaemon {
 
   start = async (spec: MachineSpec) => await this.#ask({ op: 'start', spec }) as MachineIdentity
   adopt = async (identity: MachineIdentity) => await this.#ask({ op: 'adopt', identity }) as MachineIdentity | null
+  restore = async (spec: MachineSpec, files: Files) => await this.#ask({ op: 'restore', spec, files }) as MachineIdentity
+  snapshot = async (files: Files) => { await this.#ask({ op: 'snapshot', files }) }
   connect = async (port: number) => await this.#ask({ op: 'connect', port })
   state = async () => await this.#ask({ op: 'state' }) as string
   pause = async () => { await this.#ask({ op: 'pause' }) }

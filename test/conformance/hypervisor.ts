@@ -5,16 +5,11 @@ import { join } from 'node:path'
 import { GuestSession } from '../../src/guest/session.ts'
 import type { HypervisorDriver, MachineIdentity, MachineSpec } from '../../src/hypervisor/driver.ts'
 import { Owner, quiet } from '../guest/agent.ts'
+import { marked, until, type Bed } from './bed.ts'
 import { RemoteDaemon } from './daemon.ts'
+import { savedSuite } from './saved.ts'
 
-/** What a driver's test brings: the driver, and machines that it can start. */
-export interface Bed extends AsyncDisposable {
-  readonly driver: HypervisorDriver
-  /** A module whose default is the same driver, for a daemon in a process of its own. */
-  readonly module: string
-  /** A new machine's spec, its folder and files made. */
-  spec(): Promise<MachineSpec>
-}
+export { marked, type Bed } from './bed.ts'
 
 export interface SuiteOptions {
   /** How long a guest may take from its start to its agent's word, ms. */
@@ -23,27 +18,17 @@ export interface SuiteOptions {
   readonly except?: Readonly<Record<string, string>>
 }
 
-/** The processes of a machine, by the mark in their environment: what a crash of the daemon leaves is found by nothing else. */
-export const marked = (mark: string): number[] =>
-  readdirSync('/proc').filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => {
-    try { return readFileSync(`/proc/${pid}/environ`, 'latin1').split('\0').includes(`AERIE_MACHINE=${mark}`) } catch { return false }
-  })
-
-const until = async (condition: () => boolean, what: () => string, ms = 10_000): Promise<void> => {
-  for (const end = Date.now() + ms; !condition(); await Bun.sleep(10)) if (Date.now() > end) throw new Error(`not within ${ms} ms: ${what()}`)
-}
-
 /** What a daemon has of a machine is its identity, as JSON in a row. */
 const stored = (identity: MachineIdentity): MachineIdentity => JSON.parse(JSON.stringify(identity)) as MachineIdentity
 
 /** Every hypervisor driver passes this suite (`src/hypervisor/driver.ts` is what it says). One guest boots to its agent; the others need not. */
-export const hypervisorSuite = (name: string, open: () => Promise<Bed>, options: SuiteOptions): void => {
+export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Bed>, options: SuiteOptions): void => {
   const { bootMs, except = {} } = options
   const soon = () => AbortSignal.timeout(bootMs)
   const it = (title: string, body: () => Promise<void>, ms = bootMs) =>
     title in except ? test.skip(`${title} (${except[title]})`, body) : test(title, body, ms + 5000)
 
-  describe(`the ${name} driver`, () => {
+  describe(`the ${driver.name} driver`, () => {
     let bed: Bed
     beforeAll(async () => { bed = await open() }, bootMs + 60_000)
     afterAll(async () => { await bed[Symbol.asyncDispose]() })
@@ -249,6 +234,8 @@ export const hypervisorSuite = (name: string, open: () => Promise<Bed>, options:
 
       await until(() => count() <= before, () => `${count()} descriptors are open, ${before} were`, 3000)
     }, bootMs * 3)
+
+    savedSuite(driver, () => bed, newDaemon, bootMs)
   })
 }
 

@@ -6,5 +6,5 @@ import talon from './talon.driver.ts'
 
 const support = kvmSupport(), missing = support.usable ? kernelMissing : support.reason
 
-if (missing === undefined) hypervisorSuite('talon', () => kernelBed(talon, join(import.meta.dir, 'talon.driver.ts')), { bootMs: 30_000 })
+if (missing === undefined) hypervisorSuite(talon, () => kernelBed(talon, join(import.meta.dir, 'talon.driver.ts')), { bootMs: 30_000 })
 else skippedSuite('talon', missing)

@@ -1,0 +1,215 @@
+import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { constants } from 'node:os'
+import { Value } from '@sinclair/typebox/value'
+import { closeFd } from '../../linux/fd.ts'
+import { pidfdSignal, type Exit } from '../../linux/pidfd.ts'
+import { environmentOf } from '../../linux/proc.ts'
+import type { Launched } from '../../linux/spawn.ts'
+import { deferred, sleep } from '../../lib/wait.ts'
+import { lastBytes, panicIn } from '../console-log.ts'
+import type { End, EndReason, Machine, MachineIdentity, Saved } from '../driver.ts'
+import { machineFailed } from '../errors.ts'
+import { connectVsock } from '../vsock.ts'
+import { fsync } from './positional.ts'
+import { FD } from './qemu-argv.ts'
+import { copyMemory, openMemory } from './qemu-memory.ts'
+import { qemuVersion, readDevices, Shape, writeState } from './qemu-saved.ts'
+import { eject, plugQuietly, readRegisters, VirtioRegisters, VSOCK_PLUG, writeRegisters } from './qemu-vsock.ts'
+import { Qmp } from './qmp.ts'
+import { Qtest } from './qtest.ts'
+
+const SIGKILL = constants.signals.SIGKILL
+/** How much later than QEMU its backend may be seen to end. */
+const HELPER_MS = 1000
+/** How long an ended process may take to go. */
+const GONE_MS = 10_000
+/** For what must be finished once it has begun, whoever has given up meanwhile. */
+const FINISH_MS = 10_000
+/** A device that was taken out holds its socket for a moment; each refusal waits for that. */
+const PLUG_TRIES = 10
+
+/** The environment variable of QEMU's that says what it was started as: for a daemon that adopts it. */
+export const SHAPE_VARIABLE = 'AERIE_SHAPE'
+
+/** Files of a machine's folder; a VMM that was taken over cannot make or change one there, `devices` excepted. */
+export const FILE = { qmp: 'qmp.sock', qtest: 'qtest.sock', console: 'console.sock', vsock: 'vsock', devices: 'devices', unplugged: 'vsock.json' } as const
+
+export const sayExit = (exit: Exit): string => exit.signal === null ? `it ended with code ${exit.code ?? '?'}` : `it was killed by signal ${exit.signal}`
+
+/** A change of the host's side of the vsock device, in the machine that `control` speaks to. */
+export const plugVsock = async (control: Qmp, qtest: Qtest, registers: VirtioRegisters, signal: AbortSignal): Promise<void> => {
+  await plugQuietly(qtest, async () => {
+    for (let tries = 1; ; tries++) {
+      try {
+        await control.call('device_add', VSOCK_PLUG, signal)
+        return
+      } catch (error) {
+        const why = error instanceof Error ? error.message : ''
+        if (/duplicate/i.test(why)) return // put back already, by a daemon that did not come to the registers
+        if (!/in use/.test(why) || tries === PLUG_TRIES) throw error
+      }
+    }
+  })
+  await writeRegisters(qtest, registers)
+}
+
+export class QemuMachine implements Machine {
+  readonly identity: MachineIdentity
+  readonly consoleSocket: string
+  readonly #main: Launched
+  readonly #helpers: readonly Launched[]
+  readonly #ended = deferred<End>()
+  #control: Qmp | undefined
+  #killed: Promise<void> | undefined
+  readonly #console: string | undefined
+  /** Moves of the processors and saves, one after the other: nothing may run while it is saved. */
+  #turn: Promise<unknown> = Promise.resolve()
+
+  constructor(identity: MachineIdentity, control: Qmp | undefined, main: Launched, helpers: readonly Launched[], consoleLog: string | undefined) {
+    this.identity = identity
+    this.consoleSocket = join(identity.folder, FILE.console)
+    this.#main = main
+    this.#helpers = helpers
+    this.#console = consoleLog
+    this.#listen(control)
+    this.#watchHelpers()
+    void main.exited.then((exit) => {
+      this.#ended.resolve({ reason: 'killed', code: exit.code, message: `QEMU ${sayExit(exit).replace(/^it /, '')}` })
+    })
+  }
+
+  get ended(): Promise<End> { return this.#ended.promise }
+
+  /** Without its vsock backend a guest cannot be reached: that is the end of the machine. The backend also ends right after QEMU. */
+  #watchHelpers(): void {
+    for (const helper of this.#helpers) {
+      void helper.exited.then(() => sleep(HELPER_MS)).then(() => {
+        this.#ended.resolve({ reason: 'failed', code: null, message: 'its vsock backend ended' })
+      })
+    }
+  }
+
+  #listen(control: Qmp | undefined): void {
+    this.#control = control
+    control?.on('event', ({ event, data }) => {
+      if (event === 'SHUTDOWN') this.#end(String(data['reason'] ?? ''))
+      else if (event === 'GUEST_PANICKED') this.#ended.resolve({ reason: 'panic', code: null, message: '' })
+    })
+    control?.once('close', () => { if (this.#control === control) this.#control = undefined })
+  }
+
+  /** QEMU's ShutdownCause (qapi/run-state.json) in our words. */
+  #end(cause: string): void {
+    const panic = this.#console === undefined ? undefined : panicIn(lastBytes(this.#console, 65_536))
+    const reasons: Readonly<Record<string, EndReason>> = { 'guest-shutdown': 'poweroff', 'guest-reset': 'reboot', 'subsystem-reset': 'reboot', 'guest-panic': 'panic' }
+    const reason = panic !== undefined && cause !== 'guest-shutdown' ? 'panic' : reasons[cause] ?? 'killed'
+    this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? panic ?? '' : '' })
+  }
+
+  /** After adoption: whether the guest ended while nobody looked. */
+  async readEnd(signal: AbortSignal): Promise<void> {
+    const { status } = await this.#call('query-status', signal) as { status?: string }
+    if (status === 'shutdown') this.#end('guest-shutdown')
+    else if (status === 'guest-panicked') this.#end('guest-panic')
+  }
+
+  #file(name: string): string { return join(this.identity.folder, name) }
+
+  async #reach(signal: AbortSignal): Promise<Qmp> {
+    if (!this.#control) this.#listen(await Qmp.connect(this.#file(FILE.qmp), signal))
+    if (!this.#control) throw new Error('QMP was closed')
+    return this.#control
+  }
+
+  async #call(command: string, signal: AbortSignal, args: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
+    return await (await this.#reach(signal)).call(command, args, signal)
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work)
+    this.#turn = result.catch(() => undefined)
+    return result
+  }
+
+  connect(port: number, signal: AbortSignal) { return connectVsock(this.#file(FILE.vsock), port, signal) }
+  pause(signal: AbortSignal): Promise<void> { return this.#inTurn(async () => { await this.#call('stop', signal) }) }
+  resume(signal: AbortSignal): Promise<void> { return this.#inTurn(async () => { await this.#call('cont', signal) }) }
+  async powerButton(signal: AbortSignal): Promise<void> { await this.#call('system_powerdown', signal) }
+
+  async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> {
+    const { status } = await this.#call('query-status', signal) as { status?: string }
+    return status === 'running' ? 'running' : status === 'shutdown' || status === 'guest-panicked' ? 'ended' : 'paused'
+  }
+
+  snapshot(into: Saved, signal: AbortSignal): Promise<void> { return this.#inTurn(() => this.#save(into, signal)) }
+
+  async #save(into: Saved, signal: AbortSignal): Promise<void> {
+    const { pid } = this.identity.process
+    if (await this.state(signal) !== 'paused') throw new Error('it is not paused')
+    const shape = this.#shape(), bytes = shape.memoryMib * 2 ** 20, memory = openMemory(pid, bytes, 'r')
+    try {
+      const qemu = qemuVersion(await this.#call('query-version', signal))
+      const { devices, vsock } = await this.#saveDevices(signal)
+      ftruncateSync(into.memory, bytes)
+      const { sum } = await copyMemory(memory, into.memory, signal)
+      await fsync(into.memory)
+      await writeState(into.state, devices, { qemu, shape, memorySum: sum, vsock })
+    } finally { closeSync(memory) }
+  }
+
+  #shape(): Shape {
+    const text = environmentOf(this.identity.process.pid, SHAPE_VARIABLE), shape: unknown = text === undefined ? undefined : JSON.parse(text)
+    if (!Value.Check(Shape, shape)) throw new Error('it was started by an older aerie')
+    return shape
+  }
+
+  /** What has begun here is finished, or the guest would go on without its vsock device. */
+  async #saveDevices(signal: AbortSignal): Promise<{ readonly devices: Buffer; readonly vsock: VirtioRegisters }> {
+    signal.throwIfAborted()
+    const finish = AbortSignal.timeout(FINISH_MS), qtest = await Qtest.connect(this.#file(FILE.qtest), finish)
+    try {
+      const vsock = await readRegisters(qtest)
+      if (!Value.Check(VirtioRegisters, vsock)) throw new Error('its vsock device cannot be read')
+      writeFileSync(this.#file(FILE.unplugged), JSON.stringify(vsock), { mode: 0o600 })
+      try {
+        await eject(qtest)
+        await this.#call('xen-save-devices-state', finish, { filename: `/proc/self/fd/${FD.devices}`, live: false })
+      } finally {
+        await plugVsock(await this.#reach(finish), qtest, vsock, finish)
+        rmSync(this.#file(FILE.unplugged))
+      }
+      const file = openSync(this.#file(FILE.devices), 'r+')
+      try {
+        const devices = await readDevices(file)
+        ftruncateSync(file, 0)
+        return { devices, vsock }
+      } finally { closeSync(file) }
+    } finally { qtest.close() }
+  }
+
+  /** After adoption: a daemon that ended in the middle of a save may have left the vsock device out. */
+  async repair(signal: AbortSignal): Promise<void> {
+    const path = this.#file(FILE.unplugged)
+    if (!existsSync(path)) return
+    if (await this.state(signal) === 'paused') {
+      const registers: unknown = JSON.parse(readFileSync(path, 'utf8'))
+      if (Value.Check(VirtioRegisters, registers)) {
+        const qtest = await Qtest.connect(this.#file(FILE.qtest), signal)
+        try { await plugVsock(await this.#reach(signal), qtest, registers, signal) } finally { qtest.close() }
+      }
+    }
+    rmSync(path)
+  }
+
+  kill(): Promise<void> { return this.#killed ??= this.#killAll() }
+
+  async #killAll(): Promise<void> {
+    const all = [this.#main, ...this.#helpers]
+    for (const one of all) pidfdSignal(one.pidfd, SIGKILL)
+    const gone = await Promise.race([Promise.all(all.map((one) => one.exited)).then(() => true), sleep(GONE_MS).then(() => false)])
+    this.#control?.close()
+    if (!gone) throw machineFailed({ hypervisor: 'qemu', reason: 'a killed process does not go away' })
+    for (const one of all) closeFd(one.pidfd)
+  }
+}
