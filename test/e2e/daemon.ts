@@ -1,5 +1,5 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
 import { connect, type Client } from '../../src/client/client.ts'
 import type { Vm, VmCreate } from '../../src/contract/vm.ts'
 import { closeFd } from '../../src/linux/fd.ts'
@@ -77,8 +77,32 @@ export const daemonGone = async (state: string, seconds = 60): Promise<void> => 
   }, seconds)
 }
 
+/** Where a run keeps what a person needs who looks why it failed: consoles, logs, KVM's counters. */
+const ARTEFACTS = process.env['AERIE_TEST_ARTEFACTS']
+const KVM_COUNTERS = '/sys/kernel/debug/kvm'
+
+const keepArtefacts = (daemon: Daemon, folder: string): void => {
+  const kept = mkdtempSync(join(folder, `${basename(daemon.folder)}-`))
+  writeFileSync(join(kept, 'daemon.log'), daemon.log())
+  const vms = join(daemon.state, 'vms')
+  for (const uid of existsSync(vms) ? readdirSync(vms) : []) {
+    for (const name of readdirSync(join(vms, uid)).filter((one) => /\.(log|jsonl)$/.test(one))) {
+      try { copyFileSync(join(vms, uid, name), join(kept, `${uid}-${name}`)) } catch { /* its vm is just being deleted */ }
+    }
+  }
+  for (const pid of machinesOf(daemon.state)) {
+    for (const machine of existsSync(KVM_COUNTERS) ? readdirSync(KVM_COUNTERS).filter((name) => name.startsWith(`${pid}-`)) : []) {
+      const counters = readdirSync(join(KVM_COUNTERS, machine), { recursive: true, encoding: 'utf8' }).sort().flatMap((name) => {
+        try { return `${name} ${readFileSync(join(KVM_COUNTERS, machine, name), 'utf8').trim()}\n` } catch { return [] } // a folder, or gone
+      })
+      writeFileSync(join(kept, `${machine}.kvm`), counters.join(''))
+    }
+  }
+}
+
 /** Ends a daemon with all that it started, and removes its folder. */
 export const clean = async (daemon: Daemon): Promise<void> => {
+  if (ARTEFACTS !== undefined) keepArtefacts(daemon, ARTEFACTS)
   await daemon.crash()
   for (const pid of machinesOf(daemon.state)) { try { process.kill(pid, 'SIGKILL') } catch { /* it has gone */ } }
   await until(() => machinesOf(daemon.state).length === 0)

@@ -377,9 +377,48 @@ impl Talon {
 
 impl Drop for Talon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kept = self.stderr.with_extension("kvm");
+            let _ = fs::write(kept, kvm_counters(self.child.id()));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What KVM counted for a process (`/sys/kernel/debug/kvm/PID-FD`, each processor in a folder of its own), a line each: they
+/// go with the machine, so they are read before it is killed.
+fn kvm_counters(pid: u32) -> String {
+    let entries = |folder: &Path| {
+        let mut paths: Vec<_> = fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        paths.sort();
+        paths
+    };
+    let (all, own) = (Path::new("/sys/kernel/debug/kvm"), format!("{pid}-"));
+    let mut folders: Vec<_> = entries(all)
+        .into_iter()
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&own))
+        })
+        .collect();
+    let mut text = String::new();
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(value) = fs::read_to_string(&path) {
+                let name = path.strip_prefix(all).unwrap_or(&path).display();
+                text.push_str(&format!("{name} {}\n", value.trim()));
+            }
+        }
+    }
+    text
 }
 
 /// A connection through a vsock device's Unix socket.
