@@ -1,12 +1,11 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { chmodSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { kvmSupport } from '../../src/linux/kvm.ts'
 import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
 import { expectSettled, STEPS } from './settled.ts'
 
 const at = (name: string) => ({ params: { name } })
-const { usable, reason } = kvmSupport(), missing = !haveBinary ? 'nothing has been built' : usable ? undefined : `${reason}; test/bed/aerie runs it where KVM is real`
+const missing = haveBinary ? undefined : 'nothing has been built'
 
 /** One guest whose memory goes to disk and back, and is cloned, under a daemon that is killed at every step; what it knew before it knows after. */
 describe.skipIf(missing !== undefined)('kill -9 of the daemon over the memory of a real guest', () => {

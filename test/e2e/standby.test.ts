@@ -1,11 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { chmodSync } from 'node:fs'
-import { kvmSupport } from '../../src/linux/kvm.ts'
 import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon, type Ran } from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
 
-const { usable, reason } = kvmSupport(), missing = !haveBinary ? 'nothing has been built' : usable ? undefined : `${reason}; test/bed/aerie runs it where KVM is real`
+const missing = haveBinary ? undefined : 'nothing has been built'
 
 /** Real guests whose memory goes to disk and back, and their clones; on the driver that is the default here. */
 describe.skipIf(missing !== undefined)('memory of a real guest', () => {
