@@ -298,15 +298,18 @@ describe.skipIf(!haveBinary)('bad input', () => {
 })
 
 const vmlinuz = process.env['AERIE_TEST_KERNEL']
-test.skipIf(!haveBinary || vmlinuz === undefined || !existsSync(vmlinuz))('a kernel without its modules is refused by what it lacks', async () => {
+test.skipIf(!haveBinary || vmlinuz === undefined || !existsSync(vmlinuz))('a kernel without its modules is refused by what it lacks, whether or not a list tells', async () => {
   const daemon = await startDaemon({ fake: true })
   try {
     const version = /vmlinuz-(.+)$/.exec(vmlinuz ?? '')?.[1] ?? ''
-    const body = await new Bun.Archive({ [`boot/vmlinuz-${version}`]: readFileSync(vmlinuz ?? ''), [`lib/modules/${version}/modules.builtin`]: 'kernel/fs/ext4/ext4.ko\n' }).bytes()
+    const list = { [`lib/modules/${version}/modules.builtin`]: 'kernel/fs/ext4/ext4.ko\n' }
+    for (const more of [list, {}]) {
+      const body = await new Bun.Archive({ [`boot/vmlinuz-${version}`]: readFileSync(vmlinuz ?? ''), ...more }).bytes()
 
-    const answer = await ask({ socketPath: daemon.socket }, kernel(body))
+      const answer = await ask({ socketPath: daemon.socket }, kernel(body))
 
-    expect(answer).toMatchObject({ status: 400, json: { code: 'kernel_module_missing', title: expect.stringContaining('virtio') as string, hint: expect.stringContaining('modules') as string } })
+      expect(answer).toMatchObject({ status: 400, json: { code: 'kernel_module_missing', title: expect.stringContaining('virtio_blk') as string, hint: expect.stringContaining('modules') as string } })
+    }
     expect((await daemon.client.call('kernel.list', {})).length).toBeLessThanOrEqual(1)
   } finally { await clean(daemon) }
 }, 30_000)

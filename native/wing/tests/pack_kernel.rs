@@ -56,6 +56,12 @@ fn vmlinux(len: usize) -> Vec<u8> {
     elf
 }
 
+/// An ELF executable with all that a guest needs built in, as far as names go.
+fn complete() -> Vec<u8> {
+    let names = b"virtio_blk\0vmw_vsock_virtio_transport\0erofs\0ext4\0overlay\0";
+    [&vmlinux(5000)[..], names, &[7; 5000]].concat()
+}
+
 /// A boot image around a packed kernel.
 fn bzimage(payload: &[u8], version: &str) -> Vec<u8> {
     let setup_sectors = 8u8;
@@ -575,8 +581,8 @@ fn a_refused_kernel_names_what_it_lacks() {
 }
 
 #[test]
-fn a_kernel_that_does_not_list_what_is_built_in_is_taken() {
-    let image = bzimage(&gzip(&vmlinux(100)), VERSION);
+fn a_kernel_that_does_not_list_what_is_built_in_is_taken_where_its_image_may_hold_it() {
+    let image = bzimage(&gzip(&complete()), VERSION);
     let outputs = Outputs::new();
 
     let told = outputs
@@ -602,6 +608,51 @@ fn a_kernel_that_does_not_list_what_is_built_in_is_taken() {
         outputs.read("kernel") == image,
         "the vmlinux is for debuggers"
     );
+}
+
+#[test]
+fn a_kernel_without_its_modules_is_refused_by_what_its_image_surely_lacks() {
+    let lacks = |name: &str| {
+        let whole = complete();
+        let at = (0..whole.len())
+            .find(|&at| whole[at..].starts_with(name.as_bytes()))
+            .unwrap();
+        [&whole[..at], b"?", &whole[at + 1..]].concat()
+    };
+    for name in [
+        "virtio_blk",
+        "vmw_vsock_virtio_transport",
+        "erofs",
+        "ext4",
+        "overlay",
+    ] {
+        let plain = lacks(name);
+        for (file, image) in [
+            ("vmlinux-6.12.1-test", plain.clone()),
+            ("vmlinuz", bzimage(&gzip(&plain), VERSION)),
+            ("bzImage", bzimage(&sized(zstd(&plain), &plain), VERSION)),
+        ] {
+            let ended = Outputs::new().kernel(&Tar::new().file(file, &image).end());
+
+            assert_eq!(ended.fault(), "kernel_module_missing", "{file}");
+            assert!(
+                ended.stderr.contains(&format!("lacks {name}\"")),
+                "{}",
+                ended.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_only_itself_can_unpack_is_taken_at_its_word() {
+    let image = bzimage(b"BZh9 and what else bzip2 writes", VERSION);
+
+    let told = Outputs::new()
+        .kernel(&Tar::new().file("vmlinuz", &image).end())
+        .told();
+
+    assert_eq!(told["modules"], json!([]));
 }
 
 #[test]

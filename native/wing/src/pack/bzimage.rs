@@ -137,21 +137,12 @@ pub fn run(out: File) -> Result<Report> {
     let mut whole = Cursor::new(head).chain(input);
     let mut out = FileWriter::new(out, "the kernel")?;
     let mut hash = Sha256::new();
-    let bytes = match parsed.shape {
-        Shape::Vmlinux => copy(&mut whole, &mut out, &mut hash)?,
-        Shape::BzImage => {
-            skip(&mut whole, parsed.payload.0)?;
-            let bytes = unpack(
-                whole.by_ref().take(parsed.payload.1),
-                parsed.payload.1,
-                &mut out,
-                &mut hash,
-            )?;
-            // The rest of the boot image: a writer at the other end of a pipe must not be cut off.
-            io::copy(&mut Limited::new(whole, KERNEL_MAX), &mut io::sink()).map_err(unreadable)?;
-            bytes
-        }
-    };
+    let bytes = each_part(&mut whole, &parsed, &mut |part| {
+        hash.update(part);
+        out.put(part)
+    })?;
+    // The rest of the boot image: a writer at the other end of a pipe must not be cut off.
+    io::copy(&mut Limited::new(whole, KERNEL_MAX), &mut io::sink()).map_err(unreadable)?;
     out.finish()?;
     Ok(Report {
         sha256: hex(&hash.finalize()),
@@ -159,13 +150,26 @@ pub fn run(out: File) -> Result<Report> {
     })
 }
 
+/// Takes what a part of a kernel is to go to.
+type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Gives the ELF file of the kernel `image`, whose first bytes said `head`, in parts to `sink`; its length.
+///
+/// # Errors
+/// `compression_unsupported`, `archive_truncated`, `kernel_malformed`, those of reading, and those of `sink`.
+pub fn each_part(image: &mut impl Read, head: &Head, sink: &mut Sink<'_>) -> Result<u64> {
+    match head.shape {
+        Shape::Vmlinux => copy(image, sink),
+        Shape::BzImage => {
+            let (start, len) = head.payload;
+            skip(image, start)?;
+            unpack(image.take(len), len, sink)
+        }
+    }
+}
+
 /// Unpacks the payload, whose last four bytes are the size of what comes out.
-fn unpack(
-    mut payload: impl Read,
-    len: u64,
-    out: &mut FileWriter,
-    hash: &mut Sha256,
-) -> Result<u64> {
+fn unpack(mut payload: impl Read, len: u64, sink: &mut Sink<'_>) -> Result<u64> {
     let short = || Error::Truncated {
         what: "the kernel",
         offset: 0,
@@ -221,7 +225,7 @@ fn unpack(
                 reason: "what is packed in it is no ELF file".into(),
             });
         }
-        copy(&mut Cursor::new(head).chain(plain), out, hash)?
+        copy(&mut Cursor::new(head).chain(plain), sink)?
     };
     io::copy(&mut tail, &mut io::sink()).map_err(|error| Error::from_read("the kernel", error))?;
     if u64::from(u32::from_le_bytes(tail.last)) != unpacked & u64::from(u32::MAX) {
@@ -261,7 +265,7 @@ fn skip(input: &mut impl Read, len: u64) -> Result<()> {
     Ok(())
 }
 
-fn copy(input: &mut impl Read, out: &mut FileWriter, hash: &mut Sha256) -> Result<u64> {
+fn copy(input: &mut impl Read, sink: &mut Sink<'_>) -> Result<u64> {
     let mut limited = Limited::new(input, KERNEL_MAX);
     let mut buffer = vec![0; 256 << 10];
     let mut total = 0;
@@ -272,8 +276,7 @@ fn copy(input: &mut impl Read, out: &mut FileWriter, hash: &mut Sha256) -> Resul
         {
             0 => return Ok(total),
             count => {
-                hash.update(&buffer[..count]);
-                out.put(&buffer[..count])?;
+                sink(&buffer[..count])?;
                 total += count as u64;
             }
         }

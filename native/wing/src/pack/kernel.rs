@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Cursor, Read},
+    io::{self, BufReader, Cursor, Read},
 };
 
 use serde::Serialize;
@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     args::Limits,
     banner::Banner,
-    bzimage::{HEAD_LEN, Head, Shape, is_version},
+    builtin::Names,
+    bzimage::{HEAD_LEN, Head, Shape, each_part, is_version},
     deb,
     decompress::{self, Format, decoder},
     error::{Error, Result, show},
@@ -300,7 +301,11 @@ impl Found {
             .filter(|name| missing.iter().any(|it| it == *name))
             .map(|&name| name.into())
             .collect();
-        if self.builtin.is_some() && !lacking.is_empty() {
+        let lacking = match self.builtin {
+            Some(_) => lacking,
+            None => self.absent(&kernel.head, lacking)?,
+        };
+        if !lacking.is_empty() {
             return Err(Error::ModuleMissing {
                 version,
                 names: lacking,
@@ -336,6 +341,24 @@ impl Found {
             modules,
             missing,
         })
+    }
+
+    /// Of `names` those that the image itself surely has not, where nothing lists what is built in. A kernel that only
+    /// itself can unpack does not tell.
+    fn absent(&mut self, head: &Head, names: Vec<String>) -> Result<Vec<String>> {
+        if names.is_empty() {
+            return Ok(names);
+        }
+        let mut seen = Names::new(&names);
+        let mut image = BufReader::with_capacity(256 << 10, self.out.contents()?);
+        match each_part(&mut image, head, &mut |part| {
+            seen.see(part);
+            Ok(())
+        }) {
+            Ok(_) => Ok(seen.absent()),
+            Err(Error::Compression { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The version by the modules' folder, else by the kernel, else by its name.

@@ -4,6 +4,7 @@
 
 mod args;
 mod banner;
+mod builtin;
 mod bzimage;
 mod confine;
 mod cpio;
@@ -82,7 +83,7 @@ fn run(command: &str, argv: impl Iterator<Item = OsString>) -> Result<()> {
             confined(args, || image::run(out, scratch, limits))
         }
         "kernel" => {
-            let out = args.file("out-fd", Access::Write)?;
+            let out = args.file("out-fd", Access::ReadWrite)?;
             let modules = args.file("modules-fd", Access::ReadWrite)?;
             let limits = args.limits(KERNEL_GIB)?;
             confined(args, || kernel::run(out, modules, limits))

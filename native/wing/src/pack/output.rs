@@ -78,6 +78,15 @@ impl FileWriter {
         Ok(bytes)
     }
 
+    /// All that was put, from its beginning; the buffer is written first. Needs a file that is open for reading too.
+    pub fn contents(&mut self) -> Result<Contents<'_>> {
+        self.flush()?;
+        Ok(Contents {
+            file: &self.file,
+            at: 0,
+        })
+    }
+
     fn flush(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.pending);
         self.write(&pending)?;
@@ -95,6 +104,21 @@ impl FileWriter {
             })?;
         self.written += bytes.len() as u64;
         Ok(())
+    }
+}
+
+/// See [`FileWriter::contents`].
+#[derive(Debug)]
+pub struct Contents<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl io::Read for Contents<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buf, self.at)?;
+        self.at += count as u64;
+        Ok(count)
     }
 }
 
