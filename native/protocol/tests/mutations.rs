@@ -1,5 +1,4 @@
-//! A fuzz run that needs no nightly compiler: the corpus of golden vectors, mutated with a fixed seed. The same decoder is
-//! fuzzed without end by `fuzz/` where cargo-fuzz is at hand.
+//! The corpus of golden vectors, mutated with a fixed seed. `scripts/fuzz frames SECONDS` goes on from there, led by coverage.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot read its vectors has failed"

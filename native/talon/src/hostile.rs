@@ -4,7 +4,12 @@
 //! as nonsense, so that the nonsense reaches the code behind the checks. Nothing here may panic, hang or grow; that is
 //! the whole assertion. The tests run these on a corpus and on mutations of it, the fuzzer runs them for hours.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,18 +17,19 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::api::http;
 use crate::boot::elf;
-use crate::config::{BalloonConfig, RateConfig, VmConfig};
+use crate::config::{BalloonConfig, NetConfig, RateConfig, VmConfig, VsockConfig};
 use crate::machine::console::Outlet;
+use crate::machine::terminal::Terminal;
 use crate::memory::{Backing, HUGE_PAGE, Ram};
 use crate::pci::{MsiSink, Window};
 use crate::snapshot;
 use crate::state::{Decoder, Encoder};
 use crate::virtio::rate::Limiter;
-use crate::virtio::{Backend, Command, Function, balloon, block, console, rng};
+use crate::virtio::{Backend, Command, Function, balloon, block, console, net, rng, vsock};
 
 /// Names of the targets, as in the corpus and for the fuzzer.
-pub const TARGETS: [&str; 9] = [
-    "state", "http", "elf", "config", "block", "rng", "balloon", "console", "msix",
+pub const TARGETS: [&str; 11] = [
+    "state", "http", "elf", "config", "block", "rng", "balloon", "console", "net", "vsock", "msix",
 ];
 
 /// Runs one target on one input.
@@ -36,8 +42,11 @@ pub fn run(target: &str, input: &[u8]) {
         "http" => request(input),
         "elf" => kernel(input),
         "config" => config(input),
-        "msix" => drive(Box::new(rng::Rng::default()), input, 1),
-        name => drive(backend(name), input, 8),
+        "msix" => drive(Box::new(rng::Rng::default()), input, 1, &mut |_| ()),
+        "console" => console(input),
+        "net" => net(input),
+        "vsock" => vsock(input),
+        name => drive(backend(name), input, 8, &mut |_| ()),
     }
 }
 
@@ -53,6 +62,82 @@ fn state(input: &[u8]) {
         let device = device(backend("block"));
         let _ = device.load(&mut body);
     }
+}
+
+/// What the host's side of a device says on the way: so many bytes, or so often.
+type Speak<'a> = &'a mut dyn FnMut(u8);
+
+fn console(input: &[u8]) {
+    let (address, listener) = abstract_socket();
+    let terminal = Arc::new(Terminal::new(listener).expect("a terminal"));
+    let client = UnixStream::connect_addr(&address).expect("a client");
+    client.set_nonblocking(true).expect("no waiting");
+    let outlet = Outlet::new(None, Some(terminal));
+    drive(
+        Box::new(console::Console::new(outlet)),
+        input,
+        2,
+        &mut |count| {
+            let _ = (&client).write(&vec![b'k'; usize::from(count) * 40]);
+        },
+    );
+}
+
+fn net(input: &[u8]) {
+    let (tap, host) = UnixDatagram::pair().expect("a pair");
+    tap.set_nonblocking(true).expect("no waiting");
+    host.set_nonblocking(true).expect("no waiting");
+    let config = NetConfig {
+        id: "net".to_owned(),
+        fd: 0,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: Some(1500),
+        offload_csum: true,
+        offload_tso: true,
+        offload_ufo: true,
+        rate: RateConfig::default(),
+    };
+    let device = net::Net::over(File::from(OwnedFd::from(tap)), config);
+    drive(Box::new(device), input, 2, &mut |count| {
+        let _ = host.send(&vec![7; usize::from(count) * 40]);
+        let mut heard = [0; 2048];
+        while host.recv(&mut heard).is_ok() {}
+    });
+}
+
+fn vsock(input: &[u8]) {
+    let (address, listener) = abstract_socket();
+    let config = VsockConfig {
+        cid: 3,
+        // Nobody is there: what the guest asks for is refused.
+        socket: "/nowhere/vsock".to_owned(),
+        listen_fd: None,
+    };
+    let device = vsock::Vsock::new(&config, listener, aerie_vsock::Limits::default());
+    let mut hosts: Vec<UnixStream> = Vec::new();
+    drive(
+        Box::new(device.expect("a device")),
+        input,
+        3,
+        &mut |count| match hosts.get_mut(usize::from(count % 8)) {
+            None => {
+                let host = UnixStream::connect_addr(&address).expect("a host");
+                host.set_nonblocking(true).expect("no waiting");
+                let _ = (&host).write(b"CONNECT 52\n");
+                hosts.push(host);
+            }
+            Some(host) => drop(host.write(&[count; 100])),
+        },
+    );
+}
+
+fn abstract_socket() -> (SocketAddr, UnixListener) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("talon-hostile-{}-{number}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let listener = UnixListener::bind_addr(&address).expect("a socket");
+    (address, listener)
 }
 
 fn request(input: &[u8]) {
@@ -109,7 +194,6 @@ fn backend(name: &str) -> Box<dyn Backend> {
             };
             Box::new(balloon::Balloon::new(Arc::new(ram), config))
         }
-        "console" => Box::new(console::Console::new(Outlet::default())),
         "rng" => Box::new(rng::Rng::default()),
         other => panic!("{other} is no target"),
     }
@@ -181,19 +265,25 @@ fn set_up(function: &Function, memory: &GuestMemoryMmap, queues: u16) {
 }
 
 /// Drives a device by a program.
-fn drive(backend: Box<dyn Backend>, input: &[u8], queues: u16) {
+fn drive(backend: Box<dyn Backend>, input: &[u8], queues: u16, speak: Speak<'_>) {
     let ram = Arc::new(Ram::new(HUGE_PAGE, Backing::Anonymous, false).expect("memory"));
     let function = function(backend, Arc::clone(&ram));
     let mut program = Program { bytes: input };
     // A program is bounded by its bytes, and one serve by the function itself.
-    while step(&function, &ram, &mut program, queues).is_some() {}
+    while step(&function, &ram, &mut program, queues, speak).is_some() {}
     let mut saved = Encoder::new();
     function.save(&mut saved);
 }
 
-fn step(function: &Function, ram: &Arc<Ram>, program: &mut Program<'_>, queues: u16) -> Option<()> {
+fn step(
+    function: &Function,
+    ram: &Arc<Ram>,
+    program: &mut Program<'_>,
+    queues: u16,
+    speak: Speak<'_>,
+) -> Option<()> {
     let memory = ram.guest();
-    match program.u8()? % 12 {
+    match program.u8()? % 13 {
         0 => set_up(function, memory, queues.min(function.queues())),
         1 => {
             // A descriptor: table entry, address, length, flags, next.
@@ -270,6 +360,11 @@ fn step(function: &Function, ram: &Arc<Ram>, program: &mut Program<'_>, queues: 
             function.resume();
         }
         10 => common(function, 0x14, &[program.u8()?]),
+        11 => {
+            speak(program.u8()?);
+            function.source_ready();
+            let _ = function.serve();
+        }
         _ => {
             // MSI-X: enable, and write anything into the table.
             function.write_config(0x86, &[0, program.u8()?]);

@@ -85,8 +85,13 @@ impl Net {
         if flags < 0 || set < 0 {
             return Err(io::Error::last_os_error());
         }
+        Ok(Self::over(tap, config))
+    }
+
+    /// On whatever gives a packet with its header for a read, and does not wait.
+    pub(crate) fn over(tap: File, config: NetConfig) -> Self {
         let limiter = Limiter::new(&config.rate);
-        Ok(Self {
+        Self {
             tap,
             receive_limiter: limiter.clone(),
             transmit_limiter: limiter,
@@ -100,7 +105,7 @@ impl Net {
             sent: 0,
             sent_bytes: 0,
             dropped: 0,
-        })
+        }
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError> {

@@ -1,4 +1,0 @@
-//! See `talon::hostile`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| talon::hostile::run("state", input));
