@@ -2,7 +2,7 @@
 //!
 //! A test connects to port 52 and writes one line: `sh COMMAND` (answers with the command's output and a last line
 //! `exit N`), `echo` (every byte back until the end of input), `uuid` (16 bytes of the kernel's generator as hex, without
-//! starting a program), `clock` (monotonic nanoseconds), `panic`.
+//! starting a program), `zero DEVICE` (its first MiB), `clock` (monotonic nanoseconds), `panic`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -82,6 +82,18 @@ fn uuid() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Has the first MiB of a block device written as zeroes, by the request that says so.
+fn zero(device: &str) -> std::io::Result<()> {
+    const BLKZEROOUT: u32 = 0x127f;
+    let file = fs::OpenOptions::new().write(true).open(device)?;
+    let range = [0u64, 1 << 20];
+    // SAFETY: the call reads two numbers.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKZEROOUT as _, range.as_ptr()) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn clock() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
@@ -112,6 +124,18 @@ fn serve(mut stream: UnixStream) {
                     break;
                 }
             }
+        }
+        ("zero", device) => {
+            let outcome = zero(device);
+            drop(writeln!(
+                stream,
+                "{}\nexit {}",
+                outcome
+                    .as_ref()
+                    .err()
+                    .map_or(String::new(), ToString::to_string),
+                i32::from(outcome.is_err())
+            ));
         }
         ("uuid", _) => drop(writeln!(stream, "{}", uuid())),
         ("clock", _) => drop(writeln!(stream, "{}", clock())),

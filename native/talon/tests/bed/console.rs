@@ -183,6 +183,30 @@ fn life(context: &Context) {
     client.expect("again 42");
 }
 
+/// A little of everything that consoles do, for a talon that is watched and therefore slow.
+pub fn trickle(context: &Context) {
+    // What earlier boots left counts too.
+    for name in ["serial", "console"] {
+        let log = context.path(&format!("{name}.log"));
+        fs::write(log, vec![b'x'; 80 << 10]).expect("a log");
+    }
+    let mut config = config(context);
+    config["memory"]["shared"] = true.into();
+    let mut talon = boot(context, "vm", &config);
+    talon.get("vmm.ping").expect_status(200);
+    let mut client = Client::connect(context, "serial");
+    start_shell(&talon, "ttyS0");
+    client.expect("# ");
+    client.type_in("echo sum $((40 + 2))\n");
+    client.expect("sum 42");
+    // So that each log gives back its beginning, on its own kind of thread.
+    for tty in ["ttyS0", "hvc0"] {
+        talon.ok(&format!("yes 0123456789abcde | head -c 17000 > /dev/{tty}"));
+    }
+    talon.tell("sh poweroff -f");
+    assert!(talon.end().success(), "{}", talon.last_words());
+}
+
 fn flood(context: &Context) {
     let talon = boot(context, "vm", &config(context));
     let path = context.path("console.log");

@@ -100,12 +100,12 @@ fn block_readonly(context: &Context) {
 
 fn block_discard(context: &Context) {
     let image = context.image("disk", 16 * MIB);
-    File::options()
+    let file = File::options()
+        .read(true)
         .write(true)
         .open(&image)
-        .expect("an image")
-        .write_all_at(&vec![7; 8 << 20], 0)
-        .expect("bytes");
+        .expect("an image");
+    file.write_all_at(&vec![7; 8 << 20], 0).expect("bytes");
     let mut config = context.config("vm");
     config["disks"] = json!([{ "path": image }]);
     let talon = context.boot("vm", &config);
@@ -117,6 +117,11 @@ fn block_discard(context: &Context) {
 
     talon.ok("blkdiscard -o 0 -l 4194304 /dev/vda");
     let after = blocks();
+    file.write_all_at(&vec![7; 1 << 20], 0).expect("bytes");
+    talon.zero("/dev/vda");
+    let mut first = vec![1; 1 << 20];
+    file.read_exact_at(&mut first, 0).expect("bytes");
+    assert!(first.iter().all(|byte| *byte == 0));
 
     assert!(after < before, "{before} blocks before, {after} after");
     assert_eq!(

@@ -24,6 +24,10 @@ pub fn add(suite: &mut Suite) {
     );
     suite.test("a jail that cannot be shut stops the start", refused);
     suite.test("the launcher puts it in namespaces of its own", launched);
+    suite.test(
+        "it is alone in a pid namespace and reaches nobody outside",
+        alone,
+    );
     suite.test("check tells what this host can enforce", check);
 }
 
@@ -123,7 +127,7 @@ pub fn boot(context: &Context, name: &str, config: &Value) -> Talon {
     talon
 }
 
-fn devices(context: &Context) {
+pub fn devices(context: &Context) {
     let image = context.image("disk", 16 << 20);
     let tap = crate::devices::tap("taptest2", "10.9.2.1/24");
     let mut config = context.config("vm");
@@ -138,6 +142,7 @@ fn devices(context: &Context) {
 
     talon.ok("dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null");
     talon.ok("blkdiscard -o 0 -l 1048576 /dev/vda");
+    talon.zero("/dev/vda");
     talon.ok("head -c 4096 /dev/hwrng | wc -c");
     talon.ok(
         "ifconfig eth0 10.9.2.2 netmask 255.255.255.0 up && ping -c 1 -W 5 10.9.2.1 >/dev/null",
@@ -150,6 +155,17 @@ fn devices(context: &Context) {
     wait_for("inflation", || {
         talon.get("vm.counters").expect_status(200)["balloon"]["actual_bytes"].as_u64()
             == Some(8 << 20)
+    });
+    // A stream whose host does not read until nothing more goes in, and one that is idle, for the reset of their device
+    // to end.
+    let held = [4 << 20, 1].map(|bytes| {
+        let mut stream = talon.connect();
+        stream
+            .set_write_timeout(Some(std::time::Duration::from_secs(3)))
+            .expect("a time-out");
+        stream.write_all(b"echo\n").expect("a line");
+        let _ = stream.write_all(&vec![7; bytes]);
+        stream
     });
     // Drivers that reset their devices, on the processor's thread.
     // vsock's own goes last and in the background, for it carries the commands.
@@ -166,6 +182,7 @@ fn devices(context: &Context) {
             talon.try_sh(&format!("test -e /{driver}")) == Some(0)
         });
     }
+    drop(held);
     talon.put("vm.pause", &json!({})).expect_status(204);
     talon.put("vm.resume", &json!({})).expect_status(204);
     talon.put("vm.power-button", &json!({})).expect_status(204);
@@ -265,7 +282,7 @@ fn paths(context: &Context) {
     talon.get("vmm.ping").expect_status(200);
 }
 
-fn life(context: &Context) {
+pub fn life(context: &Context) {
     const BYTES: u64 = 192 << 20;
     let ram = memfd(c"ram", BYTES);
     let mut config = context.config("vm");
@@ -363,12 +380,14 @@ fn check(_: &Context) {
     assert_eq!(report["jail"]["seccomp_kill_process"], true, "{report}");
 }
 
-/// The way the daemon starts a machine: `wing launch` makes the namespaces, talon shuts the jail inside them.
-fn launched(context: &Context) {
+/// The way the daemon starts a machine: `wing launch` makes the namespaces, talon shuts the jail inside them. The pid that
+/// it reports is talon's.
+fn launch_in(context: &Context, namespaces: &[&str]) -> (Talon, i32) {
     use std::os::unix::process::CommandExt;
 
     let launch = Launch::new(context, "vm", &context.config("vm"));
-    let up = context.expect_up("vm");
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let report = inheritable(OwnedFd::from(writer));
     let api = inheritable(UnixListener::bind(context.path("vm.api")).expect("a socket"));
     let kvm = File::options()
         .read(true)
@@ -386,6 +405,7 @@ fn launched(context: &Context) {
         (config.as_raw_fd(), 40),
         (api.as_raw_fd(), 41),
         (kvm.as_raw_fd(), 42),
+        (report.as_raw_fd(), 43),
     ];
     given.extend(
         launch
@@ -397,10 +417,11 @@ fn launched(context: &Context) {
     let spec = json!({
         "argv": ["talon", "run", "--config-fd", "40", "--api-fd", "41", "--kvm-fd", "42"],
         "exe": std::env::var("AERIE_BED_TALON").expect("set"),
-        "namespaces": ["user", "mount", "net", "ipc"],
+        "namespaces": namespaces,
+        "report_fd": 43,
         "capabilities": "keep",
         "no_new_privs": false,
-        "fds": given.iter().map(|(_, number)| json!([number, number])).collect::<Vec<_>>(),
+        "fds": given.iter().filter(|(_, number)| *number != 43).map(|(_, number)| json!([number, number])).collect::<Vec<_>>(),
     });
     let text = memfd(c"spec", 0);
     let mut writer = File::from(text.try_clone().expect("a copy"));
@@ -428,13 +449,89 @@ fn launched(context: &Context) {
             Ok(())
         });
     }
-    let mut talon = context.adopt("vm", command.spawn().expect("wing runs"));
+    let talon = context.adopt("vm", command.spawn().expect("wing runs"));
+    drop(report);
+    let mut told = String::new();
+    reader.read_to_string(&mut told).expect("a report");
+    let told: Value = serde_json::from_str(told.lines().next().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{told:?}: {error}; {}", talon.last_words()));
+    let pid = told["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    (talon, pid.unwrap_or_else(|| panic!("{told}")))
+}
+
+fn assert_apart(pid: i32, kinds: &[&str]) {
+    for kind in kinds {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
+        assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
+    }
+}
+
+fn launched(context: &Context) {
+    let up = context.expect_up("vm");
+    let (mut talon, pid) = launch_in(context, &["user", "mount", "net", "ipc"]);
     talon.wait_up(&up);
 
     assert_eq!(talon.ok("echo here"), "here");
-    for kind in ["user", "mnt", "net", "ipc"] {
-        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
-        assert_ne!(of(&talon.child.id().to_string()), of("self"), "{kind}");
-    }
+    assert_eq!(u32::try_from(pid), Ok(talon.child.id()));
+    assert_apart(pid, &["user", "mnt", "net", "ipc"]);
     assert_eq!(talon.get("vm.info").expect_status(200)["state"], "Running");
+}
+
+/// As the daemon does it, with a pid namespace too: talon is its first process, and then it is our child itself.
+fn alone(context: &Context) {
+    let up = context.expect_up("vm");
+    let (talon, pid) = launch_in(context, &["user", "mount", "net", "pid", "ipc"]);
+    wait_for("the guest", || up.accept().is_ok());
+
+    assert_eq!(talon.ok("echo here"), "here");
+    assert_apart(pid, &["user", "mnt", "net", "pid", "ipc"]);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
+    assert!(status.contains(&format!("NSpid:\t{pid}\t1\n")), "{status}");
+    // No /proc to look at, neither its own nor the host's.
+    let root = fs::read_dir(format!("/proc/{pid}/root")).expect("a root");
+    let names: Vec<_> = root.flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names, ["vsock"]);
+    // Whoever is in there, with every right that root has, has no number for anybody outside, and so no signal.
+    let own = i32::try_from(std::process::id()).expect("a pid");
+    assert_eq!(signal_from_inside(pid, own), libc::ESRCH);
+    assert_eq!(signal_from_inside(pid, pid), libc::ESRCH);
+    assert_eq!(signal_from_inside(pid, 1), 0, "talon is process 1 in there");
+
+    // It ends for good with a kill of its first process.
+    // SAFETY: the pid is our child's, which has not been waited for.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let mut ended = 0;
+    // SAFETY: as above; writes one integer.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut ended, 0) }, pid);
+    assert!(libc::WIFSIGNALED(ended) && libc::WTERMSIG(ended) == libc::SIGKILL);
+}
+
+/// What asking whether `target` can be signalled gives in the pid namespace of `pid`: an error number, or 0.
+fn signal_from_inside(pid: i32, target: i32) -> i32 {
+    let namespace = File::open(format!("/proc/{pid}/ns/pid")).expect("a namespace");
+    // SAFETY: the children make calls and end; they never return into this process.
+    unsafe {
+        let outer = libc::fork();
+        if outer == 0 {
+            if libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) < 0 {
+                libc::_exit(255);
+            }
+            // The next child is in it.
+            let inner = libc::fork();
+            if inner == 0 {
+                let refused = libc::kill(target, 0) < 0;
+                libc::_exit(if refused {
+                    *libc::__errno_location()
+                } else {
+                    0
+                });
+            }
+            let mut status = 0;
+            libc::waitpid(inner, &raw mut status, 0);
+            libc::_exit(libc::WEXITSTATUS(status));
+        }
+        let mut status = 0;
+        libc::waitpid(outer, &raw mut status, 0);
+        libc::WEXITSTATUS(status)
+    }
 }

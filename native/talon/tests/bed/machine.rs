@@ -1,6 +1,5 @@
 //! A talon under test, its guest, and what is left of them when a test fails.
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -20,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Context {
     name: String,
     folder: PathBuf,
-    pids: RefCell<Vec<u32>>,
+    traced: bool,
 }
 
 fn variable(name: &str) -> PathBuf {
@@ -30,13 +29,16 @@ fn variable(name: &str) -> PathBuf {
 }
 
 /// talon itself, or under strace where its calls are to be looked at (`AERIE_BED_STRACE=1`).
-fn program(trace: &Path) -> Command {
+fn program(trace: Option<&Path>) -> Command {
     let talon = variable("AERIE_BED_TALON");
-    if std::env::var_os("AERIE_BED_STRACE").is_none() {
+    let Some(trace) = trace else {
         return Command::new(talon);
-    }
+    };
     let mut command = Command::new("strace");
-    command.args(["-f", "-o"]).arg(trace).arg(talon);
+    command
+        .args(["-f", "-n", "-e", "raw=!prctl", "-o"])
+        .arg(trace)
+        .arg(talon);
     command
 }
 
@@ -52,8 +54,24 @@ impl Context {
         Self {
             name: name.to_owned(),
             folder,
-            pids: RefCell::default(),
+            traced: std::env::var_os("AERIE_BED_STRACE").is_some(),
         }
+    }
+
+    /// One whose talons are watched: every call of theirs is in `NAME.strace`.
+    pub fn traced(name: &str) -> Self {
+        let mut context = Self::new(name);
+        context.traced = true;
+        context
+    }
+
+    /// The traces of its talons.
+    pub fn traces(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|kind| kind == "strace"))
+            .collect()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -117,7 +135,8 @@ impl Context {
     pub fn jailed_with(&self, name: &str, arguments: &[&str], fds: &[(RawFd, RawFd)]) -> Talon {
         let api = self.path(&format!("{name}.api"));
         let stderr = File::create(self.path(&format!("{name}.stderr"))).expect("a log");
-        let mut command = program(&self.path(&format!("{name}.strace")));
+        let trace = self.path(&format!("{name}.strace"));
+        let mut command = program(self.traced.then_some(&trace));
         command
             .arg("run")
             .arg("--api-socket")
@@ -140,7 +159,6 @@ impl Context {
             });
         }
         let child = command.spawn().expect("talon starts");
-        self.pids.borrow_mut().push(child.id());
         self.adopt(name, child)
     }
 
@@ -331,6 +349,13 @@ impl Talon {
         let (output, code) = self.sh(command);
         assert_eq!(code, 0, "{command}: {output}");
         output.trim().to_owned()
+    }
+
+    /// Has the first MiB of a disk of the guest's written as zeroes.
+    #[track_caller]
+    pub fn zero(&self, device: &str) {
+        let answer = self.ask(&format!("zero {device}"));
+        assert!(answer.ends_with("exit 0\n"), "{answer}");
     }
 
     pub fn uuid(&self) -> String {

@@ -3,6 +3,7 @@
 //! One line a test, then `N passed, N failed`. Without usable KVM nothing is run and nothing is claimed.
 
 mod bench;
+mod calls;
 mod console;
 mod control;
 mod devices;
@@ -34,5 +35,6 @@ fn main() -> ExitCode {
     console::add(&mut suite);
     snapshot::add(&mut suite);
     jail::add(&mut suite);
+    calls::add(&mut suite);
     suite.finish()
 }
