@@ -5,10 +5,9 @@ import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, u
 import { expectSettled, STEPS } from './settled.ts'
 
 const at = (name: string) => ({ params: { name } })
-const missing = haveBinary ? undefined : 'nothing has been built'
 
 /** One guest whose memory goes to disk and back, and is cloned, under a daemon that is killed at every step; what it knew before it knows after. */
-describe.skipIf(missing !== undefined)('kill -9 of the daemon over the memory of a real guest', () => {
+describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real guest', () => {
   let daemon: Daemon, processes = 0
   const flags = ['--cpu-oversubscription', '32']
   const status = async () => (await daemon.client.call('vm.get', at('m'))).status

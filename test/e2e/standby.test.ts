@@ -4,10 +4,9 @@ import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, u
 
 const at = (name: string) => ({ params: { name } })
 
-const missing = haveBinary ? undefined : 'nothing has been built'
 
 /** Real guests whose memory goes to disk and back, and their clones; on the driver that is the default here. */
-describe.skipIf(missing !== undefined)('memory of a real guest', () => {
+describe.skipIf(!haveBinary)('memory of a real guest', () => {
   let daemon: Daemon
   const start = (folder: string) => startDaemon({ folder, flags: ['--cpu-oversubscription', '32'] })
   const sh = (name: string, script: string): Promise<Ran> => cli(daemon, ['exec', name, '--', 'sh', '-c', script])
