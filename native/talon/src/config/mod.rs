@@ -1,15 +1,20 @@
 //! What a machine is made of: a strict subset of Cloud Hypervisor's `VmConfig` (its openapi, v54), the same names and
 //! meanings. A resource is a path; `/dev/fd/N` is an inherited descriptor, and the only path that a jailed talon takes.
 
+mod console;
+mod device;
 mod node;
 
+pub use console::{ConsoleConfig, ConsoleMode};
+pub use device::{BalloonConfig, BucketConfig, DiskConfig, NetConfig, RateConfig, VsockConfig};
 pub use node::{ConfigError, Fields};
 
 use serde_json::Value;
 
 use crate::layout;
-use crate::machine::log::{KEPT_BYTES, KEPT_BYTES_MIN};
 use crate::memory::HUGE_PAGE;
+use console::parse_console;
+use device::{parse_balloon, parse_disk, parse_net, parse_vsock};
 
 /// Processors at most: the local APIC ids of the ACPI table.
 pub const CPUS_MAX: u8 = 64;
@@ -41,118 +46,6 @@ impl Source {
             },
         }
     }
-}
-
-/// A token bucket as in Firecracker and Cloud Hypervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BucketConfig {
-    /// Tokens it holds.
-    pub size: u64,
-    /// Tokens given once on top.
-    pub one_time_burst: u64,
-    /// Time to fill it, in milliseconds.
-    pub refill_time_ms: u64,
-}
-
-/// Limits of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RateConfig {
-    /// Bytes.
-    pub bandwidth: Option<BucketConfig>,
-    /// Requests.
-    pub ops: Option<BucketConfig>,
-}
-
-/// A block device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskConfig {
-    /// Name, `disk0` by default.
-    pub id: String,
-    /// The raw image.
-    pub path: Source,
-    /// The guest may not write.
-    pub readonly: bool,
-    /// Serial number, at most 20 bytes.
-    pub serial: Option<String>,
-    /// Limits.
-    pub rate: RateConfig,
-}
-
-/// A network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetConfig {
-    /// Name, `net0` by default.
-    pub id: String,
-    /// The tap.
-    pub fd: i32,
-    /// Hardware address.
-    pub mac: [u8; 6],
-    /// Largest packet, told to the guest.
-    pub mtu: Option<u16>,
-    /// Checksum offload.
-    pub offload_csum: bool,
-    /// TCP segmentation offload.
-    pub offload_tso: bool,
-    /// UDP segmentation offload.
-    pub offload_ufo: bool,
-    /// Limits.
-    pub rate: RateConfig,
-}
-
-/// The balloon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BalloonConfig {
-    /// Bytes to take at start.
-    pub size: u64,
-    /// Give back when the guest is short of memory.
-    pub deflate_on_oom: bool,
-    /// The guest reports pages that it does not use.
-    pub free_page_reporting: bool,
-}
-
-/// The socket device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VsockConfig {
-    /// Context id of the guest.
-    pub cid: u32,
-    /// Path of the host's socket; guest-initiated connections go to `<socket>_<port>`.
-    pub socket: String,
-    /// Inherited listening socket; without it talon binds `socket` itself.
-    pub listen_fd: Option<i32>,
-}
-
-/// What a console is connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConsoleMode {
-    /// The device is not there.
-    Off,
-    /// The device is there, its output goes nowhere.
-    Null,
-    /// Standard output.
-    Tty,
-    /// A file.
-    File,
-    /// A Unix socket, for one client at a time.
-    Socket(Source),
-}
-
-/// A console.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleConfig {
-    /// What it is connected to.
-    pub mode: ConsoleMode,
-    /// Takes its output: for mode `File`, and beside a socket.
-    pub file: Option<Source>,
-    /// Bytes of the file that are kept at least: the newest.
-    pub file_bytes: u64,
-}
-
-impl ConsoleConfig {
-    const OFF: Self = Self {
-        mode: ConsoleMode::Off,
-        file: None,
-        file_bytes: KEPT_BYTES,
-    };
 }
 
 /// A machine.
@@ -420,211 +313,6 @@ fn parse_memory(fields: &mut Fields<'_>) -> Result<Memory, ConfigError> {
     })
 }
 
-fn bucket(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<BucketConfig>, ConfigError> {
-    let Some(mut bucket) = fields.object(key)? else {
-        return Ok(None);
-    };
-    // A day: beyond it a refill is no rate any more.
-    const REFILL_MS_MAX: u64 = 86_400_000;
-    let size = bucket
-        .number("size", 1, 1 << 60)?
-        .ok_or_else(|| bucket.problem("size", "is missing"))?;
-    let one_time_burst = bucket.number("one_time_burst", 0, 1 << 60)?.unwrap_or(0);
-    let refill_time_ms = bucket
-        .number("refill_time", 1, REFILL_MS_MAX)?
-        .ok_or_else(|| bucket.problem("refill_time", "is missing"))?;
-    bucket.finish()?;
-    Ok(Some(BucketConfig {
-        size,
-        one_time_burst,
-        refill_time_ms,
-    }))
-}
-
-fn rate(fields: &mut Fields<'_>) -> Result<RateConfig, ConfigError> {
-    fields.unsupported("rate_limit_group")?;
-    let Some(mut rate) = fields.object("rate_limiter_config")? else {
-        return Ok(RateConfig::default());
-    };
-    let config = RateConfig {
-        bandwidth: bucket(&mut rate, "bandwidth")?,
-        ops: bucket(&mut rate, "ops")?,
-    };
-    rate.finish()?;
-    Ok(config)
-}
-
-fn id(fields: &mut Fields<'_>, default: String) -> Result<String, ConfigError> {
-    match fields.text("id", ID_MAX)? {
-        None => Ok(default),
-        Some("") => Err(fields.problem("id", "is empty")),
-        Some(id) => Ok(id.to_owned()),
-    }
-}
-
-fn parse_disk(index: usize, mut fields: Fields<'_>) -> Result<DiskConfig, ConfigError> {
-    let path = source(&mut fields, "path")?.ok_or_else(|| fields.problem("path", "is missing"))?;
-    let config = DiskConfig {
-        id: id(&mut fields, format!("disk{index}"))?,
-        path,
-        readonly: fields.flag("readonly")?.unwrap_or(false),
-        // Longer ones would be cut in the guest and then not be found by their name.
-        serial: fields.text("serial", 20)?.map(str::to_owned),
-        rate: rate(&mut fields)?,
-    };
-    fields.number("num_queues", 1, 1)?;
-    fields.number("queue_size", 1, 32768)?;
-    if fields
-        .text("image_type", 16)?
-        .is_some_and(|kind| !matches!(kind, "Raw" | "Unknown"))
-    {
-        return Err(fields.problem("image_type", "must be Raw"));
-    }
-    for key in [
-        "direct",
-        "iommu",
-        "vhost_user",
-        "vhost_socket",
-        "backing_files",
-        "queue_affinity",
-        "pci_segment",
-    ] {
-        fields.unsupported(key)?;
-    }
-    fields.finish()?;
-    Ok(config)
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    // Multicast is nobody's address.
-    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
-}
-
-fn parse_net(index: usize, mut fields: Fields<'_>) -> Result<NetConfig, ConfigError> {
-    let mut fds = Vec::new();
-    for (path, value) in fields.array("fds", 1)? {
-        match value.as_i64().and_then(|fd| i32::try_from(fd).ok()) {
-            Some(fd) if fd >= 0 => fds.push(fd),
-            _ => return Err(ConfigError::new(path, "is no descriptor")),
-        }
-    }
-    fields.unsupported("tap")?;
-    let fd = *fds
-        .first()
-        .ok_or_else(|| fields.problem("fds", "must hold the tap's descriptor"))?;
-    let mac = fields
-        .text("mac", 17)?
-        .ok_or_else(|| fields.problem("mac", "is missing"))?;
-    let mac =
-        parse_mac(mac).ok_or_else(|| fields.problem("mac", "is not a unicast hardware address"))?;
-    let config = NetConfig {
-        id: id(&mut fields, format!("net{index}"))?,
-        fd,
-        mac,
-        mtu: fields
-            .number("mtu", 1280, 65535)?
-            .and_then(|mtu| u16::try_from(mtu).ok()),
-        offload_csum: fields.flag("offload_csum")?.unwrap_or(true),
-        offload_tso: fields.flag("offload_tso")?.unwrap_or(true),
-        offload_ufo: fields.flag("offload_ufo")?.unwrap_or(true),
-        rate: rate(&mut fields)?,
-    };
-    fields.number("num_queues", 2, 2)?;
-    fields.number("queue_size", 1, 32768)?;
-    for key in [
-        "ip",
-        "mask",
-        "host_mac",
-        "iommu",
-        "vhost_user",
-        "vhost_socket",
-        "vhost_mode",
-        "pci_segment",
-    ] {
-        fields.unsupported(key)?;
-    }
-    fields.finish()?;
-    Ok(config)
-}
-
-fn parse_balloon(mut fields: Fields<'_>, ram: u64) -> Result<BalloonConfig, ConfigError> {
-    let config = BalloonConfig {
-        size: fields.number("size", 0, ram)?.unwrap_or(0),
-        deflate_on_oom: fields.flag("deflate_on_oom")?.unwrap_or(false),
-        free_page_reporting: fields.flag("free_page_reporting")?.unwrap_or(false),
-    };
-    fields.finish()?;
-    Ok(config)
-}
-
-fn parse_vsock(mut fields: Fields<'_>) -> Result<VsockConfig, ConfigError> {
-    // 0 to 2 belong to the hypervisor, the loopback and the host; the last is VMADDR_CID_ANY (virtio 1.2, 5.10.4).
-    let cid = fields
-        .number("cid", 3, 0xffff_fffe)?
-        .and_then(|cid| u32::try_from(cid).ok())
-        .ok_or_else(|| fields.problem("cid", "is missing"))?;
-    // sockaddr_un holds 107 bytes, of which `_<port>` takes up to 11.
-    let socket = fields
-        .text("socket", 96)?
-        .ok_or_else(|| fields.problem("socket", "is missing"))?
-        .to_owned();
-    let listen_fd = fields
-        .number("fd", 0, i32::MAX as u64)?
-        .and_then(|fd| i32::try_from(fd).ok());
-    fields.text("id", ID_MAX)?;
-    fields.unsupported("iommu")?;
-    fields.unsupported("pci_segment")?;
-    fields.finish()?;
-    Ok(VsockConfig {
-        cid,
-        socket,
-        listen_fd,
-    })
-}
-
-fn parse_console(mut fields: Fields<'_>) -> Result<ConsoleConfig, ConfigError> {
-    let file = source(&mut fields, "file")?;
-    let socket = source(&mut fields, "socket")?;
-    let file_bytes = fields
-        .number("file_bytes", KEPT_BYTES_MIN, 1 << 50)?
-        .unwrap_or(KEPT_BYTES);
-    let mode = match fields.text("mode", 16)? {
-        Some("Off") => ConsoleMode::Off,
-        Some("Null") => ConsoleMode::Null,
-        Some("Tty") => ConsoleMode::Tty,
-        Some("File") if file.is_none() => {
-            return Err(fields.problem("file", "is missing for mode File"));
-        }
-        Some("File") => ConsoleMode::File,
-        Some("Socket") => ConsoleMode::Socket(
-            socket
-                .clone()
-                .ok_or_else(|| fields.problem("socket", "is missing for mode Socket"))?,
-        ),
-        Some(_) => return Err(fields.problem("mode", "must be Off, Null, Tty, File or Socket")),
-        None => return Err(fields.problem("mode", "is missing")),
-    };
-    if file.is_some() && !matches!(mode, ConsoleMode::File | ConsoleMode::Socket(_)) {
-        return Err(fields.problem("file", "is of no use without mode File or Socket"));
-    }
-    if socket.is_some() && !matches!(mode, ConsoleMode::Socket(_)) {
-        return Err(fields.problem("socket", "is of no use without mode Socket"));
-    }
-    fields.unsupported("iommu")?;
-    fields.finish()?;
-    Ok(ConsoleConfig {
-        mode,
-        file,
-        file_bytes,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -694,38 +382,6 @@ mod tests {
                 .unwrap_err()
                 .unsupported
         );
-    }
-
-    #[test]
-    fn a_console_has_what_its_mode_needs_and_nothing_else() {
-        let console = |console: Value| {
-            let mut config = minimal();
-            config["serial"] = console;
-            VmConfig::parse(&config)
-                .map(|config| config.serial)
-                .map_err(|error| error.path)
-        };
-
-        let socket = json!({ "mode": "Socket", "socket": "/dev/fd/7", "file": "/dev/fd/8", "file_bytes": 1 << 20 });
-        let expected = ConsoleConfig {
-            mode: ConsoleMode::Socket(Source::Fd(7)),
-            file: Some(Source::Fd(8)),
-            file_bytes: 1 << 20,
-        };
-        assert_eq!(console(socket), Ok(expected));
-        for (bad, path) in [
-            (json!({ "mode": "Socket" }), "serial.socket"),
-            (json!({ "mode": "File" }), "serial.file"),
-            (json!({ "mode": "Pty" }), "serial.mode"),
-            (json!({ "mode": "Null", "socket": "/s" }), "serial.socket"),
-            (json!({ "mode": "Tty", "file": "/f" }), "serial.file"),
-            (
-                json!({ "mode": "File", "file": "/f", "file_bytes": 1 }),
-                "serial.file_bytes",
-            ),
-        ] {
-            assert_eq!(console(bad.clone()), Err(path.to_owned()), "{bad}");
-        }
     }
 
     #[test]
