@@ -200,8 +200,8 @@ export const savedSuite = (driver: HypervisorDriver, bed: () => Bed, newDaemon: 
     }, bootMs * 3)
 
     it('a machine of another shape is refused', async () => {
-      const child = await childOf(spec), [disk, ...disks] = child.disks
-      for (const shape of [{ memoryMib: spec.memoryMib * 2 }, { vcpus: spec.vcpus + 1 }, ...(disk ? [{ disks }, { disks: [{ ...disk, serial: 'other' }, ...disks] }] : [])]) {
+      const child = await childOf(spec), [, ...disks] = child.disks
+      for (const shape of [{ memoryMib: spec.memoryMib * 2 }, { vcpus: spec.vcpus + 1 }, ...(child.disks.length > 0 ? [{ disks }] : [])]) {
         await expect(opened(saved, 'r', (from) => restore({ ...child, ...shape }, from))).rejects.toMatchObject({ code: 'machine_failed' })
         expect(marked(child.mark)).toEqual([])
       }

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { chmodSync, closeSync, copyFileSync, existsSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, copyFileSync, existsSync, mkdtempSync, openSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
@@ -192,6 +192,19 @@ describe.skipIf(missing !== undefined)(`a guest of QEMU's that is saved${missing
     await introduce(adopted, 'adopted', 'a'.repeat(32))
     expect(await shell(adopted, 'cat /run/memory')).toBe('remembered')
     await adopted.kill()
+  })
+
+  it('disks in another order, of another size or with other rights are refused', async () => {
+    await mother.pause(soon())
+    const saved = await save(mother), child = await newSpec(overlayOf(spec)), longer = `${overlayOf(child)}.longer`
+    await mother.resume(soon())
+    copyFileSync(overlayOf(child), longer)
+    truncateSync(longer, Bun.file(longer).size + 512)
+
+    for (const disks of [[...child.disks].reverse(), child.disks.map((disk) => disk.readOnly ? disk : { ...disk, path: longer }), child.disks.map((disk) => ({ ...disk, readOnly: true }))]) {
+      await expect(Promise.resolve(qemu.restore?.({ ...child, disks }, saved, soon()))).rejects.toMatchObject({ code: 'machine_failed', message: expect.stringContaining('disks') as unknown })
+      expect(marked(child.mark)).toEqual([])
+    }
   })
 
   it('a save that cannot reach into the machine changes nothing', async () => {
