@@ -44,7 +44,7 @@ pub(crate) enum Side {
 }
 
 /// The ports of a connection. The cids are always those of the host and of the one guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub host: u32,
     pub guest: u32,

@@ -1,15 +1,14 @@
 //! All connections of one guest.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::RandomState},
-    hash::{BuildHasher, Hasher},
+    collections::{BTreeMap, VecDeque},
     io,
     os::{
         fd::{AsRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use vm_memory::GuestMemory;
@@ -82,7 +81,7 @@ pub struct Muxer {
     poll: Poll,
     timers: Timers,
     table: Table,
-    keys: HashMap<Key, u64>,
+    keys: BTreeMap<Key, u64>,
     /// Connections that have something for the guest, in turn.
     ready: VecDeque<u64>,
     resets: VecDeque<Header>,
@@ -110,17 +109,20 @@ impl Muxer {
         poll.add_level(timers.fd(), TIMER)
             .map_err(failed("watch the timer"))?;
         let windows_left = config.limits.windows_bytes;
-        // A guest that lives on while its device is made anew (a restore) may still hold connections to the old ports.
-        let next_port = HOST_PORTS.start
-            | (low(RandomState::new().build_hasher().finish())
-                % (HOST_PORTS.end - HOST_PORTS.start));
+        // A guest that lives on while its device is made anew (a restore) may still hold connections to the old ports. The
+        // clock is elsewhere by then, and asking it costs no system call.
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .subsec_nanos();
+        let next_port = HOST_PORTS.start + clock % (HOST_PORTS.end - HOST_PORTS.start);
         Ok(Self {
             config,
             listener,
             poll,
             timers,
             table: Table::default(),
-            keys: HashMap::new(),
+            keys: BTreeMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             next_port,
@@ -520,9 +522,4 @@ fn path_of(prefix: &std::path::Path, port: u32) -> PathBuf {
     let mut path = prefix.as_os_str().to_owned();
     path.push(format!("_{port}"));
     path.into()
-}
-
-fn low(bits: u64) -> u32 {
-    let [a, b, c, d, ..] = bits.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
 }

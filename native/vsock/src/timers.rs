@@ -68,23 +68,21 @@ impl Timers {
         self.arm();
     }
 
-    /// A timer that fires early is put off when it fires, so only an earlier deadline and the last one cost a call.
+    /// A timer that fires too early is put off, or left, when it fires, so only a deadline before it costs a call: a
+    /// connection gets several deadlines and nearly always keeps them all.
     fn arm(&mut self) {
-        let next = self.deadlines.first().map(|(at, _)| *at);
-        match (next, self.armed) {
-            (None, None) => {}
-            (Some(next), Some(armed)) if next >= armed => {}
-            (None, Some(_)) => self.set(None),
-            (Some(next), _) => self.set(Some(next)),
+        if let Some((next, _)) = self.deadlines.first()
+            && self.armed.is_none_or(|armed| *next < armed)
+        {
+            self.set(*next);
         }
     }
 
-    fn set(&mut self, at: Option<Instant>) {
+    fn set(&mut self, at: Instant) {
         // A zero would disarm it, so a deadline that has passed fires a nanosecond from now.
-        let after = at.map_or(Duration::ZERO, |at| {
-            at.saturating_duration_since(Instant::now())
-                .max(Duration::from_nanos(1))
-        });
+        let after = at
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_nanos(1));
         let value = libc::timespec {
             tv_sec: after.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: after.subsec_nanos().into(),
@@ -106,7 +104,7 @@ impl Timers {
             )
         };
         debug_assert_eq!(set, 0, "the arguments are always valid");
-        self.armed = at;
+        self.armed = Some(at);
     }
 }
 
@@ -130,14 +128,17 @@ mod tests {
     }
 
     #[test]
-    fn without_deadlines_the_timer_is_disarmed() {
+    fn a_later_deadline_costs_nothing_and_none_leaves_the_timer_to_fire_once() {
         let mut timers = Timers::new().unwrap();
         let soon = Instant::now() + Duration::from_secs(60);
 
         timers.insert(soon, 1);
-        assert_eq!(timers.armed, Some(soon));
         timers.remove(soon, 1);
+        timers.insert(soon + Duration::from_secs(1), 2);
+        assert_eq!(timers.armed, Some(soon));
+        timers.remove(soon + Duration::from_secs(1), 2);
 
+        timers.rearm();
         assert_eq!(timers.armed, None);
     }
 }
