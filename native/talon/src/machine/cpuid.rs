@@ -7,6 +7,7 @@ const ECX_VMX: u32 = 1 << 5;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
+const EDX_MTRR: u32 = 1 << 12;
 const ECX_SVM: u32 = 1 << 2;
 const ECX_CMP_LEGACY: u32 = 1 << 1;
 const ECX_TOPOEXT: u32 = 1 << 22;
@@ -26,11 +27,9 @@ fn adjust(entry: &mut kvm_cpuid_entry2, cpu: u8, cpus: u8) {
         0x1 => {
             entry.ecx = entry.ecx & !ECX_VMX | ECX_TSC_DEADLINE | ECX_HYPERVISOR;
             entry.ebx = entry.ebx & 0xffff | u32::from(cpus) << 16 | apic << EBX_APIC_SHIFT;
-            entry.edx = if cpus > 1 {
-                entry.edx | EDX_HTT
-            } else {
-                entry.edx & !EDX_HTT
-            };
+            // All memory is write-back, and page tables say what is not. Linux reads every range register three times to
+            // learn that, a hundred exits.
+            entry.edx = entry.edx & !(EDX_HTT | EDX_MTRR) | if cpus > 1 { EDX_HTT } else { 0 };
         }
         // Deterministic caches: no cache is shared by more than the processors there are, one thread a core.
         0x4 if entry.eax & 0x1f != 0 => {
@@ -155,6 +154,15 @@ mod tests {
         assert_eq!(leaves[0].ecx & ECX_VMX, 0);
         assert_eq!(leaves[1].ecx & ECX_SVM, 0);
         assert_eq!((leaves[2].eax, leaves[2].edx), (0, 0));
+    }
+
+    #[test]
+    fn memory_types_are_not_described_twice() {
+        let supported = CpuId::from_entries(&[entry(1, 0)]).unwrap();
+
+        let cpuid = of_processor(&supported, 0, 1);
+
+        assert_eq!(cpuid.as_slice()[0].edx, !(EDX_MTRR | EDX_HTT));
     }
 
     #[test]

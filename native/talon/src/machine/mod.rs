@@ -26,7 +26,7 @@ use crate::bytes::to_usize;
 use crate::config::{ConsoleMode, VmConfig};
 use crate::layout;
 use crate::memory::{Backing, MemoryError, PAGE, Ram, regions};
-use crate::pci::{ConfigSpace, MsiSink, Window, config::Identity};
+use crate::pci::{MsiSink, Window};
 use crate::resources::Resources;
 use crate::virtio::{Function, rng};
 use bus::{Bus, Lines, SerialLine};
@@ -106,14 +106,6 @@ impl Machine {
 
         let lines = Lines(vm);
         let sink: Arc<dyn MsiSink> = Arc::new(lines.clone());
-        let bridge = Identity {
-            vendor: 0x8086,
-            device: 0x0d57,
-            class: [6, 0, 0],
-            revision: 0,
-            subsystem: 0,
-        };
-        ConfigSpace::new(0, bridge, false).publish(&window);
         let mut frame = Frame {
             lines,
             ram,

@@ -37,23 +37,19 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// A function with BAR 0 and BAR 2 where the layout wants them, or with none.
+    /// A function with BAR 0 and BAR 2 where the layout wants them.
     #[must_use]
-    pub fn new(slot: u8, identity: Identity, with_bars: bool) -> Self {
-        let bars = if with_bars {
-            [
-                (
-                    (layout::registers(slot) & 0xffff_ffff) as u32,
-                    (layout::REGISTERS_BYTES & 0xffff_ffff) as u32,
-                ),
-                (
-                    (layout::doorbell(slot) & 0xffff_ffff) as u32,
-                    (layout::DOORBELL_BYTES & 0xffff_ffff) as u32,
-                ),
-            ]
-        } else {
-            [(0, 0); 2]
-        };
+    pub fn new(slot: u8, identity: Identity) -> Self {
+        let bars = [
+            (
+                (layout::registers(slot) & 0xffff_ffff) as u32,
+                (layout::REGISTERS_BYTES & 0xffff_ffff) as u32,
+            ),
+            (
+                (layout::doorbell(slot) & 0xffff_ffff) as u32,
+                (layout::DOORBELL_BYTES & 0xffff_ffff) as u32,
+            ),
+        ];
         let mut space = Self {
             slot,
             bytes: [0; BYTES],
@@ -84,9 +80,7 @@ impl ConfigSpace {
         for (index, at) in BARS.into_iter().enumerate() {
             let (address, bytes) = space.bars[index];
             space.put(at, &address.to_le_bytes());
-            if bytes != 0 {
-                space.writable[at..at + 4].copy_from_slice(&(!(bytes - 1)).to_le_bytes());
-            }
+            space.writable[at..at + 4].copy_from_slice(&(!(bytes - 1)).to_le_bytes());
         }
         space
     }
@@ -165,7 +159,7 @@ impl ConfigSpace {
     fn settle_bars(&mut self) {
         for (index, at) in BARS.into_iter().enumerate() {
             let (address, size) = self.bars[index];
-            let asks = size != 0 && self.bytes[at..at + 4] == (!(size - 1)).to_le_bytes();
+            let asks = self.bytes[at..at + 4] == (!(size - 1)).to_le_bytes();
             if !asks {
                 self.put(at, &address.to_le_bytes());
             }
@@ -185,7 +179,7 @@ mod tests {
             revision: 1,
             subsystem: 2,
         };
-        (Window::new().unwrap(), ConfigSpace::new(3, identity, true))
+        (Window::new().unwrap(), ConfigSpace::new(3, identity))
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Function {
             revision: 1,
             subsystem: device,
         };
-        let mut config = ConfigSpace::new(slot, identity, true);
+        let mut config = ConfigSpace::new(slot, identity);
         let capability = |kind: u8, bar: u8, offset: usize, bytes: usize| {
             let mut body = [0u8; 14];
             body[0] = 16;
