@@ -284,7 +284,7 @@ impl Vmm {
         }
         for function in wanted {
             function.command(&Command::Link(up));
-            let _ = function.kick().write(1);
+            function.ring();
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use talon::pci::{MsiSink, Window};
 use talon::virtio::vsock::Vsock;
 use talon::virtio::{Function, Next};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 const CID: u32 = 42;
 
@@ -85,8 +86,12 @@ fn device(limits: Limits) -> Device {
 }
 
 impl Device {
+    fn doorbell(&self) -> &EventFd {
+        self.function.doorbell().unwrap()
+    }
+
     fn work(&mut self) -> [bool; 2] {
-        let _ = self.function.kick().read();
+        let _ = self.doorbell().read();
         self.again = match self.function.serve() {
             Ok(next) => next == Next::Again,
             Err(error) => panic!("{error}: {:?}", talon::chain_of(&error)),
@@ -151,7 +156,7 @@ impl Rig for Device {
     }
 
     fn kick(&mut self, _queue: usize) {
-        self.function.kick().write(1).unwrap();
+        self.doorbell().write(1).unwrap();
     }
 
     fn wait(&mut self, timeout: Duration) -> [bool; 2] {
@@ -163,7 +168,7 @@ impl Rig for Device {
                 until.saturating_duration_since(Instant::now())
             };
             let source = self.function.sources()[0];
-            let mut ready = [self.function.kick().as_raw_fd(), source.fd].map(|fd| libc::pollfd {
+            let mut ready = [self.doorbell().as_raw_fd(), source.fd].map(|fd| libc::pollfd {
                 fd,
                 events: libc::POLLIN,
                 revents: 0,

@@ -187,7 +187,7 @@ fn counters(vmm: &Vmm) -> Result<Value, VerbError> {
         all.insert(function.id().to_owned(), Value::Object(counters));
         if function.id() == "balloon" {
             function.command(&Command::RefreshStatistics);
-            let _ = function.kick().write(1);
+            function.ring();
         }
     }
     if let Some(terminal) = machine.bus().terminal() {

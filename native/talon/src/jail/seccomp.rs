@@ -143,6 +143,8 @@ const VCPU: &[Rule] = &[
     any(libc::SYS_shutdown),
     any(libc::SYS_timerfd_settime),
     any(libc::SYS_close),
+    // The entropy device, which is served by the processor that rings.
+    any(libc::SYS_getrandom),
 ];
 
 /// A worker's own: its image.

@@ -134,6 +134,13 @@ impl Bus {
             );
             return false;
         }
+        // Only doorbells that no ioeventfd takes come here.
+        if let Some(offset) = address.checked_sub(layout::DOORBELLS)
+            && let Some(function) = self.function(offset / layout::DOORBELL_BYTES)
+        {
+            function.ring();
+            return false;
+        }
         if address == layout::PVPANIC && data.first().is_some_and(|byte| byte & PANICKED != 0) {
             return !self
                 .panicked

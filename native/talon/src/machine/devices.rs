@@ -46,11 +46,13 @@ impl Frame {
             Arc::clone(&self.sink),
         )
         .map_err(device)?;
-        let address = IoEventAddress::Mmio(layout::doorbell(slot));
-        self.lines
-            .0
-            .register_ioevent(function.kick(), &address, NoDatamatch)
-            .map_err(kvm_error("take a doorbell"))?;
+        if let Some(doorbell) = function.doorbell() {
+            let address = IoEventAddress::Mmio(layout::doorbell(slot));
+            self.lines
+                .0
+                .register_ioevent(doorbell, &address, NoDatamatch)
+                .map_err(kvm_error("take a doorbell"))?;
+        }
         let function = Arc::new(function);
         self.functions[usize::from(slot)] = Some(Arc::clone(&function));
         Ok(function)

@@ -281,7 +281,7 @@ impl Machine {
         for function in self.functions() {
             function.resume();
             // What came while it was paused has already rung.
-            let _ = function.kick().write(1);
+            function.ring();
         }
         for vcpu in &self.vcpus {
             vcpu.resume();

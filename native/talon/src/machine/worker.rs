@@ -47,10 +47,14 @@ impl Worker {
 }
 
 fn work(function: &Function, ended: &AtomicBool) {
+    // A backend that has a worker waits, so it is not served at once.
+    let Some(doorbell) = function.doorbell() else {
+        return;
+    };
     let mut deadline: Option<Instant> = None;
     while !ended.load(Ordering::Acquire) {
         let mut ready = libc::pollfd {
-            fd: function.kick().as_raw_fd(),
+            fd: doorbell.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
@@ -65,7 +69,7 @@ fn work(function: &Function, ended: &AtomicBool) {
         // SAFETY: one descriptor, a time that lives through the call or none, no signal mask.
         unsafe { libc::ppoll(&raw mut ready, 1, timeout, std::ptr::null()) };
         if ready.revents != 0 {
-            let _ = function.kick().read();
+            let _ = doorbell.read();
         }
         deadline = match function.serve() {
             Ok(Next::Again) => Some(Instant::now()),
@@ -79,7 +83,7 @@ fn work(function: &Function, ended: &AtomicBool) {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
-        let _ = self.function.kick().write(1);
+        self.function.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -96,6 +96,11 @@ pub trait Backend: Send + std::fmt::Debug {
     /// # Errors
     /// When the guest broke the rules of a queue, after which the device needs a reset.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError>;
+    /// Served by the processor that rings, on the spot: for a device that never waits and has no sources. No other
+    /// thread wakes, and there is no descriptor.
+    fn at_once(&self) -> bool {
+        false
+    }
     /// Descriptors whose readiness is a reason to serve.
     fn sources(&self) -> Vec<Source> {
         Vec::new()

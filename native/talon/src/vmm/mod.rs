@@ -194,13 +194,16 @@ impl Vmm {
             })
         };
         for function in machine.on_loop() {
-            self.reactor
-                .add(
-                    function.kick().as_raw_fd(),
-                    READ,
-                    Token::Kick(function.slot()),
-                )
-                .map_err(refused)?;
+            if let Some(doorbell) = function.doorbell() {
+                // Told once for each ring, so that nobody has to read it.
+                self.reactor
+                    .add(
+                        doorbell.as_raw_fd(),
+                        READ | EDGE,
+                        Token::Kick(function.slot()),
+                    )
+                    .map_err(refused)?;
+            }
             for source in function.sources() {
                 let events = match (source.edge, live) {
                     (true, _) => READ | EDGE,
@@ -279,7 +282,9 @@ impl Vmm {
     pub(crate) fn stop_machine(&mut self) {
         if let Some(machine) = self.machine.take() {
             for function in machine.on_loop() {
-                self.reactor.remove(function.kick().as_raw_fd());
+                if let Some(doorbell) = function.doorbell() {
+                    self.reactor.remove(doorbell.as_raw_fd());
+                }
                 for source in function.sources() {
                     self.reactor.remove(source.fd);
                 }

@@ -44,8 +44,13 @@ impl Vmm {
                             .and_then(|server| server.ready(number, events, &self.reactor));
                         self.serve_requests(incoming);
                     }
-                    Token::Kick(slot) => self.serve_function(slot, true),
-                    Token::Source(slot) => self.serve_function(slot, false),
+                    Token::Kick(slot) => self.serve_function(slot),
+                    Token::Source(slot) => {
+                        if let Some(function) = self.function(slot) {
+                            function.source_ready();
+                        }
+                        self.serve_function(slot);
+                    }
                     Token::Stops => self.hear_stops()?,
                     Token::Serial => {
                         if let Some(machine) = &self.machine {
@@ -73,15 +78,10 @@ impl Vmm {
             .cloned()
     }
 
-    fn serve_function(&mut self, slot: u8, rung: bool) {
+    fn serve_function(&mut self, slot: u8) {
         let Some(function) = self.function(slot) else {
             return;
         };
-        if rung {
-            let _ = function.kick().read();
-        } else {
-            function.source_ready();
-        }
         self.later.retain(|(waiting, _)| *waiting != slot);
         match function.serve() {
             Ok(Next::Wait) => {}
@@ -107,7 +107,7 @@ impl Vmm {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in due {
-            self.serve_function(slot, false);
+            self.serve_function(slot);
         }
     }
 

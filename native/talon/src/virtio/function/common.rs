@@ -142,8 +142,6 @@ impl Function {
             let features = inner.driver_features;
             inner.backend.start(features);
             self.publish_config(inner);
-            // Whatever the device has to say first must not wait for a doorbell.
-            let _ = self.kick.write(1);
             return;
         }
         inner.status = next;

@@ -58,7 +58,7 @@ pub struct Function {
     ram: Arc<Ram>,
     window: Arc<Window>,
     sink: Arc<dyn MsiSink>,
-    kick: EventFd,
+    doorbell: Option<EventFd>,
     inner: Mutex<Inner>,
 }
 
@@ -126,6 +126,11 @@ impl Function {
         let msix_control = config.add_capability(0x11, &msix) + 3;
         config.allow(msix_control, 0xc0);
 
+        let doorbell = if backend.at_once() {
+            None
+        } else {
+            Some(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?)
+        };
         let sizes = backend.queue_sizes();
         let inner = Inner {
             config,
@@ -151,7 +156,7 @@ impl Function {
             ram,
             window,
             sink,
-            kick: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            doorbell,
             inner: Mutex::new(inner),
         };
         let inner = function.lock();
@@ -180,10 +185,20 @@ impl Function {
         &self.id
     }
 
-    /// The doorbell: KVM writes it when the guest rings.
+    /// The doorbell: KVM writes it when the guest rings. None for a device that is served by who rings.
     #[must_use]
-    pub fn kick(&self) -> &EventFd {
-        &self.kick
+    pub fn doorbell(&self) -> Option<&EventFd> {
+        self.doorbell.as_ref()
+    }
+
+    /// Rings: whoever serves the function looks at it, which may be the caller, before this returns.
+    pub fn ring(&self) {
+        match &self.doorbell {
+            Some(doorbell) => drop(doorbell.write(1)),
+            // Ends: what the guest adds meanwhile comes from its other processors, which a pause stops first. A broken
+            // device stands still until its driver resets it.
+            None => while matches!(self.serve(), Ok(Next::Again)) {},
+        }
     }
 
     /// Descriptors that the loop watches for the backend.
@@ -232,8 +247,14 @@ impl Function {
         let mut inner = self.lock();
         match offset {
             0..COMMON_BYTES => {
+                let was = inner.status;
                 self.write_common(&mut inner, offset, data);
                 self.publish_common(&inner);
+                if !was & inner.status & DRIVER_OK != 0 {
+                    drop(inner);
+                    // Whatever the device has to say first must not wait for the guest.
+                    self.ring();
+                }
             }
             DEVICE..TABLE if offset + data.len() <= DEVICE + CONFIG_BYTES => {
                 inner.backend.write_config(offset - DEVICE, data);
