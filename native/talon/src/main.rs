@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -155,7 +155,9 @@ fn take(fd: RawFd) -> Result<std::os::fd::OwnedFd, StartError> {
 fn read_config(fd: RawFd) -> Result<Value, StartError> {
     // Room for a real one, so that it takes one read and not one for each doubling.
     let mut bytes = Vec::with_capacity(CONFIG_BYTES_USUAL);
-    File::from(take(fd)?)
+    // It is closed before anything else could take it for its own, so it needs no mark as ours.
+    // SAFETY: the launcher passed this descriptor for us alone; a number that is none fails at the read.
+    unsafe { File::from_raw_fd(fd) }
         .take(CONFIG_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(StartError::Config)?;
@@ -168,10 +170,26 @@ fn read_config(fd: RawFd) -> Result<Value, StartError> {
 
 fn open_kvm(fd: Option<RawFd>) -> Result<Kvm, StartError> {
     match fd {
-        None => Kvm::new()
-            .map_err(|error| StartError::Kvm(std::io::Error::from_raw_os_error(error.errno()))),
+        None => {
+            // By number: musl marks the descriptor once more.
+            // SAFETY: a valid path; the result is checked, and a fresh descriptor is nobody's yet.
+            let fd = unsafe {
+                let flags = libc::O_RDWR | libc::O_CLOEXEC;
+                libc::syscall(
+                    libc::SYS_openat,
+                    libc::AT_FDCWD,
+                    c"/dev/kvm".as_ptr(),
+                    flags,
+                )
+            };
+            let fd = RawFd::try_from(fd)
+                .ok()
+                .filter(|fd| *fd >= 0)
+                .ok_or_else(|| StartError::Kvm(std::io::Error::last_os_error()))?;
+            // SAFETY: as above; `Kvm` closes it.
+            Ok(unsafe { Kvm::from_raw_fd(fd) })
+        }
         Some(fd) => {
-            use std::os::fd::{FromRawFd, IntoRawFd};
             let owned = take(fd)?;
             // SAFETY: the descriptor is ours and given away here; `Kvm` closes it.
             Ok(unsafe { Kvm::from_raw_fd(owned.into_raw_fd()) })

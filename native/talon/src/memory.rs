@@ -119,7 +119,8 @@ impl Ram {
         if size == 0 || !size.is_multiple_of(HUGE_PAGE) {
             return Err(MemoryError::Size(size));
         }
-        if let Backing::Shared(file) | Backing::CopyOnWrite(file) = &backing {
+        // A snapshot's memory has been measured by who checked that it is whole.
+        if let Backing::Shared(file) = &backing {
             let found = file.metadata().map_err(MemoryError::File)?.len();
             if found < size {
                 return Err(MemoryError::FileTooShort {
@@ -231,7 +232,8 @@ impl Ram {
                 source: io::Error::last_os_error(),
             });
         }
-        if huge {
+        // Private pages over a file are never huge.
+        if huge && !matches!(backing, Backing::CopyOnWrite(_)) {
             // SAFETY: advice on our own mapping. A host without huge pages refuses it, which changes nothing.
             unsafe { libc::madvise(self.base.cast(), bytes, libc::MADV_HUGEPAGE) };
         }
@@ -411,7 +413,7 @@ mod tests {
         let file = Ram::memfd(HUGE_PAGE / 2).unwrap();
 
         assert!(matches!(
-            Ram::new(HUGE_PAGE, Backing::CopyOnWrite(file), false),
+            Ram::new(HUGE_PAGE, Backing::Shared(file), false),
             Err(MemoryError::FileTooShort { .. })
         ));
     }

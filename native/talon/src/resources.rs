@@ -3,6 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -25,45 +27,101 @@ enum Mode {
 #[derive(Debug)]
 pub struct Resources {
     /// vmlinux.
-    pub kernel: File,
+    pub kernel: Held,
     /// Initial RAM file system.
-    pub initramfs: Option<File>,
+    pub initramfs: Option<Held>,
     /// The launcher's memfd.
-    pub ram: Option<File>,
+    pub ram: Option<Held>,
     /// Images, in the configuration's order.
-    pub disks: Vec<File>,
+    pub disks: Vec<Held>,
     /// Taps, in the configuration's order.
-    pub taps: Vec<File>,
+    pub taps: Vec<Held>,
     /// The host's side of the serial port.
     pub serial: Outlet,
     /// The host's side of the virtio console.
     pub console: Outlet,
     /// Where host-initiated vsock connections arrive.
-    pub vsock: Option<UnixListener>,
+    pub vsock: Option<Held>,
 }
 
-/// Takes a copy of an inherited descriptor; talon's own (which are all close-on-exec) are not to be had.
-fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl with integers; a number that is no descriptor is refused.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
+/// A descriptor that a configuration names: opened by us, or the launcher's, which stays open for the next machine of this
+/// process whatever becomes of this one.
+#[derive(Debug)]
+pub struct Held {
+    file: ManuallyDrop<File>,
+    own: bool,
+}
+
+impl Held {
+    /// The launcher's descriptor `fd`; talon's own (which are all close-on-exec) are not to be had.
+    fn inherited(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: fcntl with integers; a number that is no descriptor is refused.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        // SAFETY: the descriptor is open, nobody here closes it, and neither does the drop of this.
+        let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+        Ok(Self { file, own: false })
     }
-    // SAFETY: as above.
-    let copy = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 3) };
-    // By number: musl sets the flag once more.
-    let Ok(copy) = RawFd::try_from(copy) else {
-        return Err(io::ErrorKind::Other.into());
-    };
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
+
+    /// A descriptor of its own for the same file.
+    ///
+    /// # Errors
+    /// When the host has none left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        // By number: musl sets the flag once more.
+        // SAFETY: fcntl with integers on an open descriptor.
+        let copy = unsafe {
+            libc::syscall(
+                libc::SYS_fcntl,
+                self.file.as_raw_fd(),
+                libc::F_DUPFD_CLOEXEC,
+                3,
+            )
+        };
+        match RawFd::try_from(copy) {
+            // SAFETY: `copy` is a fresh descriptor that nobody else owns.
+            Ok(copy) if copy >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(copy) }),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
-    // SAFETY: `copy` is a fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+
+    /// A descriptor that is ours alone, for `field`.
+    fn own(&self, field: &str) -> Result<OwnedFd, ConfigError> {
+        self.duplicate()
+            .map_err(|error| ConfigError::new(field, format!("cannot be used: {error}")))
+    }
+}
+
+impl From<OwnedFd> for Held {
+    fn from(fd: OwnedFd) -> Self {
+        Self {
+            file: ManuallyDrop::new(fd.into()),
+            own: true,
+        }
+    }
+}
+
+impl Deref for Held {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.own {
+            // SAFETY: dropped here and nowhere else; `self` is not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.file) };
+        }
+    }
 }
 
 /// Whether a socket listens: one that does not would be readable for ever and never give a connection.
-fn listening(socket: &OwnedFd) -> io::Result<()> {
+fn listening(socket: &File) -> io::Result<()> {
     let (mut is, mut bytes) = (0i32, 4u32);
     // SAFETY: writes one integer, whose size is told.
     let told = unsafe {
@@ -90,9 +148,9 @@ pub struct Opener {
 }
 
 impl Opener {
-    fn open(self, field: &str, source: &Source, mode: Mode) -> Result<File, ConfigError> {
+    fn open(self, field: &str, source: &Source, mode: Mode) -> Result<Held, ConfigError> {
         let opened = match source {
-            Source::Fd(fd) => inherited(*fd).map(File::from),
+            Source::Fd(fd) => Held::inherited(*fd),
             Source::Path(_) if self.jailed => {
                 return Err(ConfigError::new(
                     field,
@@ -106,17 +164,17 @@ impl Opener {
                     Mode::ReadWrite => options.read(true).write(true),
                     Mode::Log => options.write(true).create(true).truncate(true).mode(0o600),
                 };
-                options.open(path)
+                options.open(path).map(|file| OwnedFd::from(file).into())
             }
         };
         opened.map_err(|error| ConfigError::new(field, format!("cannot be opened: {error}")))
     }
 
     /// A listening socket: inherited, or bound at a path.
-    fn listener(self, field: &str, source: &Source) -> Result<UnixListener, ConfigError> {
+    fn listener(self, field: &str, source: &Source) -> Result<Held, ConfigError> {
         let listener = match source {
             Source::Fd(fd) => {
-                inherited(*fd).and_then(|socket| listening(&socket).map(|()| socket.into()))
+                Held::inherited(*fd).and_then(|socket| listening(&socket).map(|()| socket))
             }
             Source::Path(_) if self.jailed => {
                 return Err(ConfigError::new(
@@ -124,12 +182,14 @@ impl Opener {
                     "must be an inherited descriptor (/dev/fd/N): nothing is bound inside the jail",
                 ));
             }
-            Source::Path(path) => UnixListener::bind(path),
+            Source::Path(path) => {
+                UnixListener::bind(path).map(|socket| OwnedFd::from(socket).into())
+            }
         };
         listener.map_err(|error| ConfigError::new(field, format!("cannot be used: {error}")))
     }
 
-    fn vsock(self, config: &VmConfig) -> Result<Option<UnixListener>, ConfigError> {
+    fn vsock(self, config: &VmConfig) -> Result<Option<Held>, ConfigError> {
         let Some(vsock) = &config.vsock else {
             return Ok(None);
         };
@@ -146,15 +206,19 @@ impl Opener {
 
     fn outlet(self, field: &str, config: &ConsoleConfig) -> Result<Outlet, ConfigError> {
         let log = match (&config.mode, &config.file) {
-            (ConsoleMode::Tty, _) => Some(self.open(field, &Source::Fd(1), Mode::Log)?),
-            (_, Some(file)) => Some(self.open(&format!("{field}.file"), file, Mode::Log)?),
+            (ConsoleMode::Tty, _) => Some((field.to_owned(), &Source::Fd(1))),
+            (_, Some(file)) => Some((format!("{field}.file"), file)),
             (_, None) => None,
         };
+        let log = log
+            .map(|(path, source)| self.open(&path, source, Mode::Log)?.own(&path))
+            .transpose()?;
         let terminal =
             match &config.mode {
                 ConsoleMode::Socket(socket) => {
                     let path = format!("{field}.socket");
-                    let terminal = self.listener(&path, socket).map(Terminal::new)?;
+                    let listener = self.listener(&path, socket)?.own(&path)?;
+                    let terminal = Terminal::new(listener.into());
                     Some(terminal.map_err(|error| {
                         ConfigError::new(path, format!("cannot be used: {error}"))
                     })?)
@@ -162,7 +226,7 @@ impl Opener {
                 _ => None,
             };
         Ok(Outlet::new(
-            log.map(|file| Log::new(file, config.file_bytes)),
+            log.map(|file| Log::new(file.into(), config.file_bytes)),
             terminal.map(Arc::new),
         ))
     }

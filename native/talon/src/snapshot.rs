@@ -35,6 +35,8 @@ pub mod section {
 const MEMORY_MAGIC: [u8; 8] = *b"TALONMEM";
 /// The largest write of memory at a time.
 const RUN_BYTES_MAX: u64 = 1 << 20;
+/// Room for the state of a small machine, so that it takes one read.
+const STATE_BYTES_USUAL: usize = 16 << 10;
 const PAGE_BYTES: usize = to_usize(PAGE);
 
 /// Where the memory of a state is.
@@ -323,12 +325,25 @@ pub fn check_memory(memory: &File, head: &Head) -> Result<(), SnapshotError> {
 /// When it cannot be read or is larger than any state.
 pub fn read_state(file: &File) -> Result<Vec<u8>, SnapshotError> {
     let failed = file_error("read", "state");
-    let bytes = file.metadata().map_err(&failed)?.len();
-    if bytes > state::BYTES_MAX as u64 {
-        return Err(StateError::Length.into());
+    let mut content = vec![0; STATE_BYTES_USUAL];
+    let mut filled = 0;
+    loop {
+        match file.read_at(&mut content[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+        // A file gives all that was asked for unless it ends there; one that does not is cut short to us.
+        if filled < content.len() {
+            break;
+        }
+        if filled > state::BYTES_MAX {
+            return Err(StateError::Length.into());
+        }
+        content.resize(filled * 2, 0);
     }
-    let mut content = vec![0; to_usize(bytes)];
-    file.read_exact_at(&mut content, 0).map_err(&failed)?;
+    content.truncate(filled);
     Ok(content)
 }
 

@@ -239,8 +239,6 @@ impl Vmm {
         }
         self.events.note("vm", "restored", Value::Null);
         if resume {
-            // The sources are listened to already: nothing was paused in between.
-            self.resume_machine();
             self.events.note("vm", "resumed", Value::Null);
         }
         Ok(())
@@ -252,9 +250,7 @@ impl Vmm {
             function.pause();
         }
         machine.fill(content)?;
-        self.install(machine, resume)?;
-        self.paused = true;
-        Ok(())
+        self.install(machine, resume)
     }
 
     /// `vm.link`: shows a network device's link up or down. After a restore links are down until the guest has its new

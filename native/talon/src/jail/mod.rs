@@ -70,7 +70,7 @@ const FILES_MAX: u64 = 2048;
 /// When a step is refused; the process is then half shut and must end.
 pub fn enter(plan: &Plan<'_>) -> Result<(), JailError> {
     step("empty the root", root::empty(plan.vsock_folder))?;
-    step("limit core files", limit(RLIMIT_CORE, 0))?;
+    step("limit core files", set_limit(RLIMIT_CORE, 0, 0))?;
     step("limit open files", limit(RLIMIT_NOFILE, FILES_MAX))?;
     step("become undumpable", control(libc::PR_SET_DUMPABLE, 0))?;
     step(
@@ -93,7 +93,7 @@ fn limit(resource: u32, most: u64) -> io::Result<()> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: reads into and writes from whole structures of ours.
+    // SAFETY: writes into a whole structure of ours; no new limits are given.
     unsafe {
         checked(libc::syscall(
             libc::SYS_prlimit64,
@@ -102,19 +102,26 @@ fn limit(resource: u32, most: u64) -> io::Result<()> {
             std::ptr::null::<libc::rlimit64>(),
             &raw mut now,
         ))?;
-        let new = libc::rlimit64 {
-            rlim_cur: now.rlim_cur.min(most),
-            rlim_max: now.rlim_max.min(most),
-        };
-        checked(libc::syscall(
+    }
+    set_limit(resource, now.rlim_cur.min(most), now.rlim_max.min(most))
+}
+
+fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let new = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: reads a whole structure of ours; the old limits are not asked for.
+    checked(unsafe {
+        libc::syscall(
             libc::SYS_prlimit64,
             0,
             resource,
             &raw const new,
             std::ptr::null_mut::<libc::rlimit64>(),
-        ))?;
-    }
-    Ok(())
+        )
+    })
+    .map(drop)
 }
 
 /// Empties the effective, permitted and inheritable sets. The bounding set needs no emptying: nothing is executed any

@@ -141,7 +141,6 @@ const VCPU: &[Rule] = &[
     only(libc::SYS_fallocate, 1, PUNCH),
     any(libc::SYS_recvfrom),
     any(libc::SYS_shutdown),
-    any(libc::SYS_timerfd_settime),
     any(libc::SYS_close),
     // The entropy device, which is served by the processor that rings.
     any(libc::SYS_getrandom),

@@ -250,8 +250,10 @@ pub fn load(vcpu: &VcpuFd, supported: &CpuId, from: &mut Decoder<'_>) -> Result<
     // SAFETY: the structure is as long as KVM reads: larger states come only with dynamic features (AMX), which KVM shows
     // to nobody who has not asked the host for them, and we do not ask.
     unsafe { vcpu.set_xsave(&xsave) }.map_err(set("extended state"))?;
-    vcpu.set_debug_regs(&debug)
-        .map_err(set("debug registers"))?;
+    if !is_reset(&debug) {
+        vcpu.set_debug_regs(&debug)
+            .map_err(set("debug registers"))?;
+    }
     vcpu.set_lapic(&lapic).map_err(set("LAPIC"))?;
     let written = vcpu.set_msrs(&msrs).map_err(set("MSRs"))?;
     if let Some(failed) = msrs.as_slice().get(written) {
@@ -262,6 +264,11 @@ pub fn load(vcpu: &VcpuFd, supported: &CpuId, from: &mut Decoder<'_>) -> Result<
     }
     vcpu.set_vcpu_events(&events).map_err(set("events"))?;
     Ok(())
+}
+
+/// Whether these are a new processor's (Intel SDM volume 3, table 11-1): nearly every guest's, and then a call is spared.
+fn is_reset(debug: &kvm_debugregs) -> bool {
+    debug.db == [0; 4] && debug.dr6 == 0xffff_0ff0 && debug.dr7 == 0x400
 }
 
 fn load_msrs(from: &mut Decoder<'_>) -> Result<Msrs, StateError> {

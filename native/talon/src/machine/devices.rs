@@ -11,7 +11,7 @@ use crate::config::{ConsoleMode, DiskConfig, VmConfig};
 use crate::layout;
 use crate::memory::Ram;
 use crate::pci::{MsiSink, Window};
-use crate::resources::{Resources, image_bytes};
+use crate::resources::{Held, Resources, image_bytes};
 use crate::virtio::rate::Limiter;
 use crate::virtio::{
     Backend, Function, balloon, block, console as virtio_console, net, rng, vsock,
@@ -59,9 +59,9 @@ impl Frame {
     }
 }
 
-fn block_backend(disk: &DiskConfig, image: &std::fs::File) -> io::Result<Box<dyn Backend>> {
+fn block_backend(disk: &DiskConfig, image: &Held) -> io::Result<Box<dyn Backend>> {
     let bytes = image_bytes(image)?;
-    let engine = Box::new(block::FileEngine(image.try_clone()?));
+    let engine = Box::new(block::FileEngine(image.duplicate()?.into()));
     let serial = disk.serial.as_deref().unwrap_or(&disk.id);
     Ok(Box::new(block::Block::new(
         engine,
@@ -90,10 +90,9 @@ pub(super) fn add_devices(
     }
     if let (Some(vsock), Some(listener)) = (&config.vsock, &resources.vsock) {
         let backend = listener
-            .try_clone()
-            .map_err(io::Error::other)
+            .duplicate()
             .and_then(|listener| {
-                vsock::Vsock::new(vsock, listener, aerie_vsock::Limits::default())
+                vsock::Vsock::new(vsock, listener.into(), aerie_vsock::Limits::default())
                     .map_err(io::Error::other)
             })
             .map_err(|source| MachineError::Device {
@@ -108,8 +107,8 @@ pub(super) fn add_devices(
     }
     for ((slot, net), tap) in (layout::SLOT_NET..).zip(&config.nets).zip(&resources.taps) {
         let backend = tap
-            .try_clone()
-            .and_then(|tap| net::Net::new(tap, net.clone()))
+            .duplicate()
+            .and_then(|tap| net::Net::new(tap.into(), net.clone()))
             .map_err(|source| MachineError::Device {
                 id: net.id.clone(),
                 source,

@@ -80,14 +80,13 @@ impl Machine {
         config: &VmConfig,
         resources: &Resources,
         ram: RamSource,
-        stops: &Arc<dyn StopSink>,
-        prepare: Prepare,
     ) -> Result<Self, MachineError> {
         let vm = Arc::new(kvm.create_vm().map_err(kvm_error("create a VM"))?);
+        let fresh = matches!(ram, RamSource::Fresh);
         let backing = match (ram, &resources.ram) {
             (RamSource::Template(file), _) => Backing::CopyOnWrite(file),
             (RamSource::Fresh, Some(file)) => {
-                Backing::Shared(file.try_clone().map_err(MemoryError::File)?)
+                Backing::Shared(file.duplicate().map_err(MemoryError::File)?.into())
             }
             (RamSource::Fresh, None) if config.shared => Backing::Shared(Ram::memfd(config.ram)?),
             (RamSource::Fresh, None) => Backing::Anonymous,
@@ -97,6 +96,9 @@ impl Machine {
             what: "mapping for PCI",
             source,
         })?);
+        if fresh {
+            window.show_absent();
+        }
         set_slots(&vm, &ram, &window)?;
         // Intel needs three pages of its own, below the LAPIC and in no RAM (api.rst, KVM_SET_TSS_ADDR).
         vm.set_tss_address(0xfffb_d000)
@@ -137,24 +139,11 @@ impl Machine {
                 .0
                 .create_vcpu(u64::from(cpu))
                 .map_err(kvm_error("create a processor"))?;
-            let vcpu = Vcpu::spawn(cpu, vcpu, Arc::clone(&bus), Arc::clone(stops), prepare.vcpu)
-                .map_err(|source| MachineError::Host {
-                    what: "processor thread",
-                    source,
-                })?;
-            vcpus.push(vcpu);
+            vcpus.push(Vcpu::new(vcpu));
         }
-        let workers = on_workers
-            .iter()
-            .map(|function| Worker::spawn(Arc::clone(function), prepare.worker))
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|source| MachineError::Host {
-                what: "worker thread",
-                source,
-            })?;
         Ok(Self {
             vcpus,
-            workers,
+            workers: Vec::new(),
             bus,
             on_loop,
             on_workers,
@@ -162,6 +151,39 @@ impl Machine {
             ram: frame.ram,
             supported,
         })
+    }
+
+    /// Begins the threads, once everything else is done: the guest runs at once or stays parked.
+    ///
+    /// # Errors
+    /// When a thread is not to be had; those that began end with the machine.
+    pub fn start(
+        &mut self,
+        stops: &Arc<dyn StopSink>,
+        prepare: Prepare,
+        running: bool,
+    ) -> Result<(), MachineError> {
+        let refused = |what| move |source| MachineError::Host { what, source };
+        for function in &self.on_workers {
+            self.workers.push(
+                Worker::spawn(Arc::clone(function), prepare.worker)
+                    .map_err(refused("worker thread"))?,
+            );
+        }
+        if running {
+            self.resume_devices();
+        }
+        for (cpu, vcpu) in (0u8..).zip(&mut self.vcpus) {
+            vcpu.start(
+                cpu,
+                Arc::clone(&self.bus),
+                Arc::clone(stops),
+                prepare.vcpu,
+                running,
+            )
+            .map_err(refused("processor thread"))?;
+        }
+        Ok(())
     }
 
     /// Loads kernel and initramfs, writes the tables, and puts the first processor at the kernel's entry.
@@ -276,13 +298,23 @@ impl Machine {
         &self.bus
     }
 
-    /// Lets the guest run; devices first, so that nothing rings for nobody.
-    pub fn resume(&self) {
+    fn resume_devices(&self) {
         for function in self.functions() {
             function.resume();
-            // What came while it was paused has already rung.
+        }
+        // What came while they were paused has already rung. The loop looks at its own by itself.
+        for function in self
+            .functions()
+            .filter(|function| function.doorbell().is_none())
+            .chain(&self.on_workers)
+        {
             function.ring();
         }
+    }
+
+    /// Lets the guest run; devices first, so that nothing rings for nobody.
+    pub fn resume(&self) {
+        self.resume_devices();
         for vcpu in &self.vcpus {
             vcpu.resume();
         }

@@ -93,17 +93,9 @@ pub fn install_kick_handler() -> io::Result<()> {
 }
 
 impl Vcpu {
-    /// Starts the thread, parked. `prepare` runs on it first (the thread's own jail).
-    ///
-    /// # Errors
-    /// When no thread can be had.
-    pub fn spawn(
-        cpu: u8,
-        mut vcpu: VcpuFd,
-        bus: Arc<Bus>,
-        stops: Arc<dyn StopSink>,
-        prepare: fn() -> io::Result<()>,
-    ) -> io::Result<Self> {
+    /// One without a thread, parked.
+    #[must_use]
+    pub fn new(mut vcpu: VcpuFd) -> Self {
         let immediate_exit = AtomicPtr::new(&raw mut vcpu.get_kvm_run().immediate_exit);
         let shared = Arc::new(Shared {
             desk: Mutex::new(Desk {
@@ -114,7 +106,29 @@ impl Vcpu {
             vcpu: Mutex::new(vcpu),
             immediate_exit,
         });
-        let own = Arc::clone(&shared);
+        Self {
+            shared,
+            thread: None,
+        }
+    }
+
+    /// Begins the thread, the guest running at once or parked. `prepare` runs on it first (the thread's own jail).
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start(
+        &mut self,
+        cpu: u8,
+        bus: Arc<Bus>,
+        stops: Arc<dyn StopSink>,
+        prepare: fn() -> io::Result<()>,
+        running: bool,
+    ) -> io::Result<()> {
+        if running {
+            // So that the thread finds its order and nobody has to wake it.
+            lock(&self.shared.desk).wanted = Phase::Running;
+        }
+        let own = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{cpu}"))
             .stack_size(STACK_BYTES)
@@ -128,10 +142,8 @@ impl Vcpu {
                 }
                 own.live(cpu, &bus, &*stops);
             })?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        self.thread = Some(thread);
+        Ok(())
     }
 
     fn ask(&self, wanted: Phase) {

@@ -174,19 +174,16 @@ impl Vmm {
 
     pub(crate) fn build(&self, ram: RamSource) -> Result<Machine, VerbError> {
         let created = self.created.as_ref().ok_or(VerbError::NotCreated)?;
-        let stops: Arc<dyn StopSink> = Arc::<Stops>::clone(&self.stops);
         Ok(Machine::new(
             &self.kvm,
             &created.config,
             &created.resources,
             ram,
-            &stops,
-            self.prepare,
         )?)
     }
 
-    /// Takes a built machine over and watches its devices.
-    pub(crate) fn install(&mut self, machine: Machine, live: bool) -> Result<(), VerbError> {
+    /// Takes a built machine over, watches its devices and begins its threads, the guest running or not.
+    pub(crate) fn install(&mut self, mut machine: Machine, live: bool) -> Result<(), VerbError> {
         let refused = |source| {
             VerbError::Machine(MachineError::Host {
                 what: "watch on a device",
@@ -223,8 +220,22 @@ impl Vmm {
             // Of the machine before, which may have had no room.
             terminal.room_again();
         }
+        let stops: Arc<dyn StopSink> = Arc::<Stops>::clone(&self.stops);
+        machine.start(&stops, self.prepare, live)?;
         self.machine = Some(machine);
+        self.paused = !live;
+        if live {
+            self.serve_all_soon();
+        }
         Ok(())
+    }
+
+    /// Whatever a device has to do first must not wait for its doorbell.
+    fn serve_all_soon(&mut self) {
+        let now = Instant::now();
+        let slots = self.machine.iter().flat_map(Machine::on_loop);
+        self.later
+            .extend(slots.map(|function| (function.slot(), now)));
     }
 
     /// `vm.boot`.
@@ -240,7 +251,6 @@ impl Vmm {
         let created = self.created.as_ref().ok_or(VerbError::NotCreated)?;
         machine.load(&created.config, &created.resources)?;
         self.install(machine, true)?;
-        self.resume_machine();
         self.events.note("vm", "booted", Value::Null);
         Ok(())
     }
@@ -271,8 +281,9 @@ impl Vmm {
         }
     }
 
-    pub(crate) fn resume_machine(&mut self) {
+    fn resume_machine(&mut self) {
         self.paused = false;
+        self.serve_all_soon();
         if let Some(machine) = &self.machine {
             machine.resume();
         }

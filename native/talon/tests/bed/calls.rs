@@ -41,10 +41,10 @@ const UNTRACED: &[(Role, libc::c_long, Option<u64>, &str)] = &[
     (Role::Vcpu, libc::SYS_munmap, None, MEMORY),
     (Role::Worker, libc::SYS_munmap, None, MEMORY),
     (
-        Role::Vcpu,
+        Role::Main,
         libc::SYS_ioctl,
-        Some(SIGNAL_MSI),
-        "a vector that is unmasked with its bit pending",
+        Some(SET_DEBUGREGS),
+        "a snapshot of a guest that is debugging something",
     ),
     (
         Role::Main,
@@ -69,7 +69,7 @@ const UNTRACED: &[(Role, libc::c_long, Option<u64>, &str)] = &[
 const CLOCK: &str = "a host whose clock is not in the vDSO";
 const SIGBUS: &str = "the last words of a thread whose memory file was cut short";
 const MEMORY: &str = "the allocator, when the block in the program is used up";
-const SIGNAL_MSI: u64 = 0x4020_aea5;
+const SET_DEBUGREGS: u64 = 0x4080_aea2;
 const SET_TSC_KHZ: u64 = 0xaea2;
 
 const SECCOMP: libc::c_long = libc::SYS_seccomp;
