@@ -5,14 +5,19 @@
 //! starting a program), `zero DEVICE` (its first MiB), `clock` (monotonic nanoseconds), `panic`.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const PORT: u32 = 52;
+/// What [`mark`] says when init begins; afterwards it tells how many virtio devices there are.
+const MARK_INIT: u8 = 0x41;
+/// Bytes of a command.
+const LINE_BYTES_MAX: usize = 64 << 10;
 /// `AF_VSOCK` and the bytes of a `sockaddr_vm`, in the widths that the calls take.
 const FAMILY: libc::sa_family_t = 40;
 const ADDRESS_BYTES: libc::socklen_t = 16;
@@ -104,44 +109,84 @@ fn clock() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-fn serve(mut stream: UnixStream) {
-    let Ok(copy) = stream.try_clone() else { return };
-    let mut input = BufReader::new(copy);
-    let mut line = String::new();
-    if input.read_line(&mut line).is_err() {
-        return;
-    }
-    match line
-        .trim_end()
-        .split_once(' ')
-        .unwrap_or((line.trim_end(), ""))
-    {
-        ("sh", command) => shell(command, &mut stream),
-        ("echo", _) => {
-            let mut part = [0; 16 << 10];
-            while let Ok(count) = input.read(&mut part) {
-                if count == 0 || stream.write_all(&part[..count]).is_err() {
-                    break;
+/// A connection whose line is not whole yet.
+struct Caller {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+enum Said {
+    Nothing,
+    Line(String),
+    Gone,
+}
+
+impl Caller {
+    /// Takes what is there of the line, and no byte behind it.
+    fn listen(&mut self) -> Said {
+        let mut byte = [0u8];
+        loop {
+            // SAFETY: the buffer holds as many bytes as are asked for.
+            let read = unsafe {
+                let fd = self.stream.as_raw_fd();
+                libc::recv(fd, byte.as_mut_ptr().cast(), 1, libc::MSG_DONTWAIT)
+            };
+            match (read, byte) {
+                (1, [b'\n']) => {
+                    let line = String::from_utf8(std::mem::take(&mut self.line));
+                    return line.map_or(Said::Gone, Said::Line);
                 }
+                (1, [byte]) if self.line.len() < LINE_BYTES_MAX => self.line.push(byte),
+                (-1, _) if std::io::Error::last_os_error().kind() == ErrorKind::WouldBlock => {
+                    return Said::Nothing;
+                }
+                _ => return Said::Gone,
             }
         }
-        ("zero", device) => {
-            let outcome = zero(device);
-            drop(writeln!(
-                stream,
-                "{}\nexit {}",
-                outcome
-                    .as_ref()
-                    .err()
-                    .map_or(String::new(), ToString::to_string),
-                i32::from(outcome.is_err())
-            ));
-        }
-        ("uuid", _) => drop(writeln!(stream, "{}", uuid())),
-        ("clock", _) => drop(writeln!(stream, "{}", clock())),
-        ("panic", _) => drop(fs::write("/proc/sysrq-trigger", "c")),
-        (other, _) => drop(writeln!(stream, "unknown command {other}")),
     }
+}
+
+fn echo(stream: &mut UnixStream) {
+    let mut part = [0; 16 << 10];
+    while let Ok(count) = stream.read(&mut part) {
+        if count == 0 || stream.write_all(&part[..count]).is_err() {
+            break;
+        }
+    }
+}
+
+/// What takes a moment is answered on the spot, so that a thread is no part of what a restored guest is measured by.
+fn serve(mut stream: UnixStream, line: String) {
+    let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+        ("uuid", _) => uuid(),
+        ("clock", _) => clock().to_string(),
+        ("panic", _) => {
+            let _ = fs::write("/proc/sysrq-trigger", "c");
+            return;
+        }
+        _ => {
+            std::thread::spawn(move || {
+                match line.split_once(' ').unwrap_or((&line, "")) {
+                    ("sh", command) => shell(command, &mut stream),
+                    ("echo", _) => echo(&mut stream),
+                    ("zero", device) => {
+                        let outcome = zero(device);
+                        let error = outcome.as_ref().err().map(ToString::to_string);
+                        let code = i32::from(outcome.is_err());
+                        drop(writeln!(
+                            stream,
+                            "{}\nexit {code}",
+                            error.unwrap_or_default()
+                        ));
+                    }
+                    (other, _) => drop(writeln!(stream, "unknown command {other}")),
+                }
+                let _ = stream.shutdown(Shutdown::Write);
+            });
+            return;
+        }
+    };
+    let _ = stream.write_all(format!("{answer}\n").as_bytes());
     let _ = stream.shutdown(Shutdown::Write);
 }
 
@@ -166,6 +211,58 @@ fn listen() -> Option<OwnedFd> {
     }
 }
 
+/// Takes calls and hears them out, for ever; one that says nothing keeps nobody.
+fn attend(socket: &OwnedFd) -> ! {
+    let mut callers: Vec<Caller> = Vec::new();
+    loop {
+        let mut ready: Vec<libc::pollfd> = callers
+            .iter()
+            .map(|caller| caller.stream.as_raw_fd())
+            .chain([socket.as_raw_fd()])
+            .map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: as many descriptors as the vector holds.
+        unsafe { libc::poll(ready.as_mut_ptr(), ready.len() as libc::nfds_t, -1) };
+        let new = ready.pop().is_some_and(|socket| socket.revents != 0);
+        for (index, caller) in ready.iter().enumerate().rev() {
+            if caller.revents != 0 {
+                match callers[index].listen() {
+                    Said::Nothing => {}
+                    Said::Line(line) => serve(callers.swap_remove(index).stream, line),
+                    Said::Gone => drop(callers.swap_remove(index)),
+                }
+            }
+        }
+        if new {
+            // SAFETY: accept with no address; the descriptor is checked.
+            let fd = unsafe {
+                libc::accept4(
+                    socket.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    libc::SOCK_CLOEXEC,
+                )
+            };
+            if fd < 0 {
+                say(&format!("accept: {}", std::io::Error::last_os_error()));
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            // SAFETY: a fresh descriptor that nobody else owns. It is no Unix socket, but of it only read, write and
+            // shutdown are used, which every stream socket has.
+            let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            callers.push(Caller {
+                stream,
+                line: Vec::with_capacity(128),
+            });
+        }
+    }
+}
+
 /// Tells the host that the guest is up: connects out to port 53.
 fn announce() {
     // SAFETY: as in `listen`.
@@ -186,18 +283,23 @@ fn announce() {
     }
 }
 
-/// The mark that boot counters look for: one exit, whatever the console is, and no file.
-fn mark() {
-    // SAFETY: the port is the diagnostic one, which nothing listens on; the kernel refuses it to whoever may not.
+/// The mark that boot counters look for: a write to the diagnostic port, which nothing listens on. One exit, whatever the
+/// console is. A kernel without `ioperm` has `/dev/port`, which the initramfs carries.
+fn mark(value: u8) {
+    // SAFETY: the port is the diagnostic one; the kernel refuses it to whoever may not.
     unsafe {
         if libc::ioperm(0x80, 1, 1) == 0 {
-            std::arch::asm!("out 0x80, al", in("al") 0x41u8, options(nomem, nostack));
+            std::arch::asm!("out 0x80, al", in("al") value, options(nomem, nostack));
+            return;
         }
+    }
+    if let Ok(port) = fs::OpenOptions::new().write(true).open("/dev/port") {
+        let _ = port.write_at(&[value], 0x80);
     }
 }
 
 fn main() {
-    mark();
+    mark(MARK_INIT);
     for folder in ["/proc", "/sys", "/dev"] {
         let _ = fs::create_dir_all(folder);
     }
@@ -209,6 +311,8 @@ fn main() {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     say(&format!("GUEST UP {}", uptime.trim()));
     if line.contains("guest.off") {
+        let devices = fs::read_dir("/sys/bus/virtio/devices").map_or(0, Iterator::count);
+        mark(u8::try_from(devices).unwrap_or(u8::MAX));
         // SAFETY: the kernel ends here.
         unsafe {
             libc::sync();
@@ -217,26 +321,7 @@ fn main() {
     }
     if let Some(socket) = listen() {
         announce();
-        loop {
-            // SAFETY: accept with no address; the descriptor is checked.
-            let fd = unsafe {
-                libc::accept4(
-                    socket.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    libc::SOCK_CLOEXEC,
-                )
-            };
-            if fd < 0 {
-                say(&format!("accept: {}", std::io::Error::last_os_error()));
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-            // SAFETY: a fresh descriptor that nobody else owns. It is no Unix socket, but of it only read, write and
-            // shutdown are used, which every stream socket has.
-            let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-            std::thread::spawn(move || serve(stream));
-        }
+        attend(&socket);
     }
     say("no vsock here; waiting for ever");
     loop {

@@ -284,6 +284,8 @@ pub fn tap(name: &str, address: &str) -> std::os::fd::OwnedFd {
     };
     assert_eq!(done, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
     for command in [
+        // Nobody speaks on it unasked.
+        format!("echo 1 > /proc/sys/net/ipv6/conf/{name}/disable_ipv6"),
         format!("ip addr add {address} dev {name}"),
         format!("ip link set {name} up"),
     ] {

@@ -35,6 +35,7 @@ pub fn add(suite: &mut Suite) {
 pub struct Launch {
     config: Value,
     fds: Vec<OwnedFd>,
+    jailed: bool,
 }
 
 const FIRST: i32 = 50;
@@ -44,6 +45,7 @@ impl Launch {
         let mut launch = Self {
             config: config.clone(),
             fds: Vec::new(),
+            jailed: true,
         };
         for pointer in [
             "/payload/kernel",
@@ -86,6 +88,12 @@ impl Launch {
         launch
     }
 
+    /// With the jail, as is usual, or without.
+    pub fn jailed(mut self, jailed: bool) -> Self {
+        self.jailed = jailed;
+        self
+    }
+
     fn give(&mut self, file: impl Into<OwnedFd>) -> i32 {
         self.fds.push(inheritable(file));
         FIRST + i32::try_from(self.fds.len()).expect("few") - 1
@@ -101,7 +109,8 @@ impl Launch {
     ) -> Talon {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let theirs = inheritable(theirs);
-        let mut fds = vec![(theirs.as_raw_fd(), 49)];
+        let api = UnixListener::bind(context.path(&format!("{name}.api"))).expect("a socket");
+        let mut fds = vec![(api.as_raw_fd(), 48), (theirs.as_raw_fd(), 49)];
         fds.extend(
             self.fds
                 .iter()
@@ -111,7 +120,9 @@ impl Launch {
         fds.extend_from_slice(more);
         let text = wrap(self.config.clone()).to_string();
         let writer = std::thread::spawn(move || drop((&ours).write_all(text.as_bytes())));
-        let talon = context.jailed_with(name, &["--config-fd", "49"], &fds);
+        let jail = if self.jailed { "on" } else { "off" };
+        let arguments = ["--config-fd", "49", "--api-fd", "48", "--jail", jail];
+        let talon = context.jailed_with(name, &arguments, &fds);
         drop(theirs);
         writer.join().expect("the configuration is taken");
         talon

@@ -1,5 +1,6 @@
 //! A talon under test, its guest, and what is left of them when a test fails.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -15,11 +16,21 @@ use serde_json::{Value, json};
 /// Longest wait for anything that a test waits for; the bed is slow, a hang is for ever.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Whether a talon runs under strace, and how its trace reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    No,
+    /// Calls and arguments as numbers.
+    Numbers,
+    /// As a person reads them, with what was sent.
+    Words,
+}
+
 /// One test's place on the host.
 pub struct Context {
     name: String,
     folder: PathBuf,
-    traced: bool,
+    trace: Cell<Trace>,
 }
 
 fn variable(name: &str) -> PathBuf {
@@ -29,16 +40,18 @@ fn variable(name: &str) -> PathBuf {
 }
 
 /// talon itself, or under strace where its calls are to be looked at (`AERIE_BED_STRACE=1`).
-fn program(trace: Option<&Path>) -> Command {
+fn program(how: Trace, trace: &Path) -> Command {
     let talon = variable("AERIE_BED_TALON");
-    let Some(trace) = trace else {
+    if how == Trace::No {
         return Command::new(talon);
-    };
+    }
     let mut command = Command::new("strace");
-    command
-        .args(["-f", "-n", "-e", "raw=!prctl", "-o"])
-        .arg(trace)
-        .arg(talon);
+    // The tracer as a grandchild: the child is talon, and ends when it is killed.
+    command.args(["-D", "-f"]);
+    if how == Trace::Numbers {
+        command.args(["-n", "-e", "raw=!prctl"]);
+    }
+    command.arg("-o").arg(trace).arg(talon);
     command
 }
 
@@ -54,15 +67,23 @@ impl Context {
         Self {
             name: name.to_owned(),
             folder,
-            traced: std::env::var_os("AERIE_BED_STRACE").is_some(),
+            trace: Cell::new(match std::env::var_os("AERIE_BED_STRACE") {
+                None => Trace::No,
+                Some(_) => Trace::Numbers,
+            }),
         }
     }
 
     /// One whose talons are watched: every call of theirs is in `NAME.strace`.
     pub fn traced(name: &str) -> Self {
-        let mut context = Self::new(name);
-        context.traced = true;
+        let context = Self::new(name);
+        context.trace(Trace::Numbers);
         context
+    }
+
+    /// How talons that are started from now on are watched.
+    pub fn trace(&self, how: Trace) {
+        self.trace.set(how);
     }
 
     /// The traces of its talons.
@@ -135,31 +156,32 @@ impl Context {
     pub fn jailed_with(&self, name: &str, arguments: &[&str], fds: &[(RawFd, RawFd)]) -> Talon {
         let api = self.path(&format!("{name}.api"));
         let stderr = File::create(self.path(&format!("{name}.stderr"))).expect("a log");
-        let trace = self.path(&format!("{name}.strace"));
-        let mut command = program(self.traced.then_some(&trace));
-        command
-            .arg("run")
-            .arg("--api-socket")
-            .arg(&api)
-            .args(arguments);
+        let mut command = program(self.trace.get(), &self.path(&format!("{name}.strace")));
+        command.arg("run");
+        if !arguments.contains(&"--api-fd") {
+            command.arg("--api-socket").arg(&api);
+        }
+        command.args(arguments);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr);
-        let fds = fds.to_vec();
-        // SAFETY: between fork and exec only dup2 and fcntl are called.
+        inherit(&mut command, fds);
+        let (mut faults, told) = std::io::pipe().expect("a pipe");
+        // SAFETY: between fork and exec only getrusage and write are called.
         unsafe {
             command.pre_exec(move || {
-                for (from, to) in &fds {
-                    if libc::dup2(*from, *to) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                Ok(())
+                let mut usage: libc::rusage = std::mem::zeroed();
+                libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+                (&told).write_all(&usage.ru_minflt.to_le_bytes())
             });
         }
         let child = command.spawn().expect("talon starts");
-        self.adopt(name, child)
+        let mut before = [0; 8];
+        faults.read_exact(&mut before).expect("a number");
+        let mut talon = self.adopt(name, child);
+        talon.faults_before = u64::from_le_bytes(before);
+        talon
     }
 
     /// A process that was started otherwise, with the usual names of its files.
@@ -169,6 +191,7 @@ impl Context {
             api: self.path(&format!("{name}.api")),
             vsock: self.path(&format!("{name}.vsock")),
             stderr: self.path(&format!("{name}.stderr")),
+            faults_before: 0,
         }
     }
 
@@ -207,6 +230,22 @@ fn expect_up(vsock: &Path) -> UnixListener {
     listener
 }
 
+/// Gives a command inherited descriptors `(ours, its)`.
+pub fn inherit(command: &mut Command, fds: &[(RawFd, RawFd)]) {
+    let fds = fds.to_vec();
+    // SAFETY: between fork and exec only dup2 is called.
+    unsafe {
+        command.pre_exec(move || {
+            for (from, to) in &fds {
+                if libc::dup2(*from, *to) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Waits until `done`, or panics.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -237,6 +276,8 @@ pub struct Talon {
     pub api: PathBuf,
     pub vsock: PathBuf,
     pub stderr: PathBuf,
+    /// Page faults of the process between fork and exec: this test's, not talon's.
+    faults_before: u64,
 }
 
 impl Talon {
@@ -302,6 +343,18 @@ impl Talon {
             }
             up.accept().is_ok()
         });
+    }
+
+    /// Page faults without I/O since the exec.
+    pub fn faults(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("a stat");
+        let fields = stat.rsplit(") ").next().expect("fields");
+        let all: u64 = fields
+            .split(' ')
+            .nth(7)
+            .and_then(|field| field.parse().ok())
+            .expect("a number");
+        all - self.faults_before
     }
 
     /// A vsock connection to the guest.

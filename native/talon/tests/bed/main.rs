@@ -6,6 +6,7 @@ mod bench;
 mod calls;
 mod console;
 mod control;
+mod counts;
 mod devices;
 mod harness;
 mod jail;
@@ -36,5 +37,6 @@ fn main() -> ExitCode {
     snapshot::add(&mut suite);
     jail::add(&mut suite);
     calls::add(&mut suite);
+    counts::add(&mut suite);
     suite.finish()
 }
