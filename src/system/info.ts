@@ -11,7 +11,7 @@ export const info = (host: Host): SystemInfo => ({
   socket: host.config.socket, state_dir: host.config.state,
   hypervisor: host.hypervisor.name, accelerator: host.hypervisor.accelerator, accelerator_reason: host.hypervisor.reason,
   cpus: host.config.cpus, memory_mb: host.config.memoryMb, started_at: new Date(host.startedAt).toISOString(),
-  features: ['exec', 'attach', 'copy', 'logs', 'proxy', 'forward', 'events', 'idempotency'],
+  features: ['exec', 'attach', 'copy', 'logs', 'proxy', 'forward', 'events', 'idempotency', 'standby', 'fork'],
 })
 
 const counts = (rows: readonly { readonly word: string; readonly n: number }[]): Record<string, number> =>
