@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::config::{ConfigError, Fields};
+use crate::config::{ConfigError, Fields, VmConfig};
 use crate::machine::{MachineError, RamSource};
 use crate::memory::Backing;
 use crate::snapshot::{
@@ -214,8 +214,8 @@ impl Vmm {
         self.events.note("vm", "restoring", Value::Null);
         let content = read_state(&place.open("source_url", "state")?)?;
         let (head, saved) = look(&content).map_err(SnapshotError::State)?;
-        let value = given.cloned().unwrap_or(saved);
-        let config = self.parse_config(&value)?;
+        let value = given.unwrap_or(&saved);
+        let config = self.parse_config(value)?;
         if (config.ram, config.cpus) != (head.ram, head.cpus) {
             return Err(ConfigError::new(
                 "config",
@@ -223,6 +223,11 @@ impl Vmm {
             )
             .into());
         }
+        if given.is_some() && disks(&config) != disks(&VmConfig::parse(&saved)?) {
+            // A guest knows its disks by their serials, and goes on writing to whatever stands in the slot.
+            return Err(ConfigError::new("config", "has other disks than the snapshot").into());
+        }
+        let value = value.clone();
         let memory = place.open("source_url", "memory")?;
         check_memory(&memory, &head)?;
         let resources = self.opener.all(&config)?;
@@ -284,6 +289,14 @@ impl Vmm {
         }
         Ok(())
     }
+}
+
+/// What a guest knows of its disks.
+fn disks(config: &VmConfig) -> Vec<(Option<&str>, bool)> {
+    let disks = config.disks.iter();
+    disks
+        .map(|disk| (disk.serial.as_deref(), disk.readonly))
+        .collect()
 }
 
 fn write_state(state: NewFile, content: &[u8]) -> Result<(), SnapshotError> {

@@ -274,6 +274,12 @@ fn other_machine(context: &Context) {
         "config"
     );
     other["memory"]["size"] = config["memory"]["size"].clone();
+    other["disks"] = json!([{ "path": context.image("other", 1 << 20), "serial": "another" }]);
+    assert_eq!(
+        talon.put("vm.restore", &body(&other)).expect_status(400)["path"],
+        "config"
+    );
+    other["disks"] = json!([]);
     other["balloon"] = json!({ "size": 0 });
     assert_eq!(
         talon.put("vm.restore", &body(&other)).expect_status(400)["code"],
