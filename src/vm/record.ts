@@ -172,7 +172,8 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
 
 /** What a row forgets of the boot before when the next one begins. */
 export const newBoot = (): Change => ({
-  sessionSecret: null, ackedSeq: 0, exitCode: null, exitSignal: null, exitMessage: null, bootMs: null, machine: null, startedAt: Date.now(), stoppedAt: null })
+  sessionSecret: null, ackedSeq: 0, exitCode: null, exitSignal: null, exitMessage: null, bootMs: null, machine: null, saved: null, identityDue: false,
+  startedAt: Date.now(), stoppedAt: null })
 
 /** Changes a row without a move; `gen` tells readers of it all the same. */
 export const change = (store: Store, uid: string, set: Change): void => {

@@ -49,17 +49,26 @@ const ofMachine = async (host: Host, source: VmRow, { live, machine }: { readonl
   target: Target, session: Change): Promise<Template> => {
   if (target !== 'stopped' && (!machine.snapshot || !host.drivers.get(source.hypervisor)?.restore)) throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
   const runs = source.state === 'running'
-  if (runs) await hold(host, live, machine)
+  if (!runs) return await ofHeld(host, source, machine, clones, target, session)
+  await hold(host, live, machine)
+  let template: Template | undefined
   try {
-    host.step('held')
-    await cloneDisks(host, source, clones)
-    switch (target) {
-      case 'stopped': return { target, session }
-      case 'running': return { target, session, saved: await saveForNow(host, source, machine) }
-      case 'standby': return { target, session, savedName: await saveForLater(host, source, machine, clones) }
-    }
+    return template = await ofHeld(host, source, machine, clones, target, session)
   } finally {
-    if (runs) await letGo(live, machine)
+    await letGo(live, machine).catch((error: unknown) => {
+      if (template?.saved) closeSaved(template.saved) // nobody will hear of it
+      throw error
+    })
+  }
+}
+
+const ofHeld = async (host: Host, source: VmRow, machine: Machine, clones: readonly VmRow[], target: Target, session: Change): Promise<Template> => {
+  host.step('held')
+  await cloneDisks(host, source, clones)
+  switch (target) {
+    case 'stopped': return { target, session }
+    case 'running': return { target, session, saved: await saveForNow(host, source, machine) }
+    case 'standby': return { target, session, savedName: await saveForLater(host, source, machine, clones) }
   }
 }
 

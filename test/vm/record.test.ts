@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import type { VmListQuery } from '../../src/contract/vm.ts'
-import { byUid, find, list, move, view } from '../../src/vm/record.ts'
+import { byUid, find, list, move, newBoot, view } from '../../src/vm/record.ts'
 import { testHost, type TestHost } from './host.ts'
 
 let bed: TestHost
@@ -141,4 +141,10 @@ test('the view of a vm shows the names of its environment and no value', () => {
 
   expect(view(row)).toMatchObject({ env_names: ['TOKEN', 'A'], cmd: ['x'], entrypoint: null, pid: null, serial_socket: '', status: 'running', started_at: null })
   expect(JSON.stringify(view(row))).not.toContain('s3cret')
+})
+
+test('a boot after a restore that was never acknowledged waits for nobody\'s identity', () => {
+  const { uid } = bed.vm('woken', { state: 'crashed', saved: 'saved-x', identityDue: true })
+
+  expect(move(bed.host.store, bed.host.events, uid, 'start', newBoot())).toMatchObject({ state: 'starting', saved: null, identityDue: false })
 })
