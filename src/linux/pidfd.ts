@@ -10,6 +10,9 @@ export interface Exit {
   readonly signal: number | null
 }
 
+/** The same as a sentence without its subject. */
+export const sayExit = (exit: Exit): string => exit.signal === null ? `ended with code ${exit.code ?? '?'}` : `was killed by signal ${exit.signal}`
+
 const STATUS_BYTES = 12 // ExitStatus: known, code, status
 const CLD_EXITED = 1 // asm-generic/siginfo.h
 

@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { embedded } from './embedded.ts'
 import { closeFd, setNonblock } from './fd.ts'
 import { memfdSealed } from './memfd.ts'
-import { pidfdOpen, pidfdReap, pidfdSignal, whenExited, type Exit } from './pidfd.ts'
+import { holdProcess, pidfdOpen, pidfdReap, pidfdSignal, whenExited, type Exit } from './pidfd.ts'
 import { startTimeOf } from './proc.ts'
 import { socketPair } from './socket.ts'
 import { wingCommand, WingError, wingErrorOf } from './wing.ts'
@@ -54,6 +54,12 @@ const REPORT_SLOT = 4, FIRST_SLOT = 5
 const SIGKILL = 9
 /** Of the launcher; it could say so on stderr only, which is the program's. */
 const SPEC_BYTES_MAX = 2 ** 20
+
+/** A process that an earlier daemon launched, by what was written down of it; undefined where it is gone or its number belongs to another now. */
+export const launchedBefore = (id: Pick<Launched, 'pid' | 'startTime'>): Launched | undefined => {
+  const pidfd = holdProcess(id)
+  return pidfd === undefined ? undefined : { pid: id.pid, startTime: id.startTime, pidfd, exited: whenExited(pidfd) }
+}
 
 /**
  * Starts a program through `wing launch` and resolves when it has been executed, with every confinement in place.

@@ -8,10 +8,11 @@ import { Value } from '@sinclair/typebox/value'
 import { deferred, orAbort } from '../../lib/wait.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { MARK } from '../../linux/marked.ts'
-import { holdProcess, pidfdOpen, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
+import { pidfdOpen, pidfdSignal } from '../../linux/pidfd.ts'
 import { bootId, startTimeOf } from '../../linux/proc.ts'
 import { unixListen } from '../../linux/socket.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId, Saved } from '../driver.ts'
+import { launchedBefore, type Launched } from '../../linux/spawn.ts'
+import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
 import { agentUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
 
@@ -29,8 +30,6 @@ export const fake = (): HypervisorDriver => ({ name: 'fake', start, restore, ado
 const MEMORY_MAX = 16 * 2 ** 20
 const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
 const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks'>): string => `${spec.vcpus}:${spec.memoryMib}:${spec.disks.map((disk) => disk.serial).join(',')}`
-
-interface Held extends ProcessId { readonly pidfd: number; readonly exited: Promise<Exit> }
 
 const start = (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => launch(spec, undefined, signal)
 
@@ -64,7 +63,7 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
       { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true })
     child.unref()
     const pidfd = pidfdOpen(child.pid), startTime = startTimeOf(child.pid) ?? ''
-    const held: Held = { pid: child.pid, startTime, pidfd, exited: child.exited.then((code) => ({ code, signal: null })) }
+    const held: Launched = { pid: child.pid, startTime, pidfd, exited: child.exited.then((code) => ({ code, signal: null })) }
     const machine = new FakeMachine({ bootId: bootId(), folder: spec.folder, uuid: spec.uuid, process: { pid: child.pid, startTime }, helpers: [] }, held)
     try {
       await machine.watch(signal)
@@ -84,9 +83,9 @@ const expectFile = (path: string): void => {
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
   if (identity.bootId !== bootId()) return undefined
-  const pidfd = holdProcess(identity.process)
-  if (pidfd === undefined) return undefined
-  const machine = new FakeMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) })
+  const held = launchedBefore(identity.process)
+  if (!held) return undefined
+  const machine = new FakeMachine(identity, held)
   await machine.watch(signal).catch(() => undefined)
   return machine
 }
@@ -94,11 +93,11 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
 class FakeMachine implements Machine {
   readonly identity: MachineIdentity
   readonly consoleSocket: string
-  readonly #held: Held
+  readonly #held: Launched
   readonly #ended = deferred<End>()
   #killed: Promise<void> | undefined
 
-  constructor(identity: MachineIdentity, held: Held) {
+  constructor(identity: MachineIdentity, held: Launched) {
     this.identity = identity
     this.consoleSocket = join(identity.folder, 'console.sock')
     this.#held = held

@@ -1,16 +1,14 @@
 import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { constants } from 'node:os'
 import { Value } from '@sinclair/typebox/value'
-import { closeFd } from '../../linux/fd.ts'
-import { pidfdSignal, type Exit } from '../../linux/pidfd.ts'
+import { sayExit } from '../../linux/pidfd.ts'
 import { environmentOf } from '../../linux/proc.ts'
 import type { Launched } from '../../linux/spawn.ts'
 import { deferred, sleep } from '../../lib/wait.ts'
 import { lastBytes, panicIn } from '../console-log.ts'
 import type { End, EndReason, Machine, MachineIdentity, Saved } from '../driver.ts'
-import { machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
+import { endProcesses } from './end-processes.ts'
 import { fsync } from './positional.ts'
 import { FD } from './qemu-argv.ts'
 import { copyMemory, openMemory } from './qemu-memory.ts'
@@ -19,11 +17,8 @@ import { eject, plugQuietly, readRegisters, VirtioRegisters, VSOCK_PLUG, writeRe
 import { Qmp } from './qmp.ts'
 import { Qtest } from './qtest.ts'
 
-const SIGKILL = constants.signals.SIGKILL
 /** How much later than QEMU its backend may be seen to end. */
 const HELPER_MS = 1000
-/** How long an ended process may take to go. */
-const GONE_MS = 10_000
 /** For what must be finished once it has begun, whoever has given up meanwhile. */
 const FINISH_MS = 10_000
 /** A device that was taken out holds its socket for a moment; each refusal waits for that. */
@@ -34,8 +29,6 @@ export const SHAPE_VARIABLE = 'AERIE_SHAPE'
 
 /** Files of a machine's folder; a VMM that was taken over cannot make or change one there, `devices` excepted. */
 export const FILE = { qmp: 'qmp.sock', qtest: 'qtest.sock', console: 'console.sock', vsock: 'vsock', devices: 'devices', unplugged: 'vsock.json' } as const
-
-export const sayExit = (exit: Exit): string => exit.signal === null ? `it ended with code ${exit.code ?? '?'}` : `it was killed by signal ${exit.signal}`
 
 /** A change of the host's side of the vsock device, in the machine that `control` speaks to. */
 export const plugVsock = async (control: Qmp, qtest: Qtest, registers: VirtioRegisters, signal: AbortSignal): Promise<void> => {
@@ -75,7 +68,7 @@ export class QemuMachine implements Machine {
     this.#listen(control)
     this.#watchHelpers()
     void main.exited.then((exit) => {
-      this.#ended.resolve({ reason: 'killed', code: exit.code, message: `QEMU ${sayExit(exit).replace(/^it /, '')}` })
+      this.#ended.resolve({ reason: 'killed', code: exit.code, message: `QEMU ${sayExit(exit)}` })
     })
   }
 
@@ -205,11 +198,6 @@ export class QemuMachine implements Machine {
   kill(): Promise<void> { return this.#killed ??= this.#killAll() }
 
   async #killAll(): Promise<void> {
-    const all = [this.#main, ...this.#helpers]
-    for (const one of all) pidfdSignal(one.pidfd, SIGKILL)
-    const gone = await Promise.race([Promise.all(all.map((one) => one.exited)).then(() => true), sleep(GONE_MS).then(() => false)])
-    this.#control?.close()
-    if (!gone) throw machineFailed({ hypervisor: 'qemu', reason: 'a killed process does not go away' })
-    for (const one of all) closeFd(one.pidfd)
+    try { await endProcesses('qemu', [this.#main, ...this.#helpers]) } finally { this.#control?.close() }
   }
 }

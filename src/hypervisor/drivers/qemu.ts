@@ -5,15 +5,15 @@ import { embedded } from '../../linux/embedded.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { MARK } from '../../linux/marked.ts'
 import { bootId } from '../../linux/proc.ts'
-import { holdProcess, pidfdSignal, whenExited } from '../../linux/pidfd.ts'
+import { pidfdSignal, sayExit } from '../../linux/pidfd.ts'
 import { socketPair, unixListen } from '../../linux/socket.ts'
-import { launch, type Launched, type LaunchSpec } from '../../linux/spawn.ts'
+import { launch, launchedBefore, type Launched, type LaunchSpec } from '../../linux/spawn.ts'
 import { deferred, orAbort } from '../../lib/wait.ts'
 import { lastBytes } from '../console-log.ts'
-import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, ProcessId, Saved } from '../driver.ts'
+import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../errors.ts'
 import { argv, FD, type QemuOptions } from './qemu-argv.ts'
-import { FILE, plugVsock, QemuMachine, sayExit, SHAPE_VARIABLE } from './qemu-machine.ts'
+import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './qemu-machine.ts'
 import { copyMemory, openMemory } from './qemu-memory.ts'
 import { qemuVersion, readState, shapeOf, type Trailer } from './qemu-saved.ts'
 import { tellReset } from './qemu-vsock.ts'
@@ -76,7 +76,7 @@ const boot = async (options: QemuOptions, spec: MachineSpec, from: Saved | undef
     const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
       process: { pid: vmm.pid, startTime: vmm.startTime }, helpers: [{ pid: helper.pid, startTime: helper.startTime }] }
     // A QEMU that does not like its arguments, or what it is to load, ends.
-    const orEnd = <T>(work: Promise<T>): Promise<T> => Promise.race([work, vmm.exited.then((exit) => { throw new Error(sayExit(exit)) })])
+    const orEnd = <T>(work: Promise<T>): Promise<T> => Promise.race([work, vmm.exited.then((exit) => { throw new Error(`it ${sayExit(exit)}`) })])
     const control = await orEnd(Qmp.connect(join(spec.folder, FILE.qmp), signal))
     if (from && saved) await orEnd(load(control, identity, from, saved, signal))
     return new QemuMachine(identity, control, vmm, [helper], spec.consoleLog)
@@ -119,17 +119,11 @@ const load = async (control: Qmp, identity: MachineIdentity, from: Saved, saved:
   } finally { qtest.close() }
 }
 
-/** A process by its identity: undefined where it is gone or its number belongs to another now. */
-const hold = (id: ProcessId): Launched | undefined => {
-  const pidfd = holdProcess(id)
-  return pidfd === undefined ? undefined : { ...id, pidfd, exited: whenExited(pidfd) }
-}
-
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
   if (identity.bootId !== bootId()) return undefined
-  const main = hold(identity.process)
+  const main = launchedBefore(identity.process)
   if (!main) return undefined
-  const helpers = identity.helpers.flatMap((id) => hold(id) ?? [])
+  const helpers = identity.helpers.flatMap((id) => launchedBefore(id) ?? [])
   try {
     const control = await Qmp.connect(join(identity.folder, FILE.qmp), signal)
     const uuid = ((await control.call('query-uuid', {}, signal)) as { UUID?: string }).UUID

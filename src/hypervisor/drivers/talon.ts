@@ -7,20 +7,19 @@ import { deferred, sleep } from '../../lib/wait.ts'
 import { embedded } from '../../linux/embedded.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { memfdEmpty, memfdSealed } from '../../linux/memfd.ts'
-import { holdProcess, pidfdSignal, whenExited, type Exit } from '../../linux/pidfd.ts'
+import { pidfdSignal, sayExit, type Exit } from '../../linux/pidfd.ts'
 import { bootId } from '../../linux/proc.ts'
 import { unixListen } from '../../linux/socket.ts'
-import { launch, type Launched } from '../../linux/spawn.ts'
+import { launch, launchedBefore, type Launched } from '../../linux/spawn.ts'
 import { WingError, wingErrorOf } from '../../linux/wing.ts'
 import { lastBytes, panicIn } from '../console-log.ts'
 import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../errors.ts'
 import { connectVsock } from '../vsock.ts'
+import { endProcesses } from './end-processes.ts'
 import { Forked, VerbRefused, VmmApi, type VmEvent } from './talon-api.ts'
 
 const SIGKILL = constants.signals.SIGKILL
-/** How long an ended process may take to go. */
-const GONE_MS = 10_000
 /** How long one request waits for an event; below what talon allows. */
 const WAIT_MS = 50_000
 /** Between two requests where one told nothing new before its time: a talon that its guest has taken over must not keep us busy. */
@@ -108,7 +107,7 @@ const run = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSign
       process: { pid: main.pid, startTime: main.startTime }, helpers: [] }
     // It answers when the machine has been built and its processors run.
     await Promise.race([new VmmApi(join(spec.folder, 'api.sock')).info(signal, BUILD_MS),
-      running.exited.then((exit) => { throw new Error([sayExit(exit), lastWords(spec.vmmLog, said) ?? []].flat().join(': ')) })])
+      running.exited.then((exit) => { throw new Error([`it ${sayExit(exit)}`, lastWords(spec.vmmLog, said) ?? []].flat().join(': ')) })])
     const machine = new TalonMachine(identity, running, note, ram, () => lastWords(spec.vmmLog, said))
     ram = undefined // the machine's from now on
     return machine
@@ -141,12 +140,10 @@ const lastWords = (log: string, from: number): string | undefined => {
   return words === '' ? undefined : words.slice(0, 1000)
 }
 
-const sayExit = (exit: Exit): string => exit.signal === null ? `it ended with code ${exit.code ?? '?'}` : `it was killed by signal ${exit.signal}`
-
 const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
-  const pidfd = identity.bootId === bootId() ? holdProcess(identity.process) : undefined
-  if (pidfd === undefined) return Promise.resolve(undefined)
-  return Promise.resolve(new TalonMachine(identity, { ...identity.process, pidfd, exited: whenExited(pidfd) }, noteIn(identity.folder), ramOf(identity.process.pid), () => undefined))
+  const running = identity.bootId === bootId() ? launchedBefore(identity.process) : undefined
+  if (!running) return Promise.resolve(undefined)
+  return Promise.resolve(new TalonMachine(identity, running, noteIn(identity.folder), ramOf(identity.process.pid), () => undefined))
 }
 
 /** The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork copies it where not. */
@@ -190,7 +187,7 @@ class TalonMachine implements Machine {
     void process.exited.then(async (exit) => {
       await Promise.race([heard, sleep(LAST_WORD_MS)])
       this.#over.abort()
-        this.#closeRam()
+      this.#closeRam()
       this.#end(this.#ofExit(exit))
     })
   }
@@ -288,10 +285,6 @@ class TalonMachine implements Machine {
   kill(): Promise<void> { return this.#killed ??= this.#kill() }
 
   async #kill(): Promise<void> {
-    pidfdSignal(this.#process.pidfd, SIGKILL)
-    const gone = await Promise.race([this.#process.exited.then(() => true), sleep(GONE_MS).then(() => false)])
-    this.#over.abort()
-    if (!gone) throw machineFailed({ hypervisor: 'talon', reason: 'a killed process does not go away' })
-    closeFd(this.#process.pidfd)
+    try { await endProcesses('talon', [this.#process]) } finally { this.#over.abort() }
   }
 }
