@@ -2,6 +2,7 @@ import { closeSync, openSync, rmSync } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { hasCode } from './errno.ts'
 import { nextData, nextHole, reflink } from './file.ts'
+import { writeWhole } from './positional.ts'
 
 /** Bytes in memory while a file is copied. */
 const CHUNK_BYTES = 4 * 2 ** 20
@@ -66,17 +67,13 @@ const copyData = async (source: FileHandle, target: FileHandle, size: number, si
       signal?.throwIfAborted()
       const { bytesRead } = await source.read(buffer, 0, Math.min(buffer.length, end - start), start)
       if (bytesRead === 0) return copied // it became shorter under our hands
-      await writeAll(target, buffer.subarray(0, bytesRead), start)
+      await writeWhole(target.fd, buffer.subarray(0, bytesRead), start)
       start += bytesRead
       copied += bytesRead
     }
     start = nextData(source.fd, end)
   }
   return copied
-}
-
-const writeAll = async (target: FileHandle, bytes: Uint8Array, position: number): Promise<void> => {
-  for (let at = 0; at < bytes.length; ) at += (await target.write(bytes, at, bytes.length - at, position + at)).bytesWritten
 }
 
 /** Whether files of this folder's file system can share blocks: `sample` is one that is there, `trial` a name in the same folder for a moment. */

@@ -4,7 +4,7 @@ import { Type, type Static } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { MachineSpec, Saved } from '../driver.ts'
 import { cpuFlags } from '../../linux/proc.ts'
-import { fsync, readInto, writeWhole } from './positional.ts'
+import { fsync, readInto, writeWhole } from '../../linux/positional.ts'
 import { layoutOf, type QemuOptions } from './qemu-argv.ts'
 import { VirtioRegisters } from './qemu-vsock.ts'
 
