@@ -5,8 +5,10 @@ import { VmState } from './vm-state.ts'
 /** Bounds of one vm, as its schema says them. The host's own capacity is checked apart. */
 export const VM_LIMITS = { cpuCores: 64, memoryMbMin: 64, memoryMbMax: 1024 * 1024, diskMbMin: 64, diskMbMax: 4 * 1024 * 1024 } as const
 
+/** A DNS label's length: RFC 1035, section 2.3.4. */
+export const VM_NAME_MAX = 63
 export const VmName = Type.String({
-  pattern: '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$', maxLength: 63, description: 'A DNS label: a-z, 0-9, inner dashes, at most 63' })
+  pattern: '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$', maxLength: VM_NAME_MAX, description: 'A DNS label: a-z, 0-9, inner dashes, at most 63' })
 /** Where a path names a vm: its id, its name, or a prefix of its uid or name that fits one vm alone. */
 export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
 

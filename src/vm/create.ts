@@ -58,20 +58,25 @@ interface Key { readonly key: string; readonly hash: string }
 const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Promise<Vm> => {
   const row = reserve(host, want, key)
   host.step('row-inserted')
-  return await host.queue.run(row.uid, async () => {
-    try {
-      prepare(host, row)
-      move(host.store, host.events, row.uid, 'prepared', newBoot())
-      host.step('prepared')
-      await boot(host, row)
-      const ready = byUid(host.store, row.uid)
-      if (!ready) throw new Error('the row has gone')
-      return view(ready)
-    } catch (error) {
-      await undo(host, row, error)
-      throw error
-    }
-  })
+  return await host.queue.run(row.uid, () => making(host, row, async () => {
+    prepare(host, row)
+    move(host.store, host.events, row.uid, 'prepared', newBoot())
+    host.step('prepared')
+    await boot(host, row)
+  }))
+}
+
+/** A new vm whole, or nothing of it. Call it in the vm's queue. */
+export const making = async (host: Host, row: VmRow, work: () => Promise<void>): Promise<Vm> => {
+  try {
+    await work()
+    const made = byUid(host.store, row.uid)
+    if (!made) throw new Error('the row has gone')
+    return view(made)
+  } catch (error) {
+    await undo(host, row, error)
+    throw error
+  }
 }
 
 /** The row of a new vm, with its key. */
@@ -121,8 +126,8 @@ export const makeFolder = (host: Host, row: VmRow): void => {
 export const diskFault = (error: unknown): unknown =>
   hasCode(error, 'ENOSPC', 'EDQUOT') ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error
 
-/** Takes back a vm that nobody was told of: its reason stays in a durable event. Call it in the vm's queue. */
-export const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+/** Takes back a vm that nobody was told of: its reason stays in a durable event. */
+const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
   const fault = error instanceof Fault ? error : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })

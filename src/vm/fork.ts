@@ -1,4 +1,4 @@
-import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
+import { VM_NAME_MAX, type Vm, type VmFork, type VmForks } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../image/archive.ts'
 import { Fault } from '../lib/fault.ts'
@@ -6,16 +6,14 @@ import { deferred } from '../lib/wait.ts'
 import type { VmRow } from '../store/schema.ts'
 import { abandon, boot } from './boot.ts'
 import { admit } from './capacity.ts'
-import { undo } from './create.ts'
-import { vmRestoreFailed, vmWrongState } from './errors.ts'
+import { making } from './create.ts'
+import { vmWrongState } from './errors.ts'
 import { places } from './places.ts'
-import { byUid, find, move, newBoot, view } from './record.ts'
+import { find, move, newBoot } from './record.ts'
 import { insert, reserving } from './reserve.ts'
 import { introduce, wake } from './restore.ts'
 import { closeSaved, durable } from './saved.ts'
 import { takeTemplate, type Target, type Template } from './template.ts'
-
-const NAME_MAX = 63
 
 /**
  * Clones a vm. Order of effects:
@@ -63,8 +61,8 @@ const targetOf = (source: VmRow, want: VmFork): Target => {
 const reserve = (host: Host, uid: string, want: VmFork, target: Target): VmRow[] => {
   const { name, count = 1 } = want
   const names = Array.from({ length: count }, (_, index) => name === undefined || count === 1 ? name : `${name}-${index + 1}`)
-  const long = names.find((one) => one !== undefined && one.length > NAME_MAX)
-  if (long !== undefined) throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${NAME_MAX} characters` })
+  const long = names.find((one) => one !== undefined && one.length > VM_NAME_MAX)
+  if (long !== undefined) throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${VM_NAME_MAX} characters` })
   return reserving(host, names, (tx, identities) => {
     const source = find(tx, uid)
     targetOf(source, want) // it may have moved meanwhile
@@ -92,19 +90,11 @@ const problemOf = (error: unknown): { code: string; message: string } =>
   error instanceof Fault ? { code: error.code, message: error.message } : { code: 'internal', message: 'Cannot complete the request' }
 
 /** One clone, in its own queue, from its row to what it shall be. */
-const grow = async (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> => {
-  try {
-    const template = await coming
-    await durable(places(host.config, row).overlay)
-    await become(host, row, template)
-    const grown = byUid(host.store, row.uid)
-    if (!grown) throw new Error('the row has gone')
-    return view(grown)
-  } catch (error) {
-    await undo(host, row, error)
-    throw error
-  }
-}
+const grow = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> => making(host, row, async () => {
+  const template = await coming
+  await durable(places(host.config, row).overlay)
+  await become(host, row, template)
+})
 
 const become = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
   if (target === 'stopped') { move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() }); return }
@@ -117,7 +107,7 @@ const become = async (host: Host, row: VmRow, { target, session, saved, savedNam
     await introduce(host, starting, woken)
   } catch (error) {
     await abandon(host, row, woken.live)
-    throw error instanceof Fault ? error : vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
+    throw error
   }
   move(host.store, host.events, row.uid, 'ready', { wasReady: true, identityDue: false, bootMs: Date.now() - (starting.startedAt ?? Date.now()) })
   host.step('ready')

@@ -81,7 +81,11 @@ export const wake = async (host: Host, row: VmRow, saved: Saved): Promise<Woken>
   }
 }
 
-/** Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the caller's. */
+/**
+ * Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the caller's.
+ *
+ * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
+ */
 export const introduce = async (host: Host, row: VmRow, { live, machine }: Woken): Promise<void> => {
   const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
@@ -89,7 +93,7 @@ export const introduce = async (host: Host, row: VmRow, { live, machine }: Woken
     await Promise.race([identify(row, machine, signal), machine.ended.then((end) => { throw new Error(`the machine ended (${end.reason}) ${end.message}`) })])
   } catch (error) {
     await machine.pause(AbortSignal.timeout(PAUSE_MS)).catch(() => undefined)
-    throw error
+    throw error instanceof Fault ? error : restoreFault(row, error)
   }
   live.ready.resolve(0)
   live.follow()
@@ -100,9 +104,8 @@ export const goOn = async (host: Host, row: VmRow, woken: Woken): Promise<void> 
   try {
     await introduce(host, row, woken)
   } catch (error) {
-    const fault = error instanceof Fault ? error : vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
-    if (byUid(host.store, row.uid)?.state === 'paused') change(host.store, row.uid, { statusMessage: fault.message })
-    throw fault
+    if (error instanceof Fault && byUid(host.store, row.uid)?.state === 'paused') change(host.store, row.uid, { statusMessage: error.message })
+    throw error
   }
   move(host.store, host.events, row.uid, 'resume', { identityDue: false })
   host.step('restored')
