@@ -8,26 +8,46 @@ import { fault } from './lib/fault.ts'
 import { SOCKET_PATH_MAX, systemPlaces, userPlaces, type Environment } from './lib/paths.ts'
 
 /** Every setting of the daemon, with its reason. Flags win over `AERIE_*`, that over `aerie.toml`, that over the default. */
-export const Settings = Type.Object({
-  user: Type.Boolean({ default: false, description: 'Serve one user: state under the XDG folders, no TCP' }),
-  state: Type.Optional(Type.String({ description: 'State folder' })),
-  run: Type.Optional(Type.String({ description: 'Runtime folder, short: sockets stand in it' })),
-  socket: Type.Optional(Type.String({ description: 'Unix socket of the API' })),
-  socket_group: Type.String({ default: 'aerie', description: 'Group that may use the socket; it is as good as root' }),
-  listen: Type.String({ default: '', description: 'TCP address of the API, tokens needed, e.g. 127.0.0.1:7777; empty = none' }),
-  listen_insecure: Type.Boolean({ default: false, description: 'Allow an address other than the loopback without TLS' }),
-  hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
-  accelerator: oneOf('auto', 'kvm', 'tcg'),
-  qemu: Type.String({ default: 'qemu-system-x86_64', description: 'The QEMU program' }),
-  cpu_oversubscription: Type.Number({ default: 4, minimum: 0.1, maximum: 64 }),
-  memory_limit_mb: Type.Integer({ default: 0, minimum: 0, description: 'Memory for vms; 0 = the host\'s less a reserve' }),
-  boot_timeout_s: Type.Integer({ default: 120, minimum: 1, maximum: 3600 }),
-  log_level: oneOf('trace', 'debug', 'info', 'warn', 'error', 'silent'),
-  log_max_mb: Type.Integer({ default: 50, minimum: 1, description: 'Of one vm\'s workload log and of its console' }),
-  idle_exit_s: Type.Integer({ default: 0, minimum: 0, description: 'End when no vm and no client was there for so long; 0 = never' }),
-  jail: Type.Boolean({ default: true, description: 'Own uid and cgroup a machine where root allows it' }),
-  crash_at: Type.Optional(Type.String({ description: 'For tests: end with SIGKILL at this step' })),
-}, { additionalProperties: false })
+export const Settings = Type.Object(
+  {
+    user: Type.Boolean({ default: false, description: 'Serve one user: state under the XDG folders, no TCP' }),
+    state: Type.Optional(Type.String({ description: 'State folder' })),
+    run: Type.Optional(Type.String({ description: 'Runtime folder, short: sockets stand in it' })),
+    socket: Type.Optional(Type.String({ description: 'Unix socket of the API' })),
+    socket_group: Type.String({
+      default: 'aerie',
+      description: 'Group that may use the socket; it is as good as root',
+    }),
+    listen: Type.String({
+      default: '',
+      description: 'TCP address of the API, tokens needed, e.g. 127.0.0.1:7777; empty = none',
+    }),
+    listen_insecure: Type.Boolean({
+      default: false,
+      description: 'Allow an address other than the loopback without TLS',
+    }),
+    hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
+    accelerator: oneOf('auto', 'kvm', 'tcg'),
+    qemu: Type.String({ default: 'qemu-system-x86_64', description: 'The QEMU program' }),
+    cpu_oversubscription: Type.Number({ default: 4, minimum: 0.1, maximum: 64 }),
+    memory_limit_mb: Type.Integer({
+      default: 0,
+      minimum: 0,
+      description: "Memory for vms; 0 = the host's less a reserve",
+    }),
+    boot_timeout_s: Type.Integer({ default: 120, minimum: 1, maximum: 3600 }),
+    log_level: oneOf('trace', 'debug', 'info', 'warn', 'error', 'silent'),
+    log_max_mb: Type.Integer({ default: 50, minimum: 1, description: "Of one vm's workload log and of its console" }),
+    idle_exit_s: Type.Integer({
+      default: 0,
+      minimum: 0,
+      description: 'End when no vm and no client was there for so long; 0 = never',
+    }),
+    jail: Type.Boolean({ default: true, description: 'Own uid and cgroup a machine where root allows it' }),
+    crash_at: Type.Optional(Type.String({ description: 'For tests: end with SIGKILL at this step' })),
+  },
+  { additionalProperties: false },
+)
 Settings.properties.accelerator.default = 'auto'
 Settings.properties.log_level.default = 'info'
 export type Settings = Static<typeof Settings>
@@ -41,15 +61,21 @@ export interface Config extends Settings {
   readonly memoryMb: number
 }
 
-export const configInvalid = fault('config_invalid', 'invalid', { origin: Type.String(), reason: Type.String() },
-  (d) => `Cannot use the configuration of ${d.origin}: ${d.reason}`)
+export const configInvalid = fault(
+  'config_invalid',
+  'invalid',
+  { origin: Type.String(), reason: Type.String() },
+  (d) => `Cannot use the configuration of ${d.origin}: ${d.reason}`,
+)
 
 /** Reads `AERIE_MEMORY_LIMIT_MB=…` as `memory_limit_mb`. */
 const fromEnvironment = (env: Environment): Record<string, unknown> =>
-  Object.fromEntries(Object.keys(Settings.properties).flatMap((key) => {
-    const value = env[`AERIE_${key.toUpperCase()}`]
-    return value === undefined || value === '' ? [] : [[key, value]]
-  }))
+  Object.fromEntries(
+    Object.keys(Settings.properties).flatMap((key) => {
+      const value = env[`AERIE_${key.toUpperCase()}`]
+      return value === undefined || value === '' ? [] : [[key, value]]
+    }),
+  )
 
 const fromFile = (path: string): Record<string, unknown> => {
   try {
@@ -63,12 +89,20 @@ const fromFile = (path: string): Record<string, unknown> => {
 export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Environment, uid: number): Config => {
   const user = flags['user'] === true || env['AERIE_USER'] === 'true'
   const places = user ? userPlaces(env, uid) : systemPlaces
-  const file = typeof flags['config'] === 'string' ? flags['config'] : env['AERIE_CONFIG']
-    ?? (user ? join(env['XDG_CONFIG_HOME'] || join(env['HOME'] ?? '/', '.config'), 'aerie/aerie.toml') : '/etc/aerie/aerie.toml')
+  const file =
+    typeof flags['config'] === 'string'
+      ? flags['config']
+      : (env['AERIE_CONFIG'] ??
+        (user
+          ? join(env['XDG_CONFIG_HOME'] || join(env['HOME'] ?? '/', '.config'), 'aerie/aerie.toml')
+          : '/etc/aerie/aerie.toml'))
   const asked = flags['config'] !== undefined || env['AERIE_CONFIG'] !== undefined
   const { config: _, ...flagged } = flags
   const layers: readonly (readonly [string, Record<string, unknown>])[] = [
-    [file, asked || existsSync(file) ? fromFile(file) : {}], ['the environment', fromEnvironment(env)], ['the flags', flagged]]
+    [file, asked || existsSync(file) ? fromFile(file) : {}],
+    ['the environment', fromEnvironment(env)],
+    ['the flags', flagged],
+  ]
 
   let merged: Record<string, unknown> = {}
   for (const [origin, layer] of layers) {
@@ -81,16 +115,36 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
   const state = settings.state ?? places.state
   const run = settings.run ?? (settings.state ? join(settings.state, 'run') : places.run)
   const socket = settings.socket ?? join(run, 'aerie.sock')
-  for (const [name, path] of [['state', state], ['run', run], ['socket', socket]] as const) {
+  for (const [name, path] of [
+    ['state', state],
+    ['run', run],
+    ['socket', socket],
+  ] as const) {
     if (!isAbsolute(path)) throw configInvalid({ origin: name, reason: `"${path}" is not an absolute path` })
   }
   const port = /^(?:\[[0-9a-fA-F:.]+\]|[^:[\]]*):(\d{1,5})$/.exec(settings.listen)?.[1]
   if (settings.listen !== '' && (port === undefined || Number(port) > 65_535)) {
-    throw configInvalid({ origin: 'listen', reason: `"${settings.listen}" is no address and port, as 127.0.0.1:7777 is` })
+    throw configInvalid({
+      origin: 'listen',
+      reason: `"${settings.listen}" is no address and port, as 127.0.0.1:7777 is`,
+    })
   }
-  if (Buffer.byteLength(join(run, 'm/zzzzzzz/console.sock')) > SOCKET_PATH_MAX || Buffer.byteLength(socket) > SOCKET_PATH_MAX) {
-    throw configInvalid({ origin: 'run', reason: `"${run}" is too long for Unix sockets: choose a shorter folder with --run` })
+  if (
+    Buffer.byteLength(join(run, 'm/zzzzzzz/console.sock')) > SOCKET_PATH_MAX ||
+    Buffer.byteLength(socket) > SOCKET_PATH_MAX
+  ) {
+    throw configInvalid({
+      origin: 'run',
+      reason: `"${run}" is too long for Unix sockets: choose a shorter folder with --run`,
+    })
   }
-  return Object.freeze({ ...settings, mode: user ? 'user' : 'system', state, run, socket,
-    cpus: cpus().length, memoryMb: Math.floor(totalmem() / 2 ** 20) })
+  return Object.freeze({
+    ...settings,
+    mode: user ? 'user' : 'system',
+    state,
+    run,
+    socket,
+    cpus: cpus().length,
+    memoryMb: Math.floor(totalmem() / 2 ** 20),
+  })
 }

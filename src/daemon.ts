@@ -27,10 +27,20 @@ import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
 import { punchConsoles } from './vm/console-size.ts'
 
-export const daemonRunning = fault('daemon_running', 'conflict', { state: Type.String() },
-  (d) => `Cannot serve "${d.state}": another daemon does already`, 'Give this one a state folder of its own with --state')
-const stateUnwritable = fault('state_unwritable', 'invalid', { folder: Type.String(), reason: Type.String() },
-  (d) => `Cannot use folder "${d.folder}": ${d.reason}`, 'Run as root, or choose folders with --state and --run, or serve yourself alone with --user')
+export const daemonRunning = fault(
+  'daemon_running',
+  'conflict',
+  { state: Type.String() },
+  (d) => `Cannot serve "${d.state}": another daemon does already`,
+  'Give this one a state folder of its own with --state',
+)
+const stateUnwritable = fault(
+  'state_unwritable',
+  'invalid',
+  { folder: Type.String(), reason: Type.String() },
+  (d) => `Cannot use folder "${d.folder}": ${d.reason}`,
+  'Run as root, or choose folders with --state and --run, or serve yourself alone with --user',
+)
 
 /** Between two looks at what no event tells: vms in `unknown`, the size of consoles. */
 const TICK_MS = 5000
@@ -45,17 +55,37 @@ const TICK_MS = 5000
  */
 export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<number> => {
   process.umask(0o077)
-  const config = readConfig(flags, process.env, process.getuid?.() ?? 0), log = newLog(config.log_level)
-  process.on('uncaughtException', (error) => { log.fatal({ reasons: chain(error), stack: error.stack }, 'uncaught exception'); process.exit(70) })
-  process.on('unhandledRejection', (error) => { log.error({ reasons: chain(error), stack: error instanceof Error ? error.stack : undefined }, 'unhandled rejection') })
+  const config = readConfig(flags, process.env, process.getuid?.() ?? 0)
+  const log = newLog(config.log_level)
+  process.on('uncaughtException', (error) => {
+    log.fatal({ reasons: chain(error), stack: error.stack }, 'uncaught exception')
+    process.exit(70)
+  })
+  process.on('unhandledRejection', (error) => {
+    log.error({ reasons: chain(error), stack: error instanceof Error ? error.stack : undefined }, 'unhandled rejection')
+  })
   makeFolders(config)
   await takeLock(config.state)
 
-  const store = openStore(join(config.state, 'state.db')), events = new EventLog(store)
+  const store = openStore(join(config.state, 'state.db'))
+  const events = new EventLog(store)
   const host: Host = {
-    config, log, store, events, images: new Images(store, events, config.state), kernels: new Kernels(store, events, config.state),
-    ...hypervisors(config), stateId: stateId(config.state), queue: new Serial(), live: new Map(), creating: new Map(), version: VERSION, startedAt: Date.now(),
-    step: (name) => { if (config.crash_at === name) process.kill(process.pid, 'SIGKILL') },
+    config,
+    log,
+    store,
+    events,
+    images: new Images(store, events, config.state),
+    kernels: new Kernels(store, events, config.state),
+    ...hypervisors(config),
+    stateId: stateId(config.state),
+    queue: new Serial(),
+    live: new Map(),
+    creating: new Map(),
+    version: VERSION,
+    startedAt: Date.now(),
+    step: (name) => {
+      if (config.crash_at === name) process.kill(process.pid, 'SIGKILL')
+    },
   }
   await adoptSeeds(host)
   await adoptAll(host)
@@ -63,16 +93,38 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   const ending = Promise.withResolvers<void>()
   let going = false
   const api = await serveApi(host, new Tokens(store), () => going)
-  log.info({ addresses: api.addresses, state: config.state, hypervisor: host.hypervisor.name, accelerator: host.hypervisor.accelerator, version: VERSION }, 'aerie serves')
+  log.info(
+    {
+      addresses: api.addresses,
+      state: config.state,
+      hypervisor: host.hypervisor.name,
+      accelerator: host.hypervisor.accelerator,
+      version: VERSION,
+    },
+    'aerie serves',
+  )
   if (host.hypervisor.accelerator !== 'kvm') log.warn({ reason: host.hypervisor.reason }, 'guests run without KVM')
-  else if (host.hypervisor.name === 'qemu' && config.hypervisor === undefined) log.warn({ reason: host.hypervisor.reason }, 'guests run on QEMU')
-  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => { ending.resolve() })
-  const timer = setInterval(() => {
-    void reprobe(host)
-    punchConsoles(host)
-    if (config.idle_exit_s > 0 && host.live.size === 0 && host.queue.busy === 0 && api.open() === 0
-      && Date.now() - api.lastActive() > config.idle_exit_s * 1000) ending.resolve()
-  }, Math.min(TICK_MS, config.idle_exit_s > 0 ? 500 : TICK_MS))
+  else if (host.hypervisor.name === 'qemu' && config.hypervisor === undefined)
+    log.warn({ reason: host.hypervisor.reason }, 'guests run on QEMU')
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const)
+    process.on(signal, () => {
+      ending.resolve()
+    })
+  const timer = setInterval(
+    () => {
+      void reprobe(host)
+      punchConsoles(host)
+      if (
+        config.idle_exit_s > 0 &&
+        host.live.size === 0 &&
+        host.queue.busy === 0 &&
+        api.open() === 0 &&
+        Date.now() - api.lastActive() > config.idle_exit_s * 1000
+      )
+        ending.resolve()
+    },
+    Math.min(TICK_MS, config.idle_exit_s > 0 ? 500 : TICK_MS),
+  )
 
   await ending.promise
   going = true
@@ -86,13 +138,21 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 }
 
 const makeFolders = (config: Config): void => {
-  for (const [folder, mode] of [[config.state, 0o700], [join(config.state, 'vms'), 0o700], [config.run, 0o711], [join(config.run, 'm'), 0o711]] as const) {
+  for (const [folder, mode] of [
+    [config.state, 0o700],
+    [join(config.state, 'vms'), 0o700],
+    [config.run, 0o711],
+    [join(config.run, 'm'), 0o711],
+  ] as const) {
     try {
-      const there = lstatSync(folder, { throwIfNoEntry: false }), owner = there?.uid
+      const there = lstatSync(folder, { throwIfNoEntry: false })
+      const owner = there?.uid
       if (there && !there.isDirectory()) throw new Error('it is no folder') // nor a link to one: /tmp is everybody's
       if (owner !== undefined && owner !== process.getuid?.()) throw new Error(`it belongs to uid ${owner}`)
       ensureFolder(folder, mode)
-    } catch (error) { throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error) }
+    } catch (error) {
+      throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error)
+    }
   }
 }
 
@@ -114,18 +174,36 @@ const stateId = (state: string): string => {
 }
 
 const hypervisors = (config: Config): Pick<Host, 'drivers' | 'lacking' | 'hypervisor'> => {
-  const support = kvmSupport(), accelerator = config.accelerator === 'auto' ? (support.usable ? 'kvm' as const : 'tcg' as const) : config.accelerator
-  const drivers = new Map<string, HypervisorDriver>(), lacking = new Map<string, string>(), program = Bun.which(config.qemu)
+  const support = kvmSupport()
+  const accelerator =
+    config.accelerator === 'auto' ? (support.usable ? ('kvm' as const) : ('tcg' as const)) : config.accelerator
+  const drivers = new Map<string, HypervisorDriver>()
+  const lacking = new Map<string, string>()
+  const program = Bun.which(config.qemu)
   if (program) drivers.set('qemu', qemu({ program, accelerator }))
   else lacking.set('qemu', `"${config.qemu}" is not installed`)
   if (accelerator === 'kvm' && support.usable) drivers.set('talon', talon())
-  else lacking.set('talon', support.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${support.reason}`)
+  else
+    lacking.set(
+      'talon',
+      support.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${support.reason}`,
+    )
   if (config.hypervisor === 'fake') drivers.set('fake', fake())
   // One that cannot be jailed is no default, but its machines of before are adopted.
   const unfit = drivers.has('talon') && config.hypervisor === undefined && program !== null ? talonUnfit() : undefined
-  const name = config.hypervisor ?? (drivers.has('talon') && unfit === undefined ? 'talon' : 'qemu'), lack = lacking.get(name)
-  if (name === 'fake') return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
+  const name = config.hypervisor ?? (drivers.has('talon') && unfit === undefined ? 'talon' : 'qemu')
+  const lack = lacking.get(name)
+  if (name === 'fake')
+    return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
   if (lack !== undefined) return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: lack } }
   const reason = config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}`
-  return { drivers, lacking, hypervisor: { name, accelerator, reason: unfit === undefined ? reason : `${reason}; QEMU in place of talon: ${unfit}` } }
+  return {
+    drivers,
+    lacking,
+    hypervisor: {
+      name,
+      accelerator,
+      reason: unfit === undefined ? reason : `${reason}; QEMU in place of talon: ${unfit}`,
+    },
+  }
 }

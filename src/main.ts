@@ -24,11 +24,13 @@ if (first === 'fake-machine') {
 }
 
 const { main } = await import('./cli/cli.ts')
-process.exit(await main(argv, process.env, {
-  version: VERSION,
-  serve: async (flags) => (await import('./daemon.ts')).serve(flags),
-  settings: async () => (await import('./config.ts')).Settings.properties,
-  rawTerminal: async () => (await import('./linux/terminal.ts')).makeRaw(0),
-  contents: async () => (await import('./system/seeds.ts')).seedContents(),
-  doctor: async () => (await import('./system/doctor.ts')).doctor(),
-}))
+process.exit(
+  await main(argv, process.env, {
+    version: VERSION,
+    serve: async (flags) => (await import('./daemon.ts')).serve(flags),
+    settings: async () => (await import('./config.ts')).Settings.properties,
+    rawTerminal: async () => (await import('./linux/terminal.ts')).makeRaw(0),
+    contents: async () => (await import('./system/seeds.ts')).seedContents(),
+    doctor: async () => (await import('./system/doctor.ts')).doctor(),
+  }),
+)

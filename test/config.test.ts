@@ -5,8 +5,12 @@ import { readConfig } from '../src/config.ts'
 import { Fault } from '../src/lib/fault.ts'
 
 let folder: string
-beforeAll(() => { folder = mkdtempSync('/tmp/aerie-u-') })
-afterAll(() => { rmSync(folder, { recursive: true }) })
+beforeAll(() => {
+  folder = mkdtempSync('/tmp/aerie-u-')
+})
+afterAll(() => {
+  rmSync(folder, { recursive: true })
+})
 
 let files = 0
 const file = (text: string): string => {
@@ -17,15 +21,33 @@ const file = (text: string): string => {
 /** Where no file is named, none is read: the host may have one. */
 const none = () => file('')
 const faultOf = (flags: Record<string, unknown>, env: Record<string, string> = {}): Fault => {
-  try { readConfig({ config: none(), ...flags }, env, 0) } catch (error) { if (error instanceof Fault) return error; throw error }
+  try {
+    readConfig({ config: none(), ...flags }, env, 0)
+  } catch (error) {
+    if (error instanceof Fault) return error
+    throw error
+  }
   throw new Error('it was taken')
 }
 
 describe('a setting', () => {
   test('has its default', () => {
     expect(readConfig({ config: none() }, {}, 0)).toMatchObject({
-      mode: 'system', state: '/var/lib/aerie', run: '/run/aerie', socket: '/run/aerie/aerie.sock', listen: '', listen_insecure: false, socket_group: 'aerie', accelerator: 'auto',
-      cpu_oversubscription: 4, memory_limit_mb: 0, boot_timeout_s: 120, log_level: 'info', idle_exit_s: 0, jail: true })
+      mode: 'system',
+      state: '/var/lib/aerie',
+      run: '/run/aerie',
+      socket: '/run/aerie/aerie.sock',
+      listen: '',
+      listen_insecure: false,
+      socket_group: 'aerie',
+      accelerator: 'auto',
+      cpu_oversubscription: 4,
+      memory_limit_mb: 0,
+      boot_timeout_s: 120,
+      log_level: 'info',
+      idle_exit_s: 0,
+      jail: true,
+    })
   })
 
   test('comes from the file before the default, from the environment before the file, from the flags before all', () => {
@@ -37,12 +59,19 @@ describe('a setting', () => {
   })
 
   test('of the environment is read as its type, and an empty one is none', () => {
-    expect(readConfig({ config: none() }, { AERIE_JAIL: 'false', AERIE_CPU_OVERSUBSCRIPTION: '1.5', AERIE_MEMORY_LIMIT_MB: '4096', AERIE_LISTEN: '' }, 0))
-      .toMatchObject({ jail: false, cpu_oversubscription: 1.5, memory_limit_mb: 4096, listen: '' })
+    expect(
+      readConfig(
+        { config: none() },
+        { AERIE_JAIL: 'false', AERIE_CPU_OVERSUBSCRIPTION: '1.5', AERIE_MEMORY_LIMIT_MB: '4096', AERIE_LISTEN: '' },
+        0,
+      ),
+    ).toMatchObject({ jail: false, cpu_oversubscription: 1.5, memory_limit_mb: 4096, listen: '' })
   })
 
-  test('that nothing knows is not taken from the environment: others\' variables begin with AERIE_ too', () => {
-    expect(readConfig({ config: none() }, { AERIE_HOST: 'unix:///x', AERIE_TOKEN: 'x', AERIE_MACHINE: 'x' }, 0)).not.toHaveProperty('host')
+  test("that nothing knows is not taken from the environment: others' variables begin with AERIE_ too", () => {
+    expect(
+      readConfig({ config: none() }, { AERIE_HOST: 'unix:///x', AERIE_TOKEN: 'x', AERIE_MACHINE: 'x' }, 0),
+    ).not.toHaveProperty('host')
   })
 })
 
@@ -66,7 +95,9 @@ describe('a value that does not fit names its place', () => {
   }
 
   test('a file with a mistake is named, and its mistake', () => {
-    const typo = file('boot_timout_s = 3\n'), broken = file('listen = \n'), missing = join(folder, 'missing.toml')
+    const typo = file('boot_timout_s = 3\n')
+    const broken = file('listen = \n')
+    const missing = join(folder, 'missing.toml')
 
     expect(faultOf({ config: typo }).message).toContain(`${typo}: boot_timout_s`)
     expect(faultOf({ config: broken }).message).toContain(broken)
@@ -78,14 +109,27 @@ describe('a value that does not fit names its place', () => {
   })
 
   test('a folder that is not absolute is refused by its name', () => {
-    expect(faultOf({ state: 'here' }).message).toBe('Cannot use the configuration of state: "here" is not an absolute path')
+    expect(faultOf({ state: 'here' }).message).toBe(
+      'Cannot use the configuration of state: "here" is not an absolute path',
+    )
     expect(faultOf({ run: './run' }).data['origin']).toBe('run')
     expect(faultOf({ socket: 'aerie.sock' }).data['origin']).toBe('socket')
   })
 
   test('an address without a port is refused, one with it is kept', () => {
-    for (const listen of ['127.0.0.1', '127.0.0.1:', '127.0.0.1:99999', '127.0.0.1:http', '::1:80', '[::1]', 'http://127.0.0.1:80', '7777']) expect({ listen, origin: faultOf({ listen }).data['origin'] }).toEqual({ listen, origin: 'listen' })
-    for (const listen of ['', '127.0.0.1:7777', '[::1]:7777', 'localhost:0']) expect(readConfig({ config: none(), listen }, {}, 0).listen).toBe(listen)
+    for (const listen of [
+      '127.0.0.1',
+      '127.0.0.1:',
+      '127.0.0.1:99999',
+      '127.0.0.1:http',
+      '::1:80',
+      '[::1]',
+      'http://127.0.0.1:80',
+      '7777',
+    ])
+      expect({ listen, origin: faultOf({ listen }).data['origin'] }).toEqual({ listen, origin: 'listen' })
+    for (const listen of ['', '127.0.0.1:7777', '[::1]:7777', 'localhost:0'])
+      expect(readConfig({ config: none(), listen }, {}, 0).listen).toBe(listen)
   })
 
   test('a runtime folder whose sockets would have no name is refused before anything is made', () => {
@@ -99,11 +143,19 @@ describe('a value that does not fit names its place', () => {
 
 describe('the folders', () => {
   test('stand under the state folder where only that is named', () => {
-    expect(readConfig({ config: none(), state: '/srv/a' }, {}, 0)).toMatchObject({ state: '/srv/a', run: '/srv/a/run', socket: '/srv/a/run/aerie.sock' })
+    expect(readConfig({ config: none(), state: '/srv/a' }, {}, 0)).toMatchObject({
+      state: '/srv/a',
+      run: '/srv/a/run',
+      socket: '/srv/a/run/aerie.sock',
+    })
   })
 
-  test('are the user\'s own with --user, and its file stands under XDG_CONFIG_HOME', () => {
-    const config = readConfig({ user: true }, { HOME: folder, XDG_CONFIG_HOME: join(folder, 'none'), XDG_RUNTIME_DIR: '/run/user/7' }, 7)
+  test("are the user's own with --user, and its file stands under XDG_CONFIG_HOME", () => {
+    const config = readConfig(
+      { user: true },
+      { HOME: folder, XDG_CONFIG_HOME: join(folder, 'none'), XDG_RUNTIME_DIR: '/run/user/7' },
+      7,
+    )
 
     expect(config).toMatchObject({ mode: 'user', state: join(folder, '.local/state/aerie'), run: '/run/user/7/aerie' })
     expect(readConfig({ config: none() }, { AERIE_USER: 'true', HOME: folder }, 7).mode).toBe('user')

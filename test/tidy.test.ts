@@ -22,35 +22,67 @@ const ROWS: readonly (readonly string[])[] = [
  * What stands in `src/` itself belongs to everybody or to nobody: `version.ts` imports nothing of ours, `config.ts` and `host.ts` are what
  * the verbs take, and the two roots put everything together and are imported by no one.
  */
-const ROOT_ROWS: Readonly<Record<string, number>> = { 'version.ts': 0, 'declarations.d.ts': 0, 'config.ts': 2, 'host.ts': 3, 'daemon.ts': 5, 'main.ts': 6 }
+const ROOT_ROWS: Readonly<Record<string, number>> = {
+  'version.ts': 0,
+  'declarations.d.ts': 0,
+  'config.ts': 2,
+  'host.ts': 3,
+  'daemon.ts': 5,
+  'main.ts': 6,
+}
 /** The edges that speak to a daemon and never are one. */
-const THIN = ['cli', 'web'], THIN_MAY = ['client', 'contract', 'lib']
+const THIN = ['cli', 'web']
+const THIN_MAY = ['client', 'contract', 'lib']
 
-interface Import { readonly file: string; readonly line: number; readonly target: string; readonly typeOnly: boolean; readonly lazy: boolean }
-interface Source { readonly file: string; readonly text: string; readonly imports: readonly Import[] }
+interface Import {
+  readonly file: string
+  readonly line: number
+  readonly target: string
+  readonly typeOnly: boolean
+  readonly lazy: boolean
+}
+interface Source {
+  readonly file: string
+  readonly text: string
+  readonly imports: readonly Import[]
+}
 
 const statement = /(?<=^|\n)[ \t]*(?:import|export)\s+(type\s+)?([^'"`;]*?\s+from\s+)?'([^']+)'/g
 const dynamic = /\bimport\(\s*'([^']+)'\s*\)/g
 
 /** Comments out of the way, lines kept: what stands in one is no code. */
 const withoutComments = (text: string): string =>
-  text.replaceAll(/'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|`(?:[^`\\]|\\.)*`|\/\*[\s\S]*?\*\/|\/\/[^\n]*/g,
-    (found) => found.startsWith('/') ? found.replaceAll(/[^\n]/g, ' ') : found)
+  text.replaceAll(/'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|`(?:[^`\\]|\\.)*`|\/\*[\s\S]*?\*\/|\/\/[^\n]*/g, (found) =>
+    found.startsWith('/') ? found.replaceAll(/[^\n]/g, ' ') : found,
+  )
 
 const isTypeOnly = (keyword: string | undefined, clause: string | undefined): boolean => {
   if (keyword !== undefined) return true
   const names = /^\{([\s\S]*)\}\s+from\s+$/.exec((clause ?? '').trimStart())?.[1]
-  return names !== undefined && names.split(',').map((name) => name.trim()).filter((name) => name !== '').every((name) => name.startsWith('type '))
+  if (names === undefined) return false
+  return names
+    .split(',')
+    .map((name) => name.trim())
+    .filter((name) => name !== '')
+    .every((name) => name.startsWith('type '))
 }
 
 const importsOf = (file: string, text: string): Import[] => {
-  const code = withoutComments(text), found: Import[] = []
+  const code = withoutComments(text)
+  const found: Import[] = []
   const add = (specifier: string, at: number, typeOnly: boolean, lazy: boolean) => {
     if (!specifier.startsWith('.')) return
-    found.push({ file, line: code.slice(0, at).split('\n').length, typeOnly, lazy, target: relative(SRC, normalize(join(SRC, dirname(file), specifier))) })
+    found.push({
+      file,
+      line: code.slice(0, at).split('\n').length,
+      typeOnly,
+      lazy,
+      target: relative(SRC, normalize(join(SRC, dirname(file), specifier))),
+    })
   }
   for (const match of code.matchAll(statement)) add(match[3] ?? '', match.index, isTypeOnly(match[1], match[2]), false)
-  for (const match of code.matchAll(dynamic)) add(match[1] ?? '', match.index, /:\s*$|typeof\s*$|\|\s*$/.test(code.slice(0, match.index)), true)
+  for (const match of code.matchAll(dynamic))
+    add(match[1] ?? '', match.index, /:\s*$|typeof\s*$|\|\s*$/.test(code.slice(0, match.index)), true)
   return found
 }
 
@@ -59,7 +91,8 @@ const sources: readonly Source[] = [...new Glob('**/*.ts').scanSync(SRC)].sort()
   return { file, text, imports: importsOf(file, text) }
 })
 const ours = sources.flatMap((source) => source.imports).filter((one) => !one.target.startsWith('..'))
-const folderOf = (file: string): string | undefined => file.includes('/') ? file.slice(0, file.indexOf('/')) : undefined
+const folderOf = (file: string): string | undefined =>
+  file.includes('/') ? file.slice(0, file.indexOf('/')) : undefined
 const rowOf = (file: string): number | undefined => {
   const folder = folderOf(file)
   if (folder === undefined) return ROOT_ROWS[file]
@@ -87,11 +120,22 @@ import data from './l.json' with { type: 'json' }
 const o = 'http://x' // import('./o.ts')
 import { p } from 'drizzle-orm'`
 
-  const seen = importsOf('vm/x.ts', text).map((one) => [one.line, one.target, one.typeOnly] as const).sort((a, b) => a[0] - b[0] || (a[1] < b[1] ? -1 : 1))
+  const seen = importsOf('vm/x.ts', text)
+    .map((one) => [one.line, one.target, one.typeOnly] as const)
+    .sort((a, b) => a[0] - b[0] || (a[1] < b[1] ? -1 : 1))
 
   expect(seen).toEqual([
-    [1, 'vm/a.ts', false], [2, 'vm/b.ts', true], [3, 'vm/c.ts', false], [7, 'vm/e.ts', true], [8, 'vm/g.ts', false], [9, 'vm/h.ts', true],
-    [10, 'vm/i.ts', false], [11, 'vm/j.ts', false], [12, 'vm/k.ts', true], [13, 'vm/l.json', false]])
+    [1, 'vm/a.ts', false],
+    [2, 'vm/b.ts', true],
+    [3, 'vm/c.ts', false],
+    [7, 'vm/e.ts', true],
+    [8, 'vm/g.ts', false],
+    [9, 'vm/h.ts', true],
+    [10, 'vm/i.ts', false],
+    [11, 'vm/j.ts', false],
+    [12, 'vm/k.ts', true],
+    [13, 'vm/l.json', false],
+  ])
   expect(ours.length).toBeGreaterThan(200)
 })
 
@@ -107,7 +151,8 @@ test('every import names a file that is there, with its extension', () => {
 
 test('a folder imports its own row and the rows before it', () => {
   const wrong = ours.filter((one) => {
-    const from = rowOf(one.file) ?? 0, to = rowOf(one.target) ?? Number.POSITIVE_INFINITY
+    const from = rowOf(one.file) ?? 0
+    const to = rowOf(one.target) ?? Number.POSITIVE_INFINITY
     return to > from
   })
 
@@ -122,7 +167,9 @@ test('nobody imports the two roots, but the one the other', () => {
 
 test('a concrete driver is named by the composition root alone', () => {
   const isDriver = (file: string) => /(^|\/)drivers\//.test(file)
-  const wrong = ours.filter((one) => isDriver(one.target) && !isDriver(one.file) && one.file !== 'daemon.ts' && one.file !== 'main.ts')
+  const wrong = ours.filter(
+    (one) => isDriver(one.target) && !isDriver(one.file) && one.file !== 'daemon.ts' && one.file !== 'main.ts',
+  )
 
   expect(ours.filter((one) => isDriver(one.target)).length).toBeGreaterThan(2)
   expect(wrong.map(say)).toEqual([])
@@ -130,29 +177,45 @@ test('a concrete driver is named by the composition root alone', () => {
 
 test('the command line and the dashboard know the contract and the client, and nothing of a daemon', () => {
   const wrong = ours.filter((one) => {
-    const from = folderOf(one.file) ?? '', to = folderOf(one.target)
-    return THIN.includes(from) && to !== from && (to === undefined ? one.target !== 'version.ts' : !THIN_MAY.includes(to))
+    const from = folderOf(one.file) ?? ''
+    const to = folderOf(one.target)
+    return (
+      THIN.includes(from) && to !== from && (to === undefined ? one.target !== 'version.ts' : !THIN_MAY.includes(to))
+    )
   })
 
   expect(wrong.map(say)).toEqual([])
 })
 
 test('the contract imports itself and TypeBox, and the library nothing of ours', () => {
-  const packages = (folder: string) => new Set(sources.filter((source) => folderOf(source.file) === folder)
-    .flatMap((source) => [...withoutComments(source.text).matchAll(/from\s+'([^'.][^']*)'/g)].map((match) => match[1])))
+  const packages = (folder: string) =>
+    new Set(
+      sources
+        .filter((source) => folderOf(source.file) === folder)
+        .flatMap((source) =>
+          [...withoutComments(source.text).matchAll(/from\s+'([^'.][^']*)'/g)].map((match) => match[1]),
+        ),
+    )
 
   expect([...packages('contract')]).toEqual(['@sinclair/typebox'])
-  expect(ours.filter((one) => folderOf(one.file) === 'contract' && folderOf(one.target) !== 'contract').map(say)).toEqual([])
+  expect(
+    ours.filter((one) => folderOf(one.file) === 'contract' && folderOf(one.target) !== 'contract').map(say),
+  ).toEqual([])
   expect(ours.filter((one) => folderOf(one.file) === 'lib' && folderOf(one.target) !== 'lib').map(say)).toEqual([])
 })
 
 test('no file needs itself in order to load', () => {
   const next = new Map<string, string[]>()
-  for (const one of ours) if (!one.typeOnly && !one.lazy) next.set(one.file, [...next.get(one.file) ?? [], one.target])
-  const cycles: string[] = [], done = new Set<string>()
+  for (const one of ours)
+    if (!one.typeOnly && !one.lazy) next.set(one.file, [...(next.get(one.file) ?? []), one.target])
+  const cycles: string[] = []
+  const done = new Set<string>()
   const visit = (file: string, path: readonly string[]): void => {
     const at = path.indexOf(file)
-    if (at >= 0) { cycles.push([...path.slice(at), file].join(' → ')); return }
+    if (at >= 0) {
+      cycles.push([...path.slice(at), file].join(' → '))
+      return
+    }
     if (done.has(file)) return
     for (const target of next.get(file) ?? []) visit(target, [...path, file])
     done.add(file)
@@ -164,10 +227,14 @@ test('no file needs itself in order to load', () => {
 
 /** Where a pattern stands in the code of a file, `file:line`. */
 const places = (pattern: RegExp, within: (file: string) => boolean = () => true): string[] =>
-  sources.filter((source) => within(source.file)).flatMap((source) => {
-    const code = withoutComments(source.text)
-    return [...code.matchAll(new RegExp(pattern, 'g'))].map((match) => `${source.file}:${code.slice(0, match.index).split('\n').length}`)
-  })
+  sources
+    .filter((source) => within(source.file))
+    .flatMap((source) => {
+      const code = withoutComments(source.text)
+      return [...code.matchAll(new RegExp(pattern, 'g'))].map(
+        (match) => `${source.file}:${code.slice(0, match.index).split('\n').length}`,
+      )
+    })
 
 test('a transaction is synchronous: bun:sqlite does not roll back one that is not', () => {
   expect(places(/transaction\(\s*async\b|immediate\([^,()]*,\s*async\b/)).toEqual([])
@@ -175,12 +242,18 @@ test('a transaction is synchronous: bun:sqlite does not roll back one that is no
 
 test('nothing is any', () => {
   expect(places(/[:<,|&(]\s*any\b(?!\()|\bas any\b|\bany\[\]/)).toEqual([])
-  expect(sources.filter((source) => /@ts-(ignore|nocheck|expect-error)/.test(source.text)).map((source) => source.file)).toEqual([])
+  expect(
+    sources.filter((source) => /@ts-(ignore|nocheck|expect-error)/.test(source.text)).map((source) => source.file),
+  ).toEqual([])
 })
 
 test('nothing is left for later', () => {
-  const word = new RegExp(`\\b(${['TO', 'FIX', 'X', 'HA'].map((start, index) => start + ['DO', 'ME', 'XX', 'CK'][index]).join('|')})\\b`)
-  const found = sources.flatMap((source) => source.text.split('\n').flatMap((line, index) => word.test(line) ? [`${source.file}:${index + 1}`] : []))
+  const word = new RegExp(
+    `\\b(${['TO', 'FIX', 'X', 'HA'].map((start, index) => start + ['DO', 'ME', 'XX', 'CK'][index]).join('|')})\\b`,
+  )
+  const found = sources.flatMap((source) =>
+    source.text.split('\n').flatMap((line, index) => (word.test(line) ? [`${source.file}:${index + 1}`] : [])),
+  )
 
   expect(found).toEqual([])
 })
@@ -190,5 +263,9 @@ test('a file is one noun or one verb: none has more than 600 lines', () => {
 })
 
 test('file names are in kebab-case', () => {
-  expect(sources.map((source) => source.file).filter((file) => !/^([a-z0-9]+(-[a-z0-9]+)*\/)*[a-z0-9]+(-[a-z0-9]+)*(\.d)?\.ts$/.test(file))).toEqual([])
+  expect(
+    sources
+      .map((source) => source.file)
+      .filter((file) => !/^([a-z0-9]+(-[a-z0-9]+)*\/)*[a-z0-9]+(-[a-z0-9]+)*(\.d)?\.ts$/.test(file)),
+  ).toEqual([])
 })

@@ -9,15 +9,21 @@ import { complain, Out } from './out.ts'
 import { suggest } from './suggest.ts'
 
 /** Where the words of a command's name end: flags of every command may stand before it. */
-export const splitName = (argv: readonly string[]): { readonly before: string[]; readonly words: string[]; readonly after: string[] } => {
+export const splitName = (
+  argv: readonly string[],
+): { readonly before: string[]; readonly words: string[]; readonly after: string[] } => {
   const before: string[] = []
   let at = 0
   for (; at < argv.length; at++) {
     const word = argv[at] ?? ''
     if (!word.startsWith('-') || word === '-' || word === '--') break
     before.push(word)
-    const takesValue = Object.entries(GLOBAL_FLAGS).some(([key, flag]) => flag.kind !== 'switch'
-      && (word === `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` || ('short' in flag && word === `-${flag.short}`)))
+    const takesValue = Object.entries(GLOBAL_FLAGS).some(
+      ([key, flag]) =>
+        flag.kind !== 'switch' &&
+        (word === `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` ||
+          ('short' in flag && word === `-${flag.short}`)),
+    )
     if (takesValue && at + 1 < argv.length) before.push(argv[++at] ?? '')
   }
   const rest = argv.slice(at)
@@ -27,19 +33,29 @@ export const splitName = (argv: readonly string[]): { readonly before: string[];
 }
 
 const unknownCommand = (words: readonly string[], after: readonly string[]): Fault => {
-  const typed = words.join(' '), verb = after.find((word) => !word.startsWith('-'))
+  const typed = words.join(' ')
+  const verb = after.find((word) => !word.startsWith('-'))
   const names = COMMANDS.filter((entry) => entry.hidden !== true).flatMap((entry) => entry.names)
   if (typed in GROUPS) {
     const verbs = names.filter((name) => name.startsWith(`${typed} `)).map((name) => name.slice(typed.length + 1))
     const near = verb === undefined ? undefined : suggest(verb, verbs)
-    return usageInvalid({ reason: verb === undefined ? `Cannot do "${typed}": a verb is missing` : `Cannot do "${typed} ${verb}": there is no such command`,
-      hint: near === undefined ? `Verbs of ${typed}: ${verbs.join(', ')}` : `Did you mean "${typed} ${near}"?` })
+    return usageInvalid({
+      reason:
+        verb === undefined
+          ? `Cannot do "${typed}": a verb is missing`
+          : `Cannot do "${typed} ${verb}": there is no such command`,
+      hint: near === undefined ? `Verbs of ${typed}: ${verbs.join(', ')}` : `Did you mean "${typed} ${near}"?`,
+    })
   }
   const near = suggest(typed, names.filter((name) => !name.includes(' ')).concat(Object.keys(GROUPS)))
-  return usageInvalid({ reason: `Cannot do "${typed}": there is no such command`, hint: near === undefined ? 'See "aerie help"' : `Did you mean "${near}"?` })
+  return usageInvalid({
+    reason: `Cannot do "${typed}": there is no such command`,
+    hint: near === undefined ? 'See "aerie help"' : `Did you mean "${near}"?`,
+  })
 }
 
-const isPipe = (error: unknown): boolean => (error as { code?: unknown } | null)?.code === 'EPIPE' && !(error instanceof Fault)
+const isPipe = (error: unknown): boolean =>
+  (error as { code?: unknown } | null)?.code === 'EPIPE' && !(error instanceof Fault)
 
 /** An error that no promise of a command led to: said like any other, instead of a page of minified source. */
 const fatal = (error: unknown): never => {
@@ -50,17 +66,24 @@ const fatal = (error: unknown): never => {
 
 /** argv → exit code. Every error ends here. */
 export const main = async (argv: readonly string[], env: Environment, programs: Programs): Promise<number> => {
-  let entry: Entry | undefined, guestCode = false
+  let entry: Entry | undefined
+  let guestCode = false
   // Before the flags are read: an error in the flags also wants its format.
   const ours = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
-  const json = ours.some((word, at) => word === '-ojson' || word === '--output=json' || (word === 'json' && ['-o', '--output'].includes(ours[at - 1] ?? '')))
+  const json = ours.some(
+    (word, at) =>
+      word === '-ojson' ||
+      word === '--output=json' ||
+      (word === 'json' && ['-o', '--output'].includes(ours[at - 1] ?? '')),
+  )
   try {
     const { before, words, after } = splitName(argv)
     const name = words.join(' ')
     if (name === '') {
       const globals = parseFlags(GLOBAL_FLAGS, before, { verb: 'aerie', command: false, argsMax: 0 })
       const { overview } = await import('./help.ts')
-      if ((globals.values as Globals).help !== true && before.length > 0) throw usageInvalid({ reason: 'Cannot do nothing: there is no command', hint: 'See "aerie help"' })
+      if ((globals.values as Globals).help !== true && before.length > 0)
+        throw usageInvalid({ reason: 'Cannot do nothing: there is no command', hint: 'See "aerie help"' })
       await new Out('table', false, env).text(overview())
       return 0
     }
@@ -76,8 +99,11 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
     const command = (await entry.load()).default
     guestCode = command.guestCode === true
     const flags = await flagsOf(command, programs)
-    const parsed = parseFlags({ ...GLOBAL_FLAGS, ...flags }, [...before, ...after],
-      { verb: name, command: command.command === true, argsMax: command.args.max })
+    const parsed = parseFlags({ ...GLOBAL_FLAGS, ...flags }, [...before, ...after], {
+      verb: name,
+      command: command.command === true,
+      argsMax: command.args.max,
+    })
     const globals = parsed.values as Globals
     if (globals.help === true) {
       const { commandHelp } = await import('./help.ts')
@@ -87,15 +113,23 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
     if (!command.command && parsed.rest !== undefined) parsed.args.push(...parsed.rest)
     const missing = parsed.args.length < command.args.min
     if (missing || parsed.args.length > command.args.max) {
-      throw usageInvalid({ reason: missing ? `Cannot ${name}: an argument is missing` : `Cannot ${name}: "${parsed.args[command.args.max]}" is one argument too many`,
-        hint: `aerie ${name} ${command.usage}`.trimEnd() })
+      throw usageInvalid({
+        reason: missing
+          ? `Cannot ${name}: an argument is missing`
+          : `Cannot ${name}: "${parsed.args[command.args.max]}" is one argument too many`,
+        hint: `aerie ${name} ${command.usage}`.trimEnd(),
+      })
     }
-    if (name !== 'serve' && name !== 'system serve') { // the daemon has its own way to die
+    if (name !== 'serve' && name !== 'system serve') {
+      // the daemon has its own way to die
       process.on('uncaughtException', fatal).on('unhandledRejection', fatal)
     }
     const out = new Out(globals.output ?? 'table', globals.quiet === true, env)
-    return await command.run(newContext(env, globals, out, programs), { flags: parsed.values, args: parsed.args,
-      rest: command.command ? parsed.rest : undefined })
+    return await command.run(newContext(env, globals, out, programs), {
+      flags: parsed.values,
+      args: parsed.args,
+      rest: command.command ? parsed.rest : undefined,
+    })
   } catch (error) {
     if (isPipe(error)) return EXIT_PIPE
     const fault = asFault(error)
@@ -108,16 +142,27 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
 const GUEST_CODE = new Set(['run', 'exec', 'attach'])
 
 const newContext = (env: Environment, globals: Globals, out: Out, programs: Programs): Context => ({
-  env, globals, out, programs,
+  env,
+  globals,
+  out,
+  programs,
   async client(need = 'use') {
-    const [{ reach, selfOf }, { connect }, { sayEndpoint }] = await Promise.all(
-      [import('./reach.ts'), import('../client/client.ts'), import('../client/endpoint.ts')])
+    const [{ reach, selfOf }, { connect }, { sayEndpoint }] = await Promise.all([
+      import('./reach.ts'),
+      import('../client/client.ts'),
+      import('../client/endpoint.ts'),
+    ])
     const uid = process.getuid?.() ?? 0
-    const reached = await reach({ env, uid, system: systemPlaces, user: userPlaces(env, uid), self: selfOf() }, globals, need)
+    const reached = await reach(
+      { env, uid, system: systemPlaces, user: userPlaces(env, uid), self: selfOf() },
+      globals,
+      need,
+    )
     if (reached.how === 'started' || globals.verbose) {
-      out.note(`${{ asked: 'the daemon', system: 'the daemon of this host', user: 'your own daemon', started: 'a new daemon of yours' }[reached.how]} serves at ${sayEndpoint(reached.endpoint)}`)
+      out.note(
+        `${{ asked: 'the daemon', system: 'the daemon of this host', user: 'your own daemon', started: 'a new daemon of yours' }[reached.how]} serves at ${sayEndpoint(reached.endpoint)}`,
+      )
     }
     return connect(reached.endpoint)
   },
 })
-

@@ -8,7 +8,12 @@ import { FORMATS } from './out.ts'
 
 /** The guest kernel and the image inside this file, where it was built with them. */
 export interface Contents {
-  readonly kernel: { readonly version: string; readonly size_bytes: number; readonly modules: number; readonly source: string } | null
+  readonly kernel: {
+    readonly version: string
+    readonly size_bytes: number
+    readonly modules: number
+    readonly source: string
+  } | null
   readonly kernelConfig: string
   readonly base: { readonly name: string; readonly size_bytes: number } | null
 }
@@ -73,6 +78,9 @@ export interface CommandOf<F extends Flags> {
 export type Command = CommandOf<Flags>
 
 /** Every flag of a command that is its own. */
-export const flagsOf = async (it: Command, programs: Programs): Promise<Flags> => ({ ...it.flags, ...await it.moreFlags?.(programs) })
+export const flagsOf = async (it: Command, programs: Programs): Promise<Flags> => ({
+  ...it.flags,
+  ...(await it.moreFlags?.(programs)),
+})
 
 export const command = <const F extends Flags>(it: CommandOf<F>): Command => it as unknown as Command

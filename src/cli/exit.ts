@@ -2,7 +2,15 @@ import type { FaultKind } from '../lib/fault.ts'
 
 /** The one place where an error becomes an exit code. */
 export const EXIT = {
-  invalid: 2, unauthorized: 3, forbidden: 3, not_found: 4, conflict: 5, exhausted: 6, unavailable: 7, timeout: 8, internal: 70,
+  invalid: 2,
+  unauthorized: 3,
+  forbidden: 3,
+  not_found: 4,
+  conflict: 5,
+  exhausted: 6,
+  unavailable: 7,
+  timeout: 8,
+  internal: 70,
 } as const satisfies Record<FaultKind, number>
 
 /** What a command that runs a guest's command ends with when the fault is aerie's own: the guest's own codes stay free. */

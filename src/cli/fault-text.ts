@@ -3,7 +3,12 @@ import { plain } from './table.ts'
 
 /** A failure as a program reads it: the shape of the API's problems, whoever found it. */
 export const problemOf = (fault: Fault): Record<string, unknown> => ({
-  ...fault.data, type: `urn:aerie:fault:${fault.code}`, title: fault.message, error: fault.message, code: fault.code, kind: fault.kind,
+  ...fault.data,
+  type: `urn:aerie:fault:${fault.code}`,
+  title: fault.message,
+  error: fault.message,
+  code: fault.code,
+  kind: fault.kind,
   ...(fault.hint !== undefined && { hint: fault.hint }),
 })
 
@@ -11,10 +16,21 @@ export const sayFault = (fault: Fault): string => {
   const [first = '', ...more] = fault.message.split('\n')
   const details = Array.isArray(fault.data['errors'])
     ? (fault.data['errors'] as unknown[]).slice(0, 8).flatMap((one) => {
-      const { path, message } = (typeof one === 'object' && one !== null ? one : {}) as { path?: unknown; message?: unknown }
-      return typeof message === 'string' ? [`  ${typeof path === 'string' && path !== '' ? `${path}: ` : ''}${message}`] : []
-    }) : []
-  return [`aerie: ${plain(first)}`, ...more.map(plain), ...details.map(plain), ...(fault.hint === undefined ? [] : [`  hint: ${plain(fault.hint)}`])].join('\n')
+        const { path, message } = (typeof one === 'object' && one !== null ? one : {}) as {
+          path?: unknown
+          message?: unknown
+        }
+        return typeof message === 'string'
+          ? [`  ${typeof path === 'string' && path !== '' ? `${path}: ` : ''}${message}`]
+          : []
+      })
+    : []
+  return [
+    `aerie: ${plain(first)}`,
+    ...more.map(plain),
+    ...details.map(plain),
+    ...(fault.hint === undefined ? [] : [`  hint: ${plain(fault.hint)}`]),
+  ].join('\n')
 }
 
 /** The fault in an error: an error of a clean-up does not hide the one that led there. */
@@ -23,7 +39,13 @@ export const asFault = (error: unknown): Fault => {
   if (error instanceof SuppressedError) return asFault(error.suppressed)
   const code = (error as { code?: unknown } | null)?.code
   const message = error instanceof Error ? error.message : String(error)
-  if (code === 'ENOSPC') return new Fault('disk_full', 'exhausted', 'Cannot write: the disk is full', {}, { cause: error })
-  return new Fault('internal', 'internal', `Cannot go on: ${message}`, {},
-    { cause: error, hint: 'This is a defect of aerie; AERIE_DEBUG=1 shows where' })
+  if (code === 'ENOSPC')
+    return new Fault('disk_full', 'exhausted', 'Cannot write: the disk is full', {}, { cause: error })
+  return new Fault(
+    'internal',
+    'internal',
+    `Cannot go on: ${message}`,
+    {},
+    { cause: error, hint: 'This is a defect of aerie; AERIE_DEBUG=1 shows where' },
+  )
 }

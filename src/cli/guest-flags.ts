@@ -27,22 +27,32 @@ const NAME = /^[^=\0]{1,256}$/
 
 const envLines = (file: string): string[] => {
   let content: string
-  try { content = readFileSync(file, 'utf8') } catch (error) {
-    throw usageInvalid({ reason: `Cannot read the environment file "${file}": ${error instanceof Error ? error.message : String(error)}` })
+  try {
+    content = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw usageInvalid({
+      reason: `Cannot read the environment file "${file}": ${error instanceof Error ? error.message : String(error)}`,
+    })
   }
-  return content.split(/\r?\n/).map((line) => line.trimStart()).filter((line) => line !== '' && !line.startsWith('#'))
+  return content
+    .split(/\r?\n/)
+    .map((line) => line.trimStart())
+    .filter((line) => line !== '' && !line.startsWith('#'))
 }
 
 /** The environment of files and flags; flags win. */
-export const readEnv = (flags: { readonly env?: readonly string[]; readonly envFile?: readonly string[] },
-  own: Readonly<Record<string, string | undefined>>): Record<string, string> | undefined => {
-  const said = [...(flags.envFile ?? []).flatMap(envLines), ...flags.env ?? []]
+export const readEnv = (
+  flags: { readonly env?: readonly string[]; readonly envFile?: readonly string[] },
+  own: Readonly<Record<string, string | undefined>>,
+): Record<string, string> | undefined => {
+  const said = [...(flags.envFile ?? []).flatMap(envLines), ...(flags.env ?? [])]
   if (said.length === 0) return undefined
   const env: Record<string, string> = {}
   for (const one of said) {
     const equals = one.indexOf('=')
     const name = equals < 0 ? one : one.slice(0, equals)
-    if (!NAME.test(name)) throw usageInvalid({ reason: `Cannot use the variable "${one}": its name is empty or too long` })
+    if (!NAME.test(name))
+      throw usageInvalid({ reason: `Cannot use the variable "${one}": its name is empty or too long` })
     const value = equals < 0 ? own[name] : one.slice(equals + 1)
     if (value !== undefined) env[name] = value
   }

@@ -6,9 +6,14 @@ const shown = COMMANDS.filter((entry) => entry.hidden !== true)
 const line = (name: string, summary: string): string => `  ${name.padEnd(18)}${summary}`
 
 export const overview = (): string => {
-  const short = shown.filter((entry) => !entry.names[0].includes(' ')).map((entry) => line(entry.names[0], entry.summary))
+  const short = shown
+    .filter((entry) => !entry.names[0].includes(' '))
+    .map((entry) => line(entry.names[0], entry.summary))
   const groups = Object.entries(GROUPS).map(([noun, summary]) => {
-    const verbs = shown.flatMap((entry) => entry.names).filter((name) => name.startsWith(`${noun} `)).map((name) => name.slice(noun.length + 1))
+    const verbs = shown
+      .flatMap((entry) => entry.names)
+      .filter((name) => name.startsWith(`${noun} `))
+      .map((name) => name.slice(noun.length + 1))
     return line(noun, `${summary}: ${verbs.join(', ')}`)
   })
   return `aerie runs commands in microVMs.
@@ -35,16 +40,33 @@ export const groupHelp = (noun: string): string =>
 
 export const commandHelp = (entry: Entry, command: Command, its: Flags): string => {
   const flags = flagLines(its)
-  return `${entry.summary}
+  return `${`${entry.summary}
 
-Usage: aerie ${entry.names[0]} ${command.usage}`.trimEnd() + `
-${entry.names.length > 1 ? `Also:  ${entry.names.slice(1).map((name) => `aerie ${name}`).join(', ')}\n` : ''}${command.detail === undefined ? '' : `
+Usage: aerie ${entry.names[0]} ${command.usage}`.trimEnd()}
+${
+  entry.names.length > 1
+    ? `Also:  ${entry.names
+        .slice(1)
+        .map((name) => `aerie ${name}`)
+        .join(', ')}\n`
+    : ''
+}${
+  command.detail === undefined
+    ? ''
+    : `
 ${command.detail}
-`}${flags.length === 0 ? '' : `
+`
+}${
+  flags.length === 0
+    ? ''
+    : `
 Flags:
 ${flags.join('\n')}
-`}
-Flags of every command: ${Object.keys(GLOBAL_FLAGS).map((key) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`).join(', ')}
+`
+}
+Flags of every command: ${Object.keys(GLOBAL_FLAGS)
+    .map((key) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`)
+    .join(', ')}
 `
 }
 
@@ -53,7 +75,9 @@ export const everything = async (programs: Programs): Promise<string> => {
   const parts: string[] = []
   for (const entry of shown) {
     const { default: command } = await entry.load()
-    parts.push(commandHelp(entry, command, await flagsOf(command, programs)).replace(/\nFlags of every command:.*\n$/, ''))
+    parts.push(
+      commandHelp(entry, command, await flagsOf(command, programs)).replace(/\nFlags of every command:.*\n$/, ''),
+    )
   }
   return `${parts.join('\n────────\n\n')}\n────────\n\nFlags of every command:\n${flagLines(GLOBAL_FLAGS).join('\n')}\n`
 }

@@ -23,7 +23,10 @@ export const listQuery = (flags: Values<typeof LIST_FLAGS>, states?: readonly st
   for (const one of asked ?? []) {
     if (STATES.includes(one as VmState)) continue
     const near = suggest(one, STATES)
-    throw usageInvalid({ reason: `Cannot use --status "${one}": expected ${STATES.join(', ')}`, ...(near !== undefined && { hint: `Did you mean "${near}"?` }) })
+    throw usageInvalid({
+      reason: `Cannot use --status "${one}": expected ${STATES.join(', ')}`,
+      ...(near !== undefined && { hint: `Did you mean "${near}"?` }),
+    })
   }
   const status = asked ?? states
   return {

@@ -9,7 +9,9 @@ export type Format = (typeof FORMATS)[number]
 export const complain = (text: string): void => {
   const bytes = Buffer.from(`${text}\n`)
   for (let at = 0, tries = 0; at < bytes.length && tries < 1000; tries++) {
-    try { at += writeSync(2, bytes, at) } catch (error) {
+    try {
+      at += writeSync(2, bytes, at)
+    } catch (error) {
       if ((error as { code?: unknown }).code !== 'EAGAIN') return // nobody hears it
       Bun.sleepSync(1)
     }
@@ -40,12 +42,20 @@ export class Out {
   }
 
   /** A line for people and pipes, as it is. */
-  async line(text: string): Promise<void> { await writeAll(1, Buffer.from(`${text}\n`)) }
+  async line(text: string): Promise<void> {
+    await writeAll(1, Buffer.from(`${text}\n`))
+  }
 
-  async text(text: string): Promise<void> { await writeAll(1, Buffer.from(text)) }
+  async text(text: string): Promise<void> {
+    await writeAll(1, Buffer.from(text))
+  }
 
   async show(value: unknown, views: Views): Promise<void> {
-    const names = () => views.name().map((name) => `${plain(name)}\n`).join('')
+    const names = () =>
+      views
+        .name()
+        .map((name) => `${plain(name)}\n`)
+        .join('')
     if (this.format === 'json') await this.text(`${JSON.stringify(value, null, 2)}\n`)
     else if (this.format === 'yaml') await this.text(`${Bun.YAML.stringify(value, null, 2)}\n`)
     else if (this.format === 'name' || this.quiet) await this.text(names())
@@ -68,8 +78,12 @@ export class Out {
   }
 
   /** What a person has to know even where progress is not wanted. */
-  warn(text: string): void { complain(`aerie: ${plain(text)}`) }
+  warn(text: string): void {
+    complain(`aerie: ${plain(text)}`)
+  }
 
   /** Progress and pleasantries. */
-  note(text: string): void { if (!this.quiet) complain(`aerie: ${plain(text)}`) }
+  note(text: string): void {
+    if (!this.quiet) complain(`aerie: ${plain(text)}`)
+  }
 }

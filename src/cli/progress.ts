@@ -31,11 +31,15 @@ export class Progress implements Disposable {
   /** Counts what passes through. */
   count(stream: ReadableStream<Uint8Array>): ReadableStream<Uint8Array> {
     let bytes = 0
-    return stream.pipeThrough(new TransformStream<Uint8Array, Uint8Array>({ transform: (chunk, out) => {
-      bytes += chunk.length
-      this.at(bytes)
-      out.enqueue(chunk)
-    } }))
+    return stream.pipeThrough(
+      new TransformStream<Uint8Array, Uint8Array>({
+        transform: (chunk, out) => {
+          bytes += chunk.length
+          this.at(bytes)
+          out.enqueue(chunk)
+        },
+      }),
+    )
   }
 
   #said(): string {
@@ -53,5 +57,7 @@ export class Progress implements Disposable {
     this.#shownAt = 0
   }
 
-  [Symbol.dispose](): void { this.#clear() }
+  [Symbol.dispose](): void {
+    this.#clear()
+  }
 }

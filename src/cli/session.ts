@@ -27,10 +27,15 @@ export type Left =
 const FORWARDED = ['SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const
 /** So many of the same signal, and we do not wait for the guest any longer. */
 const PATIENCE = 3
-const CTRL_P = 0x10, CTRL_Q = 0x11
+const CTRL_P = 0x10
+const CTRL_Q = 0x11
 
 /** Whether the guest gets a terminal, and whether it gets our stdin: what is not said follows from what our own are. */
-export const chooseJoin = (flags: { readonly interactive?: boolean; readonly tty?: boolean; readonly stdin?: boolean }): { tty: boolean; stdin: boolean } => ({
+export const chooseJoin = (flags: {
+  readonly interactive?: boolean
+  readonly tty?: boolean
+  readonly stdin?: boolean
+}): { tty: boolean; stdin: boolean } => ({
   tty: flags.tty ?? (isTerminal(0) && isTerminal(1)),
   stdin: flags.interactive ?? flags.stdin ?? true,
 })
@@ -60,14 +65,17 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
   const counts = new Map<string, number>()
   const on = (name: NodeJS.Signals, act: () => void) => {
     process.on(name, act)
-    raw.defer(() => { process.off(name, act) })
+    raw.defer(() => {
+      process.off(name, act)
+    })
   }
   for (const name of FORWARDED) {
     on(name, () => {
       const count = (counts.get(name) ?? 0) + 1
       counts.set(name, count)
       exec.signal(constants.signals[name])
-      if (count >= PATIENCE || name === 'SIGHUP') left.resolve({ how: 'gone', exit: name === 'SIGINT' ? EXIT_INTERRUPTED : 128 + constants.signals[name] })
+      if (count >= PATIENCE || name === 'SIGHUP')
+        left.resolve({ how: 'gone', exit: name === 'SIGINT' ? EXIT_INTERRUPTED : 128 + constants.signals[name] })
     })
   }
   if (join.tty) {
@@ -77,8 +85,13 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
     })
   }
   if (join.timeoutMs !== undefined) {
-    const timer = setTimeout(() => { exec.signal(constants.signals.SIGTERM); left.resolve({ how: 'timeout' }) }, join.timeoutMs)
-    raw.defer(() => { clearTimeout(timer) })
+    const timer = setTimeout(() => {
+      exec.signal(constants.signals.SIGTERM)
+      left.resolve({ how: 'timeout' })
+    }, join.timeoutMs)
+    raw.defer(() => {
+      clearTimeout(timer)
+    })
   }
 
   const filter = join.detachable ? detachFilter() : undefined
@@ -88,7 +101,10 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
       if (done) break
       const typed = filter ? filter(value) : { bytes: value, detach: false }
       if (typed.bytes.length > 0) await exec.write(typed.bytes)
-      if (typed.detach) { left.resolve({ how: 'detached' }); return }
+      if (typed.detach) {
+        left.resolve({ how: 'detached' })
+        return
+      }
     }
     await exec.eof()
   }
@@ -97,7 +113,9 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
     for (;;) {
       const { done, value } = await output.next()
       if (done) return { how: 'ended', ...value }
-      try { await writeAll(value.stream === 'stdout' ? 1 : 2, value.bytes) } catch (error) {
+      try {
+        await writeAll(value.stream === 'stdout' ? 1 : 2, value.bytes)
+      } catch (error) {
         // A stderr that nobody hears is no reason to stop; a stdout that nobody reads is, as for any filter.
         if (value.stream === 'stderr') continue
         if ((error as { code?: unknown }).code === 'EPIPE') return { how: 'gone', exit: EXIT_PIPE }
@@ -105,12 +123,17 @@ export const stay = async (exec: Exec, join: Join): Promise<Left> => {
       }
     }
   }
-  if (reader) pumpIn().catch((error: unknown) => { left.reject(error) })
-  try { return await Promise.race([pumpOut(), left.promise]) } finally {
+  if (reader)
+    pumpIn().catch((error: unknown) => {
+      left.reject(error)
+    })
+  try {
+    return await Promise.race([pumpOut(), left.promise])
+  } finally {
     exec.close()
     reader?.cancel().catch(() => undefined) // what is typed from now on is for whoever comes after us
   }
 }
 
 /** The exit code of a command, as a shell says it. */
-export const codeOf = (ended: Ended): number => ended.signal === null ? ended.code : 128 + ended.signal
+export const codeOf = (ended: Ended): number => (ended.signal === null ? ended.code : 128 + ended.signal)

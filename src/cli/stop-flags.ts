@@ -2,7 +2,7 @@ import type { VmStop } from '../contract/vm.ts'
 import { duration, yes, type Values } from './flags.ts'
 
 export const STOP_FLAGS = {
-  timeout: duration('Grace before the machine is ended (the vm\'s own)', 3600_000, { short: 't', aliases: ['time'] }),
+  timeout: duration("Grace before the machine is ended (the vm's own)", 3600_000, { short: 't', aliases: ['time'] }),
   force: yes('End the machine at once', { short: 'f' }),
   kill: yes('--no-kill: a guest that does not go keeps running, and the stop fails'),
 } as const

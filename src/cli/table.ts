@@ -6,8 +6,14 @@ export interface Column {
   readonly paint?: (cell: string) => Paint | undefined
 }
 export type Paint = 'bold' | 'dim' | 'red' | 'green' | 'yellow'
-export interface Table { readonly columns: readonly Column[]; readonly rows: readonly (readonly string[])[] }
-export interface Look { readonly width: number | undefined; readonly colour: boolean }
+export interface Table {
+  readonly columns: readonly Column[]
+  readonly rows: readonly (readonly string[])[]
+}
+export interface Look {
+  readonly width: number | undefined
+  readonly colour: boolean
+}
 
 const CODES: Readonly<Record<Paint, number>> = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33 }
 export const paint = (text: string, how: Paint | undefined, colour: boolean): string =>
@@ -20,14 +26,18 @@ export const wantsColour = (env: Readonly<Record<string, string | undefined>>, t
 /** One line that no terminal obeys: a guest chooses some of what we print. */
 export const plain = (text: string): string =>
   // oxlint-disable-next-line no-control-regex
-  text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (char) => char === '\n' ? '⏎' : char === '\t' ? ' ' : `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`)
+  text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (char) =>
+    char === '\n' ? '⏎' : char === '\t' ? ' ' : `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  )
 
-const GAP = 3, CUT_MIN = 8
+const GAP = 3
+const CUT_MIN = 8
 
 /** At most `width` columns of the terminal; what is missing shows as an ellipsis. */
 export const cut = (text: string, width: number): string => {
   if (Bun.stringWidth(text) <= width) return text
-  let kept = '', used = 1
+  let kept = ''
+  let used = 1
   for (const char of text) {
     used += Bun.stringWidth(char)
     if (used > width) break
@@ -38,11 +48,15 @@ export const cut = (text: string, width: number): string => {
 
 export const renderTable = (table: Table, look: Look): string => {
   const rows = table.rows.map((row) => row.map(plain))
-  const widths = table.columns.map((column, at) => Math.max(Bun.stringWidth(column.title), ...rows.map((row) => Bun.stringWidth(row[at] ?? ''))))
+  const widths = table.columns.map((column, at) =>
+    Math.max(Bun.stringWidth(column.title), ...rows.map((row) => Bun.stringWidth(row[at] ?? ''))),
+  )
   if (look.width !== undefined) {
     let over = widths.reduce((sum, width) => sum + width + GAP, -GAP) - look.width
     while (over > 0) {
-      const widest = widths.map((width, at) => ({ width, at })).filter(({ width, at }) => table.columns[at]?.cut === true && width > CUT_MIN)
+      const widest = widths
+        .map((width, at) => ({ width, at }))
+        .filter(({ width, at }) => table.columns[at]?.cut === true && width > CUT_MIN)
         .sort((a, b) => b.width - a.width)[0]
       if (!widest) break
       widths[widest.at] = widest.width - 1
@@ -50,27 +64,39 @@ export const renderTable = (table: Table, look: Look): string => {
     }
   }
   const line = (cells: readonly string[], how: (at: number, cell: string) => Paint | undefined): string =>
-    table.columns.map((column, at) => {
-      const cell = cut(cells[at] ?? '', widths[at] ?? 0)
-      const space = ' '.repeat(Math.max(0, (widths[at] ?? 0) - Bun.stringWidth(cell)))
-      const painted = paint(cell, how(at, cell), look.colour)
-      const last = at === table.columns.length - 1
-      return column.right ? space + painted : last ? painted : painted + space
-    }).join(' '.repeat(GAP)).trimEnd()
-  return [line(table.columns.map((column) => column.title), () => 'bold'),
-    ...rows.map((row) => line(row, (at, cell) => table.columns[at]?.paint?.(cell)))].join('\n') + '\n'
+    table.columns
+      .map((column, at) => {
+        const cell = cut(cells[at] ?? '', widths[at] ?? 0)
+        const space = ' '.repeat(Math.max(0, (widths[at] ?? 0) - Bun.stringWidth(cell)))
+        const painted = paint(cell, how(at, cell), look.colour)
+        const last = at === table.columns.length - 1
+        return column.right ? space + painted : last ? painted : painted + space
+      })
+      .join(' '.repeat(GAP))
+      .trimEnd()
+  return `${[
+    line(
+      table.columns.map((column) => column.title),
+      () => 'bold',
+    ),
+    ...rows.map((row) => line(row, (at, cell) => table.columns[at]?.paint?.(cell))),
+  ].join('\n')}\n`
 }
 
 /** `name: value` lines, for one thing. */
 export const renderFields = (fields: readonly (readonly [string, string])[], look: Look): string => {
   const width = Math.max(0, ...fields.map(([name]) => name.length)) + 2
-  return fields.map(([name, value]) => paint(`${name}:`.padEnd(width), 'bold', look.colour) + plain(value)).join('\n') + '\n'
+  return `${fields.map(([name, value]) => paint(`${name}:`.padEnd(width), 'bold', look.colour) + plain(value)).join('\n')}\n`
 }
 
 /** How long ago, for people: the largest unit. */
 export const sayAgo = (timestamp: string, nowMs = Date.now()): string => {
   const seconds = Math.max(0, Math.round((nowMs - Date.parse(timestamp)) / 1000))
-  for (const [name, size] of [['day', 86_400], ['hour', 3600], ['minute', 60]] as const) {
+  for (const [name, size] of [
+    ['day', 86_400],
+    ['hour', 3600],
+    ['minute', 60],
+  ] as const) {
     const count = Math.floor(seconds / size)
     if (count >= 1) return `${count} ${name}${count === 1 ? '' : 's'} ago`
   }

@@ -14,14 +14,16 @@ export const VM_FLAGS = {
   ...ENV_FLAGS,
   ...USER_FLAGS,
   entrypoint: text('Program instead of the image\'s; a JSON array gives it arguments, "" none', 'PROGRAM'),
-  network: bySchema(of.network.properties.mode, { help: 'vsock: no network but ours; user: QEMU\'s, which can reach this host\'s loopback (vsock)' }),
+  network: bySchema(of.network.properties.mode, {
+    help: "vsock: no network but ours; user: QEMU's, which can reach this host's loopback (vsock)",
+  }),
   port: bySchema(of.port, { short: 'p', placeholder: 'PORT' }),
   metadata: list('A label', 'KEY=VALUE', { short: 'l', aliases: ['label'] }),
   forkable: yes('Keep memory where forks can share it'),
   stopTimeout: duration('Grace before a stop becomes a kill (5s)', 3600_000),
   kernel: bySchema(of.kernel, { placeholder: 'KERNEL' }),
   kernelCmdline: bySchema(of.kernel_cmdline, {}),
-  hypervisor: bySchema(of.hypervisor, { help: 'Driver (the daemon\'s)' }),
+  hypervisor: bySchema(of.hypervisor, { help: "Driver (the daemon's)" }),
 } as const
 
 /** `sh` → one word, `["sh", "-c"]` → as it is, an empty text → none. */
@@ -31,20 +33,28 @@ export const readArgv = (flag: string, said: string): string[] => {
   try {
     const words: unknown = JSON.parse(said)
     if (Array.isArray(words) && words.every((word) => typeof word === 'string')) return words
-  } catch { /* said below */ }
+  } catch {
+    /* said below */
+  }
   throw usageInvalid({ reason: `Cannot use --${flag} ${said}: expected one program, or a JSON array of strings` })
 }
 
 export const readMetadata = (said: readonly string[]): Record<string, string> =>
-  Object.fromEntries(said.map((one) => {
-    const equals = one.indexOf('=')
-    if (equals <= 0) throw usageInvalid({ reason: `Cannot use --metadata "${one}": expected KEY=VALUE` })
-    return [one.slice(0, equals), one.slice(equals + 1)]
-  }))
+  Object.fromEntries(
+    said.map((one) => {
+      const equals = one.indexOf('=')
+      if (equals <= 0) throw usageInvalid({ reason: `Cannot use --metadata "${one}": expected KEY=VALUE` })
+      return [one.slice(0, equals), one.slice(equals + 1)]
+    }),
+  )
 
 /** Flags → the body of `vm.create`. What is not said is not sent: the daemon has the defaults. */
-export const vmCreateOf = (image: string, flags: Values<typeof VM_FLAGS>, cmd: readonly string[] | undefined,
-  own: Readonly<Record<string, string | undefined>>): VmCreate => {
+export const vmCreateOf = (
+  image: string,
+  flags: Values<typeof VM_FLAGS>,
+  cmd: readonly string[] | undefined,
+  own: Readonly<Record<string, string | undefined>>,
+): VmCreate => {
   const env = readEnv(flags, own)
   return {
     image,

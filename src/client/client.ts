@@ -8,7 +8,9 @@ import { operationOf, targetOf, type Parts } from './request.ts'
 import { follow, type ServerEvent } from './sse.ts'
 import type { AttachStart, ExecStart } from '../contract/vm.ts'
 
-type Streaming<S extends string> = { [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never }[OperationId]
+type Streaming<S extends string> = {
+  [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never
+}[OperationId]
 export type UploadId = Streaming<'upload'>
 export type DownloadId = Streaming<'download'>
 export type SseId = Streaming<'sse'>
@@ -32,14 +34,23 @@ export interface SseOptions {
 export interface Client {
   readonly endpoint: Endpoint
   call<Id extends CallId>(id: Id, input: Input<Id>, options?: CallOptions): Promise<Output<Id>>
-  upload<Id extends UploadId>(id: Id, input: Input<Id>, body: ReadableStream<Uint8Array>, options?: CallOptions): Promise<Output<Id>>
+  upload<Id extends UploadId>(
+    id: Id,
+    input: Input<Id>,
+    body: ReadableStream<Uint8Array>,
+    options?: CallOptions,
+  ): Promise<Output<Id>>
   download<Id extends DownloadId>(id: Id, input: Input<Id>, options?: CallOptions): Promise<ReadableStream<Uint8Array>>
   sse<Id extends SseId>(id: Id, input: Input<Id>, options?: SseOptions): AsyncIterable<ServerEvent>
   exec(input: Input<'vm.exec.stream'>, start: ExecStart): Promise<Exec>
   attach(input: Input<'vm.attach'>, start: AttachStart): Promise<Exec>
   raw<Id extends 'vm.forward' | 'vm.console'>(id: Id, input: Input<Id>): Promise<Raw>
   /** Any request with this client's credentials; a failed answer is returned, not thrown. */
-  request(method: string, target: string, options?: CallOptions & { readonly body?: Payload; readonly headers?: Record<string, string> }): Promise<Response>
+  request(
+    method: string,
+    target: string,
+    options?: CallOptions & { readonly body?: Payload; readonly headers?: Record<string, string> },
+  ): Promise<Response>
 }
 
 export const connect = (endpoint: Endpoint): Client => {
@@ -48,18 +59,33 @@ export const connect = (endpoint: Endpoint): Client => {
   // Bun gives up on a silent answer after 5 minutes; a boot or a stream of events may be silent for longer.
   const extra: BunFetchRequestInit & { readonly unix?: string; readonly timeout: boolean } =
     endpoint.kind === 'unix' ? { unix: endpoint.path, timeout: false } : { timeout: false }
-  const headers: Record<string, string> = endpoint.kind === 'http' && endpoint.token !== undefined
-    ? { authorization: `Bearer ${endpoint.token}` } : {}
+  const headers: Record<string, string> =
+    endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : {}
   const http = ky.create({
     fetch: (input, init) => fetch(input as Request, { ...init, ...extra } as BunFetchRequestInit),
-    headers, retry: 0, timeout: false, throwHttpErrors: false, redirect: 'manual',
+    headers,
+    retry: 0,
+    timeout: false,
+    throwHttpErrors: false,
+    redirect: 'manual',
   })
 
-  const send = async (method: string, target: string, options: CallOptions & {
-    readonly body?: Payload | undefined; readonly headers?: Record<string, string> }): Promise<Response> => {
+  const send = async (
+    method: string,
+    target: string,
+    options: CallOptions & {
+      readonly body?: Payload | undefined
+      readonly headers?: Record<string, string>
+    },
+  ): Promise<Response> => {
     try {
-      return await http(origin + target, { method, ...(options.signal && { signal: options.signal }), ...(options.headers && { headers: options.headers }),
-        ...(options.body !== undefined && { body: options.body }), ...(options.body instanceof ReadableStream && { duplex: 'half' }) })
+      return await http(origin + target, {
+        method,
+        ...(options.signal && { signal: options.signal }),
+        ...(options.headers && { headers: options.headers }),
+        ...(options.body !== undefined && { body: options.body }),
+        ...(options.body instanceof ReadableStream && { duplex: 'half' }),
+      })
     } catch (error) {
       if (options.signal?.aborted) throw options.signal.reason
       throw faultOfNetwork(error, said)
@@ -71,40 +97,71 @@ export const connect = (endpoint: Endpoint): Client => {
   }
   const json = async (response: Response, signal: AbortSignal | undefined): Promise<unknown> => {
     let text: string
-    try { text = await response.text() } catch (error) {
+    try {
+      text = await response.text()
+    } catch (error) {
       if (signal?.aborted) throw signal.reason
       throw faultOfNetwork(error, said)
     }
     if (text === '') return null
-    try { return JSON.parse(text) } catch (error) { throw answerInvalid({ endpoint: said, reason: 'it is not JSON' }, error) }
+    try {
+      return JSON.parse(text)
+    } catch (error) {
+      throw answerInvalid({ endpoint: said, reason: 'it is not JSON' }, error)
+    }
   }
 
   return {
     endpoint,
     async call(id, input, options = {}) {
-      const parts: Parts = input, { method } = operationOf(id), target = targetOf(id, parts)
+      const parts: Parts = input
+      const { method } = operationOf(id)
+      const target = targetOf(id, parts)
       const key = options.idempotencyKey ?? (id === 'vm.create' ? crypto.randomUUID() : undefined)
-      const request = { signal: options.signal, headers: {
-        ...(parts.body !== undefined && { 'content-type': 'application/json' }), ...(key !== undefined && { 'idempotency-key': key }) },
-        ...(parts.body !== undefined && { body: JSON.stringify(parts.body) }) }
-      const once = async () => await json(await ok(await send(method, target, request)), options.signal) as never
-      try { return await once() } catch (error) {
+      const request = {
+        signal: options.signal,
+        headers: {
+          ...(parts.body !== undefined && { 'content-type': 'application/json' }),
+          ...(key !== undefined && { 'idempotency-key': key }),
+        },
+        ...(parts.body !== undefined && { body: JSON.stringify(parts.body) }),
+      }
+      const once = async () => (await json(await ok(await send(method, target, request)), options.signal)) as never
+      try {
+        return await once()
+      } catch (error) {
         // A kept-alive connection may be closed just as it is used again, and a daemon may be restarted under a create.
         if (!isReset(error) || options.signal?.aborted || (method !== 'GET' && key === undefined)) throw error
         return once()
       }
     },
     async upload(id, input, body, options = {}) {
-      const response = await send(operationOf(id).method, targetOf(id, input as Parts),
-        { ...options, body, headers: { 'content-type': 'application/x-tar' } })
-      return await json(await ok(response), options.signal) as never
+      const response = await send(operationOf(id).method, targetOf(id, input as Parts), {
+        ...options,
+        body,
+        headers: { 'content-type': 'application/x-tar' },
+      })
+      return (await json(await ok(response), options.signal)) as never
     },
     async download(id, input, options = {}) {
       const response = await ok(await send('GET', targetOf(id, input as Parts), options))
       return response.body ?? new Blob([]).stream()
     },
-    sse: (id, input, options = {}) => follow(async (lastEventId) => ok(await send('GET', targetOf(id, input as Parts), {
-      signal: options.signal, headers: { accept: 'text/event-stream', ...(lastEventId !== undefined && { 'last-event-id': lastEventId }) } })), options, said),
+    sse: (id, input, options = {}) =>
+      follow(
+        async (lastEventId) =>
+          ok(
+            await send('GET', targetOf(id, input as Parts), {
+              signal: options.signal,
+              headers: {
+                accept: 'text/event-stream',
+                ...(lastEventId !== undefined && { 'last-event-id': lastEventId }),
+              },
+            }),
+          ),
+        options,
+        said,
+      ),
     exec: (input, start) => openExec(endpoint, targetOf('vm.exec.stream', input), start),
     attach: (input, start) => openExec(endpoint, targetOf('vm.attach', input), start),
     raw: (id, input) => openRaw(endpoint, targetOf(id, input as Parts)),

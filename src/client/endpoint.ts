@@ -7,9 +7,13 @@ export type Endpoint =
   | { readonly kind: 'unix'; readonly path: string }
   | { readonly kind: 'http'; readonly origin: string; readonly token: string | undefined }
 
-export const endpointInvalid = fault('endpoint_invalid', 'invalid', { endpoint: Type.String(), reason: Type.String() },
+export const endpointInvalid = fault(
+  'endpoint_invalid',
+  'invalid',
+  { endpoint: Type.String(), reason: Type.String() },
   (d) => `Cannot use "${d.endpoint}" as the address of a daemon: ${d.reason}`,
-  'Write unix:///run/aerie/aerie.sock or http://127.0.0.1:7777')
+  'Write unix:///run/aerie/aerie.sock or http://127.0.0.1:7777',
+)
 
 /** Reads `unix:///path`, `/path`, `http://host:port` or `https://host[:port]`. */
 export const parseEndpoint = (text: string, token?: string): Endpoint => {
@@ -23,7 +27,8 @@ export const parseEndpoint = (text: string, token?: string): Endpoint => {
   if (!/^https?:\/\//.test(text)) throw invalid('it names no protocol')
   const url = URL.parse(text)
   if (!url) throw invalid('it is no URL')
-  if (url.username !== '' || url.password !== '') throw invalid('a secret does not belong into an address; put it into AERIE_TOKEN')
+  if (url.username !== '' || url.password !== '')
+    throw invalid('a secret does not belong into an address; put it into AERIE_TOKEN')
   if (url.pathname !== '/' || url.search !== '' || url.hash !== '') throw invalid('it has more than a host and a port')
   return { kind: 'http', origin: url.origin, token }
 }

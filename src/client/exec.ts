@@ -5,7 +5,11 @@ import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'
 import { openSocket } from './socket.ts'
 
 /** How a command ended: its code, the signal that ended it, and a sentence where it could not be run at all. */
-export interface Ended { readonly code: number; readonly signal: number | null; readonly message: string | null }
+export interface Ended {
+  readonly code: number
+  readonly signal: number | null
+  readonly message: string | null
+}
 export type Output = { readonly stream: 'stdout' | 'stderr'; readonly bytes: Uint8Array }
 
 /**
@@ -39,12 +43,15 @@ export const openExec = async (endpoint: Endpoint, target: string, start: ExecSt
   const said = sayEndpoint(endpoint)
   const socket = await openSocket(endpoint, target)
   await socket.send(JSON.stringify(start))
-  let credit = 0, over = false
+  let credit = 0
+  let over = false
   let more = deferred<void>()
 
   const control = (message: ExecControl) => socket.send(frame(CHANNEL.control, Buffer.from(JSON.stringify(message))))
   const readControl = (bytes: Uint8Array): ExecControl => {
-    try { return JSON.parse(Buffer.from(bytes).toString('utf8')) as ExecControl } catch (error) {
+    try {
+      return JSON.parse(Buffer.from(bytes).toString('utf8')) as ExecControl
+    } catch (error) {
       throw answerInvalid({ endpoint: said, reason: 'a control message is not JSON' }, error)
     }
   }
@@ -60,17 +67,24 @@ export const openExec = async (endpoint: Endpoint, target: string, start: ExecSt
           const word = readControl(rest)
           if (word.type === 'exit') return { code: word.code, signal: word.signal, message: word.message }
           if (word.type === 'error') throw faultOfProblem({ ...word }, 'unavailable')
-          if (word.type === 'window') { credit += word.bytes; more.resolve(); more = deferred() }
+          if (word.type === 'window') {
+            credit += word.bytes
+            more.resolve()
+            more = deferred()
+          }
         }
       }
-    } finally { over = true; more.resolve() }
+    } finally {
+      over = true
+      more.resolve()
+    }
     throw connectionLost({ endpoint: said, reason: 'it ended before the command did' })
   }
 
   return {
     output,
     async write(bytes) {
-      for (let at = 0; at < bytes.length && !over;) {
+      for (let at = 0; at < bytes.length && !over; ) {
         while (credit <= 0 && !over) await more.promise
         if (over) return
         const part = bytes.subarray(at, at + Math.min(CHUNK, credit))
@@ -79,9 +93,19 @@ export const openExec = async (endpoint: Endpoint, target: string, start: ExecSt
         await socket.send(frame(CHANNEL.stdin, part))
       }
     },
-    async eof() { if (!over) await control({ type: 'eof' }) },
-    resize(cols, rows) { void control({ type: 'resize', cols, rows }) },
-    signal(number) { void control({ type: 'signal', signal: number }) },
-    close() { over = true; more.resolve(); socket.close() },
+    async eof() {
+      if (!over) await control({ type: 'eof' })
+    },
+    resize(cols, rows) {
+      void control({ type: 'resize', cols, rows })
+    },
+    signal(number) {
+      void control({ type: 'signal', signal: number })
+    },
+    close() {
+      over = true
+      more.resolve()
+      socket.close()
+    },
   }
 }

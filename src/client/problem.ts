@@ -1,20 +1,48 @@
 import { Type } from '@sinclair/typebox'
 import { Fault, fault, type FaultKind } from '../lib/fault.ts'
 
-export const daemonUnreachable = fault('daemon_unreachable', 'unavailable', { endpoint: Type.String(), reason: Type.String() },
+export const daemonUnreachable = fault(
+  'daemon_unreachable',
+  'unavailable',
+  { endpoint: Type.String(), reason: Type.String() },
   (d) => `Cannot reach the daemon at ${d.endpoint}: ${d.reason}`,
-  'Start one with "aerie serve", or name another with --host')
-export const connectionLost = fault('connection_lost', 'unavailable', { endpoint: Type.String(), reason: Type.String() },
+  'Start one with "aerie serve", or name another with --host',
+)
+export const connectionLost = fault(
+  'connection_lost',
+  'unavailable',
+  { endpoint: Type.String(), reason: Type.String() },
   (d) => `Lost the connection to the daemon at ${d.endpoint}: ${d.reason}`,
-  'Look whether the daemon still runs: "aerie system info"')
-export const answerInvalid = fault('answer_invalid', 'internal', { endpoint: Type.String(), reason: Type.String() },
+  'Look whether the daemon still runs: "aerie system info"',
+)
+export const answerInvalid = fault(
+  'answer_invalid',
+  'internal',
+  { endpoint: Type.String(), reason: Type.String() },
   (d) => `Cannot read the answer of the daemon at ${d.endpoint}: ${d.reason}`,
-  'The daemon may have another version: compare with "aerie version"')
+  'The daemon may have another version: compare with "aerie version"',
+)
 
 const KIND_OF_STATUS: Readonly<Record<number, FaultKind>> = {
-  400: 'invalid', 401: 'unauthorized', 403: 'forbidden', 404: 'not_found', 405: 'invalid', 408: 'timeout', 409: 'conflict', 410: 'conflict',
-  412: 'conflict', 413: 'invalid', 415: 'invalid', 421: 'forbidden', 422: 'invalid', 426: 'invalid', 429: 'exhausted', 502: 'unavailable',
-  503: 'unavailable', 504: 'timeout', 507: 'exhausted',
+  400: 'invalid',
+  401: 'unauthorized',
+  403: 'forbidden',
+  404: 'not_found',
+  405: 'invalid',
+  408: 'timeout',
+  409: 'conflict',
+  410: 'conflict',
+  412: 'conflict',
+  413: 'invalid',
+  415: 'invalid',
+  421: 'forbidden',
+  422: 'invalid',
+  426: 'invalid',
+  429: 'exhausted',
+  502: 'unavailable',
+  503: 'unavailable',
+  504: 'timeout',
+  507: 'exhausted',
 }
 export const kindOfStatus = (status: number): FaultKind =>
   KIND_OF_STATUS[status] ?? (status >= 400 && status < 500 ? 'invalid' : 'internal')
@@ -33,13 +61,18 @@ const readSome = async (response: Response): Promise<string> => {
   return Buffer.concat(chunks).toString('utf8')
 }
 
-const text = (value: unknown): string | undefined => typeof value === 'string' && value !== '' ? value : undefined
+const text = (value: unknown): string | undefined => (typeof value === 'string' && value !== '' ? value : undefined)
 
 /** A problem object, wherever it came from (an answer, a frame, an event), as the fault that it describes. */
 export const faultOfProblem = (problem: Readonly<Record<string, unknown>>, kind: FaultKind): Fault => {
   const { type: _type, title, status: _status, error, message, code, hint, ...data } = problem
-  return new Fault(text(code) ?? 'unknown', kind, text(title) ?? text(error) ?? text(message) ?? 'The daemon refused without a reason', data,
-    { hint: text(hint) })
+  return new Fault(
+    text(code) ?? 'unknown',
+    kind,
+    text(title) ?? text(error) ?? text(message) ?? 'The daemon refused without a reason',
+    data,
+    { hint: text(hint) },
+  )
 }
 
 /** The fault of a failed answer: its problem+json where there is one, else its status. */
@@ -48,9 +81,17 @@ export const faultOfResponse = async (response: Response, endpoint: string): Pro
   const body = await readSome(response).catch(() => '')
   try {
     const problem: unknown = JSON.parse(body)
-    if (typeof problem === 'object' && problem !== null && !Array.isArray(problem)) return faultOfProblem(problem as Record<string, unknown>, kind)
-  } catch { /* not JSON: the status speaks */ }
-  return new Fault('unknown', kind, `The daemon at ${endpoint} answered ${response.status} ${response.statusText}`.trimEnd(), { status: response.status })
+    if (typeof problem === 'object' && problem !== null && !Array.isArray(problem))
+      return faultOfProblem(problem as Record<string, unknown>, kind)
+  } catch {
+    /* not JSON: the status speaks */
+  }
+  return new Fault(
+    'unknown',
+    kind,
+    `The daemon at ${endpoint} answered ${response.status} ${response.statusText}`.trimEnd(),
+    { status: response.status },
+  )
 }
 
 /** What an error of fetch or of a WebSocket says about the connection; undefined where it is about something else. */
@@ -63,18 +104,39 @@ export const networkCode = (error: unknown): string | undefined => {
 }
 
 const REASON: Readonly<Record<string, string>> = {
-  ENOENT: 'its socket does not exist', ECONNREFUSED: 'nothing listens there', ConnectionRefused: 'nothing listens there',
-  EACCES: 'this user may not open its socket', EPERM: 'this user may not open its socket', FailedToOpenSocket: 'its socket cannot be opened',
-  ECONNRESET: 'it closed the connection', ConnectionClosed: 'it closed the connection', EPIPE: 'it closed the connection',
-  ETIMEDOUT: 'it did not answer in time', ENOTFOUND: 'its host name is unknown', EHOSTUNREACH: 'its host cannot be reached',
+  ENOENT: 'its socket does not exist',
+  ECONNREFUSED: 'nothing listens there',
+  ConnectionRefused: 'nothing listens there',
+  EACCES: 'this user may not open its socket',
+  EPERM: 'this user may not open its socket',
+  FailedToOpenSocket: 'its socket cannot be opened',
+  ECONNRESET: 'it closed the connection',
+  ConnectionClosed: 'it closed the connection',
+  EPIPE: 'it closed the connection',
+  ETIMEDOUT: 'it did not answer in time',
+  ENOTFOUND: 'its host name is unknown',
+  EHOSTUNREACH: 'its host cannot be reached',
 }
-const BEFORE_CONNECTED = new Set(['ENOENT', 'ECONNREFUSED', 'ConnectionRefused', 'EACCES', 'EPERM', 'FailedToOpenSocket', 'ENOTFOUND', 'EHOSTUNREACH',
-  'ETIMEDOUT'])
+const BEFORE_CONNECTED = new Set([
+  'ENOENT',
+  'ECONNREFUSED',
+  'ConnectionRefused',
+  'EACCES',
+  'EPERM',
+  'FailedToOpenSocket',
+  'ENOTFOUND',
+  'EHOSTUNREACH',
+  'ETIMEDOUT',
+])
 
 export const faultOfNetwork = (error: unknown, endpoint: string): Fault => {
   const code = networkCode(error)
-  const reason = (code === undefined ? undefined : REASON[code]) ?? (error instanceof Error ? error.message : String(error))
-  return (code !== undefined && BEFORE_CONNECTED.has(code) ? daemonUnreachable : connectionLost)({ endpoint, reason }, error)
+  const reason =
+    (code === undefined ? undefined : REASON[code]) ?? (error instanceof Error ? error.message : String(error))
+  return (code !== undefined && BEFORE_CONNECTED.has(code) ? daemonUnreachable : connectionLost)(
+    { endpoint, reason },
+    error,
+  )
 }
 
 /** A connection that was cut after it had been made: what was asked may or may not have been done. */

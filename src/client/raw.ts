@@ -23,8 +23,10 @@ export const openRaw = async (endpoint: Endpoint, target: string): Promise<Raw> 
       }
     },
     // An empty piece would say the end.
-    send: (bytes) => bytes.length === 0 ? Promise.resolve() : socket.send(bytes),
+    send: (bytes) => (bytes.length === 0 ? Promise.resolve() : socket.send(bytes)),
     end: () => socket.send(RAW_END),
-    close: () => { socket.close() },
+    close: () => {
+      socket.close()
+    },
   }
 }

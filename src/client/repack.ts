@@ -5,9 +5,13 @@ import { archiveInvalid, entryParts, feed } from './untar.ts'
 const KINDS = new Set<string>(['file', 'link', 'symlink', 'character-device', 'block-device', 'directory', 'fifo'])
 
 /** A tar on its way from one guest to another, its entries under other names. Names are checked as if they were unpacked here. */
-export const repack = (stream: ReadableStream<Uint8Array>, rename: (parts: readonly string[]) => readonly string[] | undefined): ReadableStream<Uint8Array> => {
+export const repack = (
+  stream: ReadableStream<Uint8Array>,
+  rename: (parts: readonly string[]) => readonly string[] | undefined,
+): ReadableStream<Uint8Array> => {
   const pieces = (async function* () {
-    const reader = extract(), source = stream.getReader()
+    const reader = extract()
+    const source = stream.getReader()
     reader.on('error', () => undefined) // the iterator throws it
     const feeding = feed(source, reader)
     try {
@@ -28,26 +32,44 @@ export const repack = (stream: ReadableStream<Uint8Array>, rename: (parts: reado
       await source.cancel().catch(() => undefined)
     }
   })()
-  return new ReadableStream<Uint8Array>({
-    async pull(controller) {
-      const { done, value } = await pieces.next()
-      if (done) controller.close(); else controller.enqueue(value)
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const { done, value } = await pieces.next()
+        if (done) controller.close()
+        else controller.enqueue(value)
+      },
+      async cancel() {
+        await pieces.return()
+      },
     },
-    async cancel() { await pieces.return() },
-  }, { highWaterMark: 0 })
+    { highWaterMark: 0 },
+  )
 }
 
-const renamed = (read: Read, rename: (parts: readonly string[]) => readonly string[] | undefined): Header | undefined => {
+const renamed = (
+  read: Read,
+  rename: (parts: readonly string[]) => readonly string[] | undefined,
+): Header | undefined => {
   const to = rename(entryParts(read.name))
   if (to === undefined || to.length === 0) return undefined
-  const type = read.type === 'contiguous-file' ? 'file' : read.type ?? ''
+  const type = read.type === 'contiguous-file' ? 'file' : (read.type ?? '')
   if (!KINDS.has(type)) throw archiveInvalid({ reason: `"${to.join('/')}" is of an unknown kind` })
   const pax = read.pax as Readonly<Record<string, string>> | undefined
   const link = type === 'link' ? rename(entryParts(read.linkname ?? '')) : undefined
-  if (type === 'link' && (link === undefined || link.length === 0)) throw archiveInvalid({ reason: `"${to.join('/')}" links to what is not copied` })
+  if (type === 'link' && (link === undefined || link.length === 0))
+    throw archiveInvalid({ reason: `"${to.join('/')}" links to what is not copied` })
   return {
-    name: to.join('/') + (type === 'directory' ? '/' : ''), type: type as Header['type'], mode: read.mode ?? 0o644,
-    uid: Number(pax?.['uid'] ?? read.uid ?? 0), gid: Number(pax?.['gid'] ?? read.gid ?? 0), size: type === 'file' ? read.size ?? 0 : 0,
-    mtime: Math.floor((read.mtime ?? new Date()).getTime() / 1000), devmajor: read.devmajor ?? 0, devminor: read.devminor ?? 0,
-    ...(link && { linkname: link.join('/') }), ...(type === 'symlink' && { linkname: read.linkname ?? '' }) }
+    name: to.join('/') + (type === 'directory' ? '/' : ''),
+    type: type as Header['type'],
+    mode: read.mode ?? 0o644,
+    uid: Number(pax?.['uid'] ?? read.uid ?? 0),
+    gid: Number(pax?.['gid'] ?? read.gid ?? 0),
+    size: type === 'file' ? (read.size ?? 0) : 0,
+    mtime: Math.floor((read.mtime ?? new Date()).getTime() / 1000),
+    devmajor: read.devmajor ?? 0,
+    devminor: read.devminor ?? 0,
+    ...(link && { linkname: link.join('/') }),
+    ...(type === 'symlink' && { linkname: read.linkname ?? '' }),
+  }
 }

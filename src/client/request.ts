@@ -14,14 +14,17 @@ export const fillPath = (path: string, params: Parts['params'] = {}): string =>
   path.replace(/:(\w+)|\*/g, (_, key: string | undefined) => {
     const value = params[key ?? '*']
     if (value === undefined) throw new TypeError(`Path ${path} needs "${key ?? '*'}"`)
-    return key === undefined ? String(value).split('/').map(encodeURIComponent).join('/') : encodeURIComponent(String(value))
+    return key === undefined
+      ? String(value).split('/').map(encodeURIComponent).join('/')
+      : encodeURIComponent(String(value))
   })
 
 /** A list repeats its key; what is undefined is not said. */
 export const searchOf = (query: Parts['query'] = {}): string => {
   const search = new URLSearchParams()
   for (const [key, value] of Object.entries(query)) {
-    for (const one of Array.isArray(value) ? value as unknown[] : [value]) if (one !== undefined) search.append(key, String(one))
+    for (const one of Array.isArray(value) ? (value as unknown[]) : [value])
+      if (one !== undefined) search.append(key, String(one))
   }
   const text = search.toString()
   return text === '' ? '' : `?${text}`

@@ -3,9 +3,11 @@ import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { connectionLost, faultOfNetwork, faultOfProblem, faultOfResponse } from './problem.ts'
 
 /** What a peer may have sent and nobody has read yet before the socket is told to wait, and when it goes on. */
-const UNREAD_HIGH = 1024 * 1024, UNREAD_LOW = 256 * 1024
+const UNREAD_HIGH = 1024 * 1024
+const UNREAD_LOW = 256 * 1024
 /** After so many bytes a ping goes out, and at most this many pings are unanswered: what is sent and not read stays below 1 MiB. */
-const PING_EVERY = 128 * 1024, PINGS_MAX = 6
+const PING_EVERY = 128 * 1024
+const PINGS_MAX = 6
 
 type Message = string | Uint8Array
 
@@ -29,15 +31,22 @@ const urlOf = (endpoint: Endpoint, target: string): string =>
 
 /** Why the upgrade was refused: a WebSocket does not show the answer, so the same address is asked without the upgrade. */
 const refusal = async (endpoint: Endpoint, target: string, said: string): Promise<Error> => {
-  const headers = endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : undefined
+  const headers =
+    endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : undefined
   const url = (endpoint.kind === 'unix' ? 'http://aerie' : endpoint.origin) + target
   try {
-    const response = await fetch(url, { ...(headers && { headers }), ...(endpoint.kind === 'unix' && { unix: endpoint.path }),
-      redirect: 'manual', signal: AbortSignal.timeout(5000) })
+    const response = await fetch(url, {
+      ...(headers && { headers }),
+      ...(endpoint.kind === 'unix' && { unix: endpoint.path }),
+      redirect: 'manual',
+      signal: AbortSignal.timeout(5000),
+    })
     if (!response.ok) return await faultOfResponse(response, said)
     await response.body?.cancel()
     return connectionLost({ endpoint: said, reason: 'it refused the WebSocket' })
-  } catch (error) { return faultOfNetwork(error, said) }
+  } catch (error) {
+    return faultOfNetwork(error, said)
+  }
 }
 
 /** The fault in the reason of a close: JSON, which a close frame may have cut short. */
@@ -45,43 +54,60 @@ const faultOfClose = (reason: string): Error | undefined => {
   const code = /"code":"([a-z_]+)"/.exec(reason)?.[1]
   if (code === undefined) return undefined
   const message = /"message":("(?:[^"\\]|\\.)*)/.exec(reason)?.[1]
-  try { return faultOfProblem({ code, title: JSON.parse(`${message ?? '"'}"`) as unknown }, 'unavailable') } catch {
+  try {
+    return faultOfProblem({ code, title: JSON.parse(`${message ?? '"'}"`) as unknown }, 'unavailable')
+  } catch {
     return faultOfProblem({ code, title: message?.slice(1) }, 'unavailable') // cut within an escape
   }
 }
 
 export const openSocket = async (endpoint: Endpoint, target: string): Promise<Socket> => {
   const said = sayEndpoint(endpoint)
-  const headers = endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : {}
+  const headers =
+    endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : {}
   const ws = new WebSocket(urlOf(endpoint, target), { headers })
   ws.binaryType = 'arraybuffer'
 
   const unread: Message[] = []
-  let unreadBytes = 0, paused = false
+  let unreadBytes = 0
+  let paused = false
   let end: { readonly clean: boolean; readonly reason: string } | undefined
   let wake = deferred<void>()
-  let sentSincePing = 0, pings = 0
+  let sentSincePing = 0
+  let pings = 0
   let pong = deferred<void>()
 
   const opened = deferred<boolean>()
-  ws.onopen = () => { opened.resolve(true) }
+  ws.onopen = () => {
+    opened.resolve(true)
+  }
   ws.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
     const message = typeof data === 'string' ? data : new Uint8Array(data)
     unread.push(message)
     unreadBytes += message.length
-    if (!paused && unreadBytes > UNREAD_HIGH) { paused = true; ws.pause() }
+    if (!paused && unreadBytes > UNREAD_HIGH) {
+      paused = true
+      ws.pause()
+    }
     wake.resolve()
   }
   ws.onerror = () => undefined // a close event follows and says more
   ws.onclose = ({ code, reason }) => {
-    end = { clean: code === 1000 || code === 1005, reason: reason !== '' ? reason : code === 1006 ? 'it was cut' : `it closed with code ${code}` }
+    end = {
+      clean: code === 1000 || code === 1005,
+      reason: reason !== '' ? reason : code === 1006 ? 'it was cut' : `it closed with code ${code}`,
+    }
     opened.resolve(false)
     wake.resolve()
     pong.resolve()
   }
-  ws.addEventListener('pong' as 'message', () => { pings--; pong.resolve(); pong = deferred() })
+  ws.addEventListener('pong' as 'message', () => {
+    pings--
+    pong.resolve()
+    pong = deferred()
+  })
 
-  if (!await opened.promise) throw await refusal(endpoint, target, said)
+  if (!(await opened.promise)) throw await refusal(endpoint, target, said)
 
   return {
     async *messages() {
@@ -89,7 +115,10 @@ export const openSocket = async (endpoint: Endpoint, target: string): Promise<So
         const message = unread.shift()
         if (message !== undefined) {
           unreadBytes -= message.length
-          if (paused && unreadBytes < UNREAD_LOW) { paused = false; ws.resume() }
+          if (paused && unreadBytes < UNREAD_LOW) {
+            paused = false
+            ws.resume()
+          }
           yield message
         } else if (end) {
           if (end.clean) return

@@ -3,13 +3,21 @@ import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 
 export const Digest = Type.String({ pattern: '^sha256:[0-9a-f]{64}$' })
 export const ImageName = Type.String({
-  pattern: '^[a-z0-9]([a-z0-9._/:-]*[a-z0-9])?$', maxLength: 255, description: 'As an OCI reference, without a host: name[:tag]' })
+  pattern: '^[a-z0-9]([a-z0-9._/:-]*[a-z0-9])?$',
+  maxLength: 255,
+  description: 'As an OCI reference, without a host: name[:tag]',
+})
 export const ImageRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 255 }) })
 
 /** How an image wants to be run, in OCI's terms. */
 export const ImageConfig = Type.Object({
-  entrypoint: Type.Array(Type.String()), cmd: Type.Array(Type.String()), env: Type.Array(Type.String()),
-  user: Type.String(), working_dir: Type.String(), stop_signal: Type.String(), exposed_ports: Type.Array(Type.String()),
+  entrypoint: Type.Array(Type.String()),
+  cmd: Type.Array(Type.String()),
+  env: Type.Array(Type.String()),
+  user: Type.String(),
+  working_dir: Type.String(),
+  stop_signal: Type.String(),
+  exposed_ports: Type.Array(Type.String()),
 })
 export type ImageConfig = Static<typeof ImageConfig>
 
@@ -38,16 +46,44 @@ export type ImageImportQuery = Static<typeof ImageImportQuery>
 
 export const imageOperations = {
   'image.import': operation({
-    method: 'POST', path: '/api/v1/images/import', detail: { tags, summary: 'Make an image from a tar stream',
-      description: 'A root file system (docker export, debootstrap) or an archive of docker save; gzip, xz and zstd are seen through.' },
-    query: ImageImportQuery, response: { 201: Image }, scope: 'admin', stream: 'upload',
-    faults: ['archive_invalid', 'archive_too_large', 'request_invalid', 'disk_exhausted', 'pack_failed'] }),
+    method: 'POST',
+    path: '/api/v1/images/import',
+    detail: {
+      tags,
+      summary: 'Make an image from a tar stream',
+      description:
+        'A root file system (docker export, debootstrap) or an archive of docker save; gzip, xz and zstd are seen through.',
+    },
+    query: ImageImportQuery,
+    response: { 201: Image },
+    scope: 'admin',
+    stream: 'upload',
+    faults: ['archive_invalid', 'archive_too_large', 'request_invalid', 'disk_exhausted', 'pack_failed'],
+  }),
   'image.list': operation({
-    method: 'GET', path: '/api/v1/images', detail: { tags, summary: 'List images' }, response: { 200: Type.Array(Image) }, faults: [], scope: 'read' }),
+    method: 'GET',
+    path: '/api/v1/images',
+    detail: { tags, summary: 'List images' },
+    response: { 200: Type.Array(Image) },
+    faults: [],
+    scope: 'read',
+  }),
   'image.get': operation({
-    method: 'GET', path: '/api/v1/images/:name', detail: { tags, summary: 'Show one image' }, params: ImageRef,
-    response: { 200: Image }, faults: ['image_not_found', 'image_ambiguous'], scope: 'read' }),
+    method: 'GET',
+    path: '/api/v1/images/:name',
+    detail: { tags, summary: 'Show one image' },
+    params: ImageRef,
+    response: { 200: Image },
+    faults: ['image_not_found', 'image_ambiguous'],
+    scope: 'read',
+  }),
   'image.delete': operation({
-    method: 'DELETE', path: '/api/v1/images/:name', detail: { tags, summary: 'Delete a name, and the image with its last name' },
-    params: ImageRef, response: { 204: Nothing }, faults: ['image_not_found', 'image_ambiguous', 'image_in_use'], scope: 'admin' }),
+    method: 'DELETE',
+    path: '/api/v1/images/:name',
+    detail: { tags, summary: 'Delete a name, and the image with its last name' },
+    params: ImageRef,
+    response: { 204: Nothing },
+    faults: ['image_not_found', 'image_ambiguous', 'image_in_use'],
+    scope: 'admin',
+  }),
 } as const

@@ -18,16 +18,44 @@ export type Kernel = Static<typeof Kernel>
 const tags = ['kernel'] as const
 export const kernelOperations = {
   'kernel.import': operation({
-    method: 'POST', path: '/api/v1/kernels/import', detail: { tags, summary: 'Take a guest kernel',
-      description: 'A Debian package, or a tar of vmlinuz or vmlinux and lib/modules/VERSION.' },
+    method: 'POST',
+    path: '/api/v1/kernels/import',
+    detail: {
+      tags,
+      summary: 'Take a guest kernel',
+      description: 'A Debian package, or a tar of vmlinuz or vmlinux and lib/modules/VERSION.',
+    },
     query: Type.Object({
       name: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._+-]*$', maxLength: 128 })),
-      default: Type.Optional(Type.Boolean({ default: false })) }),
-    response: { 201: Kernel }, scope: 'admin', stream: 'upload',
-    faults: ['archive_invalid', 'archive_too_large', 'kernel_module_missing', 'kernel_missing', 'disk_exhausted', 'pack_failed'] }),
+      default: Type.Optional(Type.Boolean({ default: false })),
+    }),
+    response: { 201: Kernel },
+    scope: 'admin',
+    stream: 'upload',
+    faults: [
+      'archive_invalid',
+      'archive_too_large',
+      'kernel_module_missing',
+      'kernel_missing',
+      'disk_exhausted',
+      'pack_failed',
+    ],
+  }),
   'kernel.list': operation({
-    method: 'GET', path: '/api/v1/kernels', detail: { tags, summary: 'List kernels' }, response: { 200: Type.Array(Kernel) }, faults: [], scope: 'read' }),
+    method: 'GET',
+    path: '/api/v1/kernels',
+    detail: { tags, summary: 'List kernels' },
+    response: { 200: Type.Array(Kernel) },
+    faults: [],
+    scope: 'read',
+  }),
   'kernel.delete': operation({
-    method: 'DELETE', path: '/api/v1/kernels/:name', detail: { tags, summary: 'Delete a kernel that no vm uses' },
-    params: KernelRef, response: { 204: Nothing }, faults: ['kernel_not_found', 'kernel_in_use'], scope: 'admin' }),
+    method: 'DELETE',
+    path: '/api/v1/kernels/:name',
+    detail: { tags, summary: 'Delete a kernel that no vm uses' },
+    params: KernelRef,
+    response: { 204: Nothing },
+    faults: ['kernel_not_found', 'kernel_in_use'],
+    scope: 'admin',
+  }),
 } as const

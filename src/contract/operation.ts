@@ -25,17 +25,24 @@ export const operation = <const T extends Operation>(it: T): T => it
 
 /** A string that is one of these words. */
 export const oneOf = <const T extends readonly string[]>(...words: T) =>
-  Type.Union(words.map((word) => Type.Literal(word))) as unknown as TUnion<{ [K in keyof T]: TLiteral<T[K]> } & TSchema[]>
+  Type.Union(words.map((word) => Type.Literal(word))) as unknown as TUnion<
+    { [K in keyof T]: TLiteral<T[K]> } & TSchema[]
+  >
 
 export const Timestamp = Type.String({ format: 'date-time', description: 'RFC 3339, UTC, milliseconds' })
 export const Nothing = Type.Null()
 
 /** What every failed request answers: RFC 9457, with Volant's `error`, a stable `code` and a `hint`. */
-export const Problem = Type.Object({
-  type: Type.String(), title: Type.String(), status: Type.Integer(),
-  error: Type.String({ description: 'The same sentence as `title`, where a Volant client looks for it' }),
-  code: Type.String({ description: 'Stable, for programs' }),
-  hint: Type.Optional(Type.String({ description: 'What to do about it' })),
-  request_id: Type.Optional(Type.String()),
-  errors: Type.Optional(Type.Array(Type.Object({ path: Type.String(), message: Type.String() }))),
-}, { additionalProperties: true })
+export const Problem = Type.Object(
+  {
+    type: Type.String(),
+    title: Type.String(),
+    status: Type.Integer(),
+    error: Type.String({ description: 'The same sentence as `title`, where a Volant client looks for it' }),
+    code: Type.String({ description: 'Stable, for programs' }),
+    hint: Type.Optional(Type.String({ description: 'What to do about it' })),
+    request_id: Type.Optional(Type.String()),
+    errors: Type.Optional(Type.Array(Type.Object({ path: Type.String(), message: Type.String() }))),
+  },
+  { additionalProperties: true },
+)

@@ -10,16 +10,29 @@ export const operations = { ...vmOperations, ...imageOperations, ...kernelOperat
 export type OperationId = keyof typeof operations
 
 /** Codes that any request can be answered with. */
-export const COMMON_FAULTS = ['request_invalid', 'route_not_found', 'token_missing', 'token_invalid', 'token_scope', 'host_refused',
-  'origin_refused', 'internal', 'shutting_down'] as const
+export const COMMON_FAULTS = [
+  'request_invalid',
+  'route_not_found',
+  'token_missing',
+  'token_invalid',
+  'token_scope',
+  'host_refused',
+  'origin_refused',
+  'internal',
+  'shutting_down',
+] as const
 
 type Of<S> = S extends TSchema ? Static<S> : never
 type Part<O, K extends string> = O extends Readonly<Record<K, infer S>> ? Of<S> : undefined
 type PartsOf<O> = Extract<'params' | 'query' | 'body', keyof O>
 /** What a caller gives an operation: only the parts that it has, and those that can be empty may be left out. */
 export type Input<Id extends OperationId> = (typeof operations)[Id] extends infer O
-  ? { readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? never : K]: Part<O, K> }
-    & { readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? K : never]?: Part<O, K> } : never
+  ? { readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? never : K]: Part<O, K> } & {
+      readonly [K in PartsOf<O> as Record<never, never> extends Part<O, K> ? K : never]?: Part<O, K>
+    }
+  : never
 /** The JSON of the successful answer. */
-export type Output<Id extends OperationId> = (typeof operations)[Id]['response'] extends infer R ? Of<R[keyof R]> : never
+export type Output<Id extends OperationId> = (typeof operations)[Id]['response'] extends infer R
+  ? Of<R[keyof R]>
+  : never
 export type { Operation }

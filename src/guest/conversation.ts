@@ -4,7 +4,19 @@ import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
-import { AGENT_PORT, decodeJson, encode, encodeEmpty, encodeOpen, FRAME, FrameError, FrameReader, JSON_MAX, type Frame, type Kind } from './frames.ts'
+import {
+  AGENT_PORT,
+  decodeJson,
+  encode,
+  encodeEmpty,
+  encodeOpen,
+  FRAME,
+  FrameError,
+  FrameReader,
+  JSON_MAX,
+  type Frame,
+  type Kind,
+} from './frames.ts'
 
 /**
  * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room, and the peer
@@ -20,8 +32,13 @@ export class Conversation {
   constructor(stream: Duplex) {
     this.#stream = stream
     this.#frames = this.#read()
-    stream.on('error', (error: Error) => { this.#error ??= error })
-    const wake = () => { this.#room?.resolve(); this.#room = undefined }
+    stream.on('error', (error: Error) => {
+      this.#error ??= error
+    })
+    const wake = () => {
+      this.#room?.resolve()
+      this.#room = undefined
+    }
     stream.on('drain', wake)
     stream.on('close', wake)
   }
@@ -48,9 +65,13 @@ export class Conversation {
   }
 
   /** Ends our half; the peer's frames still come. */
-  endWriting(): void { this.#stream.end() }
+  endWriting(): void {
+    this.#stream.end()
+  }
 
-  close(): void { this.#stream.destroy() }
+  close(): void {
+    this.#stream.destroy()
+  }
 
   /**
    * The bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other (kind proxy).
@@ -61,40 +82,70 @@ export class Conversation {
     return new Duplex({
       allowHalfOpen: true,
       read() {
-        void conversation.next().then((frame) => {
-          if (frame?.type === FRAME.stdout) { this.push(Buffer.from(frame.payload)); return }
-          if (over) return
-          over = true
-          this.push(null)
-        }, (error: Error) => { this.destroy(error) })
+        void conversation.next().then(
+          (frame) => {
+            if (frame?.type === FRAME.stdout) {
+              this.push(Buffer.from(frame.payload))
+              return
+            }
+            if (over) return
+            over = true
+            this.push(null)
+          },
+          (error: Error) => {
+            this.destroy(error)
+          },
+        )
       },
-      write(chunk: Buffer, _encoding, done) { sendParts(conversation, chunk).then(() => { done() }, done) },
-      final(done) { conversation.send(encodeEmpty(FRAME.eof)).then(() => { done() }, done) },
-      destroy(error, done) { conversation.close(); done(error) },
+      write(chunk: Buffer, _encoding, done) {
+        sendParts(conversation, chunk).then(() => {
+          done()
+        }, done)
+      },
+      final(done) {
+        conversation.send(encodeEmpty(FRAME.eof)).then(() => {
+          done()
+        }, done)
+      },
+      destroy(error, done) {
+        conversation.close()
+        done(error)
+      },
     })
   }
 
-  get closed(): boolean { return this.#stream.destroyed }
+  get closed(): boolean {
+    return this.#stream.destroyed
+  }
 }
 
 const RAW_CHUNK = 65_536
 const sendParts = async (conversation: Conversation, bytes: Buffer): Promise<void> => {
-  for (let at = 0; at < bytes.byteLength; at += RAW_CHUNK) await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + RAW_CHUNK)))
+  for (let at = 0; at < bytes.byteLength; at += RAW_CHUNK)
+    await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + RAW_CHUNK)))
 }
 
 /** The agent's `error` as a fault of ours. What it says is the guest's word: shown, never trusted. */
 export const asFault = (body: Record<string, unknown>, path: string | undefined): Fault => {
-  const code = String(body['code'] ?? 'internal'), message = String(body['message'] ?? 'no reason given').slice(0, 1000)
+  const code = String(body['code'] ?? 'internal')
+  const message = String(body['message'] ?? 'no reason given').slice(0, 1000)
   switch (code) {
-    case 'not_found': return guestPathNotFound({ path: path ?? '', reason: message })
-    case 'user_not_found': return guestUserNotFound({ reason: message })
-    case 'not_ready': case 'busy': return agentUnavailable({ reason: message })
-    default: return guestRefused({ reason: message, agent_code: code })
+    case 'not_found':
+      return guestPathNotFound({ path: path ?? '', reason: message })
+    case 'user_not_found':
+      return guestUserNotFound({ reason: message })
+    case 'not_ready':
+    case 'busy':
+      return agentUnavailable({ reason: message })
+    default:
+      return guestRefused({ reason: message, agent_code: code })
   }
 }
 
 const firstFrame = (kind: Kind, body: Record<string, unknown>): Uint8Array => {
-  try { return encodeOpen(kind, body) } catch (error) {
+  try {
+    return encodeOpen(kind, body)
+  } catch (error) {
     if (error instanceof FrameError) throw requestTooLarge({ limit: JSON_MAX }, error)
     throw error
   }
@@ -105,8 +156,14 @@ const firstFrame = (kind: Kind, body: Record<string, unknown>): Uint8Array => {
  *
  * @throws `agent_unavailable` where no agent answers; `request_invalid` where the request is larger than an agent takes
  */
-export const open = async (machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal): Promise<Conversation> => {
-  const first = firstFrame(kind, body), conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
+export const open = async (
+  machine: Machine,
+  kind: Kind,
+  body: Record<string, unknown>,
+  signal: AbortSignal,
+): Promise<Conversation> => {
+  const first = firstFrame(kind, body)
+  const conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
   try {
     await conversation.send(first)
     return conversation
@@ -121,12 +178,17 @@ export const open = async (machine: Machine, kind: Kind, body: Record<string, un
  *
  * @throws the agent's own refusal as `guest_*`; `agent_unavailable` where it says anything else, or goes away. The connection is closed then
  */
-export const accepted = async (conversation: Conversation, path: string | undefined, signal: AbortSignal): Promise<Record<string, unknown>> => {
+export const accepted = async (
+  conversation: Conversation,
+  path: string | undefined,
+  signal: AbortSignal,
+): Promise<Record<string, unknown>> => {
   try {
     const frame = await orAbort(conversation.next(), signal)
     if (!frame) throw agentUnavailable({ reason: 'it closed the connection' })
     if (frame.type === FRAME.error) throw asFault(decodeJson(frame), path)
-    if (frame.type !== FRAME.ok) throw new FrameError('frame_payload_invalid', `frame 0x${frame.type.toString(16)} where an ok was expected`)
+    if (frame.type !== FRAME.ok)
+      throw new FrameError('frame_payload_invalid', `frame 0x${frame.type.toString(16)} where an ok was expected`)
     return decodeJson(frame)
   } catch (error) {
     conversation.close()
@@ -137,8 +199,14 @@ export const accepted = async (conversation: Conversation, path: string | undefi
 
 /** Opens a conversation and waits for its `ok`. */
 export const converse = async (
-  machine: Machine, kind: Kind, body: Record<string, unknown>, signal: AbortSignal,
+  machine: Machine,
+  kind: Kind,
+  body: Record<string, unknown>,
+  signal: AbortSignal,
 ): Promise<{ readonly conversation: Conversation; readonly ok: Record<string, unknown> }> => {
   const conversation = await open(machine, kind, body, signal)
-  return { conversation, ok: await accepted(conversation, typeof body['path'] === 'string' ? body['path'] : undefined, signal) }
+  return {
+    conversation,
+    ok: await accepted(conversation, typeof body['path'] === 'string' ? body['path'] : undefined, signal),
+  }
 }

@@ -1,13 +1,35 @@
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 
-export const guestPathNotFound = fault('guest_path_not_found', 'not_found', { path: Type.String(), reason: Type.String() },
-  (d) => `Cannot find "${d.path}" in the guest: ${d.reason}`)
-export const guestUserNotFound = fault('guest_user_not_found', 'invalid', { reason: Type.String() },
-  (d) => `Cannot use this user in the guest: ${d.reason}`)
-export const guestRefused = fault('guest_refused', 'conflict', { reason: Type.String(), agent_code: Type.String() },
-  (d) => `The agent in the guest refused: ${d.reason}`)
-export const requestTooLarge = fault('request_invalid', 'invalid', { limit: Type.Integer() },
-  (d) => `Cannot read the request: what the guest is told of it is larger than ${d.limit} bytes`, 'Give a long argument or environment as a file: `aerie cp` carries any size')
-export const guestSilent = fault('guest_silent', 'timeout', { seconds: Type.Number() },
-  (d) => `The guest did not say that it is ready within ${d.seconds} s`, 'Look at `aerie logs --source console`; a slow host may need a larger boot_timeout_s')
+export const guestPathNotFound = fault(
+  'guest_path_not_found',
+  'not_found',
+  { path: Type.String(), reason: Type.String() },
+  (d) => `Cannot find "${d.path}" in the guest: ${d.reason}`,
+)
+export const guestUserNotFound = fault(
+  'guest_user_not_found',
+  'invalid',
+  { reason: Type.String() },
+  (d) => `Cannot use this user in the guest: ${d.reason}`,
+)
+export const guestRefused = fault(
+  'guest_refused',
+  'conflict',
+  { reason: Type.String(), agent_code: Type.String() },
+  (d) => `The agent in the guest refused: ${d.reason}`,
+)
+export const requestTooLarge = fault(
+  'request_invalid',
+  'invalid',
+  { limit: Type.Integer() },
+  (d) => `Cannot read the request: what the guest is told of it is larger than ${d.limit} bytes`,
+  'Give a long argument or environment as a file: `aerie cp` carries any size',
+)
+export const guestSilent = fault(
+  'guest_silent',
+  'timeout',
+  { seconds: Type.Number() },
+  (d) => `The guest did not say that it is ready within ${d.seconds} s`,
+  'Look at `aerie logs --source console`; a slow host may need a larger boot_timeout_s',
+)

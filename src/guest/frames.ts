@@ -21,36 +21,77 @@ const LOG_PREFIX = 17
 const SIGNAL_MAX = 64
 
 export const FRAME = {
-  open: 0x01, ok: 0x02, error: 0x03, stdin: 0x10, stdout: 0x11, stderr: 0x12, eof: 0x13, resize: 0x14, signal: 0x15, exit: 0x16,
-  event: 0x17, ack: 0x18, request: 0x19, reply: 0x1a, window: 0x1b, log: 0x1c,
+  open: 0x01,
+  ok: 0x02,
+  error: 0x03,
+  stdin: 0x10,
+  stdout: 0x11,
+  stderr: 0x12,
+  eof: 0x13,
+  resize: 0x14,
+  signal: 0x15,
+  exit: 0x16,
+  event: 0x17,
+  ack: 0x18,
+  request: 0x19,
+  reply: 0x1a,
+  window: 0x1b,
+  log: 0x1c,
 } as const
 export type FrameType = (typeof FRAME)[keyof typeof FRAME]
 
 /** The shortest and longest payload of each type: a header alone says whether the rest is worth keeping. */
 const BOUNDS: ReadonlyMap<number, readonly [number, number]> = new Map<number, readonly [number, number]>([
-  [FRAME.open, [OPEN_PREFIX, OPEN_PREFIX + JSON_MAX]], [FRAME.ok, [1, OK_MAX]],
+  [FRAME.open, [OPEN_PREFIX, OPEN_PREFIX + JSON_MAX]],
+  [FRAME.ok, [1, OK_MAX]],
   ...[FRAME.error, FRAME.exit, FRAME.event, FRAME.request, FRAME.reply].map((type) => [type, [1, JSON_MAX]] as const),
   ...[FRAME.stdin, FRAME.stdout, FRAME.stderr].map((type) => [type, [0, PAYLOAD_MAX]] as const),
-  [FRAME.eof, [0, 0]], [FRAME.resize, [4, 4]], [FRAME.window, [4, 4]], [FRAME.signal, [1, 1]], [FRAME.ack, [8, 8]],
+  [FRAME.eof, [0, 0]],
+  [FRAME.resize, [4, 4]],
+  [FRAME.window, [4, 4]],
+  [FRAME.signal, [1, 1]],
+  [FRAME.ack, [8, 8]],
   [FRAME.log, [LOG_PREFIX, PAYLOAD_MAX]],
 ])
 
 export const KIND = {
-  session: 1, exec: 2, attach: 3, copyIn: 4, copyOut: 5, stat: 6, list: 7, logs: 8, proxy: 9, metrics: 10, identity: 11,
+  session: 1,
+  exec: 2,
+  attach: 3,
+  copyIn: 4,
+  copyOut: 5,
+  stat: 6,
+  list: 7,
+  logs: 8,
+  proxy: 9,
+  metrics: 10,
+  identity: 11,
 } as const
 export type Kind = (typeof KIND)[keyof typeof KIND]
 
 /** Bytes of stdin that may be sent before the guest has opened the window further. */
 export const STDIN_WINDOW = 262_144
 
-export interface Frame { readonly type: FrameType; readonly payload: Uint8Array }
+export interface Frame {
+  readonly type: FrameType
+  readonly payload: Uint8Array
+}
 
 /** Why a peer's bytes are no frames. It costs that peer its connection, nothing else. */
 export class FrameError extends Error {
   override name = 'FrameError'
-  readonly code: 'frame_too_long' | 'frame_type_unknown' | 'frame_payload_invalid' | 'frame_magic_invalid' | 'frame_json_invalid'
-    | 'frame_json_too_deep' | 'frame_truncated'
-  constructor(code: FrameError['code'], message: string) { super(message); this.code = code }
+  readonly code:
+    | 'frame_too_long'
+    | 'frame_type_unknown'
+    | 'frame_payload_invalid'
+    | 'frame_magic_invalid'
+    | 'frame_json_invalid'
+    | 'frame_json_too_deep'
+    | 'frame_truncated'
+  constructor(code: FrameError['code'], message: string) {
+    super(message)
+    this.code = code
+  }
 }
 
 const named = (type: number): string => `frame 0x${type.toString(16).padStart(2, '0')}`
@@ -61,8 +102,10 @@ const checkHeader = (type: number, length: number): void => {
   if (!bounds) throw new FrameError('frame_type_unknown', `${named(type)} is unknown`)
   const [min, max] = bounds
   if (length >= min && length <= max) return
-  throw new FrameError(length > max && min !== max ? 'frame_too_long' : 'frame_payload_invalid',
-    `${named(type)} of ${length} bytes: ${min === max ? min : `${min} to ${max}`} are allowed`)
+  throw new FrameError(
+    length > max && min !== max ? 'frame_too_long' : 'frame_payload_invalid',
+    `${named(type)} of ${length} bytes: ${min === max ? min : `${min} to ${max}`} are allowed`,
+  )
 }
 
 /** @throws FrameError where the other side would refuse it */
@@ -102,9 +145,18 @@ export const encodeAck = (seq: number): Buffer => {
 /** Any JSON value of a frame. @throws FrameError where its payload is none, or is nested too deep */
 export const decodeBody = ({ type, payload }: Frame): unknown => {
   let text: string
-  try { text = utf8.decode(payload) } catch { throw new FrameError('frame_json_invalid', `${named(type)} carries no UTF-8`) }
-  if (depthOf(payload) > JSON_DEPTH_MAX) throw new FrameError('frame_json_too_deep', `${named(type)} carries JSON nested deeper than ${JSON_DEPTH_MAX}`)
-  try { return JSON.parse(text) } catch { throw new FrameError('frame_json_invalid', `${named(type)} carries no JSON`) }
+  try {
+    text = utf8.decode(payload)
+  } catch {
+    throw new FrameError('frame_json_invalid', `${named(type)} carries no UTF-8`)
+  }
+  if (depthOf(payload) > JSON_DEPTH_MAX)
+    throw new FrameError('frame_json_too_deep', `${named(type)} carries JSON nested deeper than ${JSON_DEPTH_MAX}`)
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw new FrameError('frame_json_invalid', `${named(type)} carries no JSON`)
+  }
 }
 
 /** The JSON object of a frame. @throws FrameError */
@@ -114,15 +166,22 @@ export const decodeJson = (frame: Frame): Record<string, unknown> => {
   throw new FrameError('frame_payload_invalid', `${named(frame.type)} carries no JSON object`)
 }
 
-export interface Open { readonly generation: number; readonly kind: number; readonly body: Record<string, unknown> }
+export interface Open {
+  readonly generation: number
+  readonly kind: number
+  readonly body: Record<string, unknown>
+}
 
 /** The first frame of a connection. The body of another generation is not read: its answer says which ones there are. @throws FrameError */
 export const decodeOpen = (frame: Frame): Open => {
   const { payload } = frame
-  if (frame.type !== FRAME.open || payload.byteLength < OPEN_PREFIX) throw new FrameError('frame_payload_invalid', 'the first frame is no open')
-  if (Buffer.from(payload.subarray(0, 4)).toString('latin1') !== MAGIC) throw new FrameError('frame_magic_invalid', 'the first bytes are not those of this protocol')
+  if (frame.type !== FRAME.open || payload.byteLength < OPEN_PREFIX)
+    throw new FrameError('frame_payload_invalid', 'the first frame is no open')
+  if (Buffer.from(payload.subarray(0, 4)).toString('latin1') !== MAGIC)
+    throw new FrameError('frame_magic_invalid', 'the first bytes are not those of this protocol')
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength)
-  const generation = view.getUint16(4, true), kind = view.getUint8(6)
+  const generation = view.getUint16(4, true)
+  const kind = view.getUint8(6)
   if (generation !== GENERATION) return { generation, kind, body: {} }
   if (view.getUint8(7) !== 0) throw new FrameError('frame_payload_invalid', 'the reserved byte of the open is not 0')
   return { generation, kind, body: decodeJson({ type: frame.type, payload: payload.subarray(OPEN_PREFIX) }) }
@@ -133,7 +192,12 @@ export const decodeWindow = (frame: Frame): number => {
   return new DataView(frame.payload.buffer, frame.payload.byteOffset, 4).getUint32(0, true)
 }
 
-export interface LogRecord { readonly stream: 1 | 2 | 3; readonly offset: number; readonly timeMs: number; readonly bytes: Uint8Array }
+export interface LogRecord {
+  readonly stream: 1 | 2 | 3
+  readonly offset: number
+  readonly timeMs: number
+  readonly bytes: Uint8Array
+}
 
 export const decodeLog = (frame: Frame): LogRecord => {
   const { payload } = frame
@@ -142,8 +206,12 @@ export const decodeLog = (frame: Frame): LogRecord => {
     throw new FrameError('frame_payload_invalid', 'log frame is malformed')
   }
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength)
-  return { stream, offset: Number(view.getBigUint64(1, true)), timeMs: Number(view.getBigUint64(9, true) / 1_000_000n),
-    bytes: payload.subarray(LOG_PREFIX) }
+  return {
+    stream,
+    offset: Number(view.getBigUint64(1, true)),
+    timeMs: Number(view.getBigUint64(9, true) / 1_000_000n),
+    bytes: payload.subarray(LOG_PREFIX),
+  }
 }
 
 const EMPTY = Buffer.alloc(0)
@@ -185,7 +253,9 @@ export class FrameReader {
 
   #hold(part: Uint8Array, wanted: number): void {
     if (this.#held.byteLength < this.#size + part.byteLength) {
-      const grown = Buffer.allocUnsafeSlow(Math.max(this.#size + part.byteLength, Math.min(wanted, Math.max(HELD_MIN, this.#held.byteLength * 2))))
+      const grown = Buffer.allocUnsafeSlow(
+        Math.max(this.#size + part.byteLength, Math.min(wanted, Math.max(HELD_MIN, this.#held.byteLength * 2))),
+      )
       this.#held.copy(grown, 0, 0, this.#size)
       this.#held = grown
     }
@@ -208,7 +278,10 @@ const frameLength = (bytes: Buffer): number => {
 }
 
 const frameOf = (bytes: Buffer): Frame => {
-  const type = bytes[4] as FrameType, payload = bytes.subarray(HEADER), first = payload[0] ?? 0
-  if (type === FRAME.signal && (first < 1 || first > SIGNAL_MAX)) throw new FrameError('frame_payload_invalid', `signal ${first} is none`)
+  const type = bytes[4] as FrameType
+  const payload = bytes.subarray(HEADER)
+  const first = payload[0] ?? 0
+  if (type === FRAME.signal && (first < 1 || first > SIGNAL_MAX))
+    throw new FrameError('frame_payload_invalid', `signal ${first} is none`)
   return { type, payload }
 }

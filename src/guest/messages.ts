@@ -22,7 +22,14 @@ const seq = Type.Integer({ minimum: 1, maximum: EVENTS_MAX })
 export const AgentEvent = Type.Union([
   Type.Object({ seq, type: Type.Literal('ready'), boot_ms: Milliseconds }),
   Type.Object({ seq, type: Type.Literal('started'), pid: Type.Integer() }),
-  Type.Object({ seq, type: Type.Literal('exited'), code: ExitCode, signal: orNull(Signal), oom: Type.Boolean(), message: orNull(Text) }),
+  Type.Object({
+    seq,
+    type: Type.Literal('exited'),
+    code: ExitCode,
+    signal: orNull(Signal),
+    oom: Type.Boolean(),
+    message: orNull(Text),
+  }),
   Type.Object({ seq, type: Type.Literal('failed'), stage: Text, message: Text }),
   Type.Object({ seq, type: Type.Literal('button') }),
 ])
@@ -41,14 +48,21 @@ export const ANSWERS = {
 
 /** @throws FrameError where a body does not have the shape */
 export const readAs = <S extends TSchema>(schema: S, body: unknown): Static<S> => {
-  const cleaned = Value.Clean(schema, body), wrong = Value.Errors(schema, cleaned).First()
-  if (wrong) throw new FrameError('frame_payload_invalid', `the agent's ${wrong.path === '' ? 'message' : wrong.path.slice(1)} is wrong: ${wrong.message}`)
+  const cleaned = Value.Clean(schema, body)
+  const wrong = Value.Errors(schema, cleaned).First()
+  if (wrong)
+    throw new FrameError(
+      'frame_payload_invalid',
+      `the agent's ${wrong.path === '' ? 'message' : wrong.path.slice(1)} is wrong: ${wrong.message}`,
+    )
   return cleaned as Static<S>
 }
 
 /** The agent's `ok` to a question. @throws `agent_unavailable` where it does not have the shape */
 export const answerOf = <K extends keyof typeof ANSWERS>(kind: K, body: unknown): Static<(typeof ANSWERS)[K]> => {
-  try { return readAs(ANSWERS[kind], body) } catch (error) {
+  try {
+    return readAs(ANSWERS[kind], body)
+  } catch (error) {
     throw agentUnavailable({ reason: 'its answer has another shape' }, error)
   }
 }

@@ -17,12 +17,23 @@ export interface Configuration {
   readonly hostname: string
   readonly machine_id: string
   readonly root: { readonly mode: 'overlay' | 'initramfs'; readonly overlay_size_bytes: number | null }
-  readonly volumes: readonly { readonly serial: string; readonly path: string; readonly read_only: boolean; readonly fs: 'ext4' | 'erofs' }[]
+  readonly volumes: readonly {
+    readonly serial: string
+    readonly path: string
+    readonly read_only: boolean
+    readonly fs: 'ext4' | 'erofs'
+  }[]
   readonly network: { readonly mode: 'none' | 'user'; readonly mac?: string }
   readonly files: readonly { readonly path: string; readonly mode: number; readonly content_base64: string }[]
   readonly workload: null | {
-    readonly argv: readonly string[]; readonly env: Readonly<Record<string, string>>; readonly cwd: string; readonly user: string
-    readonly tty: boolean; readonly hold: boolean; readonly stop_signal: number }
+    readonly argv: readonly string[]
+    readonly env: Readonly<Record<string, string>>
+    readonly cwd: string
+    readonly user: string
+    readonly tty: boolean
+    readonly hold: boolean
+    readonly stop_signal: number
+  }
   readonly grace_ms: number
   readonly log_bytes: number
 }
@@ -74,13 +85,22 @@ export class GuestSession {
     this.#owner = owner
     this.#log = log
     this.#helloMs = helloMs
-    this.#server = createServer({ allowHalfOpen: true }, (socket) => { void this.#meet(socket) })
-    this.#server.on('error', (error) => { this.#log.warn({ path, reason: error.message }, 'cannot take a connection of a guest') })
+    this.#server = createServer({ allowHalfOpen: true }, (socket) => {
+      void this.#meet(socket)
+    })
+    this.#server.on('error', (error) => {
+      this.#log.warn({ path, reason: error.message }, 'cannot take a connection of a guest')
+    })
   }
 
   /** Listens at `path`, which only root and `jail` may use. A socket left by an earlier daemon is replaced. */
-  static async listen(path: string, jail: { uid: number; gid: number } | undefined, owner: SessionOwner, log: Log,
-    helloMs = HELLO_MS): Promise<GuestSession> {
+  static async listen(
+    path: string,
+    jail: { uid: number; gid: number } | undefined,
+    owner: SessionOwner,
+    log: Log,
+    helloMs = HELLO_MS,
+  ): Promise<GuestSession> {
     const session = new GuestSession(path, owner, log, helloMs)
     rmSync(path, { force: true })
     const listening = Promise.withResolvers<void>()
@@ -94,21 +114,33 @@ export class GuestSession {
 
   async #meet(socket: Socket): Promise<void> {
     const conversation = new Conversation(socket)
-    if (this.#closed) { conversation.close(); return }
+    if (this.#closed) {
+      conversation.close()
+      return
+    }
     const [oldest] = this.#strangers
-    if (oldest && this.#strangers.size >= STRANGERS_MAX) { this.#strangers.delete(oldest); oldest.close() }
+    if (oldest && this.#strangers.size >= STRANGERS_MAX) {
+      this.#strangers.delete(oldest)
+      oldest.close()
+    }
     this.#strangers.add(conversation)
-    const late = setTimeout(() => { conversation.close() }, this.#helloMs)
+    const late = setTimeout(() => {
+      conversation.close()
+    }, this.#helloMs)
     try {
       let welcome: boolean
-      try { welcome = await this.#welcome(conversation) } finally {
+      try {
+        welcome = await this.#welcome(conversation)
+      } finally {
         clearTimeout(late)
         this.#strangers.delete(conversation)
       }
       if (welcome) await this.#serve(conversation)
     } catch (error) {
-      this.#log.debug({ path: this.#path, reason: error instanceof Error ? error.message : String(error) },
-        this.#current === conversation ? 'the agent\'s connection broke' : 'a guest connection was dropped')
+      this.#log.debug(
+        { path: this.#path, reason: error instanceof Error ? error.message : String(error) },
+        this.#current === conversation ? "the agent's connection broke" : 'a guest connection was dropped',
+      )
     } finally {
       conversation.close()
       if (this.#current === conversation) this.#disconnect()
@@ -134,16 +166,20 @@ export class GuestSession {
       conversation.endWriting()
       return false
     }
-    if (open.generation !== GENERATION) return await refuse('generation_unknown', `generation ${open.generation} is unknown`, { supported: [GENERATION] })
+    if (open.generation !== GENERATION)
+      return await refuse('generation_unknown', `generation ${open.generation} is unknown`, { supported: [GENERATION] })
     if (open.kind !== KIND.session) return await refuse('kind_unknown', 'only a session comes from the guest')
-    const secret = open.body['secret'], known = this.#owner.secretHash()
+    const secret = open.body['secret']
+    const known = this.#owner.secretHash()
     if (typeof secret === 'string') {
-      if (known === undefined || !sameHash(hashSecret(secret), known)) return await refuse('refused', 'the secret is not this session\'s')
+      if (known === undefined || !sameHash(hashSecret(secret), known))
+        return await refuse('refused', "the secret is not this session's")
       if (this.#current) this.#disconnect() // the agent itself says that the older connection is dead
       this.#current = conversation
       await conversation.send(encodeJson(FRAME.ok, { resumed: true, acked: this.#owner.acked() }))
     } else {
-      if (this.#current !== undefined || this.#owner.acked() > 0) return await refuse('refused', 'this guest has its session')
+      if (this.#current !== undefined || this.#owner.acked() > 0)
+        return await refuse('refused', 'this guest has its session')
       this.#current = conversation
       await conversation.send(encodeJson(FRAME.ok, { resumed: false, ...this.#owner.configure() }))
     }
@@ -159,7 +195,8 @@ export class GuestSession {
         if (event.seq > this.#owner.acked()) await this.#owner.event(event)
         await conversation.send(encodeAck(event.seq))
       } else if (frame.type === FRAME.reply) {
-        const reply = decodeJson(frame), id = Number(reply['id'])
+        const reply = decodeJson(frame)
+        const id = Number(reply['id'])
         this.#requests.get(id)?.resolve(reply)
         this.#requests.delete(id)
       } else {
@@ -169,19 +206,29 @@ export class GuestSession {
   }
 
   /** @throws `agent_unavailable` where the agent is not connected in time, or refuses */
-  async request(op: string, args: Readonly<Record<string, unknown>>, signal: AbortSignal): Promise<Record<string, unknown>> {
-    const conversation = await orAbort(this.#connected.promise, signal)
-      .catch(() => { throw agentUnavailable({ reason: 'it is not connected' }) })
-    const id = this.#nextRequest++, answer = deferred<Record<string, unknown>>()
+  async request(
+    op: string,
+    args: Readonly<Record<string, unknown>>,
+    signal: AbortSignal,
+  ): Promise<Record<string, unknown>> {
+    const conversation = await orAbort(this.#connected.promise, signal).catch(() => {
+      throw agentUnavailable({ reason: 'it is not connected' })
+    })
+    const id = this.#nextRequest++
+    const answer = deferred<Record<string, unknown>>()
     this.#requests.set(id, answer)
     try {
       await conversation.send(encodeJson(FRAME.request, { id, op, ...args }))
       const reply = await orAbort(answer.promise, signal)
-      if (reply['ok'] !== true) throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`).slice(0, 1000) })
+      if (reply['ok'] !== true)
+        throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`).slice(0, 1000) })
       return reply
     } catch (error) {
       if (error instanceof Fault) throw error
-      throw agentUnavailable({ reason: signal.aborted ? `it did not answer ${op} in time` : 'its connection broke' }, error)
+      throw agentUnavailable(
+        { reason: signal.aborted ? `it did not answer ${op} in time` : 'its connection broke' },
+        error,
+      )
     } finally {
       this.#requests.delete(id)
     }

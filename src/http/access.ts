@@ -4,26 +4,62 @@ import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
 
-export const tokenMissing = fault('token_missing', 'unauthorized', {}, () => 'Cannot serve this request: it carries no token',
-  'Send `Authorization: Bearer …`; `aerie token create NAME` makes one')
-export const tokenInvalid = fault('token_invalid', 'unauthorized', {}, () => 'Cannot serve this request: its token is unknown, revoked or expired')
-export const tokenScope = fault('token_scope', 'forbidden', { has: Type.String(), needs: Type.String() },
-  (d) => `Cannot serve this request: it needs scope "${d.needs}", and the token has "${d.has}"`)
-export const hostRefused = fault('host_refused', 'forbidden', { host: Type.String() },
-  (d) => `Cannot serve this request: host "${d.host}" is not this daemon's`, 'Use the address that the daemon listens on')
-export const originRefused = fault('origin_refused', 'forbidden', { origin: Type.String() },
-  (d) => `Cannot serve this request: it comes from a page of "${d.origin}"`)
+export const tokenMissing = fault(
+  'token_missing',
+  'unauthorized',
+  {},
+  () => 'Cannot serve this request: it carries no token',
+  'Send `Authorization: Bearer …`; `aerie token create NAME` makes one',
+)
+export const tokenInvalid = fault(
+  'token_invalid',
+  'unauthorized',
+  {},
+  () => 'Cannot serve this request: its token is unknown, revoked or expired',
+)
+export const tokenScope = fault(
+  'token_scope',
+  'forbidden',
+  { has: Type.String(), needs: Type.String() },
+  (d) => `Cannot serve this request: it needs scope "${d.needs}", and the token has "${d.has}"`,
+)
+export const hostRefused = fault(
+  'host_refused',
+  'forbidden',
+  { host: Type.String() },
+  (d) => `Cannot serve this request: host "${d.host}" is not this daemon's`,
+  'Use the address that the daemon listens on',
+)
+export const originRefused = fault(
+  'origin_refused',
+  'forbidden',
+  { origin: Type.String() },
+  (d) => `Cannot serve this request: it comes from a page of "${d.origin}"`,
+)
 
 const RANK = { read: 0, exec: 1, admin: 2 } as const satisfies Record<Scope, number>
 
-interface Route { readonly method: string; readonly pattern: RegExp; readonly operation: Operation; readonly id: string }
+interface Route {
+  readonly method: string
+  readonly pattern: RegExp
+  readonly operation: Operation
+  readonly id: string
+}
 
-const ROUTES: readonly Route[] = Object.entries(operations as Readonly<Record<string, Operation>>).map(([id, operation]) => ({
-  id, operation, method: id === 'vm.proxy' ? '*' : operation.method,
-  pattern: new RegExp(`^${operation.path.replaceAll('.', '\\.').replaceAll(/:\w+/g, '[^/]+').replace(/\*$/, '.*')}$`) }))
+const ROUTES: readonly Route[] = Object.entries(operations as Readonly<Record<string, Operation>>).map(
+  ([id, operation]) => ({
+    id,
+    operation,
+    method: id === 'vm.proxy' ? '*' : operation.method,
+    pattern: new RegExp(`^${operation.path.replaceAll('.', '\\.').replaceAll(/:\w+/g, '[^/]+').replace(/\*$/, '.*')}$`),
+  }),
+)
 
 /** The operation that a request is for, if it is for one. */
-export const operationOf = (method: string, path: string): { readonly id: string; readonly operation: Operation } | undefined =>
+export const operationOf = (
+  method: string,
+  path: string,
+): { readonly id: string; readonly operation: Operation } | undefined =>
   ROUTES.find((route) => (route.method === '*' || route.method === method) && route.pattern.test(path))
 
 /** Who may ask: on the Unix socket its file mode says so, on TCP a token does. */
@@ -48,7 +84,10 @@ export const check = (listener: Listener, request: Request, operation: Operation
   if (origin !== null && origin !== `http://${host}` && origin !== `https://${host}`) throw originRefused({ origin })
   if (operation?.path === '/healthz') return
   // Never from the query string: it ends in logs, histories and referrers.
-  const bearer = /^Bearer +(\S+)$/i.exec(request.headers.get('authorization') ?? '')?.[1] ?? request.headers.get('x-volant-api-key') ?? undefined
+  const bearer =
+    /^Bearer +(\S+)$/i.exec(request.headers.get('authorization') ?? '')?.[1] ??
+    request.headers.get('x-volant-api-key') ??
+    undefined
   if (bearer === undefined) throw tokenMissing({})
   const scope = tokens.scopeOf(bearer)
   if (scope === undefined) throw tokenInvalid({})

@@ -7,9 +7,20 @@ import { depthOf } from '../lib/json.ts'
 const BODY_MAX = 2 * 1_048_576
 const DEPTH_MAX = 64
 
-const bodyTooLarge = fault('request_invalid', 'invalid', { limit: Type.Integer() }, (d) => `Cannot read the request: its body is larger than ${d.limit} bytes`)
+const bodyTooLarge = fault(
+  'request_invalid',
+  'invalid',
+  { limit: Type.Integer() },
+  (d) => `Cannot read the request: its body is larger than ${d.limit} bytes`,
+)
 const invalid = (reason: string, cause?: unknown): Fault =>
-  new Fault('request_invalid', 'invalid', `Cannot read the request: ${reason}`, {}, { hint: 'The schema stands under /openapi', cause })
+  new Fault(
+    'request_invalid',
+    'invalid',
+    `Cannot read the request: ${reason}`,
+    {},
+    { hint: 'The schema stands under /openapi', cause },
+  )
 
 /**
  * A request whose body is no stream, with at most `BODY_MAX` of it read and looked at as JSON. The router takes an empty list, null and
@@ -34,16 +45,27 @@ export const readBody = async (request: Request, operation: Operation): Promise<
   const headers = new Headers(request.headers)
   headers.delete('transfer-encoding')
   if (size > 0 && !headers.has('content-type')) headers.set('content-type', 'application/json')
-  return new Request(request.url, { method: request.method, headers, signal: request.signal, ...(size > 0 ? { body } : {}) })
+  return new Request(request.url, {
+    method: request.method,
+    headers,
+    signal: request.signal,
+    ...(size > 0 ? { body } : {}),
+  })
 }
 
 const expectObject = (body: Buffer): void => {
   if (body.byteLength === 0) throw invalid('it has no body')
   if (depthOf(body) > DEPTH_MAX) throw invalid(`its JSON is nested deeper than ${DEPTH_MAX}`)
-  let value: unknown, proto = false
+  let value: unknown
+  let proto = false
   try {
-    value = JSON.parse(body.toString('utf8'), (key, at: unknown) => { proto ||= key === '__proto__'; return at })
-  } catch (error) { throw invalid('its body is no JSON', error) }
+    value = JSON.parse(body.toString('utf8'), (key, at: unknown) => {
+      proto ||= key === '__proto__'
+      return at
+    })
+  } catch (error) {
+    throw invalid('its body is no JSON', error)
+  }
   if (proto) throw invalid('__proto__ is no name of a field')
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('its body is no JSON object')
 }

@@ -5,7 +5,18 @@ import { hook, json, noContent } from './answer.ts'
 
 export const kernelRoutes = (host: Host) =>
   new Elysia({ name: 'http/kernel', normalize: false, strictPath: true })
-    .post(op['kernel.import'].path, async ({ query, request }) =>
-      json(await host.kernels.import(query, request.body ?? new Blob([]).stream(), request.signal), 201), hook(op['kernel.import'], 'none'))
+    .post(
+      op['kernel.import'].path,
+      async ({ query, request }) =>
+        json(await host.kernels.import(query, request.body ?? new Blob([]).stream(), request.signal), 201),
+      hook(op['kernel.import'], 'none'),
+    )
     .get(op['kernel.list'].path, () => json(host.kernels.list()))
-    .delete(op['kernel.delete'].path, ({ params }) => { host.kernels.delete(params.name); return noContent() }, hook(op['kernel.delete']))
+    .delete(
+      op['kernel.delete'].path,
+      ({ params }) => {
+        host.kernels.delete(params.name)
+        return noContent()
+      },
+      hook(op['kernel.delete']),
+    )

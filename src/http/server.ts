@@ -20,16 +20,36 @@ import { behave, type SocketData } from './sockets.ts'
 import { systemRoutes } from './system.ts'
 import { vmRoutes } from './vm.ts'
 
-export const shuttingDown = fault('shutting_down', 'unavailable', {}, () => 'Cannot serve this request: the daemon is going down')
-const listenRefused = fault('listen_refused', 'invalid', { address: Type.String() },
-  (d) => `Cannot listen on "${d.address}": it is not the loopback, and this daemon has no TLS`, 'Put a proxy with TLS in front, or say --listen-insecure')
-const addressTaken = fault('address_taken', 'conflict', { address: Type.String() }, (d) => `Cannot listen on "${d.address}": somebody does already`)
+export const shuttingDown = fault(
+  'shutting_down',
+  'unavailable',
+  {},
+  () => 'Cannot serve this request: the daemon is going down',
+)
+const listenRefused = fault(
+  'listen_refused',
+  'invalid',
+  { address: Type.String() },
+  (d) => `Cannot listen on "${d.address}": it is not the loopback, and this daemon has no TLS`,
+  'Put a proxy with TLS in front, or say --listen-insecure',
+)
+const addressTaken = fault(
+  'address_taken',
+  'conflict',
+  { address: Type.String() },
+  (d) => `Cannot listen on "${d.address}": somebody does already`,
+)
 
 /** The API, as requests to answers; a test needs no socket. */
 export const api = (host: Host, tokens: Tokens) =>
   new Elysia({ name: 'http/server', normalize: false, strictPath: true, handler: { standardHostname: false } })
-    .onError(({ error, code, request }) => problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log))
-    .use(vmRoutes(host)).use(imageRoutes(host)).use(kernelRoutes(host)).use(systemRoutes(host, tokens))
+    .onError(({ error, code, request }) =>
+      problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log),
+    )
+    .use(vmRoutes(host))
+    .use(imageRoutes(host))
+    .use(kernelRoutes(host))
+    .use(systemRoutes(host, tokens))
 
 export interface ApiServer {
   readonly addresses: readonly string[]
@@ -44,70 +64,111 @@ const LOOPBACK = new Set(['127.0.0.1', 'localhost', '[::1]', '::1'])
 /** Serves the API on the Unix socket and, where the configuration says so, on TCP. */
 export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean): Promise<ApiServer> => {
   const app = api(host, tokens)
-  let active = 0, lastActive = Date.now()
-  const enter = () => { active++; lastActive = Date.now() }
-  const leave = () => { active--; lastActive = Date.now() }
-
-  const handler = (listener: Listener) => async (request: Request, server: Server<SocketData>): Promise<Response | undefined> => {
-    const given = request.headers.get('x-request-id')
-    const id = given !== null && /^[A-Za-z0-9._-]{1,64}$/.test(given) ? given : randomUUID()
-    enter()
-    let streaming = false
-    try {
-      if (gone()) throw shuttingDown({})
-      const { pathname } = new URL(request.url), found = operationOf(request.method, pathname)
-      check(listener, request, found?.operation, tokens)
-      // A path that is no operation's goes nowhere: what the router made of it would be served under the scope of nothing.
-      if (!found && !(request.method === 'GET' && pathname === '/openapi')) throw routeNotFound({})
-      if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
-      const bounded = found ? await readBody(request, found.operation) : request
-      if (given !== id) bounded.headers.set('x-request-id', id)
-      const answer = await app.fetch(bounded)
-      answer.headers.set('x-request-id', id)
-      if (answer.body !== null && found?.operation.stream !== undefined) {
-        streaming = true
-        request.signal.addEventListener('abort', leave, { once: true })
-        return counted(answer, () => { request.signal.removeEventListener('abort', leave); leave() })
-      }
-      return answer
-    } catch (error) {
-      return problem(asFault(error), id, host.log)
-    } finally {
-      if (!streaming) leave()
-    }
+  let active = 0
+  let lastActive = Date.now()
+  const enter = () => {
+    active++
+    lastActive = Date.now()
+  }
+  const leave = () => {
+    active--
+    lastActive = Date.now()
   }
 
+  const handler =
+    (listener: Listener) =>
+    async (request: Request, server: Server<SocketData>): Promise<Response | undefined> => {
+      const given = request.headers.get('x-request-id')
+      const id = given !== null && /^[A-Za-z0-9._-]{1,64}$/.test(given) ? given : randomUUID()
+      enter()
+      let streaming = false
+      try {
+        if (gone()) throw shuttingDown({})
+        const { pathname } = new URL(request.url)
+        const found = operationOf(request.method, pathname)
+        check(listener, request, found?.operation, tokens)
+        // A path that is no operation's goes nowhere: what the router made of it would be served under the scope of nothing.
+        if (!found && !(request.method === 'GET' && pathname === '/openapi')) throw routeNotFound({})
+        if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
+        const bounded = found ? await readBody(request, found.operation) : request
+        if (given !== id) bounded.headers.set('x-request-id', id)
+        const answer = await app.fetch(bounded)
+        answer.headers.set('x-request-id', id)
+        if (answer.body !== null && found?.operation.stream !== undefined) {
+          streaming = true
+          request.signal.addEventListener('abort', leave, { once: true })
+          return counted(answer, () => {
+            request.signal.removeEventListener('abort', leave)
+            leave()
+          })
+        }
+        return answer
+      } catch (error) {
+        return problem(asFault(error), id, host.log)
+      } finally {
+        if (!streaming) leave()
+      }
+    }
+
   const websocket = {
-    idleTimeout: 0, sendPings: true, maxPayloadLength: 4 * 1_048_576, backpressureLimit: 64 * 1_048_576, closeOnBackpressureLimit: true, perMessageDeflate: false,
-    open: (ws: ServerWebSocket<SocketData>) => { enter(); ws.data.behavior = behave(host, ws) },
-    message: (ws: ServerWebSocket<SocketData>, message: string | Buffer) => { ws.data.behavior?.message(message) },
-    drain: (ws: ServerWebSocket<SocketData>) => { ws.data.behavior?.drained() },
-    close: (ws: ServerWebSocket<SocketData>) => { leave(); ws.data.behavior?.close() },
+    idleTimeout: 0,
+    sendPings: true,
+    maxPayloadLength: 4 * 1_048_576,
+    backpressureLimit: 64 * 1_048_576,
+    closeOnBackpressureLimit: true,
+    perMessageDeflate: false,
+    open: (ws: ServerWebSocket<SocketData>) => {
+      enter()
+      ws.data.behavior = behave(host, ws)
+    },
+    message: (ws: ServerWebSocket<SocketData>, message: string | Buffer) => {
+      ws.data.behavior?.message(message)
+    },
+    drain: (ws: ServerWebSocket<SocketData>) => {
+      ws.data.behavior?.drained()
+    },
+    close: (ws: ServerWebSocket<SocketData>) => {
+      leave()
+      ws.data.behavior?.close()
+    },
   }
   // A create, a wait, a stream: each has its own deadline. `server.timeout(request, 0)` is not heard for a request without a body (Bun 1.4).
   const common = { websocket, idleTimeout: 0, maxRequestBodySize: Number.MAX_SAFE_INTEGER }
 
-  const servers: Server<SocketData>[] = [], addresses: string[] = []
+  const servers: Server<SocketData>[] = []
+  const addresses: string[] = []
   const { socket, listen } = host.config
   await freeSocket(socket)
-  servers.push(Bun.serve({ ...common, unix: socket, fetch: handler({ kind: 'unix', hosts: new Set() }) } as Bun.Serve.Options<SocketData>))
+  servers.push(
+    Bun.serve({
+      ...common,
+      unix: socket,
+      fetch: handler({ kind: 'unix', hosts: new Set() }),
+    } as Bun.Serve.Options<SocketData>),
+  )
   chmodSync(socket, 0o660)
   const gid = host.config.mode === 'system' ? groupId(host.config.socket_group) : undefined
   if (gid !== undefined) chownSync(socket, 0, gid)
   addresses.push(`unix://${socket}`)
 
   if (listen !== '') {
-    const at = listen.lastIndexOf(':'), hostname = listen.slice(0, at).replace(/^\[|\]$/g, ''), port = Number(listen.slice(at + 1))
+    const at = listen.lastIndexOf(':')
+    const hostname = listen.slice(0, at).replace(/^\[|\]$/g, '')
+    const port = Number(listen.slice(at + 1))
     if (!LOOPBACK.has(hostname) && !host.config.listen_insecure) throw listenRefused({ address: listen })
     const hosts = new Set([...LOOPBACK, hostname])
     try {
       const server = Bun.serve<SocketData>({ ...common, hostname, port, fetch: handler({ kind: 'tcp', hosts }) })
       servers.push(server)
       addresses.push(`http://${hostname}:${server.port}`)
-    } catch (error) { throw addressTaken({ address: listen }, error) }
+    } catch (error) {
+      throw addressTaken({ address: listen }, error)
+    }
   }
   return {
-    addresses, lastActive: () => lastActive, open: () => active,
+    addresses,
+    lastActive: () => lastActive,
+    open: () => active,
     stop: async () => {
       await Promise.all(servers.map((server) => server.stop(true)))
       rmSync(socket, { force: true })
@@ -115,30 +176,58 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
   }
 }
 
-const upgrade = (host: Host, request: Request, server: Server<SocketData>, id: string, requestId: string): Response | undefined => {
+const upgrade = (
+  host: Host,
+  request: Request,
+  server: Server<SocketData>,
+  id: string,
+  requestId: string,
+): Response | undefined => {
   if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket') {
-    throw new Fault('request_invalid', 'invalid', 'Cannot serve this request: it is for a WebSocket', {}, { hint: 'Send `Upgrade: websocket`' })
+    throw new Fault(
+      'request_invalid',
+      'invalid',
+      'Cannot serve this request: it is for a WebSocket',
+      {},
+      { hint: 'Send `Upgrade: websocket`' },
+    )
   }
-  const url = new URL(request.url), name = nameIn(url)
+  const url = new URL(request.url)
+  const name = nameIn(url)
   find(host.store, name) // a vm that is not there is a 404, not a socket that closes
-  const data: SocketData = id === 'vm.forward' ? { kind: 'forward', name, ...forwardOf(url) }
-    : { kind: id === 'vm.exec.stream' ? 'exec' : id === 'vm.attach' ? 'attach' : 'console', name }
-  if (!server.upgrade(request, { data, headers: { 'x-request-id': requestId } })) throw new Fault('request_invalid', 'invalid', 'Cannot upgrade this request to a WebSocket')
+  const data: SocketData =
+    id === 'vm.forward'
+      ? { kind: 'forward', name, ...forwardOf(url) }
+      : { kind: id === 'vm.exec.stream' ? 'exec' : id === 'vm.attach' ? 'attach' : 'console', name }
+  if (!server.upgrade(request, { data, headers: { 'x-request-id': requestId } }))
+    throw new Fault('request_invalid', 'invalid', 'Cannot upgrade this request to a WebSocket')
   return undefined
 }
 
 const nameIn = (url: URL): string => {
-  try { return decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '') } catch (error) {
-    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: the name in its path is no UTF-8', {}, { cause: error })
+  try {
+    return decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '')
+  } catch (error) {
+    throw new Fault(
+      'request_invalid',
+      'invalid',
+      'Cannot read the request: the name in its path is no UTF-8',
+      {},
+      { cause: error },
+    )
   }
 }
 
 /** An upgrade is not the router's: its query is checked here. */
 const forwardOf = (url: URL): { readonly port: number | undefined; readonly unix: string | undefined } => {
-  const schema = vmOperations['vm.forward'].query, query = queryOf(schema, url), wrong = Value.Errors(schema, query).First()
-  if (wrong) throw new Fault('request_invalid', 'invalid', `Cannot read the request: ${wrong.path.slice(1)}: ${wrong.message}`)
+  const schema = vmOperations['vm.forward'].query
+  const query = queryOf(schema, url)
+  const wrong = Value.Errors(schema, query).First()
+  if (wrong)
+    throw new Fault('request_invalid', 'invalid', `Cannot read the request: ${wrong.path.slice(1)}: ${wrong.message}`)
   const { port, unix } = query as Static<typeof schema>
-  if (port === undefined && unix === undefined) throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
+  if (port === undefined && unix === undefined)
+    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
   return { port, unix }
 }
 
@@ -146,15 +235,29 @@ const forwardOf = (url: URL): { readonly port: number | undefined; readonly unix
 const counted = (answer: Response, ended: () => void): Response => {
   const reader = (answer.body as ReadableStream<Uint8Array>).getReader()
   let over = false
-  const once = () => { if (!over) { over = true; ended() } }
+  const once = () => {
+    if (!over) {
+      over = true
+      ended()
+    }
+  }
   const body = new ReadableStream<Uint8Array>({
     pull: async (controller) => {
       try {
         const { done, value } = await reader.read()
-        if (done) { once(); controller.close() } else controller.enqueue(value)
-      } catch (error) { once(); controller.error(error) }
+        if (done) {
+          once()
+          controller.close()
+        } else controller.enqueue(value)
+      } catch (error) {
+        once()
+        controller.error(error)
+      }
     },
-    cancel: async (reason) => { once(); await reader.cancel(reason) },
+    cancel: async (reason) => {
+      once()
+      await reader.cancel(reason)
+    },
   })
   return new Response(body, { status: answer.status, headers: answer.headers })
 }
@@ -163,13 +266,23 @@ const counted = (answer: Response, ended: () => void): Response => {
 const freeSocket = (path: string): Promise<void> =>
   new Promise((resolve, reject) => {
     const probe = connect(path)
-    probe.once('connect', () => { probe.destroy(); reject(addressTaken({ address: path })) })
-    probe.once('error', () => { rmSync(path, { force: true }); resolve() })
+    probe.once('connect', () => {
+      probe.destroy()
+      reject(addressTaken({ address: path }))
+    })
+    probe.once('error', () => {
+      rmSync(path, { force: true })
+      resolve()
+    })
   })
 
 const groupId = (name: string): number | undefined => {
   try {
-    const line = readFileSync('/etc/group', 'utf8').split('\n').find((entry) => entry.startsWith(`${name}:`))
+    const line = readFileSync('/etc/group', 'utf8')
+      .split('\n')
+      .find((entry) => entry.startsWith(`${name}:`))
     return line === undefined ? undefined : Number(line.split(':')[2])
-  } catch { return undefined }
+  } catch {
+    return undefined
+  }
 }

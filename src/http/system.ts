@@ -12,8 +12,20 @@ const ok = () => json({ status: 'ok' })
 
 export const systemRoutes = (host: Host, tokens: Tokens) => {
   const document = JSON.stringify(openapi(host.version))
-  const events = (only: 'vms' | 'all') => ({ query, request }: { query: { after?: number; follow?: boolean; type?: string; name?: string }; request: Request }) =>
-    sse(follow(host, only, query, request.headers.get('last-event-id'), request.signal), request.signal, (event) => ({ id: event.seq, event: event.type, data: event }))
+  const events =
+    (only: 'vms' | 'all') =>
+    ({
+      query,
+      request,
+    }: {
+      query: { after?: number; follow?: boolean; type?: string; name?: string }
+      request: Request
+    }) =>
+      sse(follow(host, only, query, request.headers.get('last-event-id'), request.signal), request.signal, (event) => ({
+        id: event.seq,
+        event: event.type,
+        data: event,
+      }))
   return new Elysia({ name: 'http/system', normalize: false, strictPath: true })
     .get(op['system.health'].path, ok)
     .get(op['system.status'].path, ok)
@@ -25,5 +37,12 @@ export const systemRoutes = (host: Host, tokens: Tokens) => {
     .get(op['events.vms'].path, events('vms'), hook(op['events.vms']))
     .post(op['token.create'].path, ({ body }) => json(tokens.create(body), 201), hook(op['token.create']))
     .get(op['token.list'].path, () => json(tokens.list()))
-    .delete(op['token.delete'].path, ({ params }) => { tokens.delete(params.name); return noContent() }, hook(op['token.delete']))
+    .delete(
+      op['token.delete'].path,
+      ({ params }) => {
+        tokens.delete(params.name)
+        return noContent()
+      },
+      hook(op['token.delete']),
+    )
 }

@@ -4,10 +4,15 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 export const lastBytes = (path: string, count: number, from = 0): string => {
   const fd = openSync(path, 'r')
   try {
-    const { size } = fstatSync(fd), start = Math.max(size - count, from <= size ? from : 0, 0), bytes = Buffer.alloc(size - start)
+    const { size } = fstatSync(fd)
+    const start = Math.max(size - count, from <= size ? from : 0, 0)
+    const bytes = Buffer.alloc(size - start)
     return bytes.toString('utf8', 0, readSync(fd, bytes, 0, bytes.byteLength, start))
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }
 
 /** What Linux panicked of, by the end of its console; undefined where it says no such thing. */
-export const panicIn = (console: string): string | undefined => /Kernel panic - not syncing: ?([^\r\n]*)/.exec(console)?.[1]
+export const panicIn = (console: string): string | undefined =>
+  /Kernel panic - not syncing: ?([^\r\n]*)/.exec(console)?.[1]

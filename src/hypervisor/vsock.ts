@@ -20,29 +20,47 @@ export const connectVsock = (path: string, port: number, signal: AbortSignal): P
       socket.off('error', failed)
       socket.off('end', ended)
       socket.off('close', ended)
-      if (!error) { resolve(socket); return }
+      if (!error) {
+        resolve(socket)
+        return
+      }
       socket.on('error', () => undefined)
       socket.destroy()
       reject(error)
     }
-    const abort = () => { done(signal.reason as Error) }
-    const failed = (error: Error) => { done(agentUnavailable({ reason: error.message }, error)) }
-    const ended = () => { done(agentUnavailable({ reason: `nobody listens on its vsock port ${port}` })) }
+    const abort = () => {
+      done(signal.reason as Error)
+    }
+    const failed = (error: Error) => {
+      done(agentUnavailable({ reason: error.message }, error))
+    }
+    const ended = () => {
+      done(agentUnavailable({ reason: `nobody listens on its vsock port ${port}` }))
+    }
     const read = () => {
       for (let chunk = socket.read() as Buffer | null; chunk !== null; chunk = socket.read() as Buffer | null) {
         head = Buffer.concat([head, chunk])
         const end = head.indexOf(10)
         if (end >= 0) {
-          if (!/^OK \d+$/.test(head.subarray(0, end).toString('latin1'))) { failed(new Error('its vsock answers nonsense')); return }
+          if (!/^OK \d+$/.test(head.subarray(0, end).toString('latin1'))) {
+            failed(new Error('its vsock answers nonsense'))
+            return
+          }
           const rest = head.subarray(end + 1)
           done()
           if (rest.byteLength > 0) socket.unshift(rest)
           return
         }
-        if (head.byteLength > LINE_MAX) { failed(new Error('its vsock answers nonsense')); return }
+        if (head.byteLength > LINE_MAX) {
+          failed(new Error('its vsock answers nonsense'))
+          return
+        }
       }
     }
-    if (signal.aborted) { abort(); return }
+    if (signal.aborted) {
+      abort()
+      return
+    }
     signal.addEventListener('abort', abort, { once: true })
     socket.on('readable', read)
     socket.once('error', failed)

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { closeSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { asc, eq, like, sql } from 'drizzle-orm'
-import { Type } from '@sinclair/typebox'
+import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
 import { fault, Fault } from '../lib/fault.ts'
@@ -14,47 +14,92 @@ import type { EventLog } from '../store/events.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
 import { immediate, prepared, type Store } from '../store/store.ts'
 
-export const imageNotFound = fault('image_not_found', 'not_found', { image: Type.String() },
-  (d) => `Cannot find image "${d.image}"`, '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one')
-export const imageAmbiguous = fault('image_ambiguous', 'conflict', { image: Type.String(), matches: Type.Array(Type.String()) },
-  (d) => `Cannot tell which image "${d.image}" is: it fits ${d.matches.join(', ')}`)
-export const imageInUse = fault('image_in_use', 'conflict', { image: Type.String(), vms: Type.Array(Type.String()) },
-  (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`, 'Delete those vms first')
+export const imageNotFound = fault(
+  'image_not_found',
+  'not_found',
+  { image: Type.String() },
+  (d) => `Cannot find image "${d.image}"`,
+  '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one',
+)
+export const imageAmbiguous = fault(
+  'image_ambiguous',
+  'conflict',
+  { image: Type.String(), matches: Type.Array(Type.String()) },
+  (d) => `Cannot tell which image "${d.image}" is: it fits ${d.matches.join(', ')}`,
+)
+export const imageInUse = fault(
+  'image_in_use',
+  'conflict',
+  { image: Type.String(), vms: Type.Array(Type.String()) },
+  (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`,
+  'Delete those vms first',
+)
 
 type ImageRow = typeof images.$inferSelect
-const selectByName = prepared((store) => store.select().from(imageNames).innerJoin(images, eq(images.digest, imageNames.digest))
-  .where(eq(imageNames.name, sql.placeholder('name'))).prepare())
-const selectByDigest = prepared((store) => store.select().from(images).where(eq(images.digest, sql.placeholder('digest'))).prepare())
+const selectByName = prepared((store) =>
+  store
+    .select()
+    .from(imageNames)
+    .innerJoin(images, eq(images.digest, imageNames.digest))
+    .where(eq(imageNames.name, sql.placeholder('name')))
+    .prepare(),
+)
+const selectByDigest = prepared((store) =>
+  store
+    .select()
+    .from(images)
+    .where(eq(images.digest, sql.placeholder('digest')))
+    .prepare(),
+)
 
 const view = (row: ImageRow, name: string | null): Image => ({
-  name, digest: row.digest, status: row.status, format: row.format, size_bytes: row.sizeBytes, config: row.config,
-  created_at: new Date(row.createdAt).toISOString() })
+  name,
+  digest: row.digest,
+  status: row.status,
+  format: row.format,
+  size_bytes: row.sizeBytes,
+  config: row.config,
+  created_at: new Date(row.createdAt).toISOString(),
+})
 
 /** Keys in one order, so that one configuration has one digest. */
 const canonical = (value: unknown): string =>
-  JSON.stringify(value, (_, at: unknown) => typeof at === 'object' && at !== null && !Array.isArray(at)
-    ? Object.fromEntries(Object.entries(at).sort(([a], [b]) => (a < b ? -1 : 1))) : at)
+  JSON.stringify(value, (_, at: unknown) =>
+    typeof at === 'object' && at !== null && !Array.isArray(at)
+      ? Object.fromEntries(Object.entries(at).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : at,
+  )
 
 const words = (text: string | undefined, field: string): string[] | undefined => {
   if (text === undefined) return undefined
   try {
     const list: unknown = JSON.parse(text)
     if (Array.isArray(list) && list.every((word) => typeof word === 'string')) return list
-  } catch { /* one sentence for both */ }
+  } catch {
+    /* one sentence for both */
+  }
   throw requestInvalid({ field, reason: 'it is no JSON array of strings' })
 }
 
 /** @throws `request_invalid` where one is no KEY=value */
 const pairs = (list: string[] | undefined): string[] | undefined => {
   const wrong = list?.find((pair) => !/^[^=\0]+=[^\0]*$/.test(pair))
-  if (wrong !== undefined) throw requestInvalid({ field: 'env', reason: `${JSON.stringify(wrong.slice(0, 100))} is no KEY=value` })
+  if (wrong !== undefined)
+    throw requestInvalid({ field: 'env', reason: `${JSON.stringify(wrong.slice(0, 100))} is no KEY=value` })
   return list
 }
 
 const Said = Type.Union([Type.String(), Type.Null()])
 /** What `wing pack image` answers; null is what the archive does not say. */
-const Packed = Type.Object({ format: Type.String(), config: Type.Composite([Type.Omit(ImageConfig, ['user', 'working_dir', 'stop_signal']),
-  Type.Object({ user: Said, working_dir: Said, stop_signal: Said })]), erofs_sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }), bytes: Type.Integer() })
+const Packed = Type.Object({
+  format: Type.String(),
+  config: Type.Composite([
+    Type.Omit(ImageConfig, ['user', 'working_dir', 'stop_signal']),
+    Type.Object({ user: Said, working_dir: Said, stop_signal: Said }),
+  ]),
+  erofs_sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }),
+  bytes: Type.Integer(),
+})
 
 /**
  * The images of this host: an EROFS by its digest, shared by every vm, and a configuration. An image's identity is the digest of both,
@@ -75,27 +120,53 @@ export class Images {
     ensureFolder(this.#folder, 0o711)
   }
 
-  pathOf(row: { readonly erofsDigest: string }): string { return join(this.#folder, `${row.erofsDigest}.erofs`) }
+  pathOf(row: { readonly erofsDigest: string }): string {
+    return join(this.#folder, `${row.erofsDigest}.erofs`)
+  }
 
   /** @throws `archive_*`, `request_invalid`, `disk_exhausted` */
   async import(query: ImageImportQuery, archive: ReadableStream<Uint8Array>, signal: AbortSignal): Promise<Image> {
     const asked = {
-      entrypoint: words(query.entrypoint, 'entrypoint'), cmd: words(query.cmd, 'cmd'), env: pairs(words(query.env, 'env')),
-      user: query.user, working_dir: query.workdir }
-    const temporary = join(this.#folder, `.${newId('tmp')}`), scratch = `${temporary}.scratch`
+      entrypoint: words(query.entrypoint, 'entrypoint'),
+      cmd: words(query.cmd, 'cmd'),
+      env: pairs(words(query.env, 'env')),
+      user: query.user,
+      working_dir: query.workdir,
+    }
+    const temporary = join(this.#folder, `.${newId('tmp')}`)
+    const scratch = `${temporary}.scratch`
     try {
-      const out = openSync(temporary, 'wx+', 0o644), layers = openSync(scratch, 'wx+', 0o600)
-      let packed
+      const out = openSync(temporary, 'wx+', 0o644)
+      const layers = openSync(scratch, 'wx+', 0o600)
+      let packed: Static<typeof Packed>
       try {
-        packed = Value.Parse(Packed, await wing(['pack', 'image', '--out-fd', '4', '--scratch-fd', '5'], { stdin: archive, fds: [[out, 4], [layers, 5]], signal }))
+        packed = Value.Parse(
+          Packed,
+          await wing(['pack', 'image', '--out-fd', '4', '--scratch-fd', '5'], {
+            stdin: archive,
+            fds: [
+              [out, 4],
+              [layers, 5],
+            ],
+            signal,
+          }),
+        )
         fsyncSync(out)
-      } finally { closeSync(out); closeSync(layers) }
+      } finally {
+        closeSync(out)
+        closeSync(layers)
+      }
       const own = packed.config
       const config: ImageConfig = {
-        stop_signal: own.stop_signal ?? '', env: mergeEnv(own.env, asked.env ?? []), exposed_ports: own.exposed_ports,
-        user: asked.user ?? own.user ?? '', working_dir: asked.working_dir ?? own.working_dir ?? '',
+        stop_signal: own.stop_signal ?? '',
+        env: mergeEnv(own.env, asked.env ?? []),
+        exposed_ports: own.exposed_ports,
+        user: asked.user ?? own.user ?? '',
+        working_dir: asked.working_dir ?? own.working_dir ?? '',
         // as with `docker run --entrypoint`: a new entrypoint does not get the old command
-        entrypoint: asked.entrypoint ?? own.entrypoint, cmd: asked.cmd ?? (asked.entrypoint ? [] : own.cmd) }
+        entrypoint: asked.entrypoint ?? own.entrypoint,
+        cmd: asked.cmd ?? (asked.entrypoint ? [] : own.cmd),
+      }
       renameSync(temporary, this.pathOf({ erofsDigest: packed.erofs_sha256 }))
       return this.#record(query.name, packed.format, packed.erofs_sha256, packed.bytes, config)
     } catch (error) {
@@ -116,25 +187,42 @@ export class Images {
   }
 
   #record(name: string, format: string, erofsDigest: string, sizeBytes: number, config: ImageConfig): Image {
-    const digest = `sha256:${createHash('sha256').update(canonical({ config, erofs: erofsDigest })).digest('hex')}`
+    const digest = `sha256:${createHash('sha256')
+      .update(canonical({ config, erofs: erofsDigest }))
+      .digest('hex')}`
     immediate(this.#store, (tx) => {
-      tx.insert(images).values({ digest, format, erofsDigest, sizeBytes, config, status: 'ready', createdAt: Date.now() })
-        .onConflictDoNothing().run()
-      tx.insert(imageNames).values({ name, digest }).onConflictDoUpdate({ target: imageNames.name, set: { digest } }).run()
+      tx.insert(images)
+        .values({ digest, format, erofsDigest, sizeBytes, config, status: 'ready', createdAt: Date.now() })
+        .onConflictDoNothing()
+        .run()
+      tx.insert(imageNames)
+        .values({ name, digest })
+        .onConflictDoUpdate({ target: imageNames.name, set: { digest } })
+        .run()
       this.#events.append(tx, { type: 'IMAGE_IMPORTED', name, message: digest })
     })
     return this.get(name)
   }
 
   list(): Image[] {
-    return this.#store.select().from(images).leftJoin(imageNames, eq(imageNames.digest, images.digest))
-      .orderBy(asc(imageNames.name)).all().map((row) => view(row.images, row.image_names?.name ?? null))
+    return this.#store
+      .select()
+      .from(images)
+      .leftJoin(imageNames, eq(imageNames.digest, images.digest))
+      .orderBy(asc(imageNames.name))
+      .all()
+      .map((row) => view(row.images, row.image_names?.name ?? null))
   }
 
   get(ref: string): Image {
     const row = this.resolve(ref)
-    const named = this.#store.select().from(imageNames).where(eq(imageNames.digest, row.digest)).all().map((r) => r.name)
-    return view(row, named.includes(ref) ? ref : named[0] ?? null)
+    const named = this.#store
+      .select()
+      .from(imageNames)
+      .where(eq(imageNames.digest, row.digest))
+      .all()
+      .map((r) => r.name)
+    return view(row, named.includes(ref) ? ref : (named[0] ?? null))
   }
 
   /** @throws `image_not_found`, `image_ambiguous` */
@@ -146,7 +234,12 @@ export class Images {
     }
     const hex = ref.startsWith('sha256:') ? ref.slice(7) : ref
     if (!/^[0-9a-f]{6,64}$/.test(hex)) throw imageNotFound({ image: ref })
-    const found = tx.select().from(images).where(like(images.digest, `sha256:${hex}%`)).limit(3).all()
+    const found = tx
+      .select()
+      .from(images)
+      .where(like(images.digest, `sha256:${hex}%`))
+      .limit(3)
+      .all()
     if (found.length > 1) throw imageAmbiguous({ image: ref, matches: found.map((row) => row.digest.slice(0, 19)) })
     if (!found[0]) throw imageNotFound({ image: ref })
     return found[0]
@@ -163,8 +256,18 @@ export class Images {
   delete(ref: string): void {
     immediate(this.#store, (tx) => {
       const row = this.resolve(ref, tx)
-      const names = tx.select().from(imageNames).where(eq(imageNames.digest, row.digest)).all().map((r) => r.name)
-      const users = tx.select({ name: vms.name }).from(vms).where(eq(vms.imageDigest, row.digest)).all().map((r) => r.name)
+      const names = tx
+        .select()
+        .from(imageNames)
+        .where(eq(imageNames.digest, row.digest))
+        .all()
+        .map((r) => r.name)
+      const users = tx
+        .select({ name: vms.name })
+        .from(vms)
+        .where(eq(vms.imageDigest, row.digest))
+        .all()
+        .map((r) => r.name)
       const last = names.length <= 1 || !names.includes(ref)
       if (last && users.length > 0) throw imageInUse({ image: ref, vms: users })
       if (last) tx.delete(images).where(eq(images.digest, row.digest)).run()
@@ -176,17 +279,25 @@ export class Images {
 
   /** Removes files that no row owns; imports that run now are known by their age. */
   sweep(olderThanMs = 24 * 3_600_000): void {
-    const known = new Set(this.#store.select({ erofs: images.erofsDigest }).from(images).all().map((row) => `${row.erofs}.erofs`))
+    const known = new Set(
+      this.#store
+        .select({ erofs: images.erofsDigest })
+        .from(images)
+        .all()
+        .map((row) => `${row.erofs}.erofs`),
+    )
     for (const name of readdirSync(this.#folder)) {
       const path = join(this.#folder, name)
-      const stale = name.startsWith('.') ? Date.now() - statSync(path, { throwIfNoEntry: false })!.mtimeMs > olderThanMs : !known.has(name)
+      const stale = name.startsWith('.')
+        ? Date.now() - statSync(path, { throwIfNoEntry: false })!.mtimeMs > olderThanMs
+        : !known.has(name)
       if (stale) rmSync(path, { force: true })
     }
   }
 
   /** Whether the file of an image is there and holds what its name says. */
   async verify(row: ImageRow): Promise<boolean> {
-    return await sha256File(this.pathOf(row)) === row.erofsDigest
+    return (await sha256File(this.pathOf(row))) === row.erofsDigest
   }
 }
 

@@ -10,8 +10,12 @@ export const parseBytes = (text: string): number | undefined => {
 
 /** Bytes for people: three digits and a binary unit. */
 export const sayBytes = (bytes: number): string => {
-  let at = 0, n = bytes
-  while (n >= 1000 && at < 5) { n /= 1024; at++ }
+  let at = 0
+  let n = bytes
+  while (n >= 1000 && at < 5) {
+    n /= 1024
+    at++
+  }
   return `${at === 0 || n >= 100 ? Math.round(n) : n.toPrecision(3)} ${['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][at]}`
 }
 
@@ -24,7 +28,8 @@ export const parseDuration = (text: string): number | undefined => {
 const durationOf = (text: string): number | undefined => {
   if (/^\d+(\.\d+)?$/.test(text)) return Math.round(Number(text) * 1000)
   const unit: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
-  let ms = 0, rest = text
+  let ms = 0
+  let rest = text
   while (rest !== '') {
     const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)/.exec(rest)
     if (!match) return undefined

@@ -2,7 +2,15 @@ import type { Static, TObject, TProperties } from '@sinclair/typebox'
 
 /** What the caller can do about it. An edge maps kinds to its own numbers; it never lists codes. */
 export type FaultKind =
-  | 'invalid' | 'unauthorized' | 'forbidden' | 'not_found' | 'conflict' | 'exhausted' | 'unavailable' | 'timeout' | 'internal'
+  | 'invalid'
+  | 'unauthorized'
+  | 'forbidden'
+  | 'not_found'
+  | 'conflict'
+  | 'exhausted'
+  | 'unavailable'
+  | 'timeout'
+  | 'internal'
 
 /** An error that a caller is expected to read: a stable code, what to do about it, one sentence, one hint. */
 export class Fault extends Error {
@@ -13,8 +21,11 @@ export class Fault extends Error {
   readonly hint: string | undefined
 
   constructor(
-    code: string, kind: FaultKind, message: string,
-    data: Readonly<Record<string, unknown>> = {}, options: { hint?: string | undefined; cause?: unknown } = {},
+    code: string,
+    kind: FaultKind,
+    message: string,
+    data: Readonly<Record<string, unknown>> = {},
+    options: { hint?: string | undefined; cause?: unknown } = {},
   ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.code = code
@@ -32,19 +43,29 @@ export interface FaultMaker<P extends TProperties> {
 
 /** Declares one error: its wire code, its kind, the shape of its data, its sentence and its hint. */
 export const fault = <P extends TProperties>(
-  code: string, kind: FaultKind, _shape: P,
-  say: (data: Static<TObject<P>>) => string, hint?: string | ((data: Static<TObject<P>>) => string | undefined),
+  code: string,
+  kind: FaultKind,
+  _shape: P,
+  say: (data: Static<TObject<P>>) => string,
+  hint?: string | ((data: Static<TObject<P>>) => string | undefined),
 ): FaultMaker<P> =>
   Object.assign(
     (data: Static<TObject<P>>, cause?: unknown) =>
-      new Fault(code, kind, say(data), data as Record<string, unknown>,
-        { cause, hint: typeof hint === 'function' ? hint(data) : hint }),
-    { code, kind })
+      new Fault(code, kind, say(data), data as Record<string, unknown>, {
+        cause,
+        hint: typeof hint === 'function' ? hint(data) : hint,
+      }),
+    { code, kind },
+  )
 
 /** The messages of an error and of its causes, outermost first: for the log, never for a caller. */
 export const chain = (error: unknown): string[] => {
   const said: string[] = []
-  for (let at: unknown = error; at !== undefined && at !== null && said.length < 16;
-    at = at instanceof Error ? at.cause : undefined) said.push(at instanceof Error ? at.message : String(at))
+  for (
+    let at: unknown = error;
+    at !== undefined && at !== null && said.length < 16;
+    at = at instanceof Error ? at.cause : undefined
+  )
+    said.push(at instanceof Error ? at.message : String(at))
   return said
 }

@@ -9,8 +9,42 @@ export const newId = (prefix: string, nowMs = Date.now()): string => {
   return `${prefix}_${time}${noise}`
 }
 
-const FIRST = ['calm', 'bold', 'keen', 'swift', 'quiet', 'bright', 'amber', 'misty', 'lofty', 'brave', 'clear', 'rapid', 'sunny', 'mellow', 'noble', 'gentle']
-const SECOND = ['kite', 'heron', 'falcon', 'swift', 'osprey', 'raven', 'wren', 'eagle', 'crane', 'lark', 'merlin', 'hobby', 'harrier', 'martin', 'petrel', 'egret']
+const FIRST = [
+  'calm',
+  'bold',
+  'keen',
+  'swift',
+  'quiet',
+  'bright',
+  'amber',
+  'misty',
+  'lofty',
+  'brave',
+  'clear',
+  'rapid',
+  'sunny',
+  'mellow',
+  'noble',
+  'gentle',
+]
+const SECOND = [
+  'kite',
+  'heron',
+  'falcon',
+  'swift',
+  'osprey',
+  'raven',
+  'wren',
+  'eagle',
+  'crane',
+  'lark',
+  'merlin',
+  'hobby',
+  'harrier',
+  'martin',
+  'petrel',
+  'egret',
+]
 
 /** A name that a person can say: `keen-heron-4k2`. Uniqueness is the database's business. */
 export const newName = (): string => {

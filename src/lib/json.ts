@@ -1,6 +1,9 @@
 /** How deep arrays and objects are nested in JSON, by its bytes alone: parsers recurse, so this is asked before one is. */
 export const depthOf = (bytes: Uint8Array): number => {
-  let depth = 0, deepest = 0, inString = false, escaped = false
+  let depth = 0
+  let deepest = 0
+  let inString = false
+  let escaped = false
   for (const byte of bytes) {
     if (escaped) escaped = false
     else if (byte === 0x5c && inString) escaped = true

@@ -13,7 +13,12 @@ export interface Places {
   readonly socket: string
 }
 
-export const systemPlaces: Places = { mode: 'system', state: '/var/lib/aerie', run: '/run/aerie', socket: '/run/aerie/aerie.sock' }
+export const systemPlaces: Places = {
+  mode: 'system',
+  state: '/var/lib/aerie',
+  run: '/run/aerie',
+  socket: '/run/aerie/aerie.sock',
+}
 
 /** The places of one user's own daemon, by the XDG base directory specification. */
 export const userPlaces = (env: Environment, uid: number): Places => {

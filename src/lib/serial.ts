@@ -13,15 +13,24 @@ export class Serial {
   run<T>(key: string, work: () => Promise<T>): Promise<T> {
     const before = this.#tails.get(key) ?? Promise.resolve()
     const result = before.then(work, work)
-    const tail = result.then(() => undefined, () => undefined).then(() => {
-      if (this.#tails.get(key) === tail) this.#tails.delete(key)
-    })
+    const tail = result
+      .then(
+        () => undefined,
+        () => undefined,
+      )
+      .then(() => {
+        if (this.#tails.get(key) === tail) this.#tails.delete(key)
+      })
     this.#tails.set(key, tail)
     return result
   }
 
   /** Resolves when all work that is queued now has settled. */
-  async idle(): Promise<void> { await Promise.all(this.#tails.values()) }
+  async idle(): Promise<void> {
+    await Promise.all(this.#tails.values())
+  }
 
-  get busy(): number { return this.#tails.size }
+  get busy(): number {
+    return this.#tails.size
+  }
 }

@@ -8,15 +8,25 @@ export class Undo implements AsyncDisposable {
   #steps: { readonly name: string; readonly back: () => unknown }[] = []
   readonly #failed: (step: string, error: unknown) => void
 
-  constructor(failed: (step: string, error: unknown) => void) { this.#failed = failed }
+  constructor(failed: (step: string, error: unknown) => void) {
+    this.#failed = failed
+  }
 
-  push(name: string, back: () => unknown): void { this.#steps.push({ name, back }) }
+  push(name: string, back: () => unknown): void {
+    this.#steps.push({ name, back })
+  }
 
-  keep(): void { this.#steps = [] }
+  keep(): void {
+    this.#steps = []
+  }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const step of this.#steps.reverse()) {
-      try { await step.back() } catch (error) { this.#failed(step.name, error) }
+      try {
+        await step.back()
+      } catch (error) {
+        this.#failed(step.name, error)
+      }
     }
     this.#steps = []
   }

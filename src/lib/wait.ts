@@ -18,17 +18,30 @@ export const orAbort = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T>
     return Promise.reject(signal.reason as Error)
   }
   return new Promise<T>((resolve, reject) => {
-    const abort = () => { reject(signal.reason as Error) }
+    const abort = () => {
+      reject(signal.reason as Error)
+    }
     signal.addEventListener('abort', abort, { once: true })
-    promise.then(resolve, reject).finally(() => { signal.removeEventListener('abort', abort) })
+    promise.then(resolve, reject).finally(() => {
+      signal.removeEventListener('abort', abort)
+    })
   })
 }
 
 /** Resolves true after `ms`, false as soon as the signal is aborted. */
 export const sleep = (ms: number, signal?: AbortSignal): Promise<boolean> =>
   new Promise((resolve) => {
-    if (signal?.aborted) { resolve(false); return }
-    const stop = () => { clearTimeout(timer); resolve(false) }
-    const timer = setTimeout(() => { signal?.removeEventListener('abort', stop); resolve(true) }, ms)
+    if (signal?.aborted) {
+      resolve(false)
+      return
+    }
+    const stop = () => {
+      clearTimeout(timer)
+      resolve(false)
+    }
+    const timer = setTimeout(() => {
+      signal?.removeEventListener('abort', stop)
+      resolve(true)
+    }, ms)
     signal?.addEventListener('abort', stop, { once: true })
   })

@@ -32,16 +32,24 @@ export interface CgroupTree {
   readonly missing: ReadonlyMap<Controller, string>
 }
 
-interface Mount { readonly root: string; readonly point: string; readonly kind: string; readonly options: readonly string[] }
+interface Mount {
+  readonly root: string
+  readonly point: string
+  readonly kind: string
+  readonly options: readonly string[]
+}
 
 /** proc_pid_mountinfo(5): `id parent major:minor root point options [optional…] - type source options`; spaces are `\040`. */
-const parseMounts = (mountinfo: string): Mount[] => mountinfo.split('\n').flatMap((line) => {
-  const [before = '', after = ''] = line.split(' - ')
-  const [, , , root, point] = before.split(' '), [kind, , options = ''] = after.split(' ')
-  if (root === undefined || point === undefined || kind === undefined || !kind.startsWith('cgroup')) return []
-  const plain = (text: string) => text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-  return [{ root: plain(root), point: plain(point), kind, options: options.split(',') }]
-})
+const parseMounts = (mountinfo: string): Mount[] =>
+  mountinfo.split('\n').flatMap((line) => {
+    const [before = '', after = ''] = line.split(' - ')
+    const [, , , root, point] = before.split(' ')
+    const [kind, , options = ''] = after.split(' ')
+    if (root === undefined || point === undefined || kind === undefined || !kind.startsWith('cgroup')) return []
+    const plain = (text: string) =>
+      text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+    return [{ root: plain(root), point: plain(point), kind, options: options.split(',') }]
+  })
 
 const writable = (path: string): boolean => {
   try {
@@ -56,7 +64,8 @@ const writable = (path: string): boolean => {
 /** From the mount down to our own group: the first folder in which this user may make groups and put processes. */
 const topmostWritable = (mount: Mount, own: string): string | undefined => {
   // A mount may show a part of the tree only, and our group may lie outside of it (`/..`): then its top is all there is to try.
-  const below = own.startsWith(mount.root) && !own.startsWith('/..') ? own.slice(mount.root === '/' ? 0 : mount.root.length) : ''
+  const below =
+    own.startsWith(mount.root) && !own.startsWith('/..') ? own.slice(mount.root === '/' ? 0 : mount.root.length) : ''
   let path = mount.point
   for (const part of ['', ...below.split('/').filter((name) => name !== '')]) {
     path = join(path, part)
@@ -88,17 +97,26 @@ const withheld = (base: string, controller: Controller): string | undefined => {
 const readMounts = () => readFileSync('/proc/self/mountinfo', 'utf8')
 
 /** Finds the trees of this host. Changes nothing. */
-export const cgroupTree = (mountinfo: string = readMounts(), own = cgroupsOf(process.pid) ?? new Map<string, string>()): CgroupTree => {
-  const mounts = parseMounts(mountinfo), hierarchies: Hierarchy[] = [], missing = new Map<Controller, string>()
+export const cgroupTree = (
+  mountinfo: string = readMounts(),
+  own = cgroupsOf(process.pid) ?? new Map<string, string>(),
+): CgroupTree => {
+  const mounts = parseMounts(mountinfo)
+  const hierarchies: Hierarchy[] = []
+  const missing = new Map<Controller, string>()
   for (const mount of mounts.filter(({ kind }) => kind === 'cgroup')) {
-    const controllers = CONTROLLERS.filter((name) => mount.options.includes(name) && !hierarchies.some((other) => other.controllers.includes(name)))
+    const controllers = CONTROLLERS.filter(
+      (name) => mount.options.includes(name) && !hierarchies.some((other) => other.controllers.includes(name)),
+    )
     const [first] = controllers
     if (first === undefined) continue
     const base = topmostWritable(mount, own.get(first) ?? '/')
     if (base !== undefined) hierarchies.push({ version: 1, base, controllers })
     else for (const name of controllers) missing.set(name, `${mount.point} is not writable for this user`)
   }
-  const left = CONTROLLERS.filter((name) => !missing.has(name) && !hierarchies.some((other) => other.controllers.includes(name)))
+  const left = CONTROLLERS.filter(
+    (name) => !missing.has(name) && !hierarchies.some((other) => other.controllers.includes(name)),
+  )
   const unified = mounts.find(({ kind }) => kind === 'cgroup2')
   const base = unified && topmostWritable(unified, own.get('') ?? '/')
   if (base !== undefined) {
@@ -107,7 +125,11 @@ export const cgroupTree = (mountinfo: string = readMounts(), own = cgroupsOf(pro
     hierarchies.push({ version: 2, base, controllers: left.filter((name) => reasons.get(name) === undefined) })
     for (const [name, reason] of reasons) if (reason !== undefined) missing.set(name, reason)
   } else {
-    for (const name of left) missing.set(name, unified ? `${unified.point} is not writable for this user` : 'the kernel has no cgroup file system mounted')
+    for (const name of left)
+      missing.set(
+        name,
+        unified ? `${unified.point} is not writable for this user` : 'the kernel has no cgroup file system mounted',
+      )
   }
   return { hierarchies, missing }
 }

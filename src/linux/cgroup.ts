@@ -40,7 +40,9 @@ export interface CgroupSupport {
 /** What this host lets us limit. Changes nothing. */
 export const cgroupSupport = ({ hierarchies, missing }: CgroupTree = cgroupTree()): CgroupSupport => {
   const controllers = CONTROLLERS.filter((name) => hierarchies.some((tree) => tree.controllers.includes(name)))
-  const where = hierarchies.filter((tree) => tree.controllers.length > 0).map(({ version, base }) => `v${version} at ${base}`)
+  const where = hierarchies
+    .filter((tree) => tree.controllers.length > 0)
+    .map(({ version, base }) => `v${version} at ${base}`)
   const why = [...missing].filter(([name]) => name !== 'cpuacct').map(([name, reason]) => `${name}: ${reason}`)
   return { controllers, reason: [...new Set([...where, ...why])].join('; ') }
 }
@@ -51,7 +53,9 @@ const folderOf = (tree: Hierarchy, name: string): string => {
 }
 
 /** cgroupfs has no O_CREAT: a file that is not there is ENOENT, not a new file. */
-const write = (path: string, text: string): void => { writeFileSync(path, text, { flag: 'r+' }) }
+const write = (path: string, text: string): void => {
+  writeFileSync(path, text, { flag: 'r+' })
+}
 
 const read = (path: string): string | undefined => {
   try {
@@ -64,7 +68,8 @@ const read = (path: string): string | undefined => {
 
 /** The file and the text that set one limit, by version. Kernel's admin-guide: cgroup-v2.rst; cgroup-v1/memory.rst, pids.rst; scheduler/sched-bwc.rst. */
 const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Controller, string, string, string])[] => {
-  const { memoryMaxBytes, cpuWeight, cpuMax, pidsMax } = limits, list: [Controller, string, string, string][] = []
+  const { memoryMaxBytes, cpuWeight, cpuMax, pidsMax } = limits
+  const list: [Controller, string, string, string][] = []
   if (memoryMaxBytes !== undefined) {
     list.push(['memory', 'memory', version === 2 ? 'memory.max' : 'memory.limit_in_bytes', String(memoryMaxBytes)])
     // A VM is one thing: half of its processes are of no use. (v1 cannot say so.)
@@ -72,12 +77,21 @@ const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Con
   }
   if (cpuWeight !== undefined) {
     // v1's default is 1024 where v2's is 100, and it takes 2 to 262144.
-    list.push(['cpu', 'CPU weight', version === 2 ? 'cpu.weight' : 'cpu.shares', String(version === 2 ? cpuWeight : Math.max(2, Math.round(cpuWeight * 10.24)))])
+    list.push([
+      'cpu',
+      'CPU weight',
+      version === 2 ? 'cpu.weight' : 'cpu.shares',
+      String(version === 2 ? cpuWeight : Math.max(2, Math.round(cpuWeight * 10.24))),
+    ])
   }
   if (cpuMax !== undefined) {
     const quota = Math.max(1000, Math.round(cpuMax * CPU_PERIOD_US)) // the kernel takes no less than 1 ms
     if (version === 2) list.push(['cpu', 'CPU time', 'cpu.max', `${quota} ${CPU_PERIOD_US}`])
-    else list.push(['cpu', 'CPU time', 'cpu.cfs_period_us', String(CPU_PERIOD_US)], ['cpu', 'CPU time', 'cpu.cfs_quota_us', String(quota)])
+    else
+      list.push(
+        ['cpu', 'CPU time', 'cpu.cfs_period_us', String(CPU_PERIOD_US)],
+        ['cpu', 'CPU time', 'cpu.cfs_quota_us', String(quota)],
+      )
   }
   if (pidsMax !== undefined) list.push(['pids', 'processes', 'pids.max', String(pidsMax)])
   return list
@@ -93,14 +107,17 @@ const why = (error: unknown): string => (error instanceof Error && 'code' in err
  * @param name  letters, digits, `_`, `.`, `-`, at most 200
  */
 export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree = cgroupTree()): Cgroup => {
-  const folders: string[] = [], ignored: string[] = [], wanted = new Set(settings(2, limits).map(([controller]) => controller))
+  const folders: string[] = []
+  const ignored: string[] = []
+  const wanted = new Set(settings(2, limits).map(([controller]) => controller))
   for (const [controller, reason] of tree.missing) if (wanted.has(controller)) ignored.push(`${controller}: ${reason}`)
   for (const hierarchy of tree.hierarchies) {
     const folder = folderOf(hierarchy, name)
     try {
       makeFolder(folder)
       // Not before: from here on the parent cannot be removed, and come back without its controllers.
-      if (hierarchy.version === 2) for (const parent of [hierarchy.base, dirname(folder)]) ignored.push(...shareOut(parent, hierarchy.controllers))
+      if (hierarchy.version === 2)
+        for (const parent of [hierarchy.base, dirname(folder)]) ignored.push(...shareOut(parent, hierarchy.controllers))
     } catch (error) {
       ignored.push(`${folder}: ${why(error)}`)
       continue
@@ -108,7 +125,11 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
     folders.push(folder)
     for (const [controller, label, file, text] of settings(hierarchy.version, limits)) {
       if (!hierarchy.controllers.includes(controller)) continue
-      try { write(join(folder, file), text) } catch (error) { ignored.push(`${label}: cannot write ${text} to ${file}: ${why(error)}`) }
+      try {
+        write(join(folder, file), text)
+      } catch (error) {
+        ignored.push(`${label}: cannot write ${text} to ${file}: ${why(error)}`)
+      }
     }
   }
   return { name, folders, ignored }
@@ -116,7 +137,9 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
 
 /** mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody removes meanwhile. */
 const ensure = (folder: string): void => {
-  try { mkdirSync(folder) } catch (error) {
+  try {
+    mkdirSync(folder)
+  } catch (error) {
     if (!hasCode(error, 'EEXIST')) throw error
   }
 }
@@ -136,20 +159,24 @@ const makeFolder = (folder: string): void => {
 
 /** Lets the groups in `folder` of v2 have these controllers; one by one, since one that is refused refuses the whole line. */
 const shareOut = (folder: string, controllers: readonly Controller[]): string[] => {
-  const path = join(folder, 'cgroup.subtree_control'), has = read(path)?.split(' ') ?? []
-  return controllers.filter((name) => name !== 'cpuacct' && !has.includes(name)).flatMap((name) => {
-    try {
-      write(path, `+${name}`)
-      return []
-    } catch (error) {
-      return [`${name}: cannot be shared out in ${folder}: ${why(error)}`]
-    }
-  })
+  const path = join(folder, 'cgroup.subtree_control')
+  const has = read(path)?.split(' ') ?? []
+  return controllers
+    .filter((name) => name !== 'cpuacct' && !has.includes(name))
+    .flatMap((name) => {
+      try {
+        write(path, `+${name}`)
+        return []
+      } catch (error) {
+        return [`${name}: cannot be shared out in ${folder}: ${why(error)}`]
+      }
+    })
 }
 
 /** The folders of a group that are there. */
 const existing = (name: string, tree: CgroupTree): { readonly hierarchy: Hierarchy; readonly folder: string }[] =>
-  tree.hierarchies.map((hierarchy) => ({ hierarchy, folder: folderOf(hierarchy, name) }))
+  tree.hierarchies
+    .map((hierarchy) => ({ hierarchy, folder: folderOf(hierarchy, name) }))
     .filter(({ folder }) => read(join(folder, 'cgroup.procs')) !== undefined)
 
 export interface CgroupUsage {
@@ -163,10 +190,16 @@ export interface CgroupUsage {
   readonly oomKills: number | undefined
 }
 
-const numberOf = (text: string | undefined): number | undefined => (text === undefined || !/^\d+$/.test(text) ? undefined : Number(text))
+const numberOf = (text: string | undefined): number | undefined =>
+  text === undefined || !/^\d+$/.test(text) ? undefined : Number(text)
 /** `key value` lines. */
 const keyed = (text: string | undefined, key: string): number | undefined =>
-  numberOf(text?.split('\n').find((line) => line.startsWith(`${key} `))?.slice(key.length + 1))
+  numberOf(
+    text
+      ?.split('\n')
+      .find((line) => line.startsWith(`${key} `))
+      ?.slice(key.length + 1),
+  )
 
 /** What a group takes now; a number that this host does not count is undefined. */
 export const cgroupUsage = (name: string, tree: CgroupTree = cgroupTree()): CgroupUsage => {
@@ -174,20 +207,34 @@ export const cgroupUsage = (name: string, tree: CgroupTree = cgroupTree()): Cgro
     const at = existing(name, tree).find(({ hierarchy }) => hierarchy.controllers.includes(controller))
     return at && { text: read(join(at.folder, at.hierarchy.version === 2 ? two : one)), version: at.hierarchy.version }
   }
-  const cpu = of('cpuacct', 'cpuacct.usage', 'cpu.stat'), nanoseconds = cpu?.version === 1 ? numberOf(cpu.text) : undefined
+  const cpu = of('cpuacct', 'cpuacct.usage', 'cpu.stat')
+  const nanoseconds = cpu?.version === 1 ? numberOf(cpu.text) : undefined
   const oom = of('memory', 'memory.oom_control', 'memory.events')
   return {
     memoryBytes: numberOf(of('memory', 'memory.usage_in_bytes', 'memory.current')?.text),
     memoryPeakBytes: numberOf(of('memory', 'memory.max_usage_in_bytes', 'memory.peak')?.text),
-    cpuUs: cpu?.version === 2 ? keyed(cpu.text, 'usage_usec') : nanoseconds === undefined ? undefined : Math.round(nanoseconds / 1000),
+    cpuUs:
+      cpu?.version === 2
+        ? keyed(cpu.text, 'usage_usec')
+        : nanoseconds === undefined
+          ? undefined
+          : Math.round(nanoseconds / 1000),
     pids: numberOf(of('pids', 'pids.current', 'pids.current')?.text),
     oomKills: keyed(oom?.text, 'oom_kill'),
   }
 }
 
 /** The processes in a group, in whichever tree. */
-export const cgroupPids = (name: string, tree: CgroupTree = cgroupTree()): number[] =>
-  [...new Set(existing(name, tree).flatMap(({ folder }) => (read(join(folder, 'cgroup.procs')) ?? '').split('\n').filter((pid) => pid !== '').map(Number)))]
+export const cgroupPids = (name: string, tree: CgroupTree = cgroupTree()): number[] => [
+  ...new Set(
+    existing(name, tree).flatMap(({ folder }) =>
+      (read(join(folder, 'cgroup.procs')) ?? '')
+        .split('\n')
+        .filter((pid) => pid !== '')
+        .map(Number),
+    ),
+  ),
+]
 
 /**
  * Kills every process of a group, also those that are started meanwhile, and resolves when none is left.
@@ -200,7 +247,11 @@ export const killCgroup = async (name: string, timeoutMs = 5000, tree: CgroupTre
     if (deadline.aborted) throw new Error(`Processes of cgroup ${name} cannot be killed: ${pids.join(', ')}`)
     // At once for all, forks included, where the kernel can (v2, Linux 5.14); else one by one until the group is empty.
     for (const { folder } of existing(name, tree)) {
-      try { write(join(folder, 'cgroup.kill'), '1') } catch (error) { if (!hasCode(error, 'ENOENT', 'EACCES', 'ENODEV')) throw error }
+      try {
+        write(join(folder, 'cgroup.kill'), '1')
+      } catch (error) {
+        if (!hasCode(error, 'ENOENT', 'EACCES', 'ENODEV')) throw error
+      }
     }
     await Promise.all(pids.map((pid) => killMember(pid, () => cgroupPids(name, tree).includes(pid), deadline)))
   }
@@ -208,7 +259,9 @@ export const killCgroup = async (name: string, timeoutMs = 5000, tree: CgroupTre
 
 const killMember = async (pid: number, isMember: () => boolean, deadline: AbortSignal): Promise<void> => {
   let pidfd: number
-  try { pidfd = pidfdOpen(pid) } catch (error) {
+  try {
+    pidfd = pidfdOpen(pid)
+  } catch (error) {
     if (hasCode(error, 'ESRCH')) return
     throw error
   }
@@ -216,7 +269,9 @@ const killMember = async (pid: number, isMember: () => boolean, deadline: AbortS
     if (!isMember()) return // the number came to mean another process before we held it
     pidfdSignal(pidfd, SIGKILL)
     await whenExited(pidfd, deadline).catch(() => undefined)
-  } finally { closeFd(pidfd) }
+  } finally {
+    closeFd(pidfd)
+  }
 }
 
 /** Removes a group that is there, its processes with it. @throws as `killCgroup`; EBUSY where it does not become empty */
@@ -236,7 +291,11 @@ export const removeCgroup = async (name: string, timeoutMs = 5000, tree: CgroupT
       }
     }
     // The last one out: EBUSY while there is another group.
-    try { rmdirSync(dirname(folder)) } catch { /* it is wanted */ }
+    try {
+      rmdirSync(dirname(folder))
+    } catch {
+      /* it is wanted */
+    }
   }
 }
 
@@ -245,7 +304,8 @@ export const listCgroups = (tree: CgroupTree = cgroupTree()): string[] => {
   const names = new Set<string>()
   for (const { base } of tree.hierarchies) {
     try {
-      for (const entry of readdirSync(join(base, PARENT), { withFileTypes: true })) if (entry.isDirectory()) names.add(basename(entry.name))
+      for (const entry of readdirSync(join(base, PARENT), { withFileTypes: true }))
+        if (entry.isDirectory()) names.add(basename(entry.name))
     } catch (error) {
       if (!hasCode(error, 'ENOENT', 'EACCES')) throw error
     }

@@ -31,7 +31,11 @@ export interface CloneOptions {
  *
  * @throws EEXIST, ENOENT, ENOSPC, EACCES; the signal's reason
  */
-export const cloneFile = async (from: string, to: string, { mode = 0o600, durable = false, signal }: CloneOptions = {}): Promise<Clone> => {
+export const cloneFile = async (
+  from: string,
+  to: string,
+  { mode = 0o600, durable = false, signal }: CloneOptions = {},
+): Promise<Clone> => {
   signal?.throwIfAborted()
   await using source = await open(from, 'r')
   await using target = await open(to, 'wx', mode)
@@ -57,7 +61,12 @@ const tryReflink = (to: number, from: number): boolean => {
   }
 }
 
-const copyData = async (source: FileHandle, target: FileHandle, size: number, signal: AbortSignal | undefined): Promise<number> => {
+const copyData = async (
+  source: FileHandle,
+  target: FileHandle,
+  size: number,
+  signal: AbortSignal | undefined,
+): Promise<number> => {
   await target.truncate(size)
   const buffer = Buffer.allocUnsafe(Math.min(CHUNK_BYTES, Math.max(size, 1)))
   let copied = 0
@@ -81,6 +90,13 @@ export const reflinkSupport = (sample: string, trial: string): boolean => {
   const source = openSync(sample, 'r')
   try {
     const target = openSync(trial, 'wx', 0o600)
-    try { return tryReflink(target, source) } finally { closeSync(target); rmSync(trial, { force: true }) }
-  } finally { closeSync(source) }
+    try {
+      return tryReflink(target, source)
+    } finally {
+      closeSync(target)
+      rmSync(trial, { force: true })
+    }
+  } finally {
+    closeSync(source)
+  }
 }

@@ -23,7 +23,10 @@ export const embedded = (name: keyof typeof PATHS): Embedded => {
   const known = opened.get(name)
   if (known) return known
   const bytes = readFileSync(PATHS[name])
-  const program = { fd: memfdSealed(name, bytes, { executable: true }), digest: new Bun.CryptoHasher('sha256').update(bytes).digest('hex') }
+  const program = {
+    fd: memfdSealed(name, bytes, { executable: true }),
+    digest: new Bun.CryptoHasher('sha256').update(bytes).digest('hex'),
+  }
   opened.set(name, program)
   return program
 }

@@ -8,7 +8,9 @@ const whole = (bytes: number): number => {
 }
 
 /** Makes the whole of `to` share the blocks of `from`: ioctl_ficlone(2). @throws EOPNOTSUPP, EXDEV, EINVAL, ENOTTY: the caller copies then */
-export const reflink = (to: number, from: number): void => { checked(host().aerie_reflink(to, from), 'FICLONE') }
+export const reflink = (to: number, from: number): void => {
+  checked(host().aerie_reflink(to, from), 'FICLONE')
+}
 
 /**
  * Copies inside the kernel, at most 4 MiB a call: copy_file_range(2). It takes a disk's time when memory is full of unwritten pages: for
@@ -36,10 +38,13 @@ export const nextData = (fd: number, offset: number): number | undefined => {
 }
 
 /** Where the data that begins at `offset` ends, at the latest at the end of the file: lseek(2), SEEK_HOLE. @throws ENXIO: `offset` is beyond it */
-export const nextHole = (fd: number, offset: number): number => checked(host().aerie_seek_hole(fd, whole(offset)), 'lseek')
+export const nextHole = (fd: number, offset: number): number =>
+  checked(host().aerie_seek_hole(fd, whole(offset)), 'lseek')
 
 /** Bytes on disk, holes not counted; blocks that clones share count for each. */
 export const allocatedBytes = (fd: number): number => checked(host().aerie_allocated_bytes(fd), 'statx')
 
 /** fsync(2): takes the device's time. For small files whose loss would break a promise, and for folders after a rename. */
-export const fsync = (fd: number): void => { checked(host().aerie_fsync(fd), 'fsync') }
+export const fsync = (fd: number): void => {
+  checked(host().aerie_fsync(fd), 'fsync')
+}

@@ -57,15 +57,17 @@ export const openHostLibrary = (path: string): HostLibrary => {
   if (fd < 0) throw new Error('Cannot make a memory file for the host library')
   try {
     const bytes = readFileSync(path)
-    for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
+    for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at)
     const library = open(`/proc/self/fd/${fd}`) // the mapping outlives the descriptor
     const version = library.aerie_abi_version()
     if (version !== ABI_VERSION) throw new Error(`The host library speaks version ${version}, not ${ABI_VERSION}`)
     return library
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }
 
 let library: HostLibrary | undefined
 
 /** The library of this build, loaded when it is first asked for: `--version` never needs it. */
-export const host = (): HostLibrary => library ??= openHostLibrary(libraryPath)
+export const host = (): HostLibrary => (library ??= openHostLibrary(libraryPath))

@@ -4,7 +4,16 @@ import { cpuFlags } from './proc.ts'
 
 /** `KvmProbe` of native/host/src/kvm.rs, field by field: all are 32-bit integers. */
 export const KVM_PROBE_FIELDS = [
-  'apiVersion', 'vmErrno', 'vcpusRecommended', 'vcpusMax', 'immediateExit', 'readonlyMem', 'irqchip', 'splitIrqchip', 'ioeventfd', 'irqfd',
+  'apiVersion',
+  'vmErrno',
+  'vcpusRecommended',
+  'vcpusMax',
+  'immediateExit',
+  'readonlyMem',
+  'irqchip',
+  'splitIrqchip',
+  'ioeventfd',
+  'irqfd',
   'tscDeadline',
 ] as const
 
@@ -29,7 +38,8 @@ const WHY: Readonly<Record<string, string>> = {
   ENOENT: '/dev/kvm is not there: the module kvm_intel or kvm_amd is not loaded',
   EACCES: '/dev/kvm is closed to this user: add it to the group "kvm"',
   EPERM: '/dev/kvm is closed to this process by its cgroup or sandbox',
-  ENODEV: '/dev/kvm has no hardware behind it', ENXIO: '/dev/kvm has no hardware behind it',
+  ENODEV: '/dev/kvm has no hardware behind it',
+  ENXIO: '/dev/kvm has no hardware behind it',
 }
 const API_VERSION = 12 // Documentation/virt/kvm/api.rst, 4.1
 

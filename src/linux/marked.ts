@@ -15,19 +15,35 @@ export const endMarked = async (prefix: string, keep: ReadonlySet<string> = new 
   const ending: Promise<unknown>[] = []
   for (const name of readdirSync('/proc')) {
     if (!/^\d+$/.test(name)) continue
-    const pid = Number(name), mark = markOf(pid)
+    const pid = Number(name)
+    const mark = markOf(pid)
     if (mark === undefined || !mark.startsWith(prefix) || keep.has(mark) || pid === process.pid) continue
     let pidfd: number
     const before = startTimeOf(pid)
-    try { pidfd = pidfdOpen(pid) } catch { continue }
-    if (before === undefined || startTimeOf(pid) !== before || markOf(pid) !== mark) { closeFd(pidfd); continue }
+    try {
+      pidfd = pidfdOpen(pid)
+    } catch {
+      continue
+    }
+    if (before === undefined || startTimeOf(pid) !== before || markOf(pid) !== mark) {
+      closeFd(pidfd)
+      continue
+    }
     pidfdSignal(pidfd, constants.signals.SIGKILL)
-    ending.push(whenExited(pidfd).then(() => { closeFd(pidfd) }))
+    ending.push(
+      whenExited(pidfd).then(() => {
+        closeFd(pidfd)
+      }),
+    )
   }
   await Promise.all(ending)
   return ending.length
 }
 
 const markOf = (pid: number): string | undefined => {
-  try { return environmentOf(pid, MARK) } catch { return undefined }
+  try {
+    return environmentOf(pid, MARK)
+  } catch {
+    return undefined
+  }
 }

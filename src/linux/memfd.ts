@@ -10,7 +10,10 @@ import { host } from './host-library.ts'
  */
 export const memfdSealed = (name: string, content: Uint8Array, { executable = false } = {}): number => {
   const label = Buffer.from(name)
-  return checked(host().aerie_memfd_sealed(label, label.length, content, content.length, Number(executable)), 'memfd_create')
+  return checked(
+    host().aerie_memfd_sealed(label, label.length, content, content.length, Number(executable)),
+    'memfd_create',
+  )
 }
 
 /**

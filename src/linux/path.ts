@@ -3,7 +3,8 @@ import { host } from './host-library.ts'
 
 /** Renames, unless there is something at `to` already: renameat2(2), RENAME_NOREPLACE. @throws EEXIST, EXDEV, ENOENT */
 export const renameNoReplace = (from: string, to: string): void => {
-  const old = Buffer.from(from), fresh = Buffer.from(to)
+  const old = Buffer.from(from)
+  const fresh = Buffer.from(to)
   checked(host().aerie_rename_noreplace(old, old.length, fresh, fresh.length), 'renameat2', to)
 }
 
@@ -26,7 +27,8 @@ export interface Space {
 
 /** The file system of a path: statfs(2). @throws ENOENT */
 export const spaceOf = (path: string): Space => {
-  const bytes = Buffer.from(path), values = new BigUint64Array(4)
+  const bytes = Buffer.from(path)
+  const values = new BigUint64Array(4)
   checked(host().aerie_space(bytes, bytes.length, values, values.byteLength), 'statfs', path)
   const [totalBytes = 0, freeBytes = 0, availableBytes = 0, magic = 0] = [...values].map(Number)
   return { totalBytes, freeBytes, availableBytes, magic }

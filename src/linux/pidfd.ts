@@ -11,7 +11,8 @@ export interface Exit {
 }
 
 /** The same as a sentence without its subject. */
-export const sayExit = (exit: Exit): string => exit.signal === null ? `ended with code ${exit.code ?? '?'}` : `was killed by signal ${exit.signal}`
+export const sayExit = (exit: Exit): string =>
+  exit.signal === null ? `ended with code ${exit.code ?? '?'}` : `was killed by signal ${exit.signal}`
 
 const STATUS_BYTES = 12 // ExitStatus: known, code, status
 const CLD_EXITED = 1 // asm-generic/siginfo.h
@@ -74,11 +75,15 @@ export const whenExited = async (pidfd: number, signal?: AbortSignal): Promise<E
     const exit = pidfdExited(pidfd)
     if (exit) return exit
     const reader = Bun.file(pidfd).stream().getReader()
-    const stop = () => { void reader.cancel().catch(() => undefined) }
+    const stop = () => {
+      void reader.cancel().catch(() => undefined)
+    }
     signal?.addEventListener('abort', stop, { once: true })
     try {
       await reader.read().catch(() => undefined)
-    } finally { signal?.removeEventListener('abort', stop) }
+    } finally {
+      signal?.removeEventListener('abort', stop)
+    }
     if (!signal?.aborted && !pidfdExited(pidfd)) await Bun.sleep(LOOK_AGAIN_MS)
   }
 }
@@ -89,7 +94,11 @@ export const whenExited = async (pidfd: number, signal?: AbortSignal): Promise<E
  */
 export const holdProcess = (id: { readonly pid: number; readonly startTime: string }): number | undefined => {
   let pidfd: number
-  try { pidfd = pidfdOpen(id.pid) } catch { return undefined }
+  try {
+    pidfd = pidfdOpen(id.pid)
+  } catch {
+    return undefined
+  }
   const stat = processStat(id.pid)
   if (stat && stat.startTime === id.startTime && stat.state !== 'Z') return pidfd
   closeFd(pidfd)

@@ -67,16 +67,24 @@ export const residentBytes = (pid: number): number | undefined => {
 export const cgroupsOf = (pid: number): ReadonlyMap<string, string> | undefined => {
   const text = readOf(pid, 'cgroup')
   if (text === undefined) return undefined
-  return new Map(text.split('\n').filter((line) => line !== '').flatMap((line) => {
-    const [, controllers = '', ...path] = line.split(':') // a path may hold colons
-    return controllers.split(',').map((controller) => [controller, path.join(':')] as const)
-  }))
+  return new Map(
+    text
+      .split('\n')
+      .filter((line) => line !== '')
+      .flatMap((line) => {
+        const [, controllers = '', ...path] = line.split(':') // a path may hold colons
+        return controllers.split(',').map((controller) => [controller, path.join(':')] as const)
+      }),
+  )
 }
 
 /** One variable of the environment that a process was started with; undefined where it has none, is gone, or belongs to another user. */
 export const environmentOf = (pid: number, name: string): string | undefined => {
   try {
-    return readOf(pid, 'environ')?.split('\0').find((entry) => entry.startsWith(`${name}=`))?.slice(name.length + 1)
+    return readOf(pid, 'environ')
+      ?.split('\0')
+      .find((entry) => entry.startsWith(`${name}=`))
+      ?.slice(name.length + 1)
   } catch (error) {
     if (hasCode(error, 'EACCES', 'EPERM')) return undefined
     throw error

@@ -66,7 +66,8 @@ export const sendFds = (socket: number, data: Uint8Array, fds: readonly number[]
  * @throws EAGAIN: nothing there; EMSGSIZE: more than `MESSAGE_FDS_MAX` came, and all were closed
  */
 export const receiveFds = (socket: number, data: Uint8Array): { readonly bytes: number; readonly fds: number[] } => {
-  const fds = new Int32Array(MESSAGE_FDS_MAX), count = Uint32Array.of(MESSAGE_FDS_MAX)
+  const fds = new Int32Array(MESSAGE_FDS_MAX)
+  const count = Uint32Array.of(MESSAGE_FDS_MAX)
   const bytes = checked(host().aerie_recv_fds(socket, data, data.length, fds, count), 'recvmsg')
   return { bytes, fds: [...fds.subarray(0, count[0] ?? 0)] }
 }

@@ -50,7 +50,8 @@ export interface Launched {
 }
 
 // Descriptors of the launcher: 3 is its specification.
-const REPORT_SLOT = 4, FIRST_SLOT = 5
+const REPORT_SLOT = 4
+const FIRST_SLOT = 5
 const SIGKILL = 9
 /** Of the launcher; it could say so on stderr only, which is the program's. */
 const SPEC_BYTES_MAX = 2 ** 20
@@ -70,7 +71,9 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
   const { signal } = files
   signal?.throwIfAborted()
   const { launcher, started, report } = start(spec, files)
-  const kill = () => { launcher.kill('SIGKILL') }
+  const kill = () => {
+    launcher.kill('SIGKILL')
+  }
   signal?.addEventListener('abort', kill, { once: true })
   try {
     const { pid, error } = await readReport(report).catch((error: unknown) => ({ pid: undefined, error }))
@@ -81,53 +84,81 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
     closeFd(program.pidfd)
     signal?.throwIfAborted()
     throw error ?? new WingError('wing_died', `wing launch ended with ${launcher.signalCode ?? launcher.exitCode}`)
-  } finally { signal?.removeEventListener('abort', kill) }
+  } finally {
+    signal?.removeEventListener('abort', kill)
+  }
 }
 
 /** Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait for the child. */
 const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFiles) => {
-  const slots: number[] = [], launcherFd = embedded('wing').fd
+  const slots: number[] = []
+  const launcherFd = embedded('wing').fd
   const place = (fd: number): number => {
     // Placed before the launcher is executed by its number, which must still be the launcher then.
     if (FIRST_SLOT + slots.length === launcherFd) slots.push(launcherFd)
     return FIRST_SLOT + slots.push(fd) - 1
   }
-  const asked: Record<string, unknown> = { ...spec, setsid: true, report_fd: REPORT_SLOT, fds: fds.map(([ours, its]) => [place(ours), its]) }
+  const asked: Record<string, unknown> = {
+    ...spec,
+    setsid: true,
+    report_fd: REPORT_SLOT,
+    fds: fds.map(([ours, its]) => [place(ours), its]),
+  }
   if (typeof spec.exe === 'object') asked['exe'] = { fd: place(spec.exe.fd) }
   const json = Buffer.from(JSON.stringify(asked))
-  if (json.length > SPEC_BYTES_MAX) throw new WingError('spec_too_large', `the specification is longer than ${SPEC_BYTES_MAX} bytes`)
+  if (json.length > SPEC_BYTES_MAX)
+    throw new WingError('spec_too_large', `the specification is longer than ${SPEC_BYTES_MAX} bytes`)
 
-  using onlyHere = new DisposableStack(), onFailure = new DisposableStack()
+  using onlyHere = new DisposableStack()
+  using onFailure = new DisposableStack()
   const specFd = onlyHere.adopt(memfdSealed('launch', json), closeFd)
   const [report, reportEnd] = socketPair()
   onFailure.adopt(report, closeFd)
   onlyHere.adopt(reportEnd, closeFd)
-  const launcher = Bun.spawn({ ...wingCommand(['launch']), detached: true,
-    stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots] })
-  onFailure.defer(() => { launcher.kill('SIGKILL') })
+  const launcher = Bun.spawn({
+    ...wingCommand(['launch']),
+    detached: true,
+    stdio: [stdin ?? 'ignore', stdout ?? 'ignore', stderr ?? 'ignore', specFd, reportEnd, ...slots],
+  })
+  onFailure.defer(() => {
+    launcher.kill('SIGKILL')
+  })
   launcher.unref()
-  const pidfd = onFailure.adopt(pidfdOpen(launcher.pid), closeFd), startTime = startTimeOf(launcher.pid) ?? ''
+  const pidfd = onFailure.adopt(pidfdOpen(launcher.pid), closeFd)
+  const startTime = startTimeOf(launcher.pid) ?? ''
   const exited = launcher.exited.then((code) => endOf(code, launcher.signalCode))
   onFailure.move()
   return { launcher, report, started: { pid: launcher.pid, startTime, pidfd, exited } }
 }
 
 const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
-  signal === null ? { code, signal: null } : { code: null, signal: typeof signal === 'number' ? signal : constants.signals[signal] }
+  signal === null
+    ? { code, signal: null }
+    : { code: null, signal: typeof signal === 'number' ? signal : constants.signals[signal] }
 
 /** The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait for it. */
 const adoptChild = (pid: number, launcher: Launched): Launched => {
   closeFd(launcher.pidfd) // before the next one is opened: there may be no room for both
-  const pidfd = pidfdOpen(pid), startTime = startTimeOf(pid) ?? ''
-  return { pid, startTime, pidfd, exited: whenExited(pidfd).then(() => pidfdReap(pidfd) ?? { code: null, signal: null }) }
+  const pidfd = pidfdOpen(pid)
+  const startTime = startTimeOf(pid) ?? ''
+  return {
+    pid,
+    startTime,
+    pidfd,
+    exited: whenExited(pidfd).then(() => pidfdReap(pidfd) ?? { code: null, signal: null }),
+  }
 }
 
 /** The lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the descriptor. */
-const readReport = async (fd: number): Promise<{ readonly pid: number | undefined; readonly error: WingError | undefined }> => {
+const readReport = async (
+  fd: number,
+): Promise<{ readonly pid: number | undefined; readonly error: WingError | undefined }> => {
   try {
     setNonblock(fd, true) // Bun waits with epoll for such a descriptor, and would block for another
     const text = await Bun.file(fd).text()
     const pid = /^\{"pid":(\d+)\}$/m.exec(text)?.[1]
     return { pid: pid === undefined ? undefined : Number(pid), error: wingErrorOf(text) }
-  } finally { closeFd(fd) }
+  } finally {
+    closeFd(fd)
+  }
 }

@@ -14,13 +14,26 @@ const TCSADRAIN = 1 // bits/termios-tcflow.h: what was written before goes out u
  */
 export const makeRaw = (fd: number): Disposable | undefined => {
   const { symbols: libc } = dlopen('libc.so.6', {
-    tcgetattr: { args: ['i32', 'ptr'], returns: 'i32' }, tcsetattr: { args: ['i32', 'i32', 'ptr'], returns: 'i32' }, cfmakeraw: { args: ['ptr'], returns: 'void' } })
+    tcgetattr: { args: ['i32', 'ptr'], returns: 'i32' },
+    tcsetattr: { args: ['i32', 'i32', 'ptr'], returns: 'i32' },
+    cfmakeraw: { args: ['ptr'], returns: 'void' },
+  })
   const before = new Uint8Array(TERMIOS_BYTES)
   if (libc.tcgetattr(fd, before) !== 0) return undefined
   const raw = before.slice()
   libc.cfmakeraw(raw)
-  const restore = () => { libc.tcsetattr(fd, TCSADRAIN, before) }
+  const restore = () => {
+    libc.tcsetattr(fd, TCSADRAIN, before)
+  }
   process.on('exit', restore) // also of an error that nobody caught
-  if (libc.tcsetattr(fd, TCSADRAIN, raw) !== 0) { process.off('exit', restore); return undefined }
-  return { [Symbol.dispose]: () => { process.off('exit', restore); restore() } }
+  if (libc.tcsetattr(fd, TCSADRAIN, raw) !== 0) {
+    process.off('exit', restore)
+    return undefined
+  }
+  return {
+    [Symbol.dispose]: () => {
+      process.off('exit', restore)
+      restore()
+    },
+  }
 }

@@ -24,13 +24,17 @@ export const wingErrorOf = (text: string): WingError | undefined => {
   }
   if (typeof said !== 'object' || said === null || !('code' in said) || typeof said.code !== 'string') return undefined
   const message = 'message' in said && typeof said.message === 'string' ? said.message : said.code
-  const chain = 'chain' in said && Array.isArray(said.chain) ? said.chain.filter((cause) => typeof cause === 'string') : []
+  const chain =
+    'chain' in said && Array.isArray(said.chain) ? said.chain.filter((cause) => typeof cause === 'string') : []
   return new WingError(said.code, message, chain)
 }
 
 /** How to start wing with Bun.spawn: its argv and the rest that is the same for every command. */
-export const wingCommand = (args: readonly string[]) =>
-  ({ cmd: [`/proc/self/fd/${embedded('wing').fd}`, ...args], argv0: 'wing', env: {} })
+export const wingCommand = (args: readonly string[]) => ({
+  cmd: [`/proc/self/fd/${embedded('wing').fd}`, ...args],
+  argv0: 'wing',
+  env: {},
+})
 
 export interface WingOptions {
   /** Streamed to its stdin with back-pressure. Where the stream breaks, wing is killed: half an archive is not an archive. */
@@ -50,7 +54,10 @@ const OUTPUT_BYTES_MAX = 16 * 2 ** 20
  * @returns the JSON of its stdout; undefined where it says nothing
  * @throws WingError: what it said, or `wing_died` where it could not say anything; the error of `stdin`; the signal's reason
  */
-export const wing = async (args: readonly string[], { stdin, fds = [], signal }: WingOptions = {}): Promise<unknown> => {
+export const wing = async (
+  args: readonly string[],
+  { stdin, fds = [], signal }: WingOptions = {},
+): Promise<unknown> => {
   signal?.throwIfAborted()
   const extra: (number | 'ignore')[] = []
   for (const [ours, its] of fds) {
@@ -58,28 +65,58 @@ export const wing = async (args: readonly string[], { stdin, fds = [], signal }:
     while (extra.length <= its - 3) extra.push('ignore')
     extra[its - 3] = ours
   }
-  const process = Bun.spawn({ ...wingCommand(args), stdio: [stdin === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe', ...extra] })
-  const kill = () => { process.kill('SIGKILL') }
+  const process = Bun.spawn({
+    ...wingCommand(args),
+    stdio: [stdin === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe', ...extra],
+  })
+  const kill = () => {
+    process.kill('SIGKILL')
+  }
   signal?.addEventListener('abort', kill, { once: true })
   try {
-    const fed = stdin === undefined || !process.stdin ? undefined : feed(process.stdin, stdin, process.exited).catch((error: unknown) => { kill(); return { error } })
-    const [stdout, stderr, broken] = await Promise.all([collect(process.stdout, kill), collect(process.stderr, kill), fed, process.exited])
+    const fed =
+      stdin === undefined || !process.stdin
+        ? undefined
+        : feed(process.stdin, stdin, process.exited).catch((error: unknown) => {
+            kill()
+            return { error }
+          })
+    const [stdout, stderr, broken] = await Promise.all([
+      collect(process.stdout, kill),
+      collect(process.stderr, kill),
+      fed,
+      process.exited,
+    ])
     signal?.throwIfAborted()
     if (broken) throw broken.error
     if (process.exitCode !== 0) {
-      throw wingErrorOf(stderr) ?? new WingError('wing_died', `wing ${args.join(' ')} ended with ${process.signalCode ?? process.exitCode}`,
-        stderr === '' ? [] : [stderr.slice(-2000)])
+      throw (
+        wingErrorOf(stderr) ??
+        new WingError(
+          'wing_died',
+          `wing ${args.join(' ')} ended with ${process.signalCode ?? process.exitCode}`,
+          stderr === '' ? [] : [stderr.slice(-2000)],
+        )
+      )
     }
     return stdout.trim() === '' ? undefined : JSON.parse(stdout)
-  } finally { signal?.removeEventListener('abort', kill) }
+  } finally {
+    signal?.removeEventListener('abort', kill)
+  }
 }
 
 /**
  * Writes a stream into a pipe, a chunk in memory and not the archive: write() waits while the pipe is full. A reader that goes away early is
  * no error here, why it did is in its own answer.
  */
-const feed = async (pipe: Bun.FileSink, source: ReadableStream<Uint8Array> | Uint8Array, exited: Promise<unknown>): Promise<undefined> => {
-  const reader = (source instanceof Uint8Array ? new Blob([source as Uint8Array<ArrayBuffer>]).stream() : source).getReader()
+const feed = async (
+  pipe: Bun.FileSink,
+  source: ReadableStream<Uint8Array> | Uint8Array,
+  exited: Promise<unknown>,
+): Promise<undefined> => {
+  const reader = (
+    source instanceof Uint8Array ? new Blob([source as Uint8Array<ArrayBuffer>]).stream() : source
+  ).getReader()
   const gone = () => reader.cancel().catch(() => undefined)
   void exited.then(gone) // a stream that has stopped in the middle would hold us for ever
   for (;;) {

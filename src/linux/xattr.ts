@@ -18,9 +18,15 @@ let room: { readonly names: Buffer; readonly value: Buffer } | undefined
  * @throws ENOENT, EACCES: the path
  */
 export const xattrsOf = (path: string): Xattr[] => {
-  const at = Buffer.from(path), { names, value } = room ??= { names: Buffer.allocUnsafeSlow(BYTES_MAX), value: Buffer.allocUnsafeSlow(BYTES_MAX) }
+  const at = Buffer.from(path)
+  const { names, value } = (room ??= {
+    names: Buffer.allocUnsafeSlow(BYTES_MAX),
+    value: Buffer.allocUnsafeSlow(BYTES_MAX),
+  })
   let size: number
-  try { size = checked(host().aerie_llistxattr(at, at.length, names, names.length), 'llistxattr', path) } catch (error) {
+  try {
+    size = checked(host().aerie_llistxattr(at, at.length, names, names.length), 'llistxattr', path)
+  } catch (error) {
     if (hasCode(error, 'EOPNOTSUPP')) return []
     throw error
   }
@@ -29,7 +35,11 @@ export const xattrsOf = (path: string): Xattr[] => {
     end = names.indexOf(0, from)
     const name = names.subarray(from, end + 1) // with its NUL, as the call wants it
     try {
-      const length = checked(host().aerie_lgetxattr(at, at.length, name, name.length, value, value.length), 'lgetxattr', path)
+      const length = checked(
+        host().aerie_lgetxattr(at, at.length, name, name.length, value, value.length),
+        'lgetxattr',
+        path,
+      )
       found.push({ name: Buffer.from(names.subarray(from, end)), value: Buffer.from(value.subarray(0, length)) })
     } catch (error) {
       if (!hasCode(error, 'ENODATA', 'EPERM', 'EACCES', 'EOPNOTSUPP')) throw error

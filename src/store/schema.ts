@@ -7,16 +7,20 @@ import { json } from './json.ts'
 
 /** The tables of `migrations/`, as drizzle sees them; a test compares the two. Times are Unix milliseconds. */
 
-export const kernels = sqliteTable('kernels', {
-  digest: text().primaryKey(),
-  name: text().notNull().unique(),
-  version: text().notNull(),
-  format: text().$type<'bzimage' | 'vmlinux'>().notNull(),
-  modules: json<string[]>('modules').notNull(),
-  sizeBytes: integer('size_bytes').notNull(),
-  isDefault: integer('is_default', { mode: 'boolean' }).notNull().default(false),
-  createdAt: integer('created_at').notNull(),
-}, (t) => [uniqueIndex('kernels_default').on(t.isDefault).where(sql`is_default = 1`)])
+export const kernels = sqliteTable(
+  'kernels',
+  {
+    digest: text().primaryKey(),
+    name: text().notNull().unique(),
+    version: text().notNull(),
+    format: text().$type<'bzimage' | 'vmlinux'>().notNull(),
+    modules: json<string[]>('modules').notNull(),
+    sizeBytes: integer('size_bytes').notNull(),
+    isDefault: integer('is_default', { mode: 'boolean' }).notNull().default(false),
+    createdAt: integer('created_at').notNull(),
+  },
+  (t) => [uniqueIndex('kernels_default').on(t.isDefault).where(sql`is_default = 1`)],
+)
 
 export const images = sqliteTable('images', {
   digest: text().primaryKey(),
@@ -28,56 +32,73 @@ export const images = sqliteTable('images', {
   createdAt: integer('created_at').notNull(),
 })
 
-export const imageNames = sqliteTable('image_names', {
-  name: text().primaryKey(),
-  digest: text().notNull().references(() => images.digest, { onDelete: 'cascade' }),
-}, (t) => [index('image_names_digest').on(t.digest)])
+export const imageNames = sqliteTable(
+  'image_names',
+  {
+    name: text().primaryKey(),
+    digest: text()
+      .notNull()
+      .references(() => images.digest, { onDelete: 'cascade' }),
+  },
+  (t) => [index('image_names_digest').on(t.digest)],
+)
 
-export const vms = sqliteTable('vms', {
-  id: integer().primaryKey({ autoIncrement: true }),
-  uid: text().notNull().unique(),
-  name: text().notNull().unique(),
-  state: text().$type<VmState>().notNull(),
-  gen: integer().notNull().default(1),
-  spec: json<VmSpec>('spec').notNull(),
-  runtime: text().notNull(),
-  plugin: text(),
-  hypervisor: text().notNull(),
-  imageDigest: text('image_digest').notNull().references(() => images.digest),
-  kernelDigest: text('kernel_digest').notNull().references(() => kernels.digest),
-  cpuCores: integer('cpu_cores').notNull(),
-  memoryMb: integer('memory_mb').notNull(),
-  cid: integer().notNull().unique(),
-  mac: text().notNull().unique(),
-  ip: text().notNull().default(''),
-  machineId: text('machine_id').notNull(),
-  /** What the driver needs to adopt the machine: absent while none was started. */
-  machine: json<MachineRecord>('machine'),
-  /** SHA-256 of the session's secret, hex. */
-  sessionSecret: text('session_secret'),
-  ackedSeq: integer('acked_seq').notNull().default(0),
-  /** Whether the vm was ready once: a create that was cut short before that leaves no row. */
-  wasReady: integer('was_ready', { mode: 'boolean' }).notNull().default(false),
-  statusMessage: text('status_message'),
-  exitCode: integer('exit_code'),
-  exitSignal: integer('exit_signal'),
-  exitMessage: text('exit_message'),
-  bootMs: integer('boot_ms'),
-  createdAt: integer('created_at').notNull(),
-  updatedAt: integer('updated_at').notNull(),
-  startedAt: integer('started_at'),
-  stoppedAt: integer('stopped_at'),
-  /** Folder of what was saved of the machine, in the vm's own: the guest has not run since. */
-  saved: text(),
-  /** Whether the agent must still be told who it is: its machine was restored. */
-  identityDue: integer('identity_due', { mode: 'boolean' }).notNull().default(false),
-  /** uid of the vm that this one was forked from, which may be gone. */
-  forkedFrom: text('forked_from'),
-}, (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)])
+export const vms = sqliteTable(
+  'vms',
+  {
+    id: integer().primaryKey({ autoIncrement: true }),
+    uid: text().notNull().unique(),
+    name: text().notNull().unique(),
+    state: text().$type<VmState>().notNull(),
+    gen: integer().notNull().default(1),
+    spec: json<VmSpec>('spec').notNull(),
+    runtime: text().notNull(),
+    plugin: text(),
+    hypervisor: text().notNull(),
+    imageDigest: text('image_digest')
+      .notNull()
+      .references(() => images.digest),
+    kernelDigest: text('kernel_digest')
+      .notNull()
+      .references(() => kernels.digest),
+    cpuCores: integer('cpu_cores').notNull(),
+    memoryMb: integer('memory_mb').notNull(),
+    cid: integer().notNull().unique(),
+    mac: text().notNull().unique(),
+    ip: text().notNull().default(''),
+    machineId: text('machine_id').notNull(),
+    /** What the driver needs to adopt the machine: absent while none was started. */
+    machine: json<MachineRecord>('machine'),
+    /** SHA-256 of the session's secret, hex. */
+    sessionSecret: text('session_secret'),
+    ackedSeq: integer('acked_seq').notNull().default(0),
+    /** Whether the vm was ready once: a create that was cut short before that leaves no row. */
+    wasReady: integer('was_ready', { mode: 'boolean' }).notNull().default(false),
+    statusMessage: text('status_message'),
+    exitCode: integer('exit_code'),
+    exitSignal: integer('exit_signal'),
+    exitMessage: text('exit_message'),
+    bootMs: integer('boot_ms'),
+    createdAt: integer('created_at').notNull(),
+    updatedAt: integer('updated_at').notNull(),
+    startedAt: integer('started_at'),
+    stoppedAt: integer('stopped_at'),
+    /** Folder of what was saved of the machine, in the vm's own: the guest has not run since. */
+    saved: text(),
+    /** Whether the agent must still be told who it is: its machine was restored. */
+    identityDue: integer('identity_due', { mode: 'boolean' }).notNull().default(false),
+    /** uid of the vm that this one was forked from, which may be gone. */
+    forkedFrom: text('forked_from'),
+  },
+  (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)],
+)
 export type VmRow = typeof vms.$inferSelect
 
 /** One process, told apart from a later one with its number by its start time and the host's boot. */
-export interface ProcessIdentity { readonly pid: number; readonly startTime: string }
+export interface ProcessIdentity {
+  readonly pid: number
+  readonly startTime: string
+}
 export interface MachineRecord {
   readonly bootId: string
   readonly process: ProcessIdentity

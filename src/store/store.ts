@@ -10,9 +10,13 @@ export type Store = BunSQLiteDatabase & { readonly $client: Database }
 /** In order; a released one never changes, a change of the schema is the next file. */
 const MIGRATIONS: readonly string[] = [first, saved]
 
-export const storeNewer = fault('state_newer', 'conflict', { path: Type.String(), found: Type.Integer(), known: Type.Integer() },
+export const storeNewer = fault(
+  'state_newer',
+  'conflict',
+  { path: Type.String(), found: Type.Integer(), known: Type.Integer() },
   (d) => `Cannot open "${d.path}": a newer aerie wrote it (schema ${d.found}, this one knows ${d.known})`,
-  'Start the newer aerie, or restore the state folder of this one')
+  'Start the newer aerie, or restore the state folder of this one',
+)
 
 /**
  * Opens the state of this host: WAL, foreign keys on, every commit on disk before it is reported (synchronous = FULL: rows here say
@@ -35,10 +39,12 @@ export const openStore = (path: string): Store => {
   }
   for (const [at, migration] of MIGRATIONS.entries()) {
     if (at < found) continue
-    sqlite.transaction(() => {
-      sqlite.run(migration)
-      sqlite.run(`PRAGMA user_version = ${at + 1}`)
-    }).immediate()
+    sqlite
+      .transaction(() => {
+        sqlite.run(migration)
+        sqlite.run(`PRAGMA user_version = ${at + 1}`)
+      })
+      .immediate()
   }
   return drizzle(sqlite) as unknown as Store
 }
@@ -47,7 +53,8 @@ export const openStore = (path: string): Store => {
  * Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. One in another is a
  * savepoint. There is one connection, so inside it the store itself is the transaction, and prepared queries may be used.
  */
-export const immediate = <T>(store: Store, work: (tx: Store) => T): T => store.$client.transaction(() => work(store)).immediate()
+export const immediate = <T>(store: Store, work: (tx: Store) => T): T =>
+  store.$client.transaction(() => work(store)).immediate()
 
 /** A query that is built once for a store: building one costs more than running it. */
 export const prepared = <T>(build: (store: Store) => T): ((store: Store) => T) => {

@@ -1,4 +1,13 @@
-import { accessSync, constants, existsSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Config } from '../config.ts'
@@ -10,31 +19,60 @@ import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
 import { reflinkSupport } from '../linux/clone-file.ts'
 
-const check = (name: string, status: Check['status'], message: string, hint: string | null = null): Check => ({ name, status, message, hint })
+const check = (name: string, status: Check['status'], message: string, hint: string | null = null): Check => ({
+  name,
+  status,
+  message,
+  hint,
+})
 
 /** Where KVM is needed for speed and not for life, its absence is a warning: TCG runs the same guests, slower. */
 const kvm = (): Check => {
   const { usable, reason } = kvmSupport()
-  return usable ? check('kvm', 'ok', reason) : check('kvm', 'warn', `${reason}: guests run under TCG, some ten times slower`,
-    'On bare metal enable VT-x or AMD-V in the firmware; in a VM ask for nested virtualisation; then `modprobe kvm_intel` or `kvm_amd`')
+  return usable
+    ? check('kvm', 'ok', reason)
+    : check(
+        'kvm',
+        'warn',
+        `${reason}: guests run under TCG, some ten times slower`,
+        'On bare metal enable VT-x or AMD-V in the firmware; in a VM ask for nested virtualisation; then `modprobe kvm_intel` or `kvm_amd`',
+      )
 }
 
 const kernel = (): Check => {
-  const release = readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim(), [major = 0, minor = 0] = release.split('.').map(Number)
-  return major > 5 || (major === 5 && minor >= 10) ? check('linux', 'ok', `Linux ${release}`)
+  const release = readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim()
+  const [major = 0, minor = 0] = release.split('.').map(Number)
+  return major > 5 || (major === 5 && minor >= 10)
+    ? check('linux', 'ok', `Linux ${release}`)
     : check('linux', 'fail', `Linux ${release} is older than 5.10`, 'Run a newer kernel')
 }
 
 /** What talon's jail can enforce here, by its own word. */
 const talon = (config: Config): Check => {
   const report = talonReport()
-  if (!report) return check('talon', 'fail', 'the embedded talon does not run', 'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`')
+  if (!report)
+    return check(
+      'talon',
+      'fail',
+      'the embedded talon does not run',
+      'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`',
+    )
   const { landlock_abi: abi, seccomp_kill_process: seccomp, user_namespaces: namespaces } = report.jail
-  const missing = [...(namespaces ? [] : ['user namespaces']), ...(seccomp ? [] : ['seccomp']), ...(abi > 0 ? [] : ['Landlock'])]
+  const missing = [
+    ...(namespaces ? [] : ['user namespaces']),
+    ...(seccomp ? [] : ['seccomp']),
+    ...(abi > 0 ? [] : ['Landlock']),
+  ]
   const huge = `huge pages: ${report.memory.transparent_hugepages ?? 'none'}`
   if (missing.length === 0) return check('talon', 'ok', `its jail has namespaces, seccomp and Landlock ${abi}; ${huge}`)
-  return check('talon', (namespaces && seccomp) || !kvmSupport().usable || Bun.which(config.qemu) ? 'warn' : 'fail', `its jail lacks ${missing.join(', ')}; ${huge}`,
-    namespaces ? 'Run a kernel with Landlock, 5.13 or newer' : 'QEMU runs guests meanwhile; `sysctl user.max_user_namespaces` must not be 0')
+  return check(
+    'talon',
+    (namespaces && seccomp) || !kvmSupport().usable || Bun.which(config.qemu) ? 'warn' : 'fail',
+    `its jail lacks ${missing.join(', ')}; ${huge}`,
+    namespaces
+      ? 'Run a kernel with Landlock, 5.13 or newer'
+      : 'QEMU runs guests meanwhile; `sysctl user.max_user_namespaces` must not be 0',
+  )
 }
 
 const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
@@ -42,21 +80,43 @@ const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
 /** Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it boots, not 550. */
 const sharedMemory = (): Check => {
   let said: string
-  try { said = readFileSync(SHMEM, 'utf8') } catch { return check('shared-memory', 'warn', 'this kernel has no large pages for shared memory: vms created with --forkable boot slower') }
+  try {
+    said = readFileSync(SHMEM, 'utf8')
+  } catch {
+    return check(
+      'shared-memory',
+      'warn',
+      'this kernel has no large pages for shared memory: vms created with --forkable boot slower',
+    )
+  }
   const mode = /\[(\w+)\]/.exec(said)?.[1] ?? said.trim()
   return mode === 'never' || mode === 'deny'
-    ? check('shared-memory', 'warn', `shared memory comes in small pages (${mode}): vms created with --forkable boot slower`, `echo advise > ${SHMEM}`)
+    ? check(
+        'shared-memory',
+        'warn',
+        `shared memory comes in small pages (${mode}): vms created with --forkable boot slower`,
+        `echo advise > ${SHMEM}`,
+      )
     : check('shared-memory', 'ok', `shared memory may come in large pages (${mode})`)
 }
 
 const qemu = (config: Config): Check => {
   const found = Bun.which(config.qemu)
-  if (!found && kvmSupport().usable) return check('qemu', 'warn', `"${config.qemu}" is not on the PATH: talon runs guests, but none with --network user`)
-  if (!found) return check('qemu', 'fail', `"${config.qemu}" is not on the PATH`, 'apt-get install --no-install-recommends qemu-system-x86')
-  const said = Bun.spawnSync([found, '--version']).stdout.toString(), version = /version (\d+)\.(\d+)/.exec(said)
+  if (!found && kvmSupport().usable)
+    return check('qemu', 'warn', `"${config.qemu}" is not on the PATH: talon runs guests, but none with --network user`)
+  if (!found)
+    return check(
+      'qemu',
+      'fail',
+      `"${config.qemu}" is not on the PATH`,
+      'apt-get install --no-install-recommends qemu-system-x86',
+    )
+  const said = Bun.spawnSync([found, '--version']).stdout.toString()
+  const version = /version (\d+)\.(\d+)/.exec(said)
   if (!version) return check('qemu', 'fail', `${found} does not say its version`)
   const major = Number(version[1])
-  return major >= 7 ? check('qemu', 'ok', `${found} ${version[1]}.${version[2]}`)
+  return major >= 7
+    ? check('qemu', 'ok', `${found} ${version[1]}.${version[2]}`)
     : check('qemu', 'fail', `${found} ${version[1]}.${version[2]} is older than 7.0`, 'Install a newer QEMU')
 }
 
@@ -65,50 +125,109 @@ const nearest = (path: string): string => (existsSync(path) ? path : nearest(dir
 const SPACE_WARN = 5 * 2 ** 30
 
 const disk = (config: Config): Check => {
-  const folder = nearest(config.state), at = statfsSync(folder), free = at.bavail * at.bsize
-  return free >= SPACE_WARN ? check('disk', 'ok', `${sayBytes(free)} free for ${config.state}`)
-    : check('disk', free < 2 ** 30 ? 'fail' : 'warn', `${sayBytes(free)} free for ${config.state}`, 'Free some space, or choose another folder with --state')
+  const folder = nearest(config.state)
+  const at = statfsSync(folder)
+  const free = at.bavail * at.bsize
+  return free >= SPACE_WARN
+    ? check('disk', 'ok', `${sayBytes(free)} free for ${config.state}`)
+    : check(
+        'disk',
+        free < 2 ** 30 ? 'fail' : 'warn',
+        `${sayBytes(free)} free for ${config.state}`,
+        'Free some space, or choose another folder with --state',
+      )
 }
 
 const writable = (config: Config): Check => {
   const folder = nearest(config.state)
-  try { accessSync(folder, constants.W_OK | constants.X_OK); return check('state', 'ok', `${config.state} can be written`) } catch {
-    return check('state', 'warn', `${config.state} cannot be written by this user`, 'Run as root for the system daemon; `aerie run` starts one of your own without it')
+  try {
+    accessSync(folder, constants.W_OK | constants.X_OK)
+    return check('state', 'ok', `${config.state} can be written`)
+  } catch {
+    return check(
+      'state',
+      'warn',
+      `${config.state} cannot be written by this user`,
+      'Run as root for the system daemon; `aerie run` starts one of your own without it',
+    )
   }
 }
 
 const reflink = (config: Config): Check => {
   let folder: string
-  try { folder = mkdtempSync(join(nearest(config.state), '.doctor-')) } catch { folder = mkdtempSync(join(tmpdir(), 'aerie-doctor-')) }
+  try {
+    folder = mkdtempSync(join(nearest(config.state), '.doctor-'))
+  } catch {
+    folder = mkdtempSync(join(tmpdir(), 'aerie-doctor-'))
+  }
   try {
     writeFileSync(join(folder, 'a'), Buffer.alloc(65_536, 1))
-    return reflinkSupport(join(folder, 'a'), join(folder, 'b')) ? check('reflink', 'ok', 'the state folder\'s file system clones files')
-      : check('reflink', 'warn', 'the state folder\'s file system does not clone files: disks are copied block by block', 'XFS and Btrfs do')
-  } finally { rmSync(folder, { recursive: true, force: true }) }
+    return reflinkSupport(join(folder, 'a'), join(folder, 'b'))
+      ? check('reflink', 'ok', "the state folder's file system clones files")
+      : check(
+          'reflink',
+          'warn',
+          "the state folder's file system does not clone files: disks are copied block by block",
+          'XFS and Btrfs do',
+        )
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
 }
 
 const cgroups = (): Check => {
   const { controllers, reason } = cgroupSupport()
-  const wanted = ['memory', 'cpu', 'pids'] as const, missing = wanted.filter((name) => !controllers.includes(name))
-  return missing.length === 0 ? check('cgroups', 'ok', `${wanted.join(', ')} can limit a vm (${reason})`)
-    : check('cgroups', 'warn', `${missing.join(', ')} cannot limit a vm: ${reason}`, 'Run as root, or under systemd with `Delegate=yes`')
+  const wanted = ['memory', 'cpu', 'pids'] as const
+  const missing = wanted.filter((name) => !controllers.includes(name))
+  return missing.length === 0
+    ? check('cgroups', 'ok', `${wanted.join(', ')} can limit a vm (${reason})`)
+    : check(
+        'cgroups',
+        'warn',
+        `${missing.join(', ')} cannot limit a vm: ${reason}`,
+        'Run as root, or under systemd with `Delegate=yes`',
+      )
 }
 
 const port = async (config: Config): Promise<Check[]> => {
   if (config.listen === '') return []
   const at = config.listen.lastIndexOf(':')
   try {
-    const probe = Bun.listen({ hostname: config.listen.slice(0, at), port: Number(config.listen.slice(at + 1)), socket: { data: () => undefined } })
+    const probe = Bun.listen({
+      hostname: config.listen.slice(0, at),
+      port: Number(config.listen.slice(at + 1)),
+      socket: { data: () => undefined },
+    })
     probe.stop(true)
     return [check('port', 'ok', `${config.listen} is free`)]
   } catch {
-    const ours = await fetch(`http://${config.listen}/healthz`).then((answer) => answer.ok, () => false)
-    return [ours ? check('port', 'ok', `${config.listen} is served`) : check('port', 'fail', `${config.listen} is taken`, 'Choose another address with --listen')]
+    const ours = await fetch(`http://${config.listen}/healthz`).then(
+      (answer) => answer.ok,
+      () => false,
+    )
+    return [
+      ours
+        ? check('port', 'ok', `${config.listen} is served`)
+        : check('port', 'fail', `${config.listen} is taken`, 'Choose another address with --listen'),
+    ]
   }
 }
 
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
-export const doctor = async (config: Config = readConfig({}, process.env, process.getuid?.() ?? 0)): Promise<Doctor> => {
-  const checks = [kernel(), kvm(), talon(config), sharedMemory(), qemu(config), cgroups(), writable(config), disk(config), reflink(config), ...await port(config)]
+export const doctor = async (
+  config: Config = readConfig({}, process.env, process.getuid?.() ?? 0),
+): Promise<Doctor> => {
+  const checks = [
+    kernel(),
+    kvm(),
+    talon(config),
+    sharedMemory(),
+    qemu(config),
+    cgroups(),
+    writable(config),
+    disk(config),
+    reflink(config),
+    ...(await port(config)),
+  ]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }

@@ -3,8 +3,13 @@ import type { Event } from '../contract/system.ts'
 import type { Host } from '../host.ts'
 import { fault } from '../lib/fault.ts'
 
-const eventsCompacted = fault('events_compacted', 'conflict', { after: Type.Integer(), oldest: Type.Integer() },
-  (d) => `Cannot go on after event ${d.after}: the oldest that is kept is ${d.oldest}`, 'List the vms anew, then read events without `after`')
+const eventsCompacted = fault(
+  'events_compacted',
+  'conflict',
+  { after: Type.Integer(), oldest: Type.Integer() },
+  (d) => `Cannot go on after event ${d.after}: the oldest that is kept is ${d.oldest}`,
+  'List the vms anew, then read events without `after`',
+)
 
 const PAGE = 500
 
@@ -13,24 +18,35 @@ const PAGE = 500
  *
  * @throws `events_compacted` where events between the place and the oldest kept one are gone: the reader must list anew
  */
-export const follow = (host: Host, only: 'vms' | 'all',
+export const follow = (
+  host: Host,
+  only: 'vms' | 'all',
   query: { readonly after?: number; readonly follow?: boolean; readonly type?: string; readonly name?: string },
-  lastEventId: string | null, client: AbortSignal): AsyncGenerator<Event> => {
+  lastEventId: string | null,
+  client: AbortSignal,
+): AsyncGenerator<Event> => {
   const resumed = lastEventId !== null && /^\d{1,15}$/.test(lastEventId) ? Number(lastEventId) : query.after
-  const after = resumed ?? (query.follow === false ? 0 : host.events.newest()), oldest = host.events.oldest()
+  const after = resumed ?? (query.follow === false ? 0 : host.events.newest())
+  const oldest = host.events.oldest()
   if (resumed !== undefined && resumed > 0 && resumed < oldest - 1) throw eventsCompacted({ after: resumed, oldest })
   return read(host, only, after, query, client)
 }
 
-async function* read(host: Host, only: 'vms' | 'all', from: number,
-  query: { readonly follow?: boolean; readonly type?: string; readonly name?: string }, client: AbortSignal): AsyncGenerator<Event> {
+async function* read(
+  host: Host,
+  only: 'vms' | 'all',
+  from: number,
+  query: { readonly follow?: boolean; readonly type?: string; readonly name?: string },
+  client: AbortSignal,
+): AsyncGenerator<Event> {
   const types = query.type?.split(',')
   let after = from
   while (!client.aborted) {
     const appended = host.events.appended(client)
-    const newest = host.events.newest(), page = host.events.after(after, PAGE, { types, name: query.name })
+    const newest = host.events.newest()
+    const page = host.events.after(after, PAGE, { types, name: query.name })
     for (const event of page) if (only === 'all' || event.type.startsWith('VM_')) yield event
-    after = page.length === PAGE ? page.at(-1)?.seq ?? after : newest
+    after = page.length === PAGE ? (page.at(-1)?.seq ?? after) : newest
     if (page.length === PAGE) continue
     if (query.follow === false) return
     await appended

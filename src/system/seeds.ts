@@ -11,8 +11,15 @@ import type { Host } from '../host.ts'
 
 /** What `scripts/build` wrote of a kernel and a base image that it embedded; each absent where it was built without. */
 const Seed = Type.Object({
-  kernel: Type.Optional(Type.Object({ name: Type.String(), version: Type.String(), format: Type.Union([Type.Literal('bzimage'), Type.Literal('vmlinux')]),
-    modules: Type.Array(Type.String()), source: Type.String() })),
+  kernel: Type.Optional(
+    Type.Object({
+      name: Type.String(),
+      version: Type.String(),
+      format: Type.Union([Type.Literal('bzimage'), Type.Literal('vmlinux')]),
+      modules: Type.Array(Type.String()),
+      source: Type.String(),
+    }),
+  ),
   base: Type.Optional(Type.Object({ config: ImageConfig })),
 })
 
@@ -22,7 +29,14 @@ const readSeed = () => Value.Parse(Seed, JSON.parse(readFileSync(manifestPath, '
 export const seedContents = () => {
   const { kernel, base } = readSeed()
   return {
-    kernel: kernel ? { version: kernel.version, size_bytes: statSync(kernelImage).size, modules: kernel.modules.length, source: kernel.source } : null,
+    kernel: kernel
+      ? {
+          version: kernel.version,
+          size_bytes: statSync(kernelImage).size,
+          modules: kernel.modules.length,
+          source: kernel.source,
+        }
+      : null,
     kernelConfig: readFileSync(kernelConfig, 'utf8'),
     base: base ? { name: 'base', size_bytes: statSync(baseErofs).size } : null,
   }

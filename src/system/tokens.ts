@@ -7,8 +7,18 @@ import { fault } from '../lib/fault.ts'
 import { tokens } from '../store/schema.ts'
 import { isDuplicate, type Store } from '../store/store.ts'
 
-export const tokenExists = fault('token_exists', 'conflict', { name: Type.String() }, (d) => `Cannot make token "${d.name}": a token of this name exists`)
-export const tokenNotFound = fault('token_not_found', 'not_found', { name: Type.String() }, (d) => `Cannot find token "${d.name}"`)
+export const tokenExists = fault(
+  'token_exists',
+  'conflict',
+  { name: Type.String() },
+  (d) => `Cannot make token "${d.name}": a token of this name exists`,
+)
+export const tokenNotFound = fault(
+  'token_not_found',
+  'not_found',
+  { name: Type.String() },
+  (d) => `Cannot find token "${d.name}"`,
+)
 
 const PREFIX = 'aerie_'
 /** Between two notes of a token's use: a request costs no write. */
@@ -17,8 +27,13 @@ const NOTE_MS = 60_000
 const digest = (secret: string): string => createHash('sha256').update(secret).digest('hex')
 const iso = (ms: number | null): string | null => (ms === null ? null : new Date(ms).toISOString())
 const view = (row: typeof tokens.$inferSelect): Token => ({
-  name: row.name, prefix: row.prefix, scope: row.scope, created_at: new Date(row.createdAt).toISOString(),
-  expires_at: iso(row.expiresAt), last_used_at: iso(row.lastUsedAt) })
+  name: row.name,
+  prefix: row.prefix,
+  scope: row.scope,
+  created_at: new Date(row.createdAt).toISOString(),
+  expires_at: iso(row.expiresAt),
+  last_used_at: iso(row.lastUsedAt),
+})
 
 /**
  * The keys of the TCP API. A secret has 256 bits of randomness, so its SHA-256 is all that is kept; it is shown once.
@@ -26,15 +41,27 @@ const view = (row: typeof tokens.$inferSelect): Token => ({
 export class Tokens {
   readonly #store: Store
 
-  constructor(store: Store) { this.#store = store }
+  constructor(store: Store) {
+    this.#store = store
+  }
 
   /** @throws `token_exists` */
   create(want: TokenCreate): Token & { secret: string } {
-    const secret = `${PREFIX}${randomBytes(32).toString('base64url')}`, now = Date.now()
+    const secret = `${PREFIX}${randomBytes(32).toString('base64url')}`
+    const now = Date.now()
     try {
-      const row = this.#store.insert(tokens).values({
-        name: want.name, prefix: secret.slice(0, PREFIX.length + 4), hash: digest(secret), scope: want.scope ?? 'read', createdAt: now,
-        expiresAt: want.expires_in_s === undefined ? null : now + want.expires_in_s * 1000 }).returning().get()
+      const row = this.#store
+        .insert(tokens)
+        .values({
+          name: want.name,
+          prefix: secret.slice(0, PREFIX.length + 4),
+          hash: digest(secret),
+          scope: want.scope ?? 'read',
+          createdAt: now,
+          expiresAt: want.expires_in_s === undefined ? null : now + want.expires_in_s * 1000,
+        })
+        .returning()
+        .get()
       return { ...view(row), secret }
     } catch (error) {
       if (isDuplicate(error, 'tokens.name')) throw tokenExists({ name: want.name })
@@ -42,7 +69,9 @@ export class Tokens {
     }
   }
 
-  list(): Token[] { return this.#store.select().from(tokens).orderBy(asc(tokens.name)).all().map(view) }
+  list(): Token[] {
+    return this.#store.select().from(tokens).orderBy(asc(tokens.name)).all().map(view)
+  }
 
   /** @throws `token_not_found` */
   delete(name: string): void {
@@ -51,11 +80,13 @@ export class Tokens {
 
   /** What a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever differs. */
   scopeOf(secret: string): Scope | undefined {
-    const hash = digest(secret), row = this.#store.select().from(tokens).where(eq(tokens.hash, hash)).get()
+    const hash = digest(secret)
+    const row = this.#store.select().from(tokens).where(eq(tokens.hash, hash)).get()
     if (!row || !timingSafeEqual(Buffer.from(row.hash, 'hex'), Buffer.from(hash, 'hex'))) return undefined
     const now = Date.now()
     if (row.expiresAt !== null && row.expiresAt <= now) return undefined
-    if ((row.lastUsedAt ?? 0) < now - NOTE_MS) this.#store.update(tokens).set({ lastUsedAt: now }).where(eq(tokens.name, row.name)).run()
+    if ((row.lastUsedAt ?? 0) < now - NOTE_MS)
+      this.#store.update(tokens).set({ lastUsedAt: now }).where(eq(tokens.name, row.name)).run()
     return row.scope
   }
 }

@@ -29,16 +29,25 @@ const PROBE_MS = 10_000
  */
 export const adoptAll = async (host: Host): Promise<void> => {
   const rows = host.store.select().from(vms).all()
-  await Promise.all(rows.map((row) => host.queue.run(row.uid, () => adopt(host, row)).catch((error: unknown) => {
-    host.log.error({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
-  })))
+  await Promise.all(
+    rows.map((row) =>
+      host.queue
+        .run(row.uid, () => adopt(host, row))
+        .catch((error: unknown) => {
+          host.log.error({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
+        }),
+    ),
+  )
   await sweep(host)
 }
 
 const adopt = async (host: Host, row: VmRow): Promise<void> => {
   switch (ON_BOOT[row.state]) {
-    case 'keep': return
-    case 'undo': await undoCreate(host, row); return
+    case 'keep':
+      return
+    case 'undo':
+      await undoCreate(host, row)
+      return
     case 'finish':
       if (row.state === 'deleting') {
         await abandon(host, row, await probe(host, row))
@@ -88,7 +97,8 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   expireUnattached(host, live, row)
   if (row.wasReady) live.follow()
   if (state === undefined) {
-    if (row.state !== 'unknown') move(host.store, host.events, row.uid, 'lost', { statusMessage: 'its VMM does not answer' })
+    if (row.state !== 'unknown')
+      move(host.store, host.events, row.uid, 'lost', { statusMessage: 'its VMM does not answer' })
   } else if (row.state === 'unknown' && state !== 'ended') {
     move(host.store, host.events, row.uid, state === 'paused' ? 'found_paused' : 'found')
   } else if (row.state === 'running' && state === 'paused') {
@@ -100,11 +110,20 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
     later(host, row, async () => {
       const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
       try {
-        await Promise.race([orAbort(live.ready.promise, signal), machine.ended.then((end) => { throw new Error(end.message) })])
+        await Promise.race([
+          orAbort(live.ready.promise, signal),
+          machine.ended.then((end) => {
+            throw new Error(end.message)
+          }),
+        ])
       } catch (error) {
         if (byUid(host.store, row.uid)?.state !== 'starting') return
         await abandon(host, row, live)
-        if (row.wasReady) move(host.store, host.events, row.uid, 'broke', { machine: null, statusMessage: error instanceof Error ? error.message : String(error) })
+        if (row.wasReady)
+          move(host.store, host.events, row.uid, 'broke', {
+            machine: null,
+            statusMessage: error instanceof Error ? error.message : String(error),
+          })
         else await undoCreate(host, row)
       }
     })
@@ -112,7 +131,9 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
 }
 
 const later = (host: Host, row: VmRow, work: () => Promise<unknown>): void => {
-  void host.queue.run(row.uid, work).catch((error: unknown) => { host.log.warn({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm') })
+  void host.queue.run(row.uid, work).catch((error: unknown) => {
+    host.log.warn({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
+  })
 }
 
 /** The machine of a row, if it is still there: its session listens, its end is watched. */
@@ -129,7 +150,8 @@ const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
 /** A create that was cut short before its guest was ready: nobody was told that the vm exists. */
 const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
-  if (row.state !== 'deleting') move(host.store, host.events, row.uid, 'delete', { statusMessage: 'its create was cut short' })
+  if (row.state !== 'deleting')
+    move(host.store, host.events, row.uid, 'delete', { statusMessage: 'its create was cut short' })
   await erase(host, row.uid)
 }
 
@@ -139,9 +161,18 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await removeCgroups(host, row)
   const message = 'the machine ended while the daemon was away'
   if (row.exitCode !== null || row.state === 'stopping') {
-    move(host.store, host.events, row.uid, 'exited', { machine: null, stoppedAt: Date.now(), exitMessage: row.exitMessage ?? message })
+    move(host.store, host.events, row.uid, 'exited', {
+      machine: null,
+      stoppedAt: Date.now(),
+      exitMessage: row.exitMessage ?? message,
+    })
   } else {
-    move(host.store, host.events, row.uid, 'broke', { machine: null, stoppedAt: Date.now(), statusMessage: message, exitMessage: message })
+    move(host.store, host.events, row.uid, 'broke', {
+      machine: null,
+      stoppedAt: Date.now(),
+      statusMessage: message,
+      exitMessage: message,
+    })
   }
   const after = byUid(host.store, row.uid)
   if (after?.spec.auto_remove) {
@@ -155,13 +186,27 @@ const markOf = (host: Host, row: VmRow): string => `${host.stateId}/${row.uid}`
 /** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
 const sweep = async (host: Host): Promise<void> => {
   const rows = host.store.select().from(vms).all()
-  await endMarked(`${host.stateId}/`, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => markOf(host, row))))
+  await endMarked(
+    `${host.stateId}/`,
+    new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => markOf(host, row))),
+  )
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
-  removeOthers(join(host.config.run, 'm'), new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))))
+  removeOthers(
+    join(host.config.run, 'm'),
+    new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
+  )
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
   for (const row of rows) dropSaved(places(host.config, row).folder, row.saved)
   if (rows.length > 0) {
-    host.store.delete(idempotency).where(notInArray(idempotency.vmUid, rows.map((row) => row.uid))).run()
+    host.store
+      .delete(idempotency)
+      .where(
+        notInArray(
+          idempotency.vmUid,
+          rows.map((row) => row.uid),
+        ),
+      )
+      .run()
   }
   host.images.sweep()
   host.kernels.sweep()
@@ -169,18 +214,27 @@ const sweep = async (host: Host): Promise<void> => {
 
 const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
   let names: string[]
-  try { names = readdirSync(folder) } catch { return }
+  try {
+    names = readdirSync(folder)
+  } catch {
+    return
+  }
   for (const name of names) if (!keep.has(name)) rmSync(join(folder, name), { recursive: true, force: true })
 }
 
 /** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
 export const reprobe = async (host: Host): Promise<void> => {
   for (const row of host.store.select().from(vms).where(eq(vms.state, 'unknown')).all()) {
-    await host.queue.run(row.uid, async () => {
-      const now = byUid(host.store, row.uid), live = host.live.get(row.uid)
-      if (now?.state !== 'unknown') return
-      if (live?.machine) await settle(host, now, live, live.machine)
-      else await lostMeanwhile(host, now)
-    }).catch((error: unknown) => { host.log.debug({ vm: row.name, reasons: chain(error) }, 'a vm is still unknown') })
+    await host.queue
+      .run(row.uid, async () => {
+        const now = byUid(host.store, row.uid)
+        const live = host.live.get(row.uid)
+        if (now?.state !== 'unknown') return
+        if (live?.machine) await settle(host, now, live, live.machine)
+        else await lostMeanwhile(host, now)
+      })
+      .catch((error: unknown) => {
+        host.log.debug({ vm: row.name, reasons: chain(error) }, 'a vm is still unknown')
+      })
   }
 }

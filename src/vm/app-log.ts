@@ -26,7 +26,8 @@ const OPEN_BYTES_MAX = 262_144
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** What a line, or a part of one, held. */
-export const bytesOf = (line: AppLine): Buffer => line.d === undefined ? Buffer.from(line.b ?? '', 'base64') : Buffer.from(line.d)
+export const bytesOf = (line: AppLine): Buffer =>
+  line.d === undefined ? Buffer.from(line.b ?? '', 'base64') : Buffer.from(line.d)
 
 /**
  * What the workload of one vm said, on disk: a JSON object a line, the last `maxBytes` and one older file of the same size.
@@ -55,7 +56,9 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   }
 
   /** The agent's offset from which bytes are still missing here. */
-  get next(): number { return this.#next }
+  get next(): number {
+    return this.#next
+  }
 
   /** Starts over: a new boot counts its offsets from 0 again, and the next daemon must know. */
   restart(): void {
@@ -84,7 +87,8 @@ export class AppLog extends EventEmitter<{ append: [] }> {
       lines.push(this.#line(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
       bytes = bytes.subarray(cut + (cut === end ? 1 : 0))
     }
-    if (bytes.byteLength > 0) this.#partial.set(record.stream, { bytes: Buffer.from(bytes), offset, timeMs: record.timeMs })
+    if (bytes.byteLength > 0)
+      this.#partial.set(record.stream, { bytes: Buffer.from(bytes), offset, timeMs: record.timeMs })
     else this.#partial.delete(record.stream)
     this.#write(lines)
   }
@@ -102,9 +106,20 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   }
 
   #line(bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine {
-    const rest = { o: offset, t: timeMs, s: stream, ...(partial && { p: true as const }), ...(this.#open.has(stream) && { c: true as const }) }
-    if (partial) this.#open.add(stream); else this.#open.delete(stream)
-    try { return { ...rest, d: strict.decode(bytes) } } catch { return { ...rest, b: bytes.toString('base64') } }
+    const rest = {
+      o: offset,
+      t: timeMs,
+      s: stream,
+      ...(partial && { p: true as const }),
+      ...(this.#open.has(stream) && { c: true as const }),
+    }
+    if (partial) this.#open.add(stream)
+    else this.#open.delete(stream)
+    try {
+      return { ...rest, d: strict.decode(bytes) }
+    } catch {
+      return { ...rest, b: bytes.toString('base64') }
+    }
   }
 
   #write(lines: readonly AppLine[]): void {
@@ -132,15 +147,22 @@ const endsWhole = (path: string): boolean => {
   if (!existsSync(path)) return true
   const fd = openSync(path, 'r')
   try {
-    const size = fstatSync(fd).size, last = Buffer.alloc(1)
+    const size = fstatSync(fd).size
+    const last = Buffer.alloc(1)
     return size === 0 || (readSync(fd, last, 0, 1, size - 1) === 1 && last[0] === 10)
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }
 
 const lastOffset = (path: string): number | undefined => {
   let found: number | undefined
   readBackwards(path, (line) => {
-    try { found = (JSON.parse(line) as AppLine).o } catch { return true } // a line that a crash cut short
+    try {
+      found = (JSON.parse(line) as AppLine).o
+    } catch {
+      return true
+    } // a line that a crash cut short
     return false
   })
   return found
@@ -148,14 +170,19 @@ const lastOffset = (path: string): number | undefined => {
 
 /** The streams whose last record is a line without its end. */
 const openStreams = (path: string): Set<1 | 2 | 3> => {
-  const seen = new Set<number>(), open = new Set<1 | 2 | 3>()
+  const seen = new Set<number>()
+  const open = new Set<1 | 2 | 3>()
   const fd = openSync(path, 'r')
   try {
     let left = OPEN_BYTES_MAX
     for (const lines of piecesBackwards(fd)) {
       for (const line of lines) {
         let record: AppLine
-        try { record = JSON.parse(line) as AppLine } catch { continue }
+        try {
+          record = JSON.parse(line) as AppLine
+        } catch {
+          continue
+        }
         if (record.s === 0) return open
         if (!seen.has(record.s) && record.p) open.add(record.s)
         seen.add(record.s)
@@ -164,5 +191,7 @@ const openStreams = (path: string): Set<1 | 2 | 3> => {
       if (left <= 0 || seen.size === 3) break
     }
     return open
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }

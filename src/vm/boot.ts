@@ -32,24 +32,53 @@ const UNATTACHED_MS = 60_000
 
 /** The machine's kernel command line: console, our init, no pause on panic (`-no-reboot` ends the machine there). */
 const cmdline = (extra: string): string =>
-  ['console=ttyS0', 'panic=-1', 'reboot=t', 'quiet', 'loglevel=4', 'random.trust_cpu=on', 'tsc=reliable', 'no_timer_check', extra].filter((word) => word !== '').join(' ')
+  [
+    'console=ttyS0',
+    'panic=-1',
+    'reboot=t',
+    'quiet',
+    'loglevel=4',
+    'random.trust_cpu=on',
+    'tsc=reliable',
+    'no_timer_check',
+    extra,
+  ]
+    .filter((word) => word !== '')
+    .join(' ')
 
 export const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriver): Promise<MachineSpec> => {
-  const at = places(host.config, row), image = host.images.byDigest(row.imageDigest)
+  const at = places(host.config, row)
+  const image = host.images.byDigest(row.imageDigest)
   return {
-    mark: `${host.stateId}/${row.uid}`, uuid: uuidOf(row.machineId), folder: at.run,
-    kernel: driver.boots === 'vmlinux' ? await host.kernels.vmlinux(row.kernelDigest) : host.kernels.imageOf(row.kernelDigest),
+    mark: `${host.stateId}/${row.uid}`,
+    uuid: uuidOf(row.machineId),
+    folder: at.run,
+    kernel:
+      driver.boots === 'vmlinux'
+        ? await host.kernels.vmlinux(row.kernelDigest)
+        : host.kernels.imageOf(row.kernelDigest),
     initramfs: await host.kernels.initramfs(row.kernelDigest),
-    cmdline: cmdline(row.spec.kernel_cmdline), vcpus: row.cpuCores, memoryMib: row.memoryMb,
-    disks: [{ path: host.images.pathOf(image), readOnly: true, serial: 'root' }, { path: at.overlay, readOnly: false, serial: 'overlay' }],
+    cmdline: cmdline(row.spec.kernel_cmdline),
+    vcpus: row.cpuCores,
+    memoryMib: row.memoryMb,
+    disks: [
+      { path: host.images.pathOf(image), readOnly: true, serial: 'root' },
+      { path: at.overlay, readOnly: false, serial: 'overlay' },
+    ],
     nic: row.spec.network.mode === 'user' ? { kind: 'user', mac: row.mac } : undefined,
-    cid: row.cid, forkable: row.spec.forkable ?? false, consoleLog: at.consoleLog, consoleLogMib: host.config.log_max_mb, vmmLog: at.vmmLog, jail: jailOf(host.config, row),
+    cid: row.cid,
+    forkable: row.spec.forkable ?? false,
+    consoleLog: at.consoleLog,
+    consoleLogMib: host.config.log_max_mb,
+    vmmLog: at.vmmLog,
+    jail: jailOf(host.config, row),
     cgroups: makeCgroups(host, row),
   }
 }
 
 /** 32 hex digits as a version 4 UUID's text. */
-const uuidOf = (hex: string): string => `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20, 32)}`
+const uuidOf = (hex: string): string =>
+  `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20, 32)}`
 
 /** What the agent is told and what its events do to the row. Every change is durable before the agent hears that it was taken. */
 const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => ({
@@ -62,7 +91,9 @@ const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => (
   },
   secretHash: () => sessionOf(host.store, uid)?.secret ?? undefined,
   acked: () => sessionOf(host.store, uid)?.acked ?? 0,
-  event: async (event: AgentEvent) => { await take(host, live(), event) },
+  event: async (event: AgentEvent) => {
+    await take(host, live(), event)
+  },
 })
 
 const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> => {
@@ -72,7 +103,8 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
   switch (event.type) {
     case 'ready': {
       const bootMs = row.startedAt === null ? event.boot_ms : Date.now() - row.startedAt
-      if (row.state === 'starting' && !row.identityDue) move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
+      if (row.state === 'starting' && !row.identityDue)
+        move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
       else change(host.store, live.uid, { ackedSeq: event.seq, wasReady: true, bootMs })
       live.ready.resolve(event.boot_ms)
       live.follow()
@@ -80,8 +112,16 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
     }
     case 'exited': {
       await live.drain()
-      change(host.store, live.uid, { ackedSeq: event.seq, exitCode: event.code, exitSignal: event.signal,
-        exitMessage: [event.message ?? '', ...(event.oom ? ['OOM'] : [])].filter((word) => word !== '').join(' - ').slice(0, 1000) || null })
+      change(host.store, live.uid, {
+        ackedSeq: event.seq,
+        exitCode: event.code,
+        exitSignal: event.signal,
+        exitMessage:
+          [event.message ?? '', ...(event.oom ? ['OOM'] : [])]
+            .filter((word) => word !== '')
+            .join(' - ')
+            .slice(0, 1000) || null,
+      })
       return
     }
     case 'failed': {
@@ -114,15 +154,22 @@ export const listen = async (host: Host, row: VmRow): Promise<LiveVm> => {
 /** Watches for the end of a machine: the row learns of it in the vm's queue, unless a verb was faster. */
 export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
   live.machine = machine
-  void machine.ended.then((end) => host.queue.run(live.uid, async () => {
-    if (host.live.get(live.uid) !== live) return
-    await finish(host, live, end)
-    const row = byUid(host.store, live.uid)
-    if (row?.state === 'starting') await boot(host, row).catch(() => undefined) // the guest asked for a reboot; what fails is in the row
-  })).catch((error: unknown) => { host.log.error({ vm: live.name, err: error }, 'cannot finish an ended vm') })
+  void machine.ended
+    .then((end) =>
+      host.queue.run(live.uid, async () => {
+        if (host.live.get(live.uid) !== live) return
+        await finish(host, live, end)
+        const row = byUid(host.store, live.uid)
+        if (row?.state === 'starting') await boot(host, row).catch(() => undefined) // the guest asked for a reboot; what fails is in the row
+      }),
+    )
+    .catch((error: unknown) => {
+      host.log.error({ vm: live.name, err: error }, 'cannot finish an ended vm')
+    })
 }
 
-const sayEnd = (end: End): string => end.message === '' ? `the machine ended (${end.reason})` : `the machine ended (${end.reason}): ${end.message}`
+const sayEnd = (end: End): string =>
+  end.message === '' ? `the machine ended (${end.reason})` : `the machine ended (${end.reason}): ${end.message}`
 
 /**
  * Boots a vm whose row says `starting` (moved there with `newBoot`), until its agent is ready. Call it in the vm's queue. What fails is taken back, the row ends in
@@ -146,14 +193,24 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
     change(host.store, row.uid, { machine: machine.identity })
     host.step('machine-recorded')
     watch(host, live, machine)
-    await Promise.race([orAbort(live.ready.promise, signal), machine.ended.then((end) => { throw new Error(sayEnd(end)) })])
+    await Promise.race([
+      orAbort(live.ready.promise, signal),
+      machine.ended.then((end) => {
+        throw new Error(sayEnd(end))
+      }),
+    ])
     host.step('ready')
     expireUnattached(host, live, row)
   } catch (error) {
     const fault = startFault(host, row, live, error)
     await abandon(host, row, live)
     const now = byUid(host.store, row.uid)
-    if (now?.state === 'starting') move(host.store, host.events, row.uid, 'broke', { statusMessage: fault.message, machine: null, stoppedAt: Date.now() })
+    if (now?.state === 'starting')
+      move(host.store, host.events, row.uid, 'broke', {
+        statusMessage: fault.message,
+        machine: null,
+        stoppedAt: Date.now(),
+      })
     throw fault
   }
 }
@@ -161,8 +218,12 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
 const startFault = (host: Host, row: VmRow, live: LiveVm | undefined, error: unknown): Fault => {
   if (live?.cancel.signal.aborted && live.cancel.signal.reason instanceof Fault) return live.cancel.signal.reason
   if (error instanceof Fault && error.kind === 'unavailable') return error
-  const reason = error instanceof DOMException && error.name === 'TimeoutError' ? guestSilent({ seconds: host.config.boot_timeout_s }).message
-    : error instanceof Error ? error.message : String(error)
+  const reason =
+    error instanceof DOMException && error.name === 'TimeoutError'
+      ? guestSilent({ seconds: host.config.boot_timeout_s }).message
+      : error instanceof Error
+        ? error.message
+        : String(error)
   return vmStartFailed({ name: row.name, reason }, error)
 }
 

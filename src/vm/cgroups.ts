@@ -16,20 +16,35 @@ const nameOf = (host: Host, uid: string): string => `${host.stateId}-${uid}`
 export const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
   if (row.hypervisor === 'fake' || !host.config.jail) return []
   const { folders, ignored } = makeCgroup(nameOf(host, row.uid), {
-    memoryMaxBytes: (row.memoryMb + OVERHEAD_MIB) * 2 ** 20, cpuWeight: Math.min(10_000, row.cpuCores * 100), cpuMax: row.cpuCores + DEVICE_CPUS,
-    pidsMax: THREADS_MAX })
+    memoryMaxBytes: (row.memoryMb + OVERHEAD_MIB) * 2 ** 20,
+    cpuWeight: Math.min(10_000, row.cpuCores * 100),
+    cpuMax: row.cpuCores + DEVICE_CPUS,
+    pidsMax: THREADS_MAX,
+  })
   if (ignored.length > 0) host.log.debug({ vm: row.name, ignored }, 'some limits cannot be had on this host')
   return folders
 }
 
 /** Removes the groups of one vm; of every vm of this state folder but those in `keep` where none is named. */
-export const removeCgroups = async (host: Host, row: VmRow | undefined, keep: ReadonlySet<string> = new Set()): Promise<void> => {
+export const removeCgroups = async (
+  host: Host,
+  row: VmRow | undefined,
+  keep: ReadonlySet<string> = new Set(),
+): Promise<void> => {
   if (row?.hypervisor === 'fake') return
   const own = `${host.stateId}-`
-  const names = row ? [nameOf(host, row.uid)] : listCgroups().filter((name) => name.startsWith(own) && !keep.has(name.slice(own.length)))
+  const names = row
+    ? [nameOf(host, row.uid)]
+    : listCgroups().filter((name) => name.startsWith(own) && !keep.has(name.slice(own.length)))
   for (const name of names) {
-    try { await removeCgroup(name) } catch (error) {
-      if (!hasCode(error, 'EACCES', 'EPERM', 'EROFS')) host.log.warn({ cgroup: name, reason: error instanceof Error ? error.message : String(error) }, 'cannot remove a cgroup')
+    try {
+      await removeCgroup(name)
+    } catch (error) {
+      if (!hasCode(error, 'EACCES', 'EPERM', 'EROFS'))
+        host.log.warn(
+          { cgroup: name, reason: error instanceof Error ? error.message : String(error) },
+          'cannot remove a cgroup',
+        )
     }
   }
 }

@@ -19,14 +19,23 @@ export const punchConsoles = (host: Host): void => {
     const at = places(host.config, row)
     for (const path of [at.consoleLog, at.vmmLog]) {
       let fd: number
-      try { fd = openSync(path, 'r+') } catch { continue }
+      try {
+        fd = openSync(path, 'r+')
+      } catch {
+        continue
+      }
       try {
         const { size, blocks } = fstatSync(fd)
         if (blocks * 512 <= keep + 4 * GRAIN) continue
         punchHole(fd, 0, Math.floor((size - keep) / GRAIN) * GRAIN)
       } catch (error) {
-        host.log.debug({ path, reason: error instanceof Error ? error.message : String(error) }, 'cannot give back the old part of a log')
-      } finally { closeSync(fd) }
+        host.log.debug(
+          { path, reason: error instanceof Error ? error.message : String(error) },
+          'cannot give back the old part of a log',
+        )
+      } finally {
+        closeSync(fd)
+      }
     }
   }
 }

@@ -8,7 +8,10 @@ import type { LiveVm } from './live.ts'
 /** What a new viewer is shown of what was before. */
 const SCROLL_BACK = 65_536
 
-interface Viewer { readonly take: (bytes: Uint8Array) => unknown; readonly over: () => void }
+interface Viewer {
+  readonly take: (bytes: Uint8Array) => unknown
+  readonly over: () => void
+}
 
 /** The serial console of one machine: the VMM serves one client, this is it, and every viewer gets a copy. */
 class Fan {
@@ -17,7 +20,9 @@ class Fan {
 
   constructor(path: string, ended: () => void) {
     this.#socket = connect(path)
-    this.#socket.on('data', (bytes: Buffer) => { for (const viewer of this.viewers) void viewer.take(bytes) })
+    this.#socket.on('data', (bytes: Buffer) => {
+      for (const viewer of this.viewers) void viewer.take(bytes)
+    })
     this.#socket.on('error', () => undefined)
     this.#socket.on('close', () => {
       ended()
@@ -26,8 +31,12 @@ class Fan {
     })
   }
 
-  type(bytes: Uint8Array): void { this.#socket.write(bytes) }
-  close(): void { this.#socket.destroy() }
+  type(bytes: Uint8Array): void {
+    this.#socket.write(bytes)
+  }
+  close(): void {
+    this.#socket.destroy()
+  }
 }
 
 const fans = new WeakMap<LiveVm, Fan>()
@@ -35,9 +44,12 @@ const fans = new WeakMap<LiveVm, Fan>()
 const scrollBack = (path: string): Uint8Array => {
   const fd = openSync(path, 'r')
   try {
-    const { size } = fstatSync(fd), bytes = Buffer.alloc(Math.min(size, SCROLL_BACK))
+    const { size } = fstatSync(fd)
+    const bytes = Buffer.alloc(Math.min(size, SCROLL_BACK))
     return bytes.subarray(0, readSync(fd, bytes, 0, bytes.byteLength, Math.max(0, size - bytes.byteLength)))
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }
 
 /**
@@ -46,28 +58,44 @@ const scrollBack = (path: string): Uint8Array => {
  *
  * @throws `vm_not_found`, `vm_ambiguous`
  */
-export const viewConsole = (host: Host, ref: string, take: (bytes: Uint8Array) => unknown, over: () => void): { type(bytes: Uint8Array): void; leave(): void } => {
-  const row = find(host.store, ref), live = host.live.get(row.uid)
+export const viewConsole = (
+  host: Host,
+  ref: string,
+  take: (bytes: Uint8Array) => unknown,
+  over: () => void,
+): { type(bytes: Uint8Array): void; leave(): void } => {
+  const row = find(host.store, ref)
+  const live = host.live.get(row.uid)
   try {
     const before = scrollBack(places(host.config, row).consoleLog)
     if (before.byteLength > 0) void take(before) // an empty message would be the end
-  } catch { /* it has never said anything */ }
+  } catch {
+    /* it has never said anything */
+  }
   if (!live?.machine) {
     queueMicrotask(over)
     return { type: () => undefined, leave: () => undefined }
   }
   let fan = fans.get(live)
   if (!fan) {
-    fan = new Fan(live.machine.consoleSocket, () => { fans.delete(live) })
+    fan = new Fan(live.machine.consoleSocket, () => {
+      fans.delete(live)
+    })
     fans.set(live, fan)
   }
-  const viewer = { take, over }, chosen = fan
+  const viewer = { take, over }
+  const chosen = fan
   chosen.viewers.add(viewer)
   return {
-    type: (bytes) => { chosen.type(bytes) },
+    type: (bytes) => {
+      chosen.type(bytes)
+    },
     leave: () => {
       chosen.viewers.delete(viewer)
-      if (chosen.viewers.size === 0) { fans.delete(live); chosen.close() }
+      if (chosen.viewers.size === 0) {
+        fans.delete(live)
+        chosen.close()
+      }
     },
   }
 }

@@ -36,34 +36,50 @@ const KEY_MAX = 255
  */
 export const create = (host: Host, want: VmCreate, key: string | undefined): Promise<Vm> => {
   if (key === undefined) return createOnce(host, want, undefined)
-  if (key === '' || key.length > KEY_MAX) return Promise.reject(requestInvalid({ field: 'Idempotency-Key', reason: `it has ${key.length} characters, 1 to ${KEY_MAX} are allowed` }))
+  if (key === '' || key.length > KEY_MAX)
+    return Promise.reject(
+      requestInvalid({
+        field: 'Idempotency-Key',
+        reason: `it has ${key.length} characters, 1 to ${KEY_MAX} are allowed`,
+      }),
+    )
   const hash = createHash('sha256').update(JSON.stringify(want)).digest('hex')
   const earlier = host.store.select().from(idempotency).where(eq(idempotency.key, key)).get()
   if (earlier && Date.now() - earlier.at < KEY_MS) {
     if (earlier.requestHash !== hash) return Promise.reject(idempotencyConflict({ key }))
     const running = host.creating.get(key) as Promise<Vm> | undefined
     if (running) return running
-    if (earlier.fault) return Promise.reject(new Fault(earlier.fault.code, earlier.fault.kind as FaultKind, earlier.fault.message, earlier.fault.data))
+    if (earlier.fault)
+      return Promise.reject(
+        new Fault(earlier.fault.code, earlier.fault.kind as FaultKind, earlier.fault.message, earlier.fault.data),
+      )
     const row = byUid(host.store, earlier.vmUid)
     if (row) return Promise.resolve(view(row))
   }
-  const creating = createOnce(host, want, { key, hash }).finally(() => { host.creating.delete(key) })
+  const creating = createOnce(host, want, { key, hash }).finally(() => {
+    host.creating.delete(key)
+  })
   host.creating.set(key, creating)
   creating.catch(() => undefined) // the caller may have gone; the fault is kept under its key
   return creating
 }
 
-interface Key { readonly key: string; readonly hash: string }
+interface Key {
+  readonly key: string
+  readonly hash: string
+}
 
 const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Promise<Vm> => {
   const row = reserve(host, want, key)
   host.step('row-inserted')
-  return await host.queue.run(row.uid, () => making(host, row, async () => {
-    prepare(host, row)
-    move(host.store, host.events, row.uid, 'prepared', newBoot())
-    host.step('prepared')
-    await boot(host, row)
-  }))
+  return await host.queue.run(row.uid, () =>
+    making(host, row, async () => {
+      prepare(host, row)
+      move(host.store, host.events, row.uid, 'prepared', newBoot())
+      host.step('prepared')
+      await boot(host, row)
+    }),
+  )
 }
 
 /** A new vm whole, or nothing of it. Call it in the vm's queue. */
@@ -89,17 +105,33 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   }
   return reserving(host, [name], (tx, [identity]) => {
     if (!identity) throw new Error('no identity for a vm')
-    const image = host.images.resolve(spec.image, tx), kernel = host.kernels.resolve(spec.kernel)
+    const image = host.images.resolve(spec.image, tx)
+    const kernel = host.kernels.resolve(spec.kernel)
     if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
     fits({ name: identity.name, machineId: identity.machineId, spec }, image.config)
     admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
-    const row = insert(host, tx, identity, { spec, runtime: spec.runtime ?? spec.plugin ?? 'vm', plugin: spec.plugin ?? null, hypervisor,
-      imageDigest: image.digest, kernelDigest: kernel.digest, cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
+    const row = insert(host, tx, identity, {
+      spec,
+      runtime: spec.runtime ?? spec.plugin ?? 'vm',
+      plugin: spec.plugin ?? null,
+      hypervisor,
+      imageDigest: image.digest,
+      kernelDigest: kernel.digest,
+      cpuCores: spec.cpu_cores,
+      memoryMb: spec.memory_mb,
+    })
     if (key) {
       const now = Date.now()
-      tx.insert(idempotency).values({ key: key.key, requestHash: key.hash, vmUid: row.uid, at: now })
-        .onConflictDoUpdate({ target: idempotency.key, set: { requestHash: key.hash, vmUid: row.uid, at: now, fault: null } }).run()
-      tx.delete(idempotency).where(sql`${idempotency.at} < ${now - KEY_MS}`).run()
+      tx.insert(idempotency)
+        .values({ key: key.key, requestHash: key.hash, vmUid: row.uid, at: now })
+        .onConflictDoUpdate({
+          target: idempotency.key,
+          set: { requestHash: key.hash, vmUid: row.uid, at: now, fault: null },
+        })
+        .run()
+      tx.delete(idempotency)
+        .where(sql`${idempotency.at} < ${now - KEY_MS}`)
+        .run()
     }
     return row
   })
@@ -107,11 +139,17 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
 
 /** QEMU where the default has no network of the kind that is wanted. */
 const defaultFor = (host: Host, spec: VmSpec): string =>
-  host.hypervisor.name === 'talon' && spec.network.mode === 'user' && host.drivers.has('qemu') ? 'qemu' : host.hypervisor.name
+  host.hypervisor.name === 'talon' && spec.network.mode === 'user' && host.drivers.has('qemu')
+    ? 'qemu'
+    : host.hypervisor.name
 
 const prepare = (host: Host, row: VmRow): void => {
   makeFolder(host, row)
-  try { writeTemplate(places(host.config, row).overlay, row.spec.disk_mb) } catch (error) { throw diskFault(error) }
+  try {
+    writeTemplate(places(host.config, row).overlay, row.spec.disk_mb)
+  } catch (error) {
+    throw diskFault(error)
+  }
   host.step('disk-made')
 }
 
@@ -124,23 +162,41 @@ export const makeFolder = (host: Host, row: VmRow): void => {
 }
 
 export const diskFault = (error: unknown): unknown =>
-  hasCode(error, 'ENOSPC', 'EDQUOT') ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error
+  hasCode(error, 'ENOSPC', 'EDQUOT')
+    ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error)
+    : error
 
 /** Takes back a vm that nobody was told of: its reason stays in a durable event. */
 const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
-  const fault = error instanceof Fault ? error : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })
+  const fault =
+    error instanceof Fault
+      ? error
+      : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })
   const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
   immediate(host.store, (tx) => {
-    host.events.append(tx, { type: 'VM_CREATE_FAILED', name: row.name, uid: row.uid, status: 'failed', mac: row.mac, message })
+    host.events.append(tx, {
+      type: 'VM_CREATE_FAILED',
+      name: row.name,
+      uid: row.uid,
+      status: 'failed',
+      mac: row.mac,
+      message,
+    })
   })
   const kept = host.store.select().from(idempotency).where(eq(idempotency.vmUid, row.uid)).get()
   move(host.store, host.events, row.uid, 'delete')
   await erase(host, row.uid)
   if (kept) {
-    host.store.insert(idempotency).values({ ...kept, fault: { code: fault.code, kind: fault.kind, message: fault.message, data: { ...fault.data } } })
-      .onConflictDoNothing().run()
+    host.store
+      .insert(idempotency)
+      .values({
+        ...kept,
+        fault: { code: fault.code, kind: fault.kind, message: fault.message, data: { ...fault.data } },
+      })
+      .onConflictDoNothing()
+      .run()
   }
 }
 
@@ -149,5 +205,7 @@ const consoleTail = (host: Host, row: VmRow): string => {
   try {
     const lines = lastLines(places(host.config, row).consoleLog, 5)
     return lines.length === 0 ? '' : `\nconsole: ${lines.join('\nconsole: ')}`
-  } catch { return '' }
+  } catch {
+    return ''
+  }
 }

@@ -7,8 +7,18 @@ import { places } from './places.ts'
 import { byUid } from './record.ts'
 import { release } from './release.ts'
 
-const deleteVm = prepared((store) => store.delete(vms).where(eq(vms.uid, sql.placeholder('uid'))).prepare())
-const deleteKeys = prepared((store) => store.delete(idempotency).where(eq(idempotency.vmUid, sql.placeholder('uid'))).prepare())
+const deleteVm = prepared((store) =>
+  store
+    .delete(vms)
+    .where(eq(vms.uid, sql.placeholder('uid')))
+    .prepare(),
+)
+const deleteKeys = prepared((store) =>
+  store
+    .delete(idempotency)
+    .where(eq(idempotency.vmUid, sql.placeholder('uid')))
+    .prepare(),
+)
 
 /** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
 export const erase = async (host: Host, uid: string): Promise<void> => {
@@ -21,6 +31,14 @@ export const erase = async (host: Host, uid: string): Promise<void> => {
   immediate(host.store, (tx) => {
     deleteVm(tx).run({ uid })
     deleteKeys(tx).run({ uid })
-    host.events.append(tx, { type: 'VM_DELETED', name: row.name, uid, status: 'deleted', ip: row.ip, mac: row.mac, message: row.statusMessage ?? '' })
+    host.events.append(tx, {
+      type: 'VM_DELETED',
+      name: row.name,
+      uid,
+      status: 'deleted',
+      ip: row.ip,
+      mac: row.mac,
+      message: row.statusMessage ?? '',
+    })
   })
 }

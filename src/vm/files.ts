@@ -25,15 +25,30 @@ export const listFolder = async (host: Host, ref: string, path: string, limit: n
 }
 
 /** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
-export const copyIn = async (host: Host, ref: string, path: string, owner: 'keep' | 'root', archive: ReadableStream<Uint8Array>, client: AbortSignal) => {
+export const copyIn = async (
+  host: Host,
+  ref: string,
+  path: string,
+  owner: 'keep' | 'root',
+  archive: ReadableStream<Uint8Array>,
+  client: AbortSignal,
+) => {
   const { machine } = running(host, ref, 'copy into')
   // The agent answers with `ok` when the whole archive is unpacked, or with an error at any time before.
-  const conversation = await open(machine, KIND.copyIn, { path, owner }, AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]))
-  const hangUp = () => { conversation.close() }
+  const conversation = await open(
+    machine,
+    KIND.copyIn,
+    { path, owner },
+    AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
+  )
+  const hangUp = () => {
+    conversation.close()
+  }
   client.addEventListener('abort', hangUp, { once: true })
   const sending = (async () => {
     for await (const part of archive) {
-      for (let at = 0; at < part.byteLength; at += CHUNK) await conversation.send(encode(FRAME.stdin, part.subarray(at, at + CHUNK)))
+      for (let at = 0; at < part.byteLength; at += CHUNK)
+        await conversation.send(encode(FRAME.stdin, part.subarray(at, at + CHUNK)))
     }
     await conversation.send(encodeEmpty(FRAME.eof))
   })()
@@ -49,18 +64,36 @@ export const copyIn = async (host: Host, ref: string, path: string, owner: 'keep
 /** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
 export const copyOut = async (host: Host, ref: string, path: string, follow: boolean, client: AbortSignal) => {
   const { machine } = running(host, ref, 'copy out of')
-  const { conversation, ok } = await converse(machine, KIND.copyOut, { path, follow }, AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]))
+  const { conversation, ok } = await converse(
+    machine,
+    KIND.copyOut,
+    { path, follow },
+    AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
+  )
   const { name, is_dir: isDir } = answerOf('copyOut', ok)
   const stream = new ReadableStream<Uint8Array>({
     pull: async (controller) => {
       const frame = await conversation.next()
-      if (frame?.type === FRAME.stdout) { controller.enqueue(new Uint8Array(frame.payload)); return } // a copy: frames share the memory that they came in
-      if (frame?.type === FRAME.eof) { conversation.close(); controller.close(); return }
+      if (frame?.type === FRAME.stdout) {
+        controller.enqueue(new Uint8Array(frame.payload))
+        return
+      } // a copy: frames share the memory that they came in
+      if (frame?.type === FRAME.eof) {
+        conversation.close()
+        controller.close()
+        return
+      }
       conversation.close()
       // An error in the midst must not look like a whole archive: the transfer breaks off.
-      controller.error(frame?.type === FRAME.error ? asFault(decodeJson(frame), path) : agentUnavailable({ reason: 'it went away during the copy' }))
+      controller.error(
+        frame?.type === FRAME.error
+          ? asFault(decodeJson(frame), path)
+          : agentUnavailable({ reason: 'it went away during the copy' }),
+      )
     },
-    cancel: () => { conversation.close() },
+    cancel: () => {
+      conversation.close()
+    },
   })
   return { stream, name, isDir }
 }

@@ -19,14 +19,33 @@ export const finish = async (host: Host, live: LiveVm, end: End): Promise<void> 
       move(host.store, host.events, live.uid, 'rebooted', { ...newBoot(), statusMessage: 'the guest rebooted' })
     } else if (row.state === 'starting') {
       // the boot that is under way reports it
-    } else if (end.reason === 'poweroff' || end.reason === 'reboot' || row.state === 'stopping' || row.exitCode !== null) {
+    } else if (
+      end.reason === 'poweroff' ||
+      end.reason === 'reboot' ||
+      row.state === 'stopping' ||
+      row.exitCode !== null
+    ) {
       if (row.state !== 'deleting') {
-        move(host.store, host.events, live.uid, 'exited', { machine: null, stoppedAt,
-          exitMessage: row.exitMessage ?? (end.reason === 'poweroff' ? 'the guest powered off' : end.reason === 'reboot' ? 'the guest rebooted' : 'the machine was ended') })
+        move(host.store, host.events, live.uid, 'exited', {
+          machine: null,
+          stoppedAt,
+          exitMessage:
+            row.exitMessage ??
+            (end.reason === 'poweroff'
+              ? 'the guest powered off'
+              : end.reason === 'reboot'
+                ? 'the guest rebooted'
+                : 'the machine was ended'),
+        })
       }
     } else if (row.state !== 'deleting') {
       const reason = crashed(end)
-      move(host.store, host.events, live.uid, 'broke', { machine: null, stoppedAt, statusMessage: row.statusMessage ?? reason, exitMessage: row.exitMessage ?? reason })
+      move(host.store, host.events, live.uid, 'broke', {
+        machine: null,
+        stoppedAt,
+        statusMessage: row.statusMessage ?? reason,
+        exitMessage: row.exitMessage ?? reason,
+      })
     }
   }
   host.step('end-recorded')
@@ -44,8 +63,11 @@ export const finish = async (host: Host, live: LiveVm, end: End): Promise<void> 
 const crashed = (end: End): string => {
   const why = end.message === '' ? '' : `: ${end.message}`
   switch (end.reason) {
-    case 'panic': return `the guest's kernel panicked${why}`
-    case 'killed': return `the machine was killed from outside${why}`
-    default: return `the machine ended${why}`
+    case 'panic':
+      return `the guest's kernel panicked${why}`
+    case 'killed':
+      return `the machine was killed from outside${why}`
+    default:
+      return `the machine ended${why}`
   }
 }

@@ -28,8 +28,10 @@ import { takeTemplate, type Target, type Template } from './template.ts'
  *   to be, the reason of the first
  */
 export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmForks> => {
-  const source = find(host.store, ref), target = targetOf(source, want)
-  const rows = reserve(host, source.uid, want, target), template = deferred<Template>()
+  const source = find(host.store, ref)
+  const target = targetOf(source, want)
+  const rows = reserve(host, source.uid, want, target)
+  const template = deferred<Template>()
   host.step('clones-reserved')
   const growing = rows.map((row) => host.queue.run(row.uid, () => grow(host, row, template.promise)))
   const settled = Promise.allSettled(growing) // heard from the first on: a template that fails rejects them all
@@ -37,7 +39,11 @@ export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmFor
     const made = await host.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
     host.step('template-taken')
     template.resolve(made)
-    try { return answer(rows, await settled) } finally { if (made.saved) closeSaved(made.saved) }
+    try {
+      return answer(rows, await settled)
+    } finally {
+      if (made.saved) closeSaved(made.saved)
+    }
   } catch (error) {
     template.reject(error)
     await settled
@@ -48,9 +54,13 @@ export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmFor
 /** What a clone shall be: what its source is, where the request does not say. @throws `vm_wrong_state` */
 const targetOf = (source: VmRow, want: VmFork): Target => {
   switch (source.state) {
-    case 'running': case 'paused': return want.target_state ?? 'running'
-    case 'standby': return want.target_state ?? 'standby'
-    case 'stopped': case 'crashed':
+    case 'running':
+    case 'paused':
+      return want.target_state ?? 'running'
+    case 'standby':
+      return want.target_state ?? 'standby'
+    case 'stopped':
+    case 'crashed':
       if (want.target_state === 'standby') break
       return want.target_state ?? 'stopped'
     default:
@@ -60,9 +70,12 @@ const targetOf = (source: VmRow, want: VmFork): Target => {
 
 const reserve = (host: Host, uid: string, want: VmFork, target: Target): VmRow[] => {
   const { name, count = 1 } = want
-  const names = Array.from({ length: count }, (_, index) => name === undefined || count === 1 ? name : `${name}-${index + 1}`)
+  const names = Array.from({ length: count }, (_, index) =>
+    name === undefined || count === 1 ? name : `${name}-${index + 1}`,
+  )
   const long = names.find((one) => one !== undefined && one.length > VM_NAME_MAX)
-  if (long !== undefined) throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${VM_NAME_MAX} characters` })
+  if (long !== undefined)
+    throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${VM_NAME_MAX} characters` })
   return reserving(host, names, (tx, identities) => {
     const source = find(tx, uid)
     targetOf(source, want) // it may have moved meanwhile
@@ -70,13 +83,24 @@ const reserve = (host: Host, uid: string, want: VmFork, target: Target): VmRow[]
       if (target === 'running') admit(tx, host.config, source)
       const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
       const spec = { ...source.spec, hold: false, ...(want.metadata && { metadata: want.metadata }) }
-      return insert(host, tx, identity, { spec, runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb, forkedFrom: uid })
+      return insert(host, tx, identity, {
+        spec,
+        runtime,
+        plugin,
+        hypervisor,
+        imageDigest,
+        kernelDigest,
+        cpuCores,
+        memoryMb,
+        forkedFrom: uid,
+      })
     })
   })
 }
 
 const answer = (rows: readonly VmRow[], settled: readonly PromiseSettledResult<Vm>[]): VmForks => {
-  const made: Vm[] = [], failed: VmForks['failed'] = []
+  const made: Vm[] = []
+  const failed: VmForks['failed'] = []
   for (const [index, one] of settled.entries()) {
     if (one.status === 'fulfilled') made.push(one.value)
     else failed.push({ name: rows[index]?.name ?? '', ...problemOf(one.reason) })
@@ -87,21 +111,42 @@ const answer = (rows: readonly VmRow[], settled: readonly PromiseSettledResult<V
 }
 
 const problemOf = (error: unknown): { code: string; message: string } =>
-  error instanceof Fault ? { code: error.code, message: error.message } : { code: 'internal', message: 'Cannot complete the request' }
+  error instanceof Fault
+    ? { code: error.code, message: error.message }
+    : { code: 'internal', message: 'Cannot complete the request' }
 
 /** One clone, in its own queue, from its row to what it shall be. */
-const grow = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> => making(host, row, async () => {
-  const template = await coming
-  await durable(places(host.config, row).overlay)
-  await become(host, row, template)
-})
+const grow = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
+  making(host, row, async () => {
+    const template = await coming
+    await durable(places(host.config, row).overlay)
+    await become(host, row, template)
+  })
 
 const become = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
-  if (target === 'stopped') { move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() }); return }
-  if (savedName !== undefined) { move(host.store, host.events, row.uid, 'saved', { ...session, wasReady: true, saved: savedName, stoppedAt: Date.now() }); return }
-  const starting = move(host.store, host.events, row.uid, 'prepared', { ...newBoot(), ...session, identityDue: saved !== undefined })
+  if (target === 'stopped') {
+    move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() })
+    return
+  }
+  if (savedName !== undefined) {
+    move(host.store, host.events, row.uid, 'saved', {
+      ...session,
+      wasReady: true,
+      saved: savedName,
+      stoppedAt: Date.now(),
+    })
+    return
+  }
+  const starting = move(host.store, host.events, row.uid, 'prepared', {
+    ...newBoot(),
+    ...session,
+    identityDue: saved !== undefined,
+  })
   host.step('prepared')
-  if (saved === undefined) { await boot(host, starting); return }
+  if (saved === undefined) {
+    await boot(host, starting)
+    return
+  }
   const woken = await wake(host, starting, saved)
   try {
     await introduce(host, starting, woken)
@@ -109,6 +154,10 @@ const become = async (host: Host, row: VmRow, { target, session, saved, savedNam
     await abandon(host, row, woken.live)
     throw error
   }
-  move(host.store, host.events, row.uid, 'ready', { wasReady: true, identityDue: false, bootMs: Date.now() - (starting.startedAt ?? Date.now()) })
+  move(host.store, host.events, row.uid, 'ready', {
+    wasReady: true,
+    identityDue: false,
+    bootMs: Date.now() - (starting.startedAt ?? Date.now()),
+  })
   host.step('ready')
 }

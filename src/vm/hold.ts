@@ -14,7 +14,10 @@ export const hold = async (host: Host, live: LiveVm, machine: Machine): Promise<
   try {
     await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
   } catch (error) {
-    host.log.warn({ vm: live.name, reason: error instanceof Error ? error.message : String(error) }, 'the guest does not write out its disks')
+    host.log.warn(
+      { vm: live.name, reason: error instanceof Error ? error.message : String(error) },
+      'the guest does not write out its disks',
+    )
   }
   try {
     await machine.pause(AbortSignal.timeout(VERB_MS))

@@ -18,13 +18,23 @@ const AGAIN_MS = 50
 export const identify = async (row: VmRow, machine: Machine, signal: AbortSignal): Promise<void> => {
   for (;;) {
     try {
-      const { conversation } = await converse(machine, KIND.identity, {
-        hostname: row.name, machine_id: row.machineId, entropy: randomBytes(32).toString('hex'), time_ns: Date.now() * 1_000_000,
-        network: { mode: row.spec.network.mode === 'user' ? 'user' : 'none', mac: row.mac } }, signal)
+      const { conversation } = await converse(
+        machine,
+        KIND.identity,
+        {
+          hostname: row.name,
+          machine_id: row.machineId,
+          entropy: randomBytes(32).toString('hex'),
+          time_ns: Date.now() * 1_000_000,
+          network: { mode: row.spec.network.mode === 'user' ? 'user' : 'none', mac: row.mac },
+        },
+        signal,
+      )
       conversation.close()
       return
     } catch (error) {
-      if (!(error instanceof Fault) || error.code !== 'agent_unavailable' || !await sleep(AGAIN_MS, signal)) throw error
+      if (!(error instanceof Fault) || error.code !== 'agent_unavailable' || !(await sleep(AGAIN_MS, signal)))
+        throw error
     }
   }
 }

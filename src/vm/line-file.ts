@@ -12,7 +12,8 @@ const STAT_BLOCK = 512
  * number of gigabytes of them: as many bytes as the file has blocks stand at its end.
  */
 export const firstByte = (fd: number): number => {
-  const { size, blocks } = fstatSync(fd), held = blocks * STAT_BLOCK
+  const { size, blocks } = fstatSync(fd)
+  const held = blocks * STAT_BLOCK
   if (held >= size) return 0
   const front = Buffer.alloc(4096) // a file system that compresses has few blocks too, and no hole in front
   return front.subarray(0, readSync(fd, front, 0, front.byteLength, 0)).every((byte) => byte === 0) ? size - held : 0
@@ -29,14 +30,18 @@ const BACK_CHUNK = 65_536
 export function* piecesBackwards(fd: number): Generator<readonly string[], void> {
   const from = firstByte(fd)
   /** The line that is being put together, its parts in order, and how long it is. */
-  let parts: Buffer[] = [], length = 0
-  for (let at = fstatSync(fd).size; at > from;) {
-    const size = Math.min(BACK_CHUNK, at - from), chunk = Buffer.alloc(size), lines: string[] = []
+  let parts: Buffer[] = []
+  let length = 0
+  for (let at = fstatSync(fd).size; at > from; ) {
+    const size = Math.min(BACK_CHUNK, at - from)
+    const chunk = Buffer.alloc(size)
+    const lines: string[] = []
     at -= size
     readSync(fd, chunk, 0, size, at)
     let end = size
     for (let cut = chunk.lastIndexOf(10); cut >= 0; cut = cut === 0 ? -1 : chunk.lastIndexOf(10, cut - 1)) {
-      if (end - cut > 1 || parts.length > 0) lines.push(Buffer.concat([chunk.subarray(cut + 1, end), ...parts]).toString('utf8'))
+      if (end - cut > 1 || parts.length > 0)
+        lines.push(Buffer.concat([chunk.subarray(cut + 1, end), ...parts]).toString('utf8'))
       parts = []
       length = 0
       end = cut
@@ -54,5 +59,7 @@ export const readBackwards = (path: string, take: (line: string) => boolean): vo
   const fd = openSync(path, 'r')
   try {
     for (const lines of piecesBackwards(fd)) for (const line of lines) if (!take(line)) return
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }

@@ -1,4 +1,4 @@
-import { Conversation, converse } from '../guest/conversation.ts'
+import { type Conversation, converse } from '../guest/conversation.ts'
 import { decodeLog, FRAME, KIND } from '../guest/frames.ts'
 import type { GuestSession } from '../guest/session.ts'
 import type { Machine } from '../hypervisor/driver.ts'
@@ -43,7 +43,9 @@ export class LiveVm {
     this.#logger = logger
   }
 
-  get machine(): Machine | undefined { return this.#machine }
+  get machine(): Machine | undefined {
+    return this.#machine
+  }
 
   /** The agent may speak before the driver has said that its machine runs: what needs the machine waits for this. */
   set machine(machine: Machine) {
@@ -52,7 +54,9 @@ export class LiveVm {
   }
 
   /** Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is taken. */
-  async recorded(): Promise<void> { await orAbort(this.#hasMachine.promise, this.#done.signal) }
+  async recorded(): Promise<void> {
+    await orAbort(this.#hasMachine.promise, this.#done.signal)
+  }
 
   /** Keeps the workload's log on disk: from where the file ends, until the log ends or the machine has gone. */
   follow(): void {
@@ -66,7 +70,10 @@ export class LiveVm {
         if (await this.#followOnce(signal)) return
         wait = 50
       } catch (error) {
-        this.#logger.debug({ vm: this.name, reason: error instanceof Error ? error.message : String(error) }, 'the log stream broke')
+        this.#logger.debug(
+          { vm: this.name, reason: error instanceof Error ? error.message : String(error) },
+          'the log stream broke',
+        )
       }
       if (!this.#draining) await sleep(wait, signal) // whoever drains reads the rest at once
     }
@@ -75,10 +82,17 @@ export class LiveVm {
   /** True when the log has ended, false when the stream broke before. */
   async #followOnce(signal: AbortSignal): Promise<boolean> {
     const machine = await orAbort(this.#hasMachine.promise, signal)
-    const { conversation, ok } = await converse(machine, KIND.logs, { from: this.log.resume(), follow: !this.#draining }, signal)
+    const { conversation, ok } = await converse(
+      machine,
+      KIND.logs,
+      { from: this.log.resume(), follow: !this.#draining },
+      signal,
+    )
     if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
     this.#followed = conversation
-    const close = () => { conversation.close() }
+    const close = () => {
+      conversation.close()
+    }
     signal.addEventListener('abort', close, { once: true })
     try {
       for await (const frame of conversation) {
@@ -99,7 +113,9 @@ export class LiveVm {
     this.#followed?.close()
     const rest = async () => {
       await this.#following
-      while (!this.#done.signal.aborted && !await this.#followOnce(this.#done.signal)) { /* cut short: what is left is asked for again */ }
+      while (!this.#done.signal.aborted && !(await this.#followOnce(this.#done.signal))) {
+        /* cut short: what is left is asked for again */
+      }
     }
     await Promise.race([rest().catch(() => undefined), sleep(DRAIN_MS)])
     this.log.flush()

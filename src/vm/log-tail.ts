@@ -12,10 +12,15 @@ const OPEN_BYTES_MAX = 262_144
 const STREAMS = { 1: 'stdout', 2: 'stderr', 3: 'agent' } as const
 
 /** Lets others have the event loop, between two pieces of a file: a reader may want nothing of all that it holds. */
-const pause = (): Promise<void> => new Promise((resolve) => { setImmediate(resolve) })
+const pause = (): Promise<void> =>
+  new Promise((resolve) => {
+    setImmediate(resolve)
+  })
 
 const openIfThere = (path: string): number | undefined => {
-  try { return openSync(path, 'r') } catch (error) {
+  try {
+    return openSync(path, 'r')
+  } catch (error) {
     if ((error as { code?: unknown }).code === 'ENOENT') return undefined
     throw error
   }
@@ -44,14 +49,28 @@ export class Tail {
   /** What the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is kept for then. */
   async *last(count: number | undefined, more: boolean): AsyncGenerator<LogLine> {
     // Both at once: the file may be turned over while they are read.
-    const old = openIfThere(`${this.path}.1`), fd = openIfThere(this.path)
+    const old = openIfThere(`${this.path}.1`)
+    const fd = openIfThere(this.path)
     try {
-      if (fd !== undefined) { const at = fstatSync(fd, { bigint: true }); this.#at = Number(at.size); this.#inode = at.ino }
+      if (fd !== undefined) {
+        const at = fstatSync(fd, { bigint: true })
+        this.#at = Number(at.size)
+        this.#inode = at.ino
+      }
       if (count === 0) return
-      if (count !== undefined) { yield* this.#backwards([fd, old], count, more); return }
-      for (const [one, end] of [[old, Number.MAX_SAFE_INTEGER], [fd, this.#at]] as const) if (one !== undefined) yield* this.#lines(one, 0, end)
+      if (count !== undefined) {
+        yield* this.#backwards([fd, old], count, more)
+        return
+      }
+      for (const [one, end] of [
+        [old, Number.MAX_SAFE_INTEGER],
+        [fd, this.#at],
+      ] as const)
+        if (one !== undefined) yield* this.#lines(one, 0, end)
       if (!more) yield* this.rest()
-    } finally { for (const one of [old, fd]) if (one !== undefined) closeSync(one) }
+    } finally {
+      for (const one of [old, fd]) if (one !== undefined) closeSync(one)
+    }
   }
 
   /** What was added since. */
@@ -60,7 +79,8 @@ export class Tail {
     if (fd === undefined) return
     let old: number | undefined
     try {
-      const { ino, size: bytes } = fstatSync(fd, { bigint: true }), size = Number(bytes)
+      const { ino, size: bytes } = fstatSync(fd, { bigint: true })
+      const size = Number(bytes)
       if (ino !== this.#inode && this.#inode !== 0n) {
         old = openIfThere(`${this.path}.1`)
         if (old !== undefined) yield* this.#lines(old, this.#at, Number.MAX_SAFE_INTEGER)
@@ -71,7 +91,9 @@ export class Tail {
       const from = this.#at
       this.#at = Math.max(size, from)
       if (size > from) yield* this.#lines(fd, from, size)
-    } finally { for (const one of [old, fd]) if (one !== undefined) closeSync(one) }
+    } finally {
+      for (const one of [old, fd]) if (one !== undefined) closeSync(one)
+    }
   }
 
   /** What was held back as the start of a line: no more will come. */
@@ -83,7 +105,7 @@ export class Tail {
 
   async *#lines(fd: number, from: number, to: number): AsyncGenerator<LogLine> {
     const chunk = Buffer.alloc(CHUNK)
-    for (let at = Math.max(from, firstByte(fd)); at < to;) {
+    for (let at = Math.max(from, firstByte(fd)); at < to; ) {
       const read = readSync(fd, chunk, 0, Math.min(CHUNK, to - at), at)
       if (read === 0) return
       at += read
@@ -98,21 +120,30 @@ export class Tail {
   }
 
   async *#backwards(fds: readonly (number | undefined)[], count: number, more: boolean): AsyncGenerator<LogLine> {
-    const kept: Line[] = [], seen = new Set<number>()
+    const kept: Line[] = []
+    const seen = new Set<number>()
     /** Lines whose start has not been read, by stream. */
-    const open = new Map<number, Line>(), streams = this.#isPlain ? [] : this.#source === 'agent' ? [3] : [1, 2]
+    const open = new Map<number, Line>()
+    const streams = this.#isPlain ? [] : this.#source === 'agent' ? [3] : [1, 2]
     let left = OPEN_BYTES_MAX
-    const enough = (): boolean => kept.length >= count && open.size === 0 && (!more || left <= 0 || streams.every((stream) => seen.has(stream)))
+    const enough = (): boolean =>
+      kept.length >= count && open.size === 0 && (!more || left <= 0 || streams.every((stream) => seen.has(stream)))
     const take = (text: string): void => {
       const record = this.#record(text)
       if (!record) return
-      if (record.s === 0) { open.clear(); for (const stream of [1, 2, 3]) seen.add(stream); return }
-      const known = open.get(record.s), newest = !seen.has(record.s)
+      if (record.s === 0) {
+        open.clear()
+        for (const stream of [1, 2, 3]) seen.add(stream)
+        return
+      }
+      const known = open.get(record.s)
+      const newest = !seen.has(record.s)
       open.delete(record.s)
       seen.add(record.s)
       const line = known && record.p ? known : new Line(record)
       if (line === known) line.before(record)
-      else if (more && newest && record.p) this.#joiner.hold(line) // its end comes
+      else if (more && newest && record.p)
+        this.#joiner.hold(line) // its end comes
       else if (kept.length < count && this.#wants(record)) kept.push(line)
       else return
       if (record.c && !line.full) open.set(record.s, line)
@@ -123,7 +154,10 @@ export class Tail {
         for (const line of lines) {
           take(line)
           if (kept.length >= count) left -= line.length
-          if (enough()) { yield* this.#show(kept.reverse()); return }
+          if (enough()) {
+            yield* this.#show(kept.reverse())
+            return
+          }
         }
         await pause()
       }
@@ -142,18 +176,32 @@ export class Tail {
     try {
       const record = JSON.parse(text) as AppLine
       return record.s === 0 || (record.s === 3) === (this.#source === 'agent') ? record : undefined
-    } catch { return undefined }
+    } catch {
+      return undefined
+    }
   }
 
-  get #isPlain(): boolean { return this.#source === 'console' || this.#source === 'vmm' }
-  #wants(record: AppLine): boolean { return this.#isPlain || record.t >= this.#since }
+  get #isPlain(): boolean {
+    return this.#source === 'console' || this.#source === 'vmm'
+  }
+  #wants(record: AppLine): boolean {
+    return this.#isPlain || record.t >= this.#since
+  }
 
   *#show(lines: Iterable<Line>): Generator<LogLine> {
-    const name = this.#name, source = this.#source
+    const name = this.#name
+    const source = this.#source
     for (const line of lines) {
       const { s, t } = line.end
       if (s === 0 || !this.#wants(line.end)) continue
-      yield { name, source, line: line.text, ...(this.#isPlain ? { stream: source, timestamp: null } : { stream: STREAMS[s], timestamp: new Date(t).toISOString() }) }
+      yield {
+        name,
+        source,
+        line: line.text,
+        ...(this.#isPlain
+          ? { stream: source, timestamp: null }
+          : { stream: STREAMS[s], timestamp: new Date(t).toISOString() }),
+      }
     }
   }
 }

@@ -11,7 +11,8 @@ import { byUid, find } from './record.ts'
 /** @throws `since_invalid` */
 const sinceMs = (text: string | undefined): number => {
   if (text === undefined) return 0
-  const bare = /^\d+$/.test(text), ago = parseDuration(text)
+  const bare = /^\d+$/.test(text)
+  const ago = parseDuration(text)
   if (ago !== undefined && !bare) return Date.now() - ago
   const at = bare ? Number(text) * 1000 : /^\d{4}-\d\d-\d\d/.test(text) ? Date.parse(text) : Number.NaN // Date.parse alone reads "-5m" as a year
   if (!Number.isSafeInteger(at)) throw sinceInvalid({ since: text })
@@ -30,30 +31,49 @@ const fileOf = (host: Host, row: VmRow, source: Source): string => {
  * @throws `vm_not_found`, `vm_ambiguous`, `since_invalid`
  */
 export const logs = (host: Host, ref: string, query: LogQuery, client: AbortSignal): AsyncGenerator<LogLine> => {
-  const row = find(host.store, ref), since = sinceMs(query.since)
+  const row = find(host.store, ref)
+  const since = sinceMs(query.since)
   const sources: Source[] = query.source === 'all' ? ['vmm', 'console', 'agent', 'app'] : [query.source ?? 'app']
   return stream(host, row, sources, query, since, client)
 }
 
-async function* stream(host: Host, row: VmRow, sources: readonly Source[], query: LogQuery, since: number, client: AbortSignal): AsyncGenerator<LogLine> {
-  const tails = sources.map((source) => new Tail(fileOf(host, row, source), row.name, source, since)), follow = query.follow === true
+async function* stream(
+  host: Host,
+  row: VmRow,
+  sources: readonly Source[],
+  query: LogQuery,
+  since: number,
+  client: AbortSignal,
+): AsyncGenerator<LogLine> {
+  const tails = sources.map((source) => new Tail(fileOf(host, row, source), row.name, source, since))
+  const follow = query.follow === true
   for (const tail of tails) yield* tail.last(query.tail, follow)
   if (!follow) return
-  const changed = new Changes(tails.map((tail) => tail.path), client)
+  const changed = new Changes(
+    tails.map((tail) => tail.path),
+    client,
+  )
   let moved = host.events.appended(client).then(() => 'moved' as const)
   try {
     while (!client.aborted) {
       const state = byUid(host.store, row.uid)?.state // asked before the files are: what was said until then is surely in them
       let some = false
-      for (const tail of tails) for await (const line of tail.more()) { some = true; yield line }
+      for (const tail of tails)
+        for await (const line of tail.more()) {
+          some = true
+          yield line
+        }
       if (some) continue
       if (state === undefined || state === 'stopped' || state === 'crashed' || state === 'deleting') {
         for (const tail of tails) yield* tail.rest()
         return
       }
-      if (await Promise.race([changed.next(), moved]) === 'moved') moved = host.events.appended(client).then(() => 'moved')
+      if ((await Promise.race([changed.next(), moved])) === 'moved')
+        moved = host.events.appended(client).then(() => 'moved')
     }
-  } finally { changed.close() }
+  } finally {
+    changed.close()
+  }
 }
 
 /** Tells when one of some files was written (inotify(7)), also after it was turned over: the watch of a name is on what has it now. */
@@ -64,24 +84,38 @@ class Changes {
 
   constructor(paths: readonly string[], client: AbortSignal) {
     for (const path of new Set(paths)) this.#watch(path)
-    client.addEventListener('abort', () => { this.#wake() }, { once: true })
+    client.addEventListener(
+      'abort',
+      () => {
+        this.#wake()
+      },
+      { once: true },
+    )
   }
 
   #watch(path: string): void {
     this.#watchers.get(path)?.close()
     this.#watchers.delete(path)
     try {
-      this.#watchers.set(path, watch(path, (event) => {
-        if (event === 'rename' && this.#watchers.has(path)) this.#watch(path)
-        this.#pending = true
-        this.#wake()
-      }))
-    } catch { /* it is not there: its vm is being deleted, which is an event */ }
+      this.#watchers.set(
+        path,
+        watch(path, (event) => {
+          if (event === 'rename' && this.#watchers.has(path)) this.#watch(path)
+          this.#pending = true
+          this.#wake()
+        }),
+      )
+    } catch {
+      /* it is not there: its vm is being deleted, which is an event */
+    }
   }
 
   next(): Promise<void> {
     return new Promise((resolve) => {
-      const done = () => { this.#pending = false; resolve() }
+      const done = () => {
+        this.#pending = false
+        resolve()
+      }
       this.#wake = done
       if (this.#pending) done()
     })

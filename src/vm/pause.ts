@@ -15,7 +15,8 @@ import { goOn } from './restore.ts'
 export const pause = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.queue.run(uid, async () => {
-    const row = find(host.store, uid), machine = host.live.get(uid)?.machine
+    const row = find(host.store, uid)
+    const machine = host.live.get(uid)?.machine
     if (!after(row.state, 'pause') || !machine) throw vmWrongState({ name: row.name, status: row.state, verb: 'pause' })
     await machine.pause(AbortSignal.timeout(10_000))
     return view(move(host.store, host.events, uid, 'pause'))
@@ -26,8 +27,11 @@ export const pause = async (host: Host, ref: string): Promise<Vm> => {
 export const resume = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.queue.run(uid, async () => {
-    const row = find(host.store, uid), live = host.live.get(uid), machine = live?.machine
-    if (!after(row.state, 'resume') || !machine) throw vmWrongState({ name: row.name, status: row.state, verb: 'resume' })
+    const row = find(host.store, uid)
+    const live = host.live.get(uid)
+    const machine = live?.machine
+    if (!after(row.state, 'resume') || !machine)
+      throw vmWrongState({ name: row.name, status: row.state, verb: 'resume' })
     if (row.identityDue) {
       await goOn(host, row, { live, machine })
       return view(find(host.store, uid))

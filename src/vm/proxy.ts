@@ -12,7 +12,17 @@ import { running } from './reach.ts'
 const CONNECT_MS = 10_000
 
 /** Headers that say something of one connection, not of the message (RFC 9110, section 7.6.1). */
-const HOP_BY_HOP = ['connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'proxy-connection', 'te', 'trailer', 'transfer-encoding', 'upgrade']
+const HOP_BY_HOP = [
+  'connection',
+  'keep-alive',
+  'proxy-authenticate',
+  'proxy-authorization',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+]
 /** What a caller shows to us is not the guest's to see. */
 const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-id']
 /** The guest's pages share the origin of the API: they run without it. */
@@ -27,7 +37,14 @@ export const dial = async (host: Host, ref: string, to: number | string, client:
     await accepted(conversation, undefined, signal)
     return conversation.raw()
   } catch (error) {
-    throw proxyFailed({ name: row.name, port: typeof to === 'number' ? to : 0, reason: error instanceof Fault ? error.message : 'it did not answer in time' }, error)
+    throw proxyFailed(
+      {
+        name: row.name,
+        port: typeof to === 'number' ? to : 0,
+        reason: error instanceof Fault ? error.message : 'it did not answer in time',
+      },
+      error,
+    )
   }
 }
 
@@ -36,7 +53,11 @@ export const dial = async (host: Host, ref: string, to: number | string, client:
  *
  * @throws `vm_wrong_state`, `port_undeclared`, `proxy_failed`, `upgrade_unsupported`
  */
-export const proxy = async (host: Host, params: { readonly name: string; readonly '*': string }, incoming: Request): Promise<Response> => {
+export const proxy = async (
+  host: Host,
+  params: { readonly name: string; readonly '*': string },
+  incoming: Request,
+): Promise<Response> => {
   const { row, machine } = running(host, params.name, 'reach into')
   if (params['*'] === 'healthz') {
     const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(CONNECT_MS))
@@ -51,29 +72,47 @@ export const proxy = async (host: Host, params: { readonly name: string; readonl
     return await exchange(stream, params['*'], port, incoming)
   } catch (error) {
     stream.destroy()
-    throw error instanceof Fault ? error : proxyFailed({ name: row.name, port, reason: error instanceof Error ? error.message : String(error) }, error)
+    throw error instanceof Fault
+      ? error
+      : proxyFailed({ name: row.name, port, reason: error instanceof Error ? error.message : String(error) }, error)
   }
 }
 
 const exchange = (stream: Duplex, path: string, port: number, incoming: Request): Promise<Response> => {
-  const url = new URL(incoming.url), prefix = url.pathname.indexOf('/agent/')
+  const url = new URL(incoming.url)
+  const prefix = url.pathname.indexOf('/agent/')
   const headers: Record<string, string> = { host: `localhost:${port}`, connection: 'close' }
-  for (const [name, value] of incoming.headers) if (!HOP_BY_HOP.includes(name) && !OURS.includes(name)) headers[name] = value
+  for (const [name, value] of incoming.headers)
+    if (!HOP_BY_HOP.includes(name) && !OURS.includes(name)) headers[name] = value
   const target = `${prefix >= 0 ? url.pathname.slice(prefix + '/agent'.length) : `/${path}`}${url.search}`
   return new Promise((resolve, reject) => {
-    const outgoing = httpRequest({ method: incoming.method, path: target, headers, createConnection: () => stream as Socket }, (answer) => {
-      const out = new Headers()
-      for (const [name, value] of Object.entries(answer.headers)) {
-        if (value === undefined || HOP_BY_HOP.includes(name)) continue
-        for (const one of Array.isArray(value) ? value : [value]) out.append(name, one)
-      }
-      out.set('content-security-policy', SANDBOX)
-      out.delete('set-cookie')
-      const bodiless = incoming.method === 'HEAD' || answer.statusCode === 204 || answer.statusCode === 304
-      resolve(new Response(bodiless ? null : Readable.toWeb(answer) as unknown as ReadableStream, { status: answer.statusCode ?? 502, headers: out }))
-    })
+    const outgoing = httpRequest(
+      { method: incoming.method, path: target, headers, createConnection: () => stream as Socket },
+      (answer) => {
+        const out = new Headers()
+        for (const [name, value] of Object.entries(answer.headers)) {
+          if (value === undefined || HOP_BY_HOP.includes(name)) continue
+          for (const one of Array.isArray(value) ? value : [value]) out.append(name, one)
+        }
+        out.set('content-security-policy', SANDBOX)
+        out.delete('set-cookie')
+        const bodiless = incoming.method === 'HEAD' || answer.statusCode === 204 || answer.statusCode === 304
+        resolve(
+          new Response(bodiless ? null : (Readable.toWeb(answer) as unknown as ReadableStream), {
+            status: answer.statusCode ?? 502,
+            headers: out,
+          }),
+        )
+      },
+    )
     outgoing.on('error', reject)
-    incoming.signal.addEventListener('abort', () => { stream.destroy() }, { once: true })
+    incoming.signal.addEventListener(
+      'abort',
+      () => {
+        stream.destroy()
+      },
+      { once: true },
+    )
     if (incoming.body) Readable.fromWeb(incoming.body as never).pipe(outgoing)
     else outgoing.end()
   })

@@ -11,7 +11,11 @@ import { find } from './record.ts'
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `vm_wrong_state`, `agent_unavailable`
  */
-export const running = (host: Host, ref: string, verb: string): { readonly row: VmRow; readonly live: LiveVm; readonly machine: Machine } => {
+export const running = (
+  host: Host,
+  ref: string,
+  verb: string,
+): { readonly row: VmRow; readonly live: LiveVm; readonly machine: Machine } => {
   const row = find(host.store, ref)
   if (row.state !== 'running') throw vmWrongState({ name: row.name, status: row.state, verb })
   const live = host.live.get(row.uid)

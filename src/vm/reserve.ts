@@ -17,8 +17,11 @@ export interface Identity {
 }
 
 /** What the caller knows of a new vm; the rest is given here. */
-export type Known = Pick<VmRow, 'spec' | 'runtime' | 'plugin' | 'hypervisor' | 'imageDigest' | 'kernelDigest' | 'cpuCores' | 'memoryMb'>
-  & Partial<Pick<VmRow, 'forkedFrom'>>
+export type Known = Pick<
+  VmRow,
+  'spec' | 'runtime' | 'plugin' | 'hypervisor' | 'imageDigest' | 'kernelDigest' | 'cpuCores' | 'memoryMb'
+> &
+  Partial<Pick<VmRow, 'forkedFrom'>>
 
 /**
  * Runs the one transaction of a create: everything unique is the database's to decide. `work` is run again with other generated names
@@ -26,14 +29,23 @@ export type Known = Pick<VmRow, 'spec' | 'runtime' | 'plugin' | 'hypervisor' | '
  *
  * @throws `vm_exists`; what `work` throws, and then nothing is reserved
  */
-export const reserving = <T>(host: Host, wanted: readonly (string | undefined)[], work: (tx: Store, identities: readonly Identity[]) => T): T => {
+export const reserving = <T>(
+  host: Host,
+  wanted: readonly (string | undefined)[],
+  work: (tx: Store, identities: readonly Identity[]) => T,
+): T => {
   for (let attempt = 0; ; attempt++) {
     const identities = wanted.map((name) => ({ uid: newId('vm'), name: name ?? newName(), machineId: newMachineId() }))
     try {
       return immediate(host.store, (tx) => work(tx, identities))
     } catch (error) {
       const sameName = isDuplicate(error, 'vms.name')
-      const taken = sameName && wanted.find((name) => name !== undefined && host.store.$client.query('SELECT 1 FROM vms WHERE name = ?').get(name) !== null)
+      const taken =
+        sameName &&
+        wanted.find(
+          (name) =>
+            name !== undefined && host.store.$client.query('SELECT 1 FROM vms WHERE name = ?').get(name) !== null,
+        )
       if (typeof taken === 'string') throw vmExists({ name: taken })
       if ((!sameName && !isDuplicate(error, 'vms.mac')) || attempt > CHANCES) throw error
     }
@@ -41,15 +53,45 @@ export const reserving = <T>(host: Host, wanted: readonly (string | undefined)[]
 }
 
 const value = sql.placeholder
-const insertVm = prepared((store) => store.insert(vms).values({
-  uid: value('uid'), name: value('name'), state: 'pending', spec: value('spec'), runtime: value('runtime'), plugin: value('plugin'), hypervisor: value('hypervisor'),
-  imageDigest: value('imageDigest'), kernelDigest: value('kernelDigest'), cpuCores: value('cpuCores'), memoryMb: value('memoryMb'), cid: value('cid'),
-  mac: value('mac'), machineId: value('machineId'), forkedFrom: value('forkedFrom'), createdAt: value('now'), updatedAt: value('now') }).returning().prepare())
+const insertVm = prepared((store) =>
+  store
+    .insert(vms)
+    .values({
+      uid: value('uid'),
+      name: value('name'),
+      state: 'pending',
+      spec: value('spec'),
+      runtime: value('runtime'),
+      plugin: value('plugin'),
+      hypervisor: value('hypervisor'),
+      imageDigest: value('imageDigest'),
+      kernelDigest: value('kernelDigest'),
+      cpuCores: value('cpuCores'),
+      memoryMb: value('memoryMb'),
+      cid: value('cid'),
+      mac: value('mac'),
+      machineId: value('machineId'),
+      forkedFrom: value('forkedFrom'),
+      createdAt: value('now'),
+      updatedAt: value('now'),
+    })
+    .returning()
+    .prepare(),
+)
 
 /** Inserts the row of a new vm, `pending`, with a CID and a MAC address of its own. Call it inside `reserving`. */
 export const insert = (host: Host, tx: Store, { uid, name, machineId }: Identity, known: Known): VmRow => {
   const now = Date.now()
-  const row = insertVm(tx).get({ forkedFrom: null, ...known, uid, name, machineId, cid: freeCid(tx), mac: newMac(), now })
+  const row = insertVm(tx).get({
+    forkedFrom: null,
+    ...known,
+    uid,
+    name,
+    machineId,
+    cid: freeCid(tx),
+    mac: newMac(),
+    now,
+  })
   host.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
   return row
 }
@@ -58,7 +100,11 @@ const selectCids = prepared((store) => store.select({ cid: vms.cid }).from(vms).
 
 /** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
 const freeCid = (tx: Store): number => {
-  const taken = new Set(selectCids(tx).all().map((row) => row.cid))
+  const taken = new Set(
+    selectCids(tx)
+      .all()
+      .map((row) => row.cid),
+  )
   let cid = 3
   while (taken.has(cid)) cid++
   return cid

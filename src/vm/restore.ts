@@ -45,7 +45,11 @@ export const restoreNow = async (host: Host, uid: string): Promise<Vm> => {
   try {
     if (row.saved === null) throw new Error('nothing is saved of it')
     const saved = openSaved(folder, row.saved)
-    try { woken = await wake(host, row, saved) } finally { closeSaved(saved) }
+    try {
+      woken = await wake(host, row, saved)
+    } finally {
+      closeSaved(saved)
+    }
   } catch (error) {
     move(host.store, host.events, uid, 'standby', { machine: null, identityDue: false })
     throw restoreFault(row, error)
@@ -57,18 +61,29 @@ export const restoreNow = async (host: Host, uid: string): Promise<Vm> => {
   return view(find(host.store, uid))
 }
 
-export interface Woken { readonly live: LiveVm; readonly machine: Machine }
+export interface Woken {
+  readonly live: LiveVm
+  readonly machine: Machine
+}
 
 /** A paused machine of what was saved, in the row and watched. What fails is taken back, the row's state is the caller's. */
 export const wake = async (host: Host, row: VmRow, saved: Saved): Promise<Woken> => {
   const driver = host.drivers.get(row.hypervisor)
-  if (!driver?.restore) throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: driver ? 'it cannot restore a machine here' : 'this host has no such driver' })
+  if (!driver?.restore)
+    throw hypervisorUnavailable({
+      hypervisor: row.hypervisor,
+      reason: driver ? 'it cannot restore a machine here' : 'this host has no such driver',
+    })
   let live: LiveVm | undefined
   try {
     live = await listen(host, row)
     const spec = await machineSpec(host, row, driver)
     host.step('before-machine')
-    const machine = await driver.restore(spec, saved, AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal]))
+    const machine = await driver.restore(
+      spec,
+      saved,
+      AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal]),
+    )
     host.step('machine-started')
     change(host.store, row.uid, { machine: machine.identity })
     host.step('machine-recorded')
@@ -90,7 +105,12 @@ export const introduce = async (host: Host, row: VmRow, { live, machine }: Woken
   const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
     await machine.resume(signal)
-    await Promise.race([identify(row, machine, signal), machine.ended.then((end) => { throw new Error(`the machine ended (${end.reason}) ${end.message}`) })])
+    await Promise.race([
+      identify(row, machine, signal),
+      machine.ended.then((end) => {
+        throw new Error(`the machine ended (${end.reason}) ${end.message}`)
+      }),
+    ])
   } catch (error) {
     await machine.pause(AbortSignal.timeout(PAUSE_MS)).catch(() => undefined)
     throw error instanceof Fault ? error : restoreFault(row, error)
@@ -104,7 +124,8 @@ export const goOn = async (host: Host, row: VmRow, woken: Woken): Promise<void> 
   try {
     await introduce(host, row, woken)
   } catch (error) {
-    if (error instanceof Fault && byUid(host.store, row.uid)?.state === 'paused') change(host.store, row.uid, { statusMessage: error.message })
+    if (error instanceof Fault && byUid(host.store, row.uid)?.state === 'paused')
+      change(host.store, row.uid, { statusMessage: error.message })
     throw error
   }
   move(host.store, host.events, row.uid, 'resume', { identityDue: false })

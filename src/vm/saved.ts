@@ -35,10 +35,18 @@ export const openSaved = (vmFolder: string, name: string): Saved => openBoth(joi
 
 const openBoth = (folder: string, flags: number): Saved => {
   const state = openSync(join(folder, 'state'), flags, 0o600)
-  try { return { state, memory: openSync(join(folder, 'memory'), flags, 0o600) } } catch (error) { closeSync(state); throw error }
+  try {
+    return { state, memory: openSync(join(folder, 'memory'), flags, 0o600) }
+  } catch (error) {
+    closeSync(state)
+    throw error
+  }
 }
 
-export const closeSaved = (saved: Saved): void => { closeSync(saved.state); closeSync(saved.memory) }
+export const closeSaved = (saved: Saved): void => {
+  closeSync(saved.state)
+  closeSync(saved.memory)
+}
 
 /** The same files in another vm's folder, by their second name: nothing is copied, and each lives as long as one of its names. */
 export const linkSaved = async (vmFolder: string, name: string, toFolder: string): Promise<string> => {
@@ -62,6 +70,11 @@ export const keepSaved = async (vmFolder: string, name: string): Promise<void> =
 /** Removes what was saved of a vm, but for the one that its row names. */
 export const dropSaved = (vmFolder: string, but: string | null): void => {
   let names: string[]
-  try { names = readdirSync(vmFolder) } catch { return } // it has no folder yet, or none any more
-  for (const name of names) if (name.startsWith(PREFIX) && name !== but) rmSync(join(vmFolder, name), { recursive: true, force: true })
+  try {
+    names = readdirSync(vmFolder)
+  } catch {
+    return
+  } // it has no folder yet, or none any more
+  for (const name of names)
+    if (name.startsWith(PREFIX) && name !== but) rmSync(join(vmFolder, name), { recursive: true, force: true })
 }

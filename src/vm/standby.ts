@@ -16,7 +16,8 @@ import { closeSaved, dropSaved, durable, keepSaved, newSaved } from './saved.ts'
 const SAVE_MS = 30_000
 const SAVE_MIB_S = 20
 
-export const saveDeadline = (row: VmRow): AbortSignal => AbortSignal.timeout(SAVE_MS + row.memoryMb / SAVE_MIB_S * 1000)
+export const saveDeadline = (row: VmRow): AbortSignal =>
+  AbortSignal.timeout(SAVE_MS + (row.memoryMb / SAVE_MIB_S) * 1000)
 
 /**
  * Moves the memory of a vm to disk and ends its machine. Order of effects:
@@ -31,10 +32,15 @@ export const saveDeadline = (row: VmRow): AbortSignal => AbortSignal.timeout(SAV
 export const standby = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.queue.run(uid, async () => {
-    const row = find(host.store, uid), live = host.live.get(uid), machine = live?.machine
-    if ((row.state !== 'running' && row.state !== 'paused') || !machine) throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
-    if (!machine.snapshot || !host.drivers.get(row.hypervisor)?.restore) throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
-    const { folder, overlay } = places(host.config, row), runs = row.state === 'running'
+    const row = find(host.store, uid)
+    const live = host.live.get(uid)
+    const machine = live?.machine
+    if ((row.state !== 'running' && row.state !== 'paused') || !machine)
+      throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
+    if (!machine.snapshot || !host.drivers.get(row.hypervisor)?.restore)
+      throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
+    const { folder, overlay } = places(host.config, row)
+    const runs = row.state === 'running'
     if (runs) {
       await hold(host, live, machine)
       host.step('held')
@@ -44,7 +50,11 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
     try {
       const made = newSaved(folder)
       name = made.name
-      try { await machine.snapshot(made, saveDeadline(row)) } finally { closeSaved(made) }
+      try {
+        await machine.snapshot(made, saveDeadline(row))
+      } finally {
+        closeSaved(made)
+      }
       await durable(overlay)
       await keepSaved(folder, name)
       host.step('saved')
@@ -67,7 +77,10 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
 /** What went wrong while a machine was saved. */
 export const saveFault = (error: unknown): Fault => {
   if (error instanceof Fault) return error
-  if (hasCode(error, 'ENOSPC', 'EDQUOT')) return diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
+  if (hasCode(error, 'ENOSPC', 'EDQUOT'))
+    return diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
   const reason = error instanceof Error ? error.message : String(error)
-  return /No space left|os error 28/.test(reason) ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error) : snapshotFailed({ reason }, error)
+  return /No space left|os error 28/.test(reason)
+    ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
+    : snapshotFailed({ reason }, error)
 }

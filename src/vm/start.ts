@@ -17,7 +17,10 @@ import { restoreNow } from './restore.ts'
 export const start = async (host: Host, ref: string, want: VmStart): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.queue.run(uid, async () =>
-    find(host.store, uid).state === 'standby' && Object.keys(want).length === 0 ? await restoreNow(host, uid) : await startNow(host, uid, want))
+    find(host.store, uid).state === 'standby' && Object.keys(want).length === 0
+      ? await restoreNow(host, uid)
+      : await startNow(host, uid, want),
+  )
 }
 
 /** The same for who is in the vm's queue already. */
@@ -25,7 +28,8 @@ export const startNow = async (host: Host, uid: string, want: VmStart): Promise<
   immediate(host.store, (tx) => {
     const row = find(tx, uid)
     if (row.state === 'stopped' || row.state === 'crashed') {
-      const kernel = row.spec.kernel === undefined ? host.kernels.byDigest(row.kernelDigest) : host.kernels.resolve(row.spec.kernel)
+      const kernel =
+        row.spec.kernel === undefined ? host.kernels.byDigest(row.kernelDigest) : host.kernels.resolve(row.spec.kernel)
       const spec: VmSpec = { ...row.spec, ...want, hold: false }
       fits({ ...row, spec }, host.images.byDigest(row.imageDigest).config)
       admit(tx, host.config, row)

@@ -22,9 +22,17 @@ export const stats = async (host: Host, ref: string): Promise<VmStats> => {
   const sum = (values: readonly (number | undefined)[]) =>
     values.every((value) => value === undefined) ? null : values.reduce<number>((all, value) => all + (value ?? 0), 0)
   return {
-    name: row.name, uptime_ms, cpu, load, memory, disks, processes,
+    name: row.name,
+    uptime_ms,
+    cpu,
+    load,
+    memory,
+    disks,
+    processes,
     host: {
-      memory_bytes: sum(usage.map((one) => one?.residentBytes)), cpu_ms: sum(usage.map((one) => one?.cpuMs)),
-      disk_bytes: (statSync(places(host.config, row).overlay, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK },
+      memory_bytes: sum(usage.map((one) => one?.residentBytes)),
+      cpu_ms: sum(usage.map((one) => one?.cpuMs)),
+      disk_bytes: (statSync(places(host.config, row).overlay, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK,
+    },
   }
 }

@@ -41,13 +41,25 @@ export const stopNow = async (host: Host, uid: string, want: VmStop): Promise<Vm
   const before = find(host.store, uid)
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
   // one that a daemon before this one began is asked again
-  const row = before.state === 'stopping' ? before
-    : move(host.store, host.events, uid, 'stop', before.state === 'standby' ? { saved: null, exitMessage: 'its memory was let go in standby' } : {})
+  const row =
+    before.state === 'stopping'
+      ? before
+      : move(
+          host.store,
+          host.events,
+          uid,
+          'stop',
+          before.state === 'standby' ? { saved: null, exitMessage: 'its memory was let go in standby' } : {},
+        )
   host.step('stopping')
   if (before.state === 'standby') return view(forget(host, row))
   const live = host.live.get(uid)
   if (!live?.machine) {
-    move(host.store, host.events, uid, 'exited', { machine: null, stoppedAt: Date.now(), exitMessage: 'the machine was not there any more' })
+    move(host.store, host.events, uid, 'exited', {
+      machine: null,
+      stoppedAt: Date.now(),
+      exitMessage: 'the machine was not there any more',
+    })
     return view(find(host.store, uid))
   }
   const graceMs = (want.timeout_s ?? row.spec.stop_timeout_s) * 1000
@@ -89,6 +101,12 @@ const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End
 export const cancelBoot = (host: Host, uid: string, verb: string): void => {
   const row = byUid(host.store, uid)
   if (row?.state === 'starting' || row?.state === 'pending') {
-    host.live.get(uid)?.cancel.abort(verb === 'delete' ? vmDeleted({ name: row.name }) : vmWrongState({ name: row.name, status: 'stopping', verb: 'start' }))
+    host.live
+      .get(uid)
+      ?.cancel.abort(
+        verb === 'delete'
+          ? vmDeleted({ name: row.name })
+          : vmWrongState({ name: row.name, status: 'stopping', verb: 'start' }),
+      )
   }
 }

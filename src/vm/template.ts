@@ -31,13 +31,21 @@ export interface Template {
  *
  * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `vm_deleted`
  */
-export const takeTemplate = async (host: Host, uid: string, clones: readonly VmRow[], target: Target): Promise<Template> => {
+export const takeTemplate = async (
+  host: Host,
+  uid: string,
+  clones: readonly VmRow[],
+  target: Target,
+): Promise<Template> => {
   const source = byUid(host.store, uid)
   if (!source) throw vmDeleted({ name: uid })
   const session: Change = target === 'stopped' ? {} : { sessionSecret: source.sessionSecret, ackedSeq: source.ackedSeq }
-  const live = host.live.get(uid), machine = live?.machine
-  if ((source.state === 'running' || source.state === 'paused') && machine) return await ofMachine(host, source, { live, machine }, clones, target, session)
-  if (source.state === 'standby' && source.saved !== null) return await ofSaved(host, source, source.saved, clones, target, session)
+  const live = host.live.get(uid)
+  const machine = live?.machine
+  if ((source.state === 'running' || source.state === 'paused') && machine)
+    return await ofMachine(host, source, { live, machine }, clones, target, session)
+  if (source.state === 'standby' && source.saved !== null)
+    return await ofSaved(host, source, source.saved, clones, target, session)
   if ((source.state === 'stopped' || source.state === 'crashed') && target !== 'standby') {
     await cloneDisks(host, source, clones)
     return { target, session: {} }
@@ -45,15 +53,23 @@ export const takeTemplate = async (host: Host, uid: string, clones: readonly VmR
   throw vmWrongState({ name: source.name, status: source.state, verb: 'fork' })
 }
 
-const ofMachine = async (host: Host, source: VmRow, { live, machine }: { readonly live: LiveVm; readonly machine: Machine }, clones: readonly VmRow[],
-  target: Target, session: Change): Promise<Template> => {
-  if (target !== 'stopped' && (!machine.snapshot || !host.drivers.get(source.hypervisor)?.restore)) throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
+const ofMachine = async (
+  host: Host,
+  source: VmRow,
+  { live, machine }: { readonly live: LiveVm; readonly machine: Machine },
+  clones: readonly VmRow[],
+  target: Target,
+  session: Change,
+): Promise<Template> => {
+  if (target !== 'stopped' && (!machine.snapshot || !host.drivers.get(source.hypervisor)?.restore))
+    throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
   const runs = source.state === 'running'
   if (!runs) return await ofHeld(host, source, machine, clones, target, session)
   await hold(host, live, machine)
   let template: Template | undefined
   try {
-    return template = await ofHeld(host, source, machine, clones, target, session)
+    template = await ofHeld(host, source, machine, clones, target, session)
+    return template
   } finally {
     await letGo(live, machine).catch((error: unknown) => {
       if (template?.saved) closeSaved(template.saved) // nobody will hear of it
@@ -62,13 +78,23 @@ const ofMachine = async (host: Host, source: VmRow, { live, machine }: { readonl
   }
 }
 
-const ofHeld = async (host: Host, source: VmRow, machine: Machine, clones: readonly VmRow[], target: Target, session: Change): Promise<Template> => {
+const ofHeld = async (
+  host: Host,
+  source: VmRow,
+  machine: Machine,
+  clones: readonly VmRow[],
+  target: Target,
+  session: Change,
+): Promise<Template> => {
   host.step('held')
   await cloneDisks(host, source, clones)
   switch (target) {
-    case 'stopped': return { target, session }
-    case 'running': return { target, session, saved: await saveForNow(host, source, machine) }
-    case 'standby': return { target, session, savedName: await saveForLater(host, source, machine, clones) }
+    case 'stopped':
+      return { target, session }
+    case 'running':
+      return { target, session, saved: await saveForNow(host, source, machine) }
+    case 'standby':
+      return { target, session, savedName: await saveForLater(host, source, machine, clones) }
   }
 }
 
@@ -86,24 +112,44 @@ const saveForNow = async (host: Host, source: VmRow, machine: Machine): Promise<
 }
 
 /** For clones that sleep: one copy on disk, under a name in the folder of each. */
-const saveForLater = async (host: Host, source: VmRow, machine: Machine, [first, ...others]: readonly VmRow[]): Promise<string> => {
+const saveForLater = async (
+  host: Host,
+  source: VmRow,
+  machine: Machine,
+  [first, ...others]: readonly VmRow[],
+): Promise<string> => {
   if (!first) throw new Error('a fork without clones')
   const { folder } = places(host.config, first)
   try {
     const made = newSaved(folder)
-    try { await machine.snapshot?.(made, saveDeadline(source)) } finally { closeSaved(made) }
+    try {
+      await machine.snapshot?.(made, saveDeadline(source))
+    } finally {
+      closeSaved(made)
+    }
     await keepSaved(folder, made.name)
     await linkAll(host, folder, made.name, others)
     return made.name
-  } catch (error) { throw saveFault(error) }
+  } catch (error) {
+    throw saveFault(error)
+  }
 }
 
-const ofSaved = async (host: Host, source: VmRow, name: string, clones: readonly VmRow[], target: Target, session: Change): Promise<Template> => {
+const ofSaved = async (
+  host: Host,
+  source: VmRow,
+  name: string,
+  clones: readonly VmRow[],
+  target: Target,
+  session: Change,
+): Promise<Template> => {
   await cloneDisks(host, source, clones)
   const { folder } = places(host.config, source)
   switch (target) {
-    case 'stopped': return { target, session }
-    case 'running': return { target, session, saved: openSaved(folder, name) }
+    case 'stopped':
+      return { target, session }
+    case 'running':
+      return { target, session, saved: openSaved(folder, name) }
     case 'standby':
       await linkAll(host, folder, name, clones)
       return { target, session, savedName: name }
@@ -123,7 +169,11 @@ const cloneDisks = async (host: Host, source: VmRow, clones: readonly VmRow[]): 
   const { overlay } = places(host.config, source)
   for (const clone of clones) {
     makeFolder(host, clone)
-    try { await cloneFile(overlay, places(host.config, clone).overlay) } catch (error) { throw diskFault(error) }
+    try {
+      await cloneFile(overlay, places(host.config, clone).overlay)
+    } catch (error) {
+      throw diskFault(error)
+    }
     host.step('disk-made')
   }
 }

@@ -10,7 +10,8 @@ type Goal = NonNullable<WaitQuery['for']>
 const reached = (row: VmRow, goal: Goal): boolean => {
   const over = row.state === 'stopped' || row.state === 'crashed'
   if (goal === 'ready') {
-    if (over || row.state === 'deleting') throw vmEnded({ name: row.name, status: row.state, reason: row.statusMessage ?? row.exitMessage ?? '' })
+    if (over || row.state === 'deleting')
+      throw vmEnded({ name: row.name, status: row.state, reason: row.statusMessage ?? row.exitMessage ?? '' })
     return row.state === 'running' || row.state === 'paused'
   }
   return goal !== 'deleted' && (over || row.state === 'standby')
@@ -22,10 +23,12 @@ const reached = (row: VmRow, goal: Goal): boolean => {
  * @throws `wait_timeout`, `vm_ended` (it waits for ready, and the vm has ended)
  */
 export const wait = async (host: Host, ref: string, query: WaitQuery, client: AbortSignal): Promise<Vm> => {
-  const goal = query.for ?? 'exit', seconds = query.timeout_s ?? 60
+  const goal = query.for ?? 'exit'
+  const seconds = query.timeout_s ?? 60
   let row = find(host.store, ref)
   const { uid, name } = row
-  const over = AbortSignal.timeout(Math.max(1, seconds * 1000)), signal = AbortSignal.any([over, client])
+  const over = AbortSignal.timeout(Math.max(1, seconds * 1000))
+  const signal = AbortSignal.any([over, client])
   for (;;) {
     const appended = host.events.appended(signal)
     const now = byUid(host.store, uid)

@@ -27,5 +27,7 @@ export const writeTemplate = (path: string, sizeMb: number): void => {
   } catch (error) {
     rmSync(path, { force: true })
     throw error
-  } finally { closeSync(fd) }
+  } finally {
+    closeSync(fd)
+  }
 }

@@ -8,21 +8,28 @@ import { ask, portOf, UPGRADE, type Answer, type Ask, type Target } from './http
 
 /** Who may do what: the compiled file, over TCP and over its Unix socket. */
 describe.skipIf(!haveBinary)('access', () => {
-  let daemon: Daemon, tcp: Target
+  let daemon: Daemon
+  let tcp: Target
   const secrets = { read: '', exec: '', admin: '' }
 
   beforeAll(async () => {
     daemon = await startDaemon({ fake: true, flags: ['--listen', '127.0.0.1:0'] })
     await until(() => daemon.log().includes('aerie serves'))
     tcp = { host: '127.0.0.1', port: portOf(daemon) }
-    for (const scope of ['read', 'exec', 'admin'] as const) secrets[scope] = (await daemon.client.call('token.create', { body: { name: scope, scope } })).secret
+    for (const scope of ['read', 'exec', 'admin'] as const)
+      secrets[scope] = (await daemon.client.call('token.create', { body: { name: scope, scope } })).secret
     await seedFake(daemon)
     await createVm(daemon, { name: 'v', cmd: ['sleep', '1000'], port: 80 })
   }, 30_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   const asks = (request: Ask, secret?: string): Promise<Answer> =>
-    ask(tcp, { ...request, headers: { ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }), ...request.headers } })
+    ask(tcp, {
+      ...request,
+      headers: { ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }), ...request.headers },
+    })
   const LIST: Ask = { path: '/api/v1/vms' }
   const EXEC: Ask = { method: 'POST', path: '/api/v1/vms/v/exec', body: '{"argv":["true"]}' }
   const CREATE: Ask = { method: 'POST', path: '/api/v1/vms', body: '{"name":"BAD NAME"}' }
@@ -31,14 +38,20 @@ describe.skipIf(!haveBinary)('access', () => {
     test('without a token is refused, and told how to have one', async () => {
       const answer = await asks(LIST)
 
-      expect(answer).toMatchObject({ status: 401, json: { code: 'token_missing', hint: expect.stringContaining('aerie token create') as string } })
+      expect(answer).toMatchObject({
+        status: 401,
+        json: { code: 'token_missing', hint: expect.stringContaining('aerie token create') as string },
+      })
       expect(answer.headers['www-authenticate']).toStartWith('Bearer')
       expect(answer.headers['content-type']).toBe('application/problem+json')
     })
 
     for (const [what, headers] of [
-      ['an unknown token', { authorization: 'Bearer aerie_nothing' }], ['an empty one', { authorization: 'Bearer ' }], ['another scheme', { authorization: 'Basic YTpi' }],
-      ['a token without a scheme', { authorization: 'aerie_nothing' }], ['a key that is none', { 'x-volant-api-key': 'nothing' }],
+      ['an unknown token', { authorization: 'Bearer aerie_nothing' }],
+      ['an empty one', { authorization: 'Bearer ' }],
+      ['another scheme', { authorization: 'Basic YTpi' }],
+      ['a token without a scheme', { authorization: 'aerie_nothing' }],
+      ['a key that is none', { 'x-volant-api-key': 'nothing' }],
     ] as const) {
       test(`with ${what} is refused`, async () => {
         expect((await asks({ ...LIST, headers })).status).toBe(401)
@@ -53,21 +66,40 @@ describe.skipIf(!haveBinary)('access', () => {
 
     test('with its token in the address or in a cookie is refused: both end where others read', async () => {
       for (const name of ['token', 'access_token', 'api_key', 'authorization', 'x-volant-api-key']) {
-        expect(await asks({ path: `/api/v1/vms?${name}=${secrets.admin}` })).toMatchObject({ status: 401, json: { code: 'token_missing' } })
+        expect(await asks({ path: `/api/v1/vms?${name}=${secrets.admin}` })).toMatchObject({
+          status: 401,
+          json: { code: 'token_missing' },
+        })
       }
       expect((await asks({ ...LIST, headers: { cookie: `token=${secrets.admin}` } })).status).toBe(401)
     })
 
     test('with a part of a token, or more than it, is refused', async () => {
-      for (const wrong of [secrets.admin.slice(0, -1), `${secrets.admin}x`, secrets.admin.toUpperCase(), secrets.admin.slice('aerie_'.length)]) expect((await asks(LIST, wrong)).status).toBe(401)
+      for (const wrong of [
+        secrets.admin.slice(0, -1),
+        `${secrets.admin}x`,
+        secrets.admin.toUpperCase(),
+        secrets.admin.slice('aerie_'.length),
+      ])
+        expect((await asks(LIST, wrong)).status).toBe(401)
     })
 
-    test('for the daemon\'s health needs none', async () => {
+    test("for the daemon's health needs none", async () => {
       expect(await asks({ path: '/healthz' })).toMatchObject({ status: 200, json: { status: 'ok' } })
     })
 
     test('for anything else does, what there is and what there is not', async () => {
-      for (const path of ['/', '/openapi', '/api/v1/system/info', '/api/v1/nothing', '/healthz/', '/healthz/x', '//healthz', '/HEALTHZ']) expect({ path, status: (await asks({ path })).status }).toEqual({ path, status: 401 })
+      for (const path of [
+        '/',
+        '/openapi',
+        '/api/v1/system/info',
+        '/api/v1/nothing',
+        '/healthz/',
+        '/healthz/x',
+        '//healthz',
+        '/HEALTHZ',
+      ])
+        expect({ path, status: (await asks({ path })).status }).toEqual({ path, status: 401 })
       expect((await asks({ method: 'POST', path: '/healthz' })).status).toBe(401)
     })
   })
@@ -75,8 +107,14 @@ describe.skipIf(!haveBinary)('access', () => {
   describe('a token', () => {
     test('for reading reads, and does no more', async () => {
       expect((await asks(LIST, secrets.read)).status).toBe(200)
-      expect(await asks(EXEC, secrets.read)).toMatchObject({ status: 403, json: { code: 'token_scope', has: 'read', needs: 'exec' } })
-      expect(await asks(CREATE, secrets.read)).toMatchObject({ status: 403, json: { code: 'token_scope', needs: 'admin' } })
+      expect(await asks(EXEC, secrets.read)).toMatchObject({
+        status: 403,
+        json: { code: 'token_scope', has: 'read', needs: 'exec' },
+      })
+      expect(await asks(CREATE, secrets.read)).toMatchObject({
+        status: 403,
+        json: { code: 'token_scope', needs: 'admin' },
+      })
     })
 
     test('for executing executes, and makes nothing', async () => {
@@ -102,7 +140,14 @@ describe.skipIf(!haveBinary)('access', () => {
         const path = operation.path.replace(':name', 'no-such-thing').replace('*', 'x')
         for (const scope of ['read', 'exec'] as const) {
           if (rank[scope] >= rank[operation.scope]) continue
-          const { status, json } = await asks({ method: operation.method, path, headers: 'stream' in operation && operation.stream === 'websocket' ? UPGRADE : {} }, secrets[scope])
+          const { status, json } = await asks(
+            {
+              method: operation.method,
+              path,
+              headers: 'stream' in operation && operation.stream === 'websocket' ? UPGRADE : {},
+            },
+            secrets[scope],
+          )
           if (status !== 403 || json['code'] !== 'token_scope') wrong.push(`${id} with ${scope}: ${status}`)
         }
       }
@@ -111,12 +156,33 @@ describe.skipIf(!haveBinary)('access', () => {
     })
 
     test('is not got round by another spelling of a path', async () => {
-      const before = (await daemon.client.call('vm.get', { params: { name: 'v' } })).gen, wrong: string[] = []
-      for (const spell of [(path: string) => `${path}/`, (path: string) => `${path}//`, (path: string) => `/.${path}`, (path: string) => `/${path}`, (path: string) => path.replace('/vms/', '//vms/'),
-        (path: string) => path.replace('vms', '%76ms'), (path: string) => path.toUpperCase(), (path: string) => `${path};x`, (path: string) => `${path}%20`, (path: string) => `http://127.0.0.1${path}/`,
-        (path: string) => path.replace('/v', '/../vms/v'), (path: string) => `${path}/.`, (path: string) => `${path}?/`]) {
-        for (const [method, path] of [['DELETE', '/api/v1/vms/v'], ['POST', '/api/v1/vms/v/exec'], ['POST', '/api/v1/vms/v/stop'], ['GET', '/api/v1/tokens']] as const) {
-          const { status } = await asks({ method, path: spell(path), ...(method === 'POST' ? { body: '{"argv":["true"]}' } : {}) }, secrets.read)
+      const before = (await daemon.client.call('vm.get', { params: { name: 'v' } })).gen
+      const wrong: string[] = []
+      for (const spell of [
+        (path: string) => `${path}/`,
+        (path: string) => `${path}//`,
+        (path: string) => `/.${path}`,
+        (path: string) => `/${path}`,
+        (path: string) => path.replace('/vms/', '//vms/'),
+        (path: string) => path.replace('vms', '%76ms'),
+        (path: string) => path.toUpperCase(),
+        (path: string) => `${path};x`,
+        (path: string) => `${path}%20`,
+        (path: string) => `http://127.0.0.1${path}/`,
+        (path: string) => path.replace('/v', '/../vms/v'),
+        (path: string) => `${path}/.`,
+        (path: string) => `${path}?/`,
+      ]) {
+        for (const [method, path] of [
+          ['DELETE', '/api/v1/vms/v'],
+          ['POST', '/api/v1/vms/v/exec'],
+          ['POST', '/api/v1/vms/v/stop'],
+          ['GET', '/api/v1/tokens'],
+        ] as const) {
+          const { status } = await asks(
+            { method, path: spell(path), ...(method === 'POST' ? { body: '{"argv":["true"]}' } : {}) },
+            secrets.read,
+          )
           if (status < 400) wrong.push(`${method} ${spell(path)}: ${status}`)
         }
       }
@@ -135,7 +201,9 @@ describe.skipIf(!haveBinary)('access', () => {
     })
 
     test('that has expired is none either', async () => {
-      const { secret, expires_at: expires } = await daemon.client.call('token.create', { body: { name: 'dated', scope: 'read', expires_in_s: 60 } })
+      const { secret, expires_at: expires } = await daemon.client.call('token.create', {
+        body: { name: 'dated', scope: 'read', expires_in_s: 60 },
+      })
       expect(Date.parse(expires ?? '') - Date.now()).toBeGreaterThan(50_000)
       expect((await asks(LIST, secret)).status).toBe(200)
 
@@ -148,7 +216,8 @@ describe.skipIf(!haveBinary)('access', () => {
     })
 
     test('stands nowhere but in the answer that made it', async () => {
-      const state = new Database(join(daemon.state, 'state.db'), { readonly: true }), rows = JSON.stringify(state.query('SELECT * FROM tokens').all())
+      const state = new Database(join(daemon.state, 'state.db'), { readonly: true })
+      const rows = JSON.stringify(state.query('SELECT * FROM tokens').all())
       state.close()
 
       for (const secret of Object.values(secrets)) {
@@ -160,34 +229,71 @@ describe.skipIf(!haveBinary)('access', () => {
     })
 
     test('has a name of its own', async () => {
-      await expect(daemon.client.call('token.create', { body: { name: 'read' } })).rejects.toMatchObject({ code: 'token_exists' })
+      await expect(daemon.client.call('token.create', { body: { name: 'read' } })).rejects.toMatchObject({
+        code: 'token_exists',
+      })
     })
   })
 
   describe('a page of another site', () => {
     test('that has made its own name point here is refused, whatever it shows', async () => {
-      for (const host of ['evil.example', `evil.example:${daemon.pid}`, '127.0.0.1.evil.example', 'localhost.evil.example', '10.0.0.1', '0.0.0.0', '[::2]', '127.0.0.2']) {
-        expect({ host, answer: await asks({ ...LIST, headers: { host } }, secrets.admin) }).toMatchObject({ host, answer: { status: 403, json: { code: 'host_refused' } } })
+      for (const host of [
+        'evil.example',
+        `evil.example:${daemon.pid}`,
+        '127.0.0.1.evil.example',
+        'localhost.evil.example',
+        '10.0.0.1',
+        '0.0.0.0',
+        '[::2]',
+        '127.0.0.2',
+      ]) {
+        expect({ host, answer: await asks({ ...LIST, headers: { host } }, secrets.admin) }).toMatchObject({
+          host,
+          answer: { status: 403, json: { code: 'host_refused' } },
+        })
       }
       expect((await asks({ path: '/healthz', headers: { host: 'evil.example' } })).status).toBe(403)
     })
 
     test('is refused by its origin', async () => {
-      for (const origin of ['http://evil.example', 'https://evil.example', 'null', 'http://127.0.0.1:1', 'http://localhost', 'file://']) {
-        expect({ origin, answer: await asks({ ...LIST, headers: { origin } }, secrets.admin) }).toMatchObject({ origin, answer: { status: 403, json: { code: 'origin_refused' } } })
+      for (const origin of [
+        'http://evil.example',
+        'https://evil.example',
+        'null',
+        'http://127.0.0.1:1',
+        'http://localhost',
+        'file://',
+      ]) {
+        expect({ origin, answer: await asks({ ...LIST, headers: { origin } }, secrets.admin) }).toMatchObject({
+          origin,
+          answer: { status: 403, json: { code: 'origin_refused' } },
+        })
       }
     })
 
-    test('is told from the daemon\'s own', async () => {
+    test("is told from the daemon's own", async () => {
       const { port } = tcp as { port: number }
 
-      for (const host of [`127.0.0.1:${port}`, `localhost:${port}`, '127.0.0.1', 'LOCALHOST']) expect((await asks({ ...LIST, headers: { host } }, secrets.read)).status).toBe(200)
-      expect((await asks({ ...LIST, headers: { host: `127.0.0.1:${port}`, origin: `http://127.0.0.1:${port}` } }, secrets.read)).status).toBe(200)
+      for (const host of [`127.0.0.1:${port}`, `localhost:${port}`, '127.0.0.1', 'LOCALHOST'])
+        expect((await asks({ ...LIST, headers: { host } }, secrets.read)).status).toBe(200)
+      expect(
+        (
+          await asks(
+            { ...LIST, headers: { host: `127.0.0.1:${port}`, origin: `http://127.0.0.1:${port}` } },
+            secrets.read,
+          )
+        ).status,
+      ).toBe(200)
     })
   })
 
   describe('a WebSocket', () => {
-    const SOCKETS = ['/api/v1/vms/v/exec', '/api/v1/vms/v/attach', '/api/v1/vms/v/forward?port=80', '/ws/v1/vms/v/console']
+    const SOCKETS = [
+      '/api/v1/vms/v/exec',
+      '/api/v1/vms/v/attach',
+      '/api/v1/vms/v/forward?port=80',
+      '/ws/v1/vms/v/console',
+    ]
     for (const path of SOCKETS) {
       test(`at ${path} needs a token that may execute, and no page of another site`, async () => {
         const upgrade = (secret?: string, headers = {}) => asks({ path, headers: { ...UPGRADE, ...headers } }, secret)
@@ -204,7 +310,10 @@ describe.skipIf(!haveBinary)('access', () => {
 
   test('a stream of events needs a token, and is let go with its reader', async () => {
     expect((await asks({ path: '/api/v1/events' })).status).toBe(401)
-    expect(await asks({ path: '/api/v1/events' }, secrets.read)).toMatchObject({ status: 200, text: expect.stringContaining(': aerie') as string })
+    expect(await asks({ path: '/api/v1/events' }, secrets.read)).toMatchObject({
+      status: 200,
+      text: expect.stringContaining(': aerie') as string,
+    })
   })
 
   describe('the Unix socket', () => {
@@ -221,8 +330,12 @@ describe.skipIf(!haveBinary)('access', () => {
 
   test('every answer has the number of its request, a given one where it is sane', async () => {
     expect((await asks(LIST, secrets.read)).headers['x-request-id']).toMatch(/^[0-9a-f-]{36}$/)
-    expect((await asks({ ...LIST, headers: { 'x-request-id': 'mine-1' } }, secrets.read)).headers['x-request-id']).toBe('mine-1')
-    expect((await asks({ ...LIST, headers: { 'x-request-id': 'x y'.repeat(50) } }, secrets.read)).headers['x-request-id']).toMatch(/^[0-9a-f-]{36}$/)
+    expect((await asks({ ...LIST, headers: { 'x-request-id': 'mine-1' } }, secrets.read)).headers['x-request-id']).toBe(
+      'mine-1',
+    )
+    expect(
+      (await asks({ ...LIST, headers: { 'x-request-id': 'x y'.repeat(50) } }, secrets.read)).headers['x-request-id'],
+    ).toMatch(/^[0-9a-f-]{36}$/)
     const refused = await asks({ ...LIST, headers: { 'x-request-id': 'mine-2' } })
     expect([refused.headers['x-request-id'], refused.json['request_id']]).toEqual(['mine-2', 'mine-2'])
   })
@@ -231,7 +344,11 @@ describe.skipIf(!haveBinary)('access', () => {
 describe.skipIf(!haveBinary)('an address', () => {
   const refused = async (flags: readonly string[]): Promise<{ code: number; log: string }> => {
     const daemon = await startDaemon({ fake: true, flags, mayFail: true })
-    try { return { code: await daemon.exited, log: await daemon.said } } finally { await clean(daemon) }
+    try {
+      return { code: await daemon.exited, log: await daemon.said }
+    } finally {
+      await clean(daemon)
+    }
   }
 
   for (const listen of ['0.0.0.0:0', '192.0.2.1:7777', '[::]:0', 'example.com:7777', ':7777']) {
@@ -260,7 +377,9 @@ describe.skipIf(!haveBinary)('an address', () => {
 
       expect(code).toBe(5)
       expect(log).toContain('somebody does already')
-    } finally { other.stop(true) }
+    } finally {
+      other.stop(true)
+    }
   })
 
   test('beside the loopback is taken where a person insists, and still needs a token', async () => {
@@ -270,6 +389,8 @@ describe.skipIf(!haveBinary)('an address', () => {
       const port = Number(/http:\/\/0\.0\.0\.0:(\d+)/.exec(daemon.log())?.[1])
 
       expect(await ask({ host: '127.0.0.1', port }, { path: '/api/v1/vms' })).toMatchObject({ status: 401 })
-    } finally { await clean(daemon) }
+    } finally {
+      await clean(daemon)
+    }
   }, 20_000)
 })

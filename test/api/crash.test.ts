@@ -8,7 +8,11 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
   const at = (name: string) => ({ params: { name } })
 
   /** One vm runs before the crash; the verb is cut short at the step; another daemon takes over. */
-  const cut = async (step: string, verb: (daemon: Daemon) => Promise<unknown>, prepare?: (daemon: Daemon) => Promise<unknown>) => {
+  const cut = async (
+    step: string,
+    verb: (daemon: Daemon) => Promise<unknown>,
+    prepare?: (daemon: Daemon) => Promise<unknown>,
+  ) => {
     const before = await startDaemon({ fake: true })
     await seedFake(before)
     await createVm(before, { name: 'bystander', cmd: ['sleep', '1000'] })
@@ -26,10 +30,17 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
       try {
         // from the moment the machine is in the row, the create is finished by the next daemon
         const vms = await expectSettled(daemon)
-        expect(vms.map((vm) => vm.name).filter((name) => name !== 'bystander').length).toBeLessThanOrEqual(step === 'machine-recorded' ? 1 : 0)
-        expect(await createVm(daemon, { name: 'cut', cmd: ['sleep', '1000'] }, 'key')).toMatchObject({ name: 'cut', status: 'running' })
+        expect(vms.map((vm) => vm.name).filter((name) => name !== 'bystander').length).toBeLessThanOrEqual(
+          step === 'machine-recorded' ? 1 : 0,
+        )
+        expect(await createVm(daemon, { name: 'cut', cmd: ['sleep', '1000'] }, 'key')).toMatchObject({
+          name: 'cut',
+          status: 'running',
+        })
         await expectSettled(daemon)
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
@@ -44,31 +55,48 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
         const vms = await expectSettled(daemon)
         const vm = vms.find((one) => one.name === 'cut')
         expect(['crashed', 'running', 'stopped']).toContain(vm?.status ?? 'gone')
-        if (vm?.status !== 'running') expect(await daemon.client.call('vm.start', { ...at('cut'), body: {} })).toMatchObject({ status: 'running' })
-      } finally { await clean(daemon) }
+        if (vm?.status !== 'running')
+          expect(await daemon.client.call('vm.start', { ...at('cut'), body: {} })).toMatchObject({ status: 'running' })
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
   for (const step of STEPS.stop) {
     test(`at ${step} of a stop is a stop`, async () => {
-      const daemon = await cut(step, (one) => one.client.call('vm.stop', { ...at('cut'), body: {} }), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
+      const daemon = await cut(
+        step,
+        (one) => one.client.call('vm.stop', { ...at('cut'), body: {} }),
+        (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }),
+      )
       try {
         const vms = await expectSettled(daemon)
         expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'stopped' })
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
   for (const step of STEPS.delete) {
     test(`at ${step} of a delete is a delete`, async () => {
-      const daemon = await cut(step, (one) => one.client.call('vm.delete', at('cut')), (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }))
+      const daemon = await cut(
+        step,
+        (one) => one.client.call('vm.delete', at('cut')),
+        (one) => createVm(one, { name: 'cut', cmd: ['sleep', '1000'] }),
+      )
       try {
         expect((await expectSettled(daemon)).map((vm) => vm.name)).toEqual(['bystander'])
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
-  const made = (name: string) => async (one: Daemon) => { await createVm(one, { name, memory_mb: 64, cmd: ['sleep', '1000'] }) }
+  const made = (name: string) => async (one: Daemon) => {
+    await createVm(one, { name, memory_mb: 64, cmd: ['sleep', '1000'] })
+  }
 
   for (const step of STEPS.standby) {
     test(`at ${step} of a standby leaves a vm that runs, is paused, or sleeps whole`, async () => {
@@ -80,29 +108,49 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
         if (status === 'standby') await daemon.client.call('vm.restore', at('cut'))
         const vms = await expectSettled(daemon)
         expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
-        expect(readdirSync(join(daemon.state, 'vms', vms.find((one) => one.name === 'cut')?.uid ?? '')).filter((name) => name.startsWith('saved-'))).toEqual([])
-      } finally { await clean(daemon) }
+        expect(
+          readdirSync(join(daemon.state, 'vms', vms.find((one) => one.name === 'cut')?.uid ?? '')).filter((name) =>
+            name.startsWith('saved-'),
+          ),
+        ).toEqual([])
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
   for (const step of STEPS.restore) {
     test(`at ${step} of a restore leaves a vm that sleeps whole, or runs`, async () => {
-      const asleep = async (one: Daemon) => { await made('cut')(one); await one.client.call('vm.standby', at('cut')) }
+      const asleep = async (one: Daemon) => {
+        await made('cut')(one)
+        await one.client.call('vm.standby', at('cut'))
+      }
       const daemon = await cut(step, (one) => one.client.call('vm.restore', at('cut')), asleep)
       try {
         const late = step === 'saved-let-go' || step === 'restored'
         if (late) await daemon.client.call('vm.wait', { ...at('cut'), query: { for: 'ready', timeout_s: 10 } })
-        await until(async () => (await daemon.client.call('vm.get', at('cut'))).status === (late ? 'running' : 'standby'), 10)
+        await until(
+          async () => (await daemon.client.call('vm.get', at('cut'))).status === (late ? 'running' : 'standby'),
+          10,
+        )
         if (!late) await daemon.client.call('vm.restore', at('cut'))
         expect((await expectSettled(daemon)).find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
-        expect(await daemon.client.call('vm.exec', { ...at('cut'), body: { argv: ['hostname'] } })).toMatchObject({ stdout: 'cut\n' })
-      } finally { await clean(daemon) }
+        expect(await daemon.client.call('vm.exec', { ...at('cut'), body: { argv: ['hostname'] } })).toMatchObject({
+          stdout: 'cut\n',
+        })
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
   for (const step of STEPS.fork) {
     test(`at ${step} of a fork leaves its source running, and whole clones or none`, async () => {
-      const daemon = await cut(step, (one) => one.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } }), made('cut'))
+      const daemon = await cut(
+        step,
+        (one) => one.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } }),
+        made('cut'),
+      )
       try {
         const vms = await expectSettled(daemon)
         expect(vms.find((one) => one.name === 'cut')).toMatchObject({ status: 'running' })
@@ -110,9 +158,13 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
         expect(clones.every((one) => one.status === 'running')).toBe(true)
         if (step !== 'ready') expect(clones).toEqual([])
         await Promise.all(clones.map((one) => daemon.client.call('vm.delete', at(one.name))))
-        expect((await daemon.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } })).vms.length).toBe(2)
+        expect(
+          (await daemon.client.call('vm.fork', { ...at('cut'), body: { name: 'clone', count: 2 } })).vms.length,
+        ).toBe(2)
         await expectSettled(daemon)
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }, 30_000)
   }
 
@@ -125,9 +177,13 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
 
     const second = await startDaemon({ fake: true, folder: first.folder })
     try {
-      expect(await second.client.call('vm.wait', { ...at('short'), query: { for: 'exit', timeout_s: 10 } })).toMatchObject({ status: 'stopped', exit_code: 9 })
+      expect(
+        await second.client.call('vm.wait', { ...at('short'), query: { for: 'exit', timeout_s: 10 } }),
+      ).toMatchObject({ status: 'stopped', exit_code: 9 })
       await expectSettled(second)
-    } finally { await clean(second) }
+    } finally {
+      await clean(second)
+    }
   }, 30_000)
 
   test('a machine that was killed while no daemon looked is crashed, with the reason', async () => {
@@ -142,13 +198,18 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
       const found = await second.client.call('vm.get', at('shot'))
       expect(found).toMatchObject({ status: 'crashed', pid: null })
       expect(found.status_message).toContain('while the daemon was away')
-    } finally { await clean(second) }
+    } finally {
+      await clean(second)
+    }
   }, 30_000)
 
   for (let seed = 1; seed <= 20; seed++) {
     test(`at a random moment of much work loses and leaves nothing (seed ${seed})`, async () => {
-      let state = seed * 2654435761 >>> 0
-      const random = (below: number) => { state = (state * 1664525 + 1013904223) >>> 0; return state % below }
+      let state = (seed * 2654435761) >>> 0
+      const random = (below: number) => {
+        state = (state * 1664525 + 1013904223) >>> 0
+        return state % below
+      }
       let daemon = await startDaemon({ fake: true })
       try {
         await seedFake(daemon)
@@ -170,7 +231,9 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
           const vms = await expectSettled(daemon)
           expect(vms.find((vm) => vm.name === 'rock')).toMatchObject({ status: 'running' })
         }
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }, 60_000)
   }
 
@@ -181,6 +244,8 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon', () => {
       expect(await second.exited).toBe(5)
       expect(existsSync(first.socket)).toBe(true)
       expect(await first.client.call('system.status', {})).toEqual({ status: 'ok' })
-    } finally { await clean(first) }
+    } finally {
+      await clean(first)
+    }
   }, 20_000)
 })

@@ -1,22 +1,40 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { clean, createVm, haveBinary, machinesOf, newFolder, seedFake, startDaemon, tinyTar, type Daemon } from '../e2e/daemon.ts'
+import {
+  clean,
+  createVm,
+  haveBinary,
+  machinesOf,
+  newFolder,
+  seedFake,
+  startDaemon,
+  tinyTar,
+  type Daemon,
+} from '../e2e/daemon.ts'
 
 /** A file system of its own, so small that it is full at once. */
 const mount = (at: string, size: string): boolean => {
   mkdirSync(at, { recursive: true })
-  return Bun.spawnSync(['mount', '-t', 'tmpfs', '-o', `size=${size},mode=0700`, 'tmpfs', at], { stdio: ['ignore', 'ignore', 'ignore'] }).exitCode === 0
+  return (
+    Bun.spawnSync(['mount', '-t', 'tmpfs', '-o', `size=${size},mode=0700`, 'tmpfs', at], {
+      stdio: ['ignore', 'ignore', 'ignore'],
+    }).exitCode === 0
+  )
 }
-const unmount = (at: string): void => { Bun.spawnSync(['umount', '-l', at], { stdio: ['ignore', 'ignore', 'ignore'] }) }
+const unmount = (at: string): void => {
+  Bun.spawnSync(['umount', '-l', at], { stdio: ['ignore', 'ignore', 'ignore'] })
+}
 
-const probe = newFolder(), canMount = mount(join(probe, 'm'), '64k')
+const probe = newFolder()
+const canMount = mount(join(probe, 'm'), '64k')
 unmount(join(probe, 'm'))
 rmSync(probe, { recursive: true })
 
 describe.skipIf(!haveBinary || !canMount)(`a full disk${canMount ? '' : ' (this user may not mount a tmpfs)'}`, () => {
   let daemon: Daemon
-  let folder: string, vms: string
+  let folder: string
+  let vms: string
 
   beforeAll(async () => {
     folder = newFolder()
@@ -32,7 +50,11 @@ describe.skipIf(!haveBinary || !canMount)(`a full disk${canMount ? '' : ' (this 
   })
 
   test('refuses a vm with the reason and what to do, and leaves nothing of it', async () => {
-    await expect(createVm(daemon, { name: 'big', cmd: ['sleep', '9'] })).rejects.toMatchObject({ code: 'disk_exhausted', kind: 'exhausted', hint: expect.stringContaining('Free some space') as string })
+    await expect(createVm(daemon, { name: 'big', cmd: ['sleep', '9'] })).rejects.toMatchObject({
+      code: 'disk_exhausted',
+      kind: 'exhausted',
+      hint: expect.stringContaining('Free some space') as string,
+    })
 
     expect(await daemon.client.call('vm.list', {})).toEqual([])
     expect(readdirSync(vms)).toEqual([])
@@ -42,10 +64,13 @@ describe.skipIf(!haveBinary || !canMount)(`a full disk${canMount ? '' : ' (this 
 
   test('is told in the log of events, and the daemon goes on', async () => {
     const events: string[] = []
-    for await (const event of daemon.client.sse('events', { query: { after: 0, follow: false, name: 'big' } })) events.push(event.data)
+    for await (const event of daemon.client.sse('events', { query: { after: 0, follow: false, name: 'big' } }))
+      events.push(event.data)
 
     expect(events.at(-2)).toContain('VM_CREATE_FAILED')
     expect(events.at(-2)).toContain('does not fit')
-    expect(await daemon.client.upload('image.import', { query: { name: 'other' } }, await tinyTar())).toMatchObject({ name: 'other' })
+    expect(await daemon.client.upload('image.import', { query: { name: 'other' } }, await tinyTar())).toMatchObject({
+      name: 'other',
+    })
   })
 })

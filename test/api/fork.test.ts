@@ -8,35 +8,53 @@ const at = (name: string) => ({ params: { name } })
 /** The compiled file on the fake driver: clones of a vm in every state. */
 describe.skipIf(!haveBinary)('fork', () => {
   let daemon: Daemon
-  const say = async (name: string, ...argv: string[]) => (await daemon.client.call('vm.exec', { ...at(name), body: { argv } })).stdout
-  const fork = (name: string, body: Parameters<typeof daemon.client.call<'vm.fork'>>[1]['body'] = {}) => daemon.client.call('vm.fork', { ...at(name), body })
+  const say = async (name: string, ...argv: string[]) =>
+    (await daemon.client.call('vm.exec', { ...at(name), body: { argv } })).stdout
+  const fork = (name: string, body: Parameters<typeof daemon.client.call<'vm.fork'>>[1]['body'] = {}) =>
+    daemon.client.call('vm.fork', { ...at(name), body })
   const remove = (...names: string[]) => Promise.all(names.map((name) => daemon.client.call('vm.delete', at(name))))
   const marker = (uid: string, text?: string): string => {
-    const fd = openSync(join(daemon.state, 'vms', uid, 'overlay.img'), 'r+'), bytes = Buffer.alloc(4)
+    const fd = openSync(join(daemon.state, 'vms', uid, 'overlay.img'), 'r+')
+    const bytes = Buffer.alloc(4)
     try {
       if (text !== undefined) writeSync(fd, text, 0)
       readSync(fd, bytes, 0, 4, 0)
       return bytes.toString('latin1')
-    } finally { closeSync(fd) }
+    } finally {
+      closeSync(fd)
+    }
   }
 
-  beforeAll(async () => { daemon = await startDaemon({ fake: true }); await seedFake(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon({ fake: true })
+    await seedFake(daemon)
+  })
   afterEach(async () => {
     await remove(...(await daemon.client.call('vm.list', {})).map((vm) => vm.name))
     expect(machinesOf(daemon.state)).toEqual([])
   })
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('clones of a running vm run, each as somebody of its own, and the vm goes on', async () => {
-    const mother = await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'], metadata: { team: 'a' } })
+    const mother = await createVm(daemon, {
+      name: 'mother',
+      memory_mb: 64,
+      cmd: ['sleep', '1000'],
+      metadata: { team: 'a' },
+    })
     marker(mother.uid, 'mark')
 
     const { vms, failed } = await fork('mother', { name: 'child', count: 3 })
 
     expect(failed).toEqual([])
-    expect(vms.map((vm) => [vm.name, vm.status, vm.forked_from])).toEqual(['child-1', 'child-2', 'child-3'].map((name) => [name, 'running', mother.uid]))
+    expect(vms.map((vm) => [vm.name, vm.status, vm.forked_from])).toEqual(
+      ['child-1', 'child-2', 'child-3'].map((name) => [name, 'running', mother.uid]),
+    )
     const all = [mother, ...vms]
-    for (const what of ['uid', 'vsock_cid', 'mac_address', 'pid'] as const) expect(new Set(all.map((vm) => vm[what])).size).toBe(4)
+    for (const what of ['uid', 'vsock_cid', 'mac_address', 'pid'] as const)
+      expect(new Set(all.map((vm) => vm[what])).size).toBe(4)
     expect(vms.every((vm) => vm.metadata['team'] === 'a' && vm.image_digest === mother.image_digest)).toBe(true)
     expect(vms.map((vm) => marker(vm.uid))).toEqual(['mark', 'mark', 'mark'])
     const ids = await Promise.all(all.map((vm) => say(vm.name, 'machine-id')))
@@ -50,9 +68,19 @@ describe.skipIf(!haveBinary)('fork', () => {
   test('a clone may sleep, or be a disk alone, whatever its source is', async () => {
     const mother = await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'] })
     marker(mother.uid, 'mark')
-    const [asleep, off] = [await fork('mother', { name: 'asleep', count: 2, target_state: 'standby' }), await fork('mother', { name: 'off', target_state: 'stopped' })]
-    expect([...asleep.vms, ...off.vms].map((vm) => [vm.name, vm.status, vm.pid])).toEqual([['asleep-1', 'standby', null], ['asleep-2', 'standby', null], ['off', 'stopped', null]])
-    const memory = (uid: string) => { const folder = join(daemon.state, 'vms', uid); return statSync(join(folder, readdirSync(folder).find((name) => name.startsWith('saved-')) ?? '', 'memory')).ino }
+    const [asleep, off] = [
+      await fork('mother', { name: 'asleep', count: 2, target_state: 'standby' }),
+      await fork('mother', { name: 'off', target_state: 'stopped' }),
+    ]
+    expect([...asleep.vms, ...off.vms].map((vm) => [vm.name, vm.status, vm.pid])).toEqual([
+      ['asleep-1', 'standby', null],
+      ['asleep-2', 'standby', null],
+      ['off', 'stopped', null],
+    ])
+    const memory = (uid: string) => {
+      const folder = join(daemon.state, 'vms', uid)
+      return statSync(join(folder, readdirSync(folder).find((name) => name.startsWith('saved-')) ?? '', 'memory')).ino
+    }
     expect(new Set(asleep.vms.map((vm) => memory(vm.uid))).size).toBe(1) // one file under two names
 
     await remove('mother')
@@ -61,12 +89,20 @@ describe.skipIf(!haveBinary)('fork', () => {
     expect(await daemon.client.call('vm.start', { ...at('off'), body: {} })).toMatchObject({ status: 'running' })
     expect(await say('off', 'hostname')).toBe('off\n')
 
-    const more = await fork('asleep-2', { name: 'more' }), awake = await fork('asleep-2', { name: 'awake', target_state: 'running' })
-    expect([...more.vms, ...awake.vms].map((vm) => [vm.name, vm.status])).toEqual([['more', 'standby'], ['awake', 'running']])
+    const more = await fork('asleep-2', { name: 'more' })
+    const awake = await fork('asleep-2', { name: 'awake', target_state: 'running' })
+    expect([...more.vms, ...awake.vms].map((vm) => [vm.name, vm.status])).toEqual([
+      ['more', 'standby'],
+      ['awake', 'running'],
+    ])
     expect(await say('awake', 'hostname')).toBe('awake\n')
     await daemon.client.call('vm.stop', { ...at('off'), body: {} })
-    const cold = await fork('off', { name: 'cold' }), warm = await fork('off', { name: 'warm', target_state: 'running' })
-    expect([...cold.vms, ...warm.vms].map((vm) => [vm.name, vm.status])).toEqual([['cold', 'stopped'], ['warm', 'running']])
+    const cold = await fork('off', { name: 'cold' })
+    const warm = await fork('off', { name: 'warm', target_state: 'running' })
+    expect([...cold.vms, ...warm.vms].map((vm) => [vm.name, vm.status])).toEqual([
+      ['cold', 'stopped'],
+      ['warm', 'running'],
+    ])
     expect([...cold.vms, ...warm.vms].map((vm) => marker(vm.uid))).toEqual(['mark', 'mark'])
     await expect(fork('off', { target_state: 'standby' })).rejects.toMatchObject({ code: 'vm_wrong_state' })
   }, 30_000)
@@ -75,7 +111,9 @@ describe.skipIf(!haveBinary)('fork', () => {
     await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'] })
     await daemon.client.call('vm.pause', at('mother'))
 
-    const { vms: [child] } = await fork('mother', { name: 'child' })
+    const {
+      vms: [child],
+    } = await fork('mother', { name: 'child' })
 
     expect(child).toMatchObject({ status: 'running' })
     expect(await say('child', 'hostname')).toBe('child\n')
@@ -110,11 +148,18 @@ describe.skipIf(!haveBinary)('fork', () => {
     await remove('mother', ...vms.map((vm) => vm.name))
   }, 30_000)
 
-  test('the command line prints the clones\' names', async () => {
+  test("the command line prints the clones' names", async () => {
     await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'] })
 
-    expect(await cli(daemon, ['fork', 'mother', 'child', '-n', '2'])).toMatchObject({ code: 0, stdout: 'child-1\nchild-2\n', stderr: '' })
-    expect(await cli(daemon, ['vm', 'fork', '--state', 'standby', 'mother', 'nap', '--output', 'json'])).toMatchObject({ code: 0, stdout: expect.stringContaining('"status": "standby"') as string })
+    expect(await cli(daemon, ['fork', 'mother', 'child', '-n', '2'])).toMatchObject({
+      code: 0,
+      stdout: 'child-1\nchild-2\n',
+      stderr: '',
+    })
+    expect(await cli(daemon, ['vm', 'fork', '--state', 'standby', 'mother', 'nap', '--output', 'json'])).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('"status": "standby"') as string,
+    })
     expect(await cli(daemon, ['fork', 'mother', 'child-1'])).toMatchObject({ code: 5 })
   }, 20_000)
 })

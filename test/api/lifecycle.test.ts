@@ -1,19 +1,44 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { clean, cli, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+import {
+  clean,
+  cli,
+  createVm,
+  haveBinary,
+  machinesOf,
+  seedFake,
+  startDaemon,
+  until,
+  type Daemon,
+} from '../e2e/daemon.ts'
 
 /** The compiled file on the fake driver: everything of a vm's life but a guest. */
 describe.skipIf(!haveBinary)('the life of a vm', () => {
   let daemon: Daemon
-  beforeAll(async () => { daemon = await startDaemon({ fake: true }); await seedFake(daemon) })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon({ fake: true })
+    await seedFake(daemon)
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('a create answers when the vm runs, with every default filled', async () => {
     const vm = await createVm(daemon, { name: 'one', cmd: ['sleep', '100'] })
 
-    expect(vm).toMatchObject({ name: 'one', status: 'running', cpu_cores: 1, memory_mb: 192, disk_mb: 10_240, vsock_cid: 3, runtime: 'vm' })
+    expect(vm).toMatchObject({
+      name: 'one',
+      status: 'running',
+      cpu_cores: 1,
+      memory_mb: 192,
+      disk_mb: 10_240,
+      vsock_cid: 3,
+      runtime: 'vm',
+    })
     expect(vm.pid).toBeGreaterThan(1)
     await daemon.client.call('vm.delete', { params: { name: 'one' } })
-    await expect(daemon.client.call('vm.get', { params: { name: 'one' } })).rejects.toMatchObject({ code: 'vm_not_found' })
+    await expect(daemon.client.call('vm.get', { params: { name: 'one' } })).rejects.toMatchObject({
+      code: 'vm_not_found',
+    })
     expect(machinesOf(daemon.state)).toEqual([])
   })
 
@@ -34,21 +59,26 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
   test('a workload that exits stops its vm with its code', async () => {
     await createVm(daemon, { name: 'three', cmd: ['sh', '-c', 'echo said; exit 7'] })
 
-    const ended = await daemon.client.call('vm.wait', { params: { name: 'three' }, query: { for: 'exit', timeout_s: 10 } })
+    const ended = await daemon.client.call('vm.wait', {
+      params: { name: 'three' },
+      query: { for: 'exit', timeout_s: 10 },
+    })
 
     expect(ended).toMatchObject({ status: 'stopped', exit_code: 7 })
     expect((await cli(daemon, ['logs', 'three'])).stdout).toBe('said\n')
     await daemon.client.call('vm.delete', { params: { name: 'three' } })
   })
 
-  test('a create with the same key finds the first one\'s vm, and one that asks for something else is refused', async () => {
+  test("a create with the same key finds the first one's vm, and one that asks for something else is refused", async () => {
     const want = { name: 'keyed', cmd: ['sleep', '100'] }
 
     const [first, second] = await Promise.all([createVm(daemon, want, 'k1'), createVm(daemon, want, 'k1')])
 
     expect(second.uid).toBe(first.uid)
     expect((await createVm(daemon, want, 'k1')).uid).toBe(first.uid)
-    await expect(createVm(daemon, { ...want, memory_mb: 256 }, 'k1')).rejects.toMatchObject({ code: 'idempotency_conflict' })
+    await expect(createVm(daemon, { ...want, memory_mb: 256 }, 'k1')).rejects.toMatchObject({
+      code: 'idempotency_conflict',
+    })
     await daemon.client.call('vm.delete', { params: { name: 'keyed' } })
   })
 
@@ -70,10 +100,12 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
   })
 
   test('fifty creates at once get fifty names and CIDs, and no more than the host has', async () => {
-    const creates = await Promise.allSettled(Array.from({ length: 50 }, () => createVm(daemon, { memory_mb: 64, cmd: ['sleep', '100'] })))
+    const creates = await Promise.allSettled(
+      Array.from({ length: 50 }, () => createVm(daemon, { memory_mb: 64, cmd: ['sleep', '100'] })),
+    )
 
-    const made = creates.flatMap((one) => one.status === 'fulfilled' ? [one.value] : [])
-    const refused = creates.flatMap((one) => one.status === 'rejected' ? [(one.reason as { code: string }).code] : [])
+    const made = creates.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+    const refused = creates.flatMap((one) => (one.status === 'rejected' ? [(one.reason as { code: string }).code] : []))
     const { capacity } = await daemon.client.call('system.summary', {})
     expect(made.length).toBe(capacity.cpu.limit)
     expect(new Set(refused)).toEqual(new Set(['capacity_exhausted']))
@@ -88,7 +120,8 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
     await daemon.client.call('vm.delete', { params: { name: 'seen' } })
     const read = async (after: number) => {
       const seen: { seq: number; type: string }[] = []
-      for await (const event of daemon.client.sse('events', { query: { after, follow: false, name: 'seen' } })) seen.push(JSON.parse(event.data) as { seq: number; type: string })
+      for await (const event of daemon.client.sse('events', { query: { after, follow: false, name: 'seen' } }))
+        seen.push(JSON.parse(event.data) as { seq: number; type: string })
       return seen
     }
 

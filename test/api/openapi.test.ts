@@ -11,7 +11,8 @@ const table: Readonly<Record<string, Operation>> = operations
 const GOLDEN = join(import.meta.dir, '../golden/openapi.json')
 
 /** The description without what each release changes. */
-const said = (document: object): string => `${JSON.stringify({ ...document, info: { ...(document as { info: object }).info, version: '0.0.0' } }, null, 1)}\n`
+const said = (document: object): string =>
+  `${JSON.stringify({ ...document, info: { ...(document as { info: object }).info, version: '0.0.0' } }, null, 1)}\n`
 
 test('the description of the API is the golden one: a change of the API is a diff in review (UPDATE_GOLDEN=1 writes it anew)', () => {
   const now = said(JSON.parse(JSON.stringify(openapi('0.0.0'))) as object)
@@ -23,8 +24,23 @@ test('the description of the API is the golden one: a change of the API is a dif
 
 describe('the description', () => {
   const document = JSON.parse(JSON.stringify(openapi('0.0.0'))) as {
-    openapi: string; paths: Record<string, Record<string, { operationId: string; parameters: { name: string; in: string; required: boolean }[]; requestBody?: { required: boolean }; responses: object }>> }
-  const entries = Object.entries(document.paths).flatMap(([path, item]) => Object.entries(item).map(([method, operation]) => ({ path, method, ...operation })))
+    openapi: string
+    paths: Record<
+      string,
+      Record<
+        string,
+        {
+          operationId: string
+          parameters: { name: string; in: string; required: boolean }[]
+          requestBody?: { required: boolean }
+          responses: object
+        }
+      >
+    >
+  }
+  const entries = Object.entries(document.paths).flatMap(([path, item]) =>
+    Object.entries(item).map(([method, operation]) => ({ path, method, ...operation })),
+  )
 
   test('has every operation once', () => {
     expect(document.openapi).toBe('3.1.0')
@@ -33,24 +49,39 @@ describe('the description', () => {
 
   test('names every parameter that stands in a path', () => {
     for (const entry of entries) {
-      const named = entry.parameters.filter((parameter) => parameter.in === 'path').map((parameter) => parameter.name), there = [...entry.path.matchAll(/\{(\w+)\}/g)].map((match) => match[1])
+      const named = entry.parameters.filter((parameter) => parameter.in === 'path').map((parameter) => parameter.name)
+      const there = [...entry.path.matchAll(/\{(\w+)\}/g)].map((match) => match[1])
       expect({ id: entry.operationId, named }).toEqual({ id: entry.operationId, named: there as string[] })
       for (const parameter of entry.parameters) if (parameter.in === 'path') expect(parameter.required).toBe(true)
     }
   })
 
   test('says which bodies may be left out', () => {
-    const required = Object.fromEntries(entries.filter((entry) => entry.requestBody).map((entry) => [entry.operationId, entry.requestBody?.required]))
+    const required = Object.fromEntries(
+      entries.filter((entry) => entry.requestBody).map((entry) => [entry.operationId, entry.requestBody?.required]),
+    )
 
-    expect(required).toMatchObject({ 'vm.create': true, 'vm.exec': true, 'vm.start': false, 'vm.stop': false, 'vm.restart': false, 'image.import': true, 'token.create': true })
+    expect(required).toMatchObject({
+      'vm.create': true,
+      'vm.exec': true,
+      'vm.start': false,
+      'vm.stop': false,
+      'vm.restart': false,
+      'image.import': true,
+      'token.create': true,
+    })
   })
 })
 
 /** Every fault that is declared or made in the sources: `fault('code', 'kind'` and `new Fault('code', 'kind'`. */
-const sources = [...new Glob('**/*.ts').scanSync(join(import.meta.dir, '../../src'))].map((file) => ({ file, text: readFileSync(join(import.meta.dir, '../../src', file), 'utf8') }))
+const sources = [...new Glob('**/*.ts').scanSync(join(import.meta.dir, '../../src'))].map((file) => ({
+  file,
+  text: readFileSync(join(import.meta.dir, '../../src', file), 'utf8'),
+}))
 const declared = new Map<string, Set<string>>()
 for (const { file, text } of sources) {
-  for (const [, code = '', kind = ''] of text.matchAll(/\b(?:fault|new Fault)\(\s*'([a-z_]+)',\s*'([a-z_]+)'/g)) declared.set(code, (declared.get(code) ?? new Set()).add(`${kind} ${file}`))
+  for (const [, code = '', kind = ''] of text.matchAll(/\b(?:fault|new Fault)\(\s*'([a-z_]+)',\s*'([a-z_]+)'/g))
+    declared.set(code, (declared.get(code) ?? new Set()).add(`${kind} ${file}`))
 }
 
 /** What ends a daemon or a command before there is an operation, or is the client's own word: no answer of the API carries it. */
@@ -59,7 +90,9 @@ const ELSEWHERE = /^(cli|client)\/|^(config|daemon)\.ts$/
 const WITHIN: Readonly<Record<string, string>> = {
   machine_failed: 'a boot that fails is vm_start_failed, with this as its cause',
   guest_silent: 'its sentence is the reason of vm_start_failed',
-  listen_refused: 'ends the daemon before it serves', address_taken: 'ends the daemon before it serves', state_newer: 'ends the daemon before it serves',
+  listen_refused: 'ends the daemon before it serves',
+  address_taken: 'ends the daemon before it serves',
+  state_newer: 'ends the daemon before it serves',
 }
 
 describe('the faults of the operations', () => {
@@ -70,25 +103,41 @@ describe('the faults of the operations', () => {
   })
 
   test('are all that the daemon declares, but for those that no answer carries', () => {
-    const missing = [...declared].filter(([code, places]) => !listed.has(code) && !(code in WITHIN) && [...places].some((place) => !ELSEWHERE.test(place.split(' ')[1] ?? '')))
+    const missing = [...declared].filter(
+      ([code, places]) =>
+        !listed.has(code) &&
+        !(code in WITHIN) &&
+        [...places].some((place) => !ELSEWHERE.test(place.split(' ')[1] ?? '')),
+    )
 
     expect(missing.map(([code, places]) => `${code}: ${[...places].join(', ')}`)).toEqual([])
     expect(Object.keys(WITHIN).filter((code) => !declared.has(code) || listed.has(code))).toEqual([])
   })
 
   test('have one kind each, wherever they are made', () => {
-    const twofold = [...declared].filter(([, places]) => new Set([...places].filter((place) => !ELSEWHERE.test(place.split(' ')[1] ?? '')).map((place) => place.split(' ')[0])).size > 1)
+    const twofold = [...declared].filter(
+      ([, places]) =>
+        new Set(
+          [...places].filter((place) => !ELSEWHERE.test(place.split(' ')[1] ?? '')).map((place) => place.split(' ')[0]),
+        ).size > 1,
+    )
 
     expect(twofold.map(([code, places]) => `${code}: ${[...places].join(', ')}`)).toEqual([])
   })
 
   test('of one operation are listed once', () => {
-    for (const [id, { faults }] of Object.entries(table)) expect({ id, faults: [...new Set(faults)] }).toEqual({ id, faults: [...faults] })
+    for (const [id, { faults }] of Object.entries(table))
+      expect({ id, faults: [...new Set(faults)] }).toEqual({ id, faults: [...faults] })
   })
 
   test('are named by what the verbs say they throw', () => {
-    const promised = sources.filter(({ file }) => /^(vm|image|kernel|system)\//.test(file)).flatMap(({ file, text }) =>
-      [...text.matchAll(/@throws ([^\n]*)/g)].flatMap(([, line = '']) => [...line.matchAll(/`([a-z]+_[a-z_]*[a-z])`/g)].map(([, code = '']) => `${code} ${file}`)))
+    const promised = sources
+      .filter(({ file }) => /^(vm|image|kernel|system)\//.test(file))
+      .flatMap(({ file, text }) =>
+        [...text.matchAll(/@throws ([^\n]*)/g)].flatMap(([, line = '']) =>
+          [...line.matchAll(/`([a-z]+_[a-z_]*[a-z])`/g)].map(([, code = '']) => `${code} ${file}`),
+        ),
+      )
 
     expect(promised.length).toBeGreaterThan(40)
     expect(promised.filter((one) => !declared.has(one.split(' ')[0] ?? ''))).toEqual([])
@@ -97,8 +146,12 @@ describe('the faults of the operations', () => {
 
 describe.skipIf(!haveBinary)('a daemon', () => {
   let daemon: Daemon
-  beforeAll(async () => { daemon = await startDaemon({ fake: true }) })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon({ fake: true })
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('answers with the golden description', async () => {
     const answer = await ask({ socketPath: daemon.socket }, { path: '/openapi' })
@@ -111,8 +164,12 @@ describe.skipIf(!haveBinary)('a daemon', () => {
     const without: string[] = []
     for (const [id, operation] of Object.entries(table)) {
       const path = operation.path.replace(':name', 'nothing-here').replace('*', 'x')
-      const { status, json } = await ask({ socketPath: daemon.socket }, { method: operation.method, path, ...(operation.stream === 'websocket' ? { headers: UPGRADE } : {}) })
-      if (json['code'] === 'route_not_found' || status === 405 || status >= 500) without.push(`${id}: ${status} ${String(json['code'])}`)
+      const { status, json } = await ask(
+        { socketPath: daemon.socket },
+        { method: operation.method, path, ...(operation.stream === 'websocket' ? { headers: UPGRADE } : {}) },
+      )
+      if (json['code'] === 'route_not_found' || status === 405 || status >= 500)
+        without.push(`${id}: ${status} ${String(json['code'])}`)
     }
 
     expect(without).toEqual([])
@@ -121,8 +178,16 @@ describe.skipIf(!haveBinary)('a daemon', () => {
   test('answers each failure with a code that its operation lists', async () => {
     for (const [id, operation] of Object.entries(table)) {
       const path = operation.path.replace(':name', 'nothing-here').replace('*', 'x')
-      const { status, json } = await ask({ socketPath: daemon.socket }, { method: operation.method, path, ...(operation.stream === 'websocket' ? { headers: UPGRADE } : {}) })
-      if (status >= 400) expect({ id, code: json['code'], listed: [...operation.faults, ...COMMON_FAULTS].includes(String(json['code'])) }).toMatchObject({ id, listed: true })
+      const { status, json } = await ask(
+        { socketPath: daemon.socket },
+        { method: operation.method, path, ...(operation.stream === 'websocket' ? { headers: UPGRADE } : {}) },
+      )
+      if (status >= 400)
+        expect({
+          id,
+          code: json['code'],
+          listed: [...operation.faults, ...COMMON_FAULTS].includes(String(json['code'])),
+        }).toMatchObject({ id, listed: true })
     }
   })
 })

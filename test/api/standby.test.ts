@@ -8,11 +8,18 @@ const at = (name: string) => ({ params: { name } })
 /** The compiled file on the fake driver: memory on disk and back. */
 describe.skipIf(!haveBinary)('standby', () => {
   let daemon: Daemon
-  const files = (uid: string): string[] => readdirSync(join(daemon.state, 'vms', uid)).filter((name) => name.startsWith('saved-'))
-  const say = async (name: string, ...argv: string[]) => await daemon.client.call('vm.exec', { ...at(name), body: { argv } })
+  const files = (uid: string): string[] =>
+    readdirSync(join(daemon.state, 'vms', uid)).filter((name) => name.startsWith('saved-'))
+  const say = async (name: string, ...argv: string[]) =>
+    await daemon.client.call('vm.exec', { ...at(name), body: { argv } })
 
-  beforeAll(async () => { daemon = await startDaemon({ fake: true }); await seedFake(daemon) })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon({ fake: true })
+    await seedFake(daemon)
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('ends the machine and keeps its memory, and restore runs it on', async () => {
     const vm = await createVm(daemon, { name: 'one', cmd: ['sleep', '1000'] })
@@ -23,10 +30,18 @@ describe.skipIf(!haveBinary)('standby', () => {
     expect(existsSync(join(daemon.run, 'm', vm.id.toString(36)))).toBe(false)
     expect(files(vm.uid).length).toBe(1)
     expect((await daemon.client.call('system.summary', {})).capacity.cpu.allocated).toBe(0)
-    await expect(say('one', 'true')).rejects.toMatchObject({ code: 'vm_wrong_state', hint: '`aerie restore one` wakes it' })
+    await expect(say('one', 'true')).rejects.toMatchObject({
+      code: 'vm_wrong_state',
+      hint: '`aerie restore one` wakes it',
+    })
     await expect(daemon.client.call('vm.standby', at('one'))).rejects.toMatchObject({ code: 'vm_wrong_state' })
 
-    expect(await daemon.client.call('vm.restore', at('one'))).toMatchObject({ status: 'running', uid: vm.uid, vsock_cid: vm.vsock_cid, mac_address: vm.mac_address })
+    expect(await daemon.client.call('vm.restore', at('one'))).toMatchObject({
+      status: 'running',
+      uid: vm.uid,
+      vsock_cid: vm.vsock_cid,
+      mac_address: vm.mac_address,
+    })
 
     expect(files(vm.uid)).toEqual([])
     expect(await say('one', 'hostname')).toMatchObject({ stdout: 'one\n' })
@@ -80,12 +95,18 @@ describe.skipIf(!haveBinary)('standby', () => {
     await createVm(daemon, { name: 'sleeper', memory_mb: 64, cmd: ['sleep', '1000'] })
     await daemon.client.call('vm.standby', at('sleeper'))
     const { capacity } = await daemon.client.call('system.summary', {})
-    const others = await Promise.all(Array.from({ length: capacity.cpu.limit }, (_, index) => createVm(daemon, { name: `full-${index}`, memory_mb: 64, cmd: ['sleep', '1000'] })))
+    const others = await Promise.all(
+      Array.from({ length: capacity.cpu.limit }, (_, index) =>
+        createVm(daemon, { name: `full-${index}`, memory_mb: 64, cmd: ['sleep', '1000'] }),
+      ),
+    )
 
     await expect(daemon.client.call('vm.restore', at('sleeper'))).rejects.toMatchObject({ code: 'capacity_exhausted' })
 
     expect(await daemon.client.call('vm.get', at('sleeper'))).toMatchObject({ status: 'standby' })
-    await Promise.all([...others.map((vm) => vm.name), 'sleeper'].map((name) => daemon.client.call('vm.delete', at(name))))
+    await Promise.all(
+      [...others.map((vm) => vm.name), 'sleeper'].map((name) => daemon.client.call('vm.delete', at(name))),
+    )
   }, 30_000)
 
   test('a stopped vm has no memory to keep', async () => {

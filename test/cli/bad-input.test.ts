@@ -5,8 +5,14 @@ import { join } from 'node:path'
 import { FakeDaemon } from '../client/daemon.ts'
 import { aerie, envOf, PROGRAM } from './aerie.ts'
 
-const daemon = new FakeDaemon((request) => new URL(request.url).pathname.endsWith('/import')
-  ? Response.json({ title: 'Cannot read the archive: it is cut short', code: 'archive_invalid', hint: 'Make it again' }, { status: 400 }) : undefined)
+const daemon = new FakeDaemon((request) =>
+  new URL(request.url).pathname.endsWith('/import')
+    ? Response.json(
+        { title: 'Cannot read the archive: it is cut short', code: 'archive_invalid', hint: 'Make it again' },
+        { status: 400 },
+      )
+    : undefined,
+)
 daemon.add({ name: 'web' })
 const here = mkdtempSync(join(tmpdir(), 'aerie-bad-'))
 writeFileSync(join(here, 'empty'), '')
@@ -54,7 +60,12 @@ const TABLE: readonly (readonly [string, number, string, string])[] = [
   ['logs --source nowhere web', 2, 'Cannot use --source "nowhere": expected app, console, vmm, agent, all', ''],
   ['wait --for never web', 2, 'Cannot use --for "never": expected ready, stopped, exit, deleted', ''],
   ['wait --timeout 2d web', 2, 'Cannot use --timeout "2d": expected at most 86400s', ''],
-  ['forward web 99999', 2, 'Cannot forward "99999": the guest\'s port is no number from 1 to 65535', '[[ADDRESS:]PORT:]PORT'],
+  [
+    'forward web 99999',
+    2,
+    'Cannot forward "99999": the guest\'s port is no number from 1 to 65535',
+    '[[ADDRESS:]PORT:]PORT',
+  ],
   ['forward web nonsense', 2, 'Cannot forward "nonsense"', '[[ADDRESS:]PORT:]PORT'],
   ['cp a b', 2, 'Cannot copy: neither side is in a vm', 'aerie cp FILE VM:/PATH'],
   ['cp missing web:/', 4, 'Cannot find "missing" on this host', ''],
@@ -77,7 +88,12 @@ const TABLE: readonly (readonly [string, number, string, string])[] = [
   ['help nonsense', 2, 'Cannot help with "nonsense"', 'aerie help --all'],
   ['serve --no-such', 2, 'Cannot use flag "--no-such" of serve', ''],
   ['serve --log-level loud', 2, 'Cannot use --log-level "loud": expected trace', ''],
-  ['ps --host nonsense', 2, 'Cannot use "nonsense" as the address of a daemon: it names no protocol', 'unix:///run/aerie/aerie.sock'],
+  [
+    'ps --host nonsense',
+    2,
+    'Cannot use "nonsense" as the address of a daemon: it names no protocol',
+    'unix:///run/aerie/aerie.sock',
+  ],
   ['ps --host unix://relative', 2, 'its path is not absolute', ''],
   ['ps --host http://user:secret@host', 2, 'a secret does not belong into an address', ''],
   ['ps --host http://host/path', 2, 'it has more than a host and a port', ''],
@@ -99,18 +115,27 @@ test.each(TABLE)('%s: %d, %s', async (line, code, sentence, hint) => {
   expect(said.err).not.toMatch(/\n\s+at |undefined|\[object/)
 })
 
-test.skipIf(process.getuid?.() !== 0)('a folder that this user may not read is refused by name, and the daemon keeps nothing', async () => {
-  const folder = join(here, 'shut'), inner = join(folder, 'inner')
-  mkdirSync(inner, { recursive: true })
-  for (const path of [here, folder]) chmodSync(path, 0o755)
-  chmodSync(inner, 0o700)
-  chmodSync(daemon.folder, 0o755)
-  chmodSync(daemon.socket, 0o777)
-  const script = `exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
+test.skipIf(process.getuid?.() !== 0)(
+  'a folder that this user may not read is refused by name, and the daemon keeps nothing',
+  async () => {
+    const folder = join(here, 'shut')
+    const inner = join(folder, 'inner')
+    mkdirSync(inner, { recursive: true })
+    for (const path of [here, folder]) chmodSync(path, 0o755)
+    chmodSync(inner, 0o700)
+    chmodSync(daemon.folder, 0o755)
+    chmodSync(daemon.socket, 0o777)
+    const script = `exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"`
 
-  const child = Bun.spawn(['sh', '-c', script, 'sh', ...PROGRAM, 'cp', folder, 'web:/'], { env: envOf(daemon), stdout: 'pipe', stderr: 'pipe', cwd: '/' })
-  const err = await new Response(child.stderr).text()
+    const child = Bun.spawn(['sh', '-c', script, 'sh', ...PROGRAM, 'cp', folder, 'web:/'], {
+      env: envOf(daemon),
+      stdout: 'pipe',
+      stderr: 'pipe',
+      cwd: '/',
+    })
+    const err = await new Response(child.stderr).text()
 
-  expect(err).toContain(`Cannot read "${inner}": this user may not`)
-  expect(await child.exited).toBe(3)
-})
+    expect(err).toContain(`Cannot read "${inner}": this user may not`)
+    expect(await child.exited).toBe(3)
+  },
+)

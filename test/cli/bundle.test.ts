@@ -7,8 +7,18 @@ import { EXIT } from '../../src/cli/exit.ts'
 const MAIN = join(import.meta.dir, '../../src/main.ts')
 
 test('what --version loads is small, and nothing but our own first file', async () => {
-  const built = await Bun.build({ entrypoints: [MAIN], target: 'bun', format: 'esm', splitting: true, minify: { syntax: true, whitespace: true } })
-  const text = new Map(await Promise.all(built.outputs.map(async (output) => [output.path.replace(/^\.\//, ''), await output.text()] as const)))
+  const built = await Bun.build({
+    entrypoints: [MAIN],
+    target: 'bun',
+    format: 'esm',
+    splitting: true,
+    minify: { syntax: true, whitespace: true },
+  })
+  const text = new Map(
+    await Promise.all(
+      built.outputs.map(async (output) => [output.path.replace(/^\.\//, ''), await output.text()] as const),
+    ),
+  )
   const first = built.outputs.find((output) => output.kind === 'entry-point')?.path.replace(/^\.\//, '') ?? ''
 
   // The static imports, and theirs: what `import()` names is not loaded.
@@ -27,14 +37,26 @@ test('what --version loads is small, and nothing but our own first file', async 
   for (const name of loaded) expect(text.get(name)).not.toMatch(/typebox|elysia|drizzle|pino|\bky\b/i)
 })
 
-test.each([['--version', `aerie ${VERSION}\n`], ['-V', `aerie ${VERSION}\n`], ['version --short', `${VERSION}\n`]])('%s says the version', async (line, said) => {
+test.each([
+  ['--version', `aerie ${VERSION}\n`],
+  ['-V', `aerie ${VERSION}\n`],
+  ['version --short', `${VERSION}\n`],
+])('%s says the version', async (line, said) => {
   expect(await aerie(line.split(' '))).toMatchObject({ code: 0, out: said, err: '' })
 })
 
 test('every kind of fault has its own exit code, apart from those of the shell and of the guest', () => {
   const codes = Object.values(EXIT)
 
-  expect(EXIT).toMatchObject({ invalid: 2, not_found: 4, conflict: 5, exhausted: 6, unavailable: 7, timeout: 8, internal: 70 })
+  expect(EXIT).toMatchObject({
+    invalid: 2,
+    not_found: 4,
+    conflict: 5,
+    exhausted: 6,
+    unavailable: 7,
+    timeout: 8,
+    internal: 70,
+  })
   for (const code of codes) expect(code > 1 && code < 124).toBe(true)
 })
 
@@ -56,5 +78,12 @@ test('without a command there is help', async () => {
 test('serve has the settings as its flags', async () => {
   const { out } = await aerie(['serve', '--help'])
 
-  for (const flag of ['--config FILE', '--user', '--idle-exit-s N', '--listen TEXT', '--log-level trace|debug|info|warn|error|silent']) expect(out).toContain(flag)
+  for (const flag of [
+    '--config FILE',
+    '--user',
+    '--idle-exit-s N',
+    '--listen TEXT',
+    '--log-level trace|debug|info|warn|error|silent',
+  ])
+    expect(out).toContain(flag)
 })

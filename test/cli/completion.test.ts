@@ -5,16 +5,44 @@ import type { Noun, Programs } from '../../src/cli/command.ts'
 import { FakeDaemon } from '../client/daemon.ts'
 import { aerie, envOf, PROGRAM } from './aerie.ts'
 
-const programs: Programs = { version: '0', serve: () => Promise.resolve(0), settings: () => Promise.resolve({}), rawTerminal: () => Promise.resolve(undefined), contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }), doctor: () => Promise.resolve({ healthy: true, checks: [] }) }
-const names = (noun: Noun) => Promise.resolve(noun === 'vm' ? ['web', 'db'] : noun === 'image' ? ['alpine', 'base'] : [])
+const programs: Programs = {
+  version: '0',
+  serve: () => Promise.resolve(0),
+  settings: () => Promise.resolve({}),
+  rawTerminal: () => Promise.resolve(undefined),
+  contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }),
+  doctor: () => Promise.resolve({ healthy: true, checks: [] }),
+}
+const names = (noun: Noun) =>
+  Promise.resolve(noun === 'vm' ? ['web', 'db'] : noun === 'image' ? ['alpine', 'base'] : [])
 const complete = (line: string) => candidates(line.split(' '), programs, names)
 
 describe('after these words may follow', () => {
   test.each([
-    ['ru', ['run']], ['vm st', ['start', 'stop', 'standby', 'stats', 'stat']], ['image ', ['import', 'ls', 'inspect', 'rm']], ['stop ', ['web', 'db']], ['stop w', ['web']],
-    ['run ', ['alpine', 'base']], ['run --memory 1g b', ['base']], ['run --netw', ['--network']], ['run --network ', ['vsock', 'user']], ['ps -o j', ['json']],
-    ['run base ', [FILES]], ['run base -- ', [FILES]], ['cp ', ['web:', 'db:']], ['cp ./', [FILES]], ['image import x ', [FILES]], ['run --env-file ', [FILES]],
-    ['exec web ', [FILES]], ['inspect web ', ['web', 'db']], ['ps --al', ['--all']], ['--ho', ['--host']], ['--host ', []], ['nonsense ', []], ['completion ', ['bash']], ['help sta', ['start', 'standby', 'stats']],
+    ['ru', ['run']],
+    ['vm st', ['start', 'stop', 'standby', 'stats', 'stat']],
+    ['image ', ['import', 'ls', 'inspect', 'rm']],
+    ['stop ', ['web', 'db']],
+    ['stop w', ['web']],
+    ['run ', ['alpine', 'base']],
+    ['run --memory 1g b', ['base']],
+    ['run --netw', ['--network']],
+    ['run --network ', ['vsock', 'user']],
+    ['ps -o j', ['json']],
+    ['run base ', [FILES]],
+    ['run base -- ', [FILES]],
+    ['cp ', ['web:', 'db:']],
+    ['cp ./', [FILES]],
+    ['image import x ', [FILES]],
+    ['run --env-file ', [FILES]],
+    ['exec web ', [FILES]],
+    ['inspect web ', ['web', 'db']],
+    ['ps --al', ['--all']],
+    ['--ho', ['--host']],
+    ['--host ', []],
+    ['nonsense ', []],
+    ['completion ', ['bash']],
+    ['help sta', ['start', 'standby', 'stats']],
   ] as const)('%s', async (line, expected) => {
     expect(await complete(line)).toEqual([...expected])
   })
@@ -47,7 +75,8 @@ test('every command has help that names its flags, and its words are one of a ki
   for (const entry of COMMANDS) {
     const { default: command } = await entry.load()
     expect(entry.summary).not.toEndWith('.')
-    for (const [key, flag] of Object.entries(command.flags)) if (flag.hidden !== true) expect(`${key}: ${flag.help}`).toMatch(/: .{3}/)
+    for (const [key, flag] of Object.entries(command.flags))
+      if (flag.hidden !== true) expect(`${key}: ${flag.help}`).toMatch(/: .{3}/)
     const shorts = Object.values(command.flags).flatMap((flag) => flag.short ?? [])
     expect(new Set(shorts).size).toBe(shorts.length)
   }

@@ -4,7 +4,10 @@ import { Fault } from '../../src/lib/fault.ts'
 import { FakeDaemon, WINDOW } from './daemon.ts'
 
 const fails = async (promise: Promise<unknown>): Promise<Fault> => {
-  const error = await promise.then(() => undefined, (reason: unknown) => reason)
+  const error = await promise.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
   if (!(error instanceof Fault)) throw new Error(`expected a fault, got ${String(error)}`)
   return error
 }
@@ -21,7 +24,10 @@ describe('a call', () => {
 
     expect(got).toMatchObject({ name: 'web', image: 'alpine', memory_mb: 256 })
     expect(daemon.requests.map((request) => `${request.method} ${request.path}`)).toEqual([
-      'POST /api/v1/vms', 'GET /api/v1/vms?metadata=a%3D1&metadata=b%3D2&limit=5', `GET /api/v1/vms/${vm.uid}`])
+      'POST /api/v1/vms',
+      'GET /api/v1/vms?metadata=a%3D1&metadata=b%3D2&limit=5',
+      `GET /api/v1/vms/${vm.uid}`,
+    ])
   })
 
   test('names with slashes stay one part of the path', async () => {
@@ -37,22 +43,50 @@ describe('a call', () => {
 
     const fault = await fails(connect(daemon.endpoint).call('vm.get', { params: { name: 'gone' } }))
 
-    expect(fault).toMatchObject({ code: 'vm_not_found', kind: 'not_found', message: 'Cannot find vm "gone"', hint: 'List them with "aerie ls"', data: { name: 'gone' } })
+    expect(fault).toMatchObject({
+      code: 'vm_not_found',
+      kind: 'not_found',
+      message: 'Cannot find vm "gone"',
+      hint: 'List them with "aerie ls"',
+      data: { name: 'gone' },
+    })
   })
 
-  test.each([[400, 'invalid'], [401, 'unauthorized'], [403, 'forbidden'], [404, 'not_found'], [409, 'conflict'], [410, 'conflict'], [422, 'invalid'],
-    [429, 'exhausted'], [500, 'internal'], [503, 'unavailable'], [504, 'timeout'], [507, 'exhausted'], [418, 'invalid']] as const)(
-    'status %d without a problem is of kind %s', async (status, kind) => {
-      await using daemon = new FakeDaemon(() => new Response('<html>no', { status }))
+  test.each([
+    [400, 'invalid'],
+    [401, 'unauthorized'],
+    [403, 'forbidden'],
+    [404, 'not_found'],
+    [409, 'conflict'],
+    [410, 'conflict'],
+    [422, 'invalid'],
+    [429, 'exhausted'],
+    [500, 'internal'],
+    [503, 'unavailable'],
+    [504, 'timeout'],
+    [507, 'exhausted'],
+    [418, 'invalid'],
+  ] as const)('status %d without a problem is of kind %s', async (status, kind) => {
+    await using daemon = new FakeDaemon(() => new Response('<html>no', { status }))
 
-      const fault = await fails(connect(daemon.endpoint).call('system.info', {}))
+    const fault = await fails(connect(daemon.endpoint).call('system.info', {}))
 
-      expect(fault.kind).toBe(kind)
-      expect(fault.message).toContain(String(status))
-    })
+    expect(fault.kind).toBe(kind)
+    expect(fault.message).toContain(String(status))
+  })
 
   test('an endless error page is not read to its end', async () => {
-    await using daemon = new FakeDaemon(() => new Response(new ReadableStream({ pull(stream) { stream.enqueue(new Uint8Array(65_536)) } }), { status: 500 }))
+    await using daemon = new FakeDaemon(
+      () =>
+        new Response(
+          new ReadableStream({
+            pull(stream) {
+              stream.enqueue(new Uint8Array(65_536))
+            },
+          }),
+          { status: 500 },
+        ),
+    )
 
     expect((await fails(connect(daemon.endpoint).call('system.info', {}))).kind).toBe('internal')
   })
@@ -65,7 +99,9 @@ describe('a call', () => {
 
   test('no socket, no listener and no permission are unavailable, each with its reason', async () => {
     const missing = await fails(connect({ kind: 'unix', path: '/tmp/aerie-no-such.sock' }).call('system.info', {}))
-    const refused = await fails(connect({ kind: 'http', origin: 'http://127.0.0.1:1', token: undefined }).call('system.info', {}))
+    const refused = await fails(
+      connect({ kind: 'http', origin: 'http://127.0.0.1:1', token: undefined }).call('system.info', {}),
+    )
 
     expect(missing).toMatchObject({ code: 'daemon_unreachable', kind: 'unavailable' })
     expect(missing.message).toContain('its socket does not exist')
@@ -73,16 +109,24 @@ describe('a call', () => {
   })
 
   test('a token goes into the header of an http endpoint', async () => {
-    using server = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: (request) => Response.json({ got: request.headers.get('authorization') }) })
+    using server = Bun.serve({
+      port: 0,
+      hostname: '127.0.0.1',
+      fetch: (request) => Response.json({ got: request.headers.get('authorization') }),
+    })
 
-    const answer: unknown = await connect({ kind: 'http', origin: server.url.origin, token: 'sesame' }).call('system.info', {})
+    const answer: unknown = await connect({ kind: 'http', origin: server.url.origin, token: 'sesame' }).call(
+      'system.info',
+      {},
+    )
 
     expect(answer).toEqual({ got: 'Bearer sesame' })
   })
 
   test('an aborted call throws the reason of its signal', async () => {
     await using daemon = new FakeDaemon(() => new Promise<Response>(() => undefined))
-    const reason = new Error('enough'), abort = new AbortController()
+    const reason = new Error('enough')
+    const abort = new AbortController()
 
     const call = connect(daemon.endpoint).call('system.info', {}, { signal: abort.signal })
     abort.abort(reason)
@@ -96,7 +140,9 @@ describe('a create', () => {
     const keys: (string | null)[] = []
     await using tcp = await cutFirst((key) => keys.push(key))
 
-    const vm = await connect({ kind: 'http', origin: tcp.origin, token: undefined }).call('vm.create', { body: { image: 'base' } })
+    const vm = await connect({ kind: 'http', origin: tcp.origin, token: undefined }).call('vm.create', {
+      body: { image: 'base' },
+    })
 
     expect(vm.name).toBe('again')
     expect(keys).toHaveLength(2)
@@ -108,7 +154,12 @@ describe('a create', () => {
     let tries = 0
     await using tcp = await cutFirst(() => tries++)
 
-    const fault = await fails(connect({ kind: 'http', origin: tcp.origin, token: undefined }).call('vm.stop', { params: { name: 'a' }, body: {} }))
+    const fault = await fails(
+      connect({ kind: 'http', origin: tcp.origin, token: undefined }).call('vm.stop', {
+        params: { name: 'a' },
+        body: {},
+      }),
+    )
 
     expect(fault.code).toBe('connection_lost')
     expect(tries).toBe(1)
@@ -117,19 +168,38 @@ describe('a create', () => {
   /** A server that reads a request, cuts the connection, and answers the next one. */
   const cutFirst = async (seen: (key: string | null) => void) => {
     let first = true
-    const server = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: { data(socket, bytes) {
-      seen(/idempotency-key: (\S+)/i.exec(bytes.toString())?.[1] ?? null)
-      if (first) { first = false; socket.terminate(); return }
-      const body = JSON.stringify({ name: 'again' })
-      socket.write(`HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`)
-    } } })
-    return { origin: `http://127.0.0.1:${server.port}`, async [Symbol.asyncDispose]() { server.stop(true); await Promise.resolve() } }
+    const server = Bun.listen({
+      hostname: '127.0.0.1',
+      port: 0,
+      socket: {
+        data(socket, bytes) {
+          seen(/idempotency-key: (\S+)/i.exec(bytes.toString())?.[1] ?? null)
+          if (first) {
+            first = false
+            socket.terminate()
+            return
+          }
+          const body = JSON.stringify({ name: 'again' })
+          socket.write(
+            `HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+          )
+        },
+      },
+    })
+    return {
+      origin: `http://127.0.0.1:${server.port}`,
+      async [Symbol.asyncDispose]() {
+        server.stop(true)
+        await Promise.resolve()
+      },
+    }
   }
 })
 
 describe('an exec', () => {
   const collect = async (exec: Awaited<ReturnType<ReturnType<typeof connect>['exec']>>) => {
-    const out: Uint8Array[] = [], err: Uint8Array[] = []
+    const out: Uint8Array[] = []
+    const err: Uint8Array[] = []
     const output = exec.output()
     for (;;) {
       const { done, value } = await output.next()
@@ -142,9 +212,18 @@ describe('an exec', () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
 
-    const all = await collect(await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['sh', '-c', 'echo out; echo err >&2; exit 7'] }))
+    const all = await collect(
+      await connect(daemon.endpoint).exec(
+        { params: { name: 'a' } },
+        { argv: ['sh', '-c', 'echo out; echo err >&2; exit 7'] },
+      ),
+    )
 
-    expect([all.out.toString(), all.err.toString(), all.ended]).toEqual(['out\n', 'err\n', { code: 7, signal: null, message: null }])
+    expect([all.out.toString(), all.err.toString(), all.ended]).toEqual([
+      'out\n',
+      'err\n',
+      { code: 7, signal: null, message: null },
+    ])
   })
 
   test('brings the signal that ended the command, also one that we sent', async () => {
@@ -179,7 +258,9 @@ describe('an exec', () => {
     const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['sleep', '60'], stdin: true })
 
     let written = false
-    const writing = exec.write(new Uint8Array(4 * 2 ** 20)).then(() => { written = true })
+    const writing = exec.write(new Uint8Array(4 * 2 ** 20)).then(() => {
+      written = true
+    })
     exec.resize(10, 10)
     expect(written).toBe(false)
     exec.signal(9)
@@ -193,7 +274,10 @@ describe('an exec', () => {
   test('output that nobody reads stops the command, and none of it is lost', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
-    const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['head', '-c', String(64 * 2 ** 20), '/dev/zero'] })
+    const exec = await connect(daemon.endpoint).exec(
+      { params: { name: 'a' } },
+      { argv: ['head', '-c', String(64 * 2 ** 20), '/dev/zero'] },
+    )
     const output = exec.output()
     await output.next()
     const before = process.memoryUsage().rss
@@ -227,17 +311,40 @@ describe('an exec', () => {
     await using daemon = new FakeDaemon()
 
     expect((await fails(connect(daemon.endpoint).exec({ params: { name: 'gone' } }, start))).code).toBe('vm_not_found')
-    expect((await fails(connect({ kind: 'unix', path: '/tmp/aerie-no-such.sock' }).exec({ params: { name: 'a' } }, start))).code).toBe('daemon_unreachable')
+    expect(
+      (await fails(connect({ kind: 'unix', path: '/tmp/aerie-no-such.sock' }).exec({ params: { name: 'a' } }, start)))
+        .code,
+    ).toBe('daemon_unreachable')
   })
 
   test('a daemon that says an error is a fault with its code and hint', async () => {
-    const server = Bun.serve({ unix: `/tmp/aerie-test-${process.pid}.sock`, fetch: (request, it) => it.upgrade(request) ? undefined : new Response(null),
-      websocket: { message(ws) { ws.send(Buffer.from(`\x03${JSON.stringify({ type: 'error', code: 'agent_unavailable', message: 'Cannot reach the agent', hint: 'wait' })}`)) } } })
+    const server = Bun.serve({
+      unix: `/tmp/aerie-test-${process.pid}.sock`,
+      fetch: (request, it) => (it.upgrade(request) ? undefined : new Response(null)),
+      websocket: {
+        message(ws) {
+          ws.send(
+            Buffer.from(
+              `\x03${JSON.stringify({ type: 'error', code: 'agent_unavailable', message: 'Cannot reach the agent', hint: 'wait' })}`,
+            ),
+          )
+        },
+      },
+    })
     try {
-      const exec = await connect({ kind: 'unix', path: `/tmp/aerie-test-${process.pid}.sock` }).exec({ params: { name: 'a' } }, start)
+      const exec = await connect({ kind: 'unix', path: `/tmp/aerie-test-${process.pid}.sock` }).exec(
+        { params: { name: 'a' } },
+        start,
+      )
 
-      expect(await fails(exec.output().next())).toMatchObject({ code: 'agent_unavailable', message: 'Cannot reach the agent', hint: 'wait' })
-    } finally { await server.stop(true) }
+      expect(await fails(exec.output().next())).toMatchObject({
+        code: 'agent_unavailable',
+        message: 'Cannot reach the agent',
+        hint: 'wait',
+      })
+    } finally {
+      await server.stop(true)
+    }
   })
 })
 
@@ -247,9 +354,20 @@ describe('a forwarded connection', () => {
     daemon.add({ name: 'a' })
     // Answers only when it has heard the end of what it was sent.
     const heard: Buffer[] = []
-    using echo = Bun.listen({ hostname: '127.0.0.1', port: 0, allowHalfOpen: true, socket: {
-      data(_, bytes) { heard.push(Buffer.from(bytes)) },
-      end(socket) { socket.write(`heard ${Buffer.concat(heard).length}`); socket.end() } } })
+    using echo = Bun.listen({
+      hostname: '127.0.0.1',
+      port: 0,
+      allowHalfOpen: true,
+      socket: {
+        data(_, bytes) {
+          heard.push(Buffer.from(bytes))
+        },
+        end(socket) {
+          socket.write(`heard ${Buffer.concat(heard).length}`)
+          socket.end()
+        },
+      },
+    })
     const raw = await connect(daemon.endpoint).raw('vm.forward', { params: { name: 'a' }, query: { port: echo.port } })
 
     for (let at = 0; at < 64; at++) await raw.send(new Uint8Array(65_536))

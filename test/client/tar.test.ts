@@ -1,5 +1,20 @@
 import { afterAll, beforeEach, describe, expect, test } from 'bun:test'
-import { chmodSync, existsSync, linkSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { packAll, packPath } from '../../src/client/tar.ts'
@@ -12,31 +27,58 @@ import { xattrsOf } from '../../src/linux/xattr.ts'
 import { canSet, isRoot, setXattr, testWhere } from '../linux/support.ts'
 
 const home = mkdtempSync(join(tmpdir(), 'aerie-tar-'))
-afterAll(() => { rmSync(home, { recursive: true, force: true }) })
-let count = 0, from = '', to = '', outside = ''
+afterAll(() => {
+  rmSync(home, { recursive: true, force: true })
+})
+let count = 0
+let from = ''
+let to = ''
+let outside = ''
 beforeEach(() => {
   const base = join(home, String(count++))
-  from = join(base, 'from'); to = join(base, 'to'); outside = join(base, 'outside')
+  from = join(base, 'from')
+  to = join(base, 'to')
+  outside = join(base, 'outside')
   for (const folder of [from, to, outside]) mkdirSync(folder, { recursive: true })
   writeFileSync(join(outside, 'secret'), 'untouched')
 })
 
 const bytesOf = async (stream: ReadableStream<Uint8Array>) => Buffer.from(await new Response(stream).arrayBuffer())
-const streamOf = (...parts: Uint8Array[]): ReadableStream<Uint8Array> => new Blob(parts as Uint8Array<ArrayBuffer>[]).stream()
+const streamOf = (...parts: Uint8Array[]): ReadableStream<Uint8Array> =>
+  new Blob(parts as Uint8Array<ArrayBuffer>[]).stream()
 const faultOf = async (promise: Promise<unknown>): Promise<Fault> => {
-  const error = await promise.then(() => undefined, (reason: unknown) => reason)
+  const error = await promise.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
   if (!(error instanceof Fault)) throw new Error(`expected a fault, got ${String(error)}`)
   return error
 }
-const header = (it: Partial<Header> & { name: string }): Header => ({ type: 'file', mode: 0o644, uid: 0, gid: 0, size: 0, mtime: 1, ...it })
+const header = (it: Partial<Header> & { name: string }): Header => ({
+  type: 'file',
+  mode: 0o644,
+  uid: 0,
+  gid: 0,
+  size: 0,
+  mtime: 1,
+  ...it,
+})
 /** An archive of these entries, a string standing for a file's content. */
 const archive = (...entries: (Partial<Header> & { name: string; content?: string })[]): ReadableStream<Uint8Array> =>
-  streamOf(...entries.flatMap(({ content = '', ...it }) => {
-    const body = Buffer.from(content)
-    return [encodeHeader(header({ ...it, size: body.length })), body, Buffer.alloc(padding(body.length))]
-  }), TAR_END)
+  streamOf(
+    ...entries.flatMap(({ content = '', ...it }) => {
+      const body = Buffer.from(content)
+      return [encodeHeader(header({ ...it, size: body.length })), body, Buffer.alloc(padding(body.length))]
+    }),
+    TAR_END,
+  )
 const tar = async (args: string[], stdin?: Uint8Array) => {
-  const child = Bun.spawn(['tar', ...args], { stdin: stdin ?? null, stdout: 'pipe', stderr: 'pipe', env: { ...process.env, TZ: 'UTC', LC_ALL: 'C.UTF-8' } })
+  const child = Bun.spawn(['tar', ...args], {
+    stdin: stdin ?? null,
+    stdout: 'pipe',
+    stderr: 'pipe',
+    env: { ...process.env, TZ: 'UTC', LC_ALL: 'C.UTF-8' },
+  })
   const [out, err] = await Promise.all([new Response(child.stdout).arrayBuffer(), new Response(child.stderr).text()])
   return { code: await child.exited, out: Buffer.from(out), err }
 }
@@ -50,9 +92,15 @@ describe('what we pack', () => {
     symlinkSync('../nowhere', join(from, 'sub/l'))
     for (const path of ['sub/a', 'sub']) utimesSync(join(from, path), 1_000_000_000, 1_000_000_000)
 
-    const { out, code } = await tar(['-tvf', '-', '--numeric-owner', '--full-time'], await bytesOf(packPath(from, { as: 'top' })))
+    const { out, code } = await tar(
+      ['-tvf', '-', '--numeric-owner', '--full-time'],
+      await bytesOf(packPath(from, { as: 'top' })),
+    )
 
-    const lines = out.toString().split('\n').map((line) => line.replace(/ +/g, ' '))
+    const lines = out
+      .toString()
+      .split('\n')
+      .map((line) => line.replace(/ +/g, ' '))
     expect(code).toBe(0)
     expect(lines).toContain('-rw-r----- 0/0 5 2001-09-09 01:46:40 top/sub/a')
     expect(lines.some((line) => line.endsWith('top/sub/b link to top/sub/a'))).toBe(true)
@@ -61,7 +109,8 @@ describe('what we pack', () => {
   })
 
   test('holds what ustar has no room for: long and foreign names, mode 0, times after 2242', async () => {
-    const long = `${'d'.repeat(200)}/${'f'.repeat(200)}`, foreign = 'smørrebrød ☃'
+    const long = `${'d'.repeat(200)}/${'f'.repeat(200)}`
+    const foreign = 'smørrebrød ☃'
     mkdirSync(join(from, 'd'.repeat(200)))
     writeFileSync(join(from, long), 'x')
     writeFileSync(join(from, foreign), 'y')
@@ -79,23 +128,47 @@ describe('what we pack', () => {
     expect(readlinkSync(join(to, 'far'))).toBe('t'.repeat(150))
   })
 
-  testWhere(canSet && isRoot, 'attributes of every kind are root\'s to give, on a file system that has them',
-    'keeps capabilities, ACLs and other attributes byte by byte where it is told to, and leaves this host\'s own out', async () => {
-      const acl = Buffer.from('0200000001000600ffffffff020004003930000004000400ffffffff10000400ffffffff20000400ffffffff', 'hex') // u::rw,u:12345:r,g::r,m::r,o::r
-      const capability = Buffer.from('0100000200200000000000000000000000000000', 'hex'), odd = Buffer.of(0, 10, 61, 255)
-      const given: Record<string, Buffer> = { 'security.capability': capability, 'system.posix_acl_access': acl, 'trusted.mine': odd, 'user.empty': Buffer.alloc(0), 'user.large': Buffer.alloc(3000, 10) }
+  testWhere(
+    canSet && isRoot,
+    "attributes of every kind are root's to give, on a file system that has them",
+    "keeps capabilities, ACLs and other attributes byte by byte where it is told to, and leaves this host's own out",
+    async () => {
+      const acl = Buffer.from(
+        '0200000001000600ffffffff020004003930000004000400ffffffff10000400ffffffff20000400ffffffff',
+        'hex',
+      ) // u::rw,u:12345:r,g::r,m::r,o::r
+      const capability = Buffer.from('0100000200200000000000000000000000000000', 'hex')
+      const odd = Buffer.of(0, 10, 61, 255)
+      const given: Record<string, Buffer> = {
+        'security.capability': capability,
+        'system.posix_acl_access': acl,
+        'trusted.mine': odd,
+        'user.empty': Buffer.alloc(0),
+        'user.large': Buffer.alloc(3000, 10),
+      }
       writeFileSync(join(from, 'ping'), 'x')
-      for (const [name, value] of Object.entries({ ...given, 'trusted.overlay.origin': odd, 'security.mine': odd, 'user.a=b': odd })) setXattr(join(from, 'ping'), name, value)
+      for (const [name, value] of Object.entries({
+        ...given,
+        'trusted.overlay.origin': odd,
+        'security.mine': odd,
+        'user.a=b': odd,
+      }))
+        setXattr(join(from, 'ping'), name, value)
       linkSync(join(from, 'ping'), join(from, 'ping6'))
       const skipped: string[] = []
 
-      const bytes = await bytesOf(packPath(from, { as: '', xattrs: true, skipped: (path, reason) => skipped.push(`${path}: ${reason}`) }))
+      const bytes = await bytesOf(
+        packPath(from, { as: '', xattrs: true, skipped: (path, reason) => skipped.push(`${path}: ${reason}`) }),
+      )
       expect((await tar(['--xattrs', '--xattrs-include=*', '-xpf', '-', '-C', to], bytes)).code).toBe(0)
 
-      expect(Object.fromEntries(xattrsOf(join(to, 'ping6')).map(({ name, value }) => [name.toString(), value]))).toEqual(given)
+      expect(
+        Object.fromEntries(xattrsOf(join(to, 'ping6')).map(({ name, value }) => [name.toString(), value])),
+      ).toEqual(given)
       expect(skipped).toEqual([`${join(from, 'ping')}: its attribute "user.a=b" has a name that no tar can say`])
       expect((await bytesOf(packPath(from, { as: '' }))).includes('SCHILY')).toBe(false)
-    })
+    },
+  )
 
   test('with the top left out begins with what is in it', async () => {
     writeFileSync(join(from, 'a'), '')
@@ -121,10 +194,19 @@ describe('what we pack', () => {
   })
 
   test('leaves out a socket, with a word', async () => {
-    using server = Bun.listen({ unix: join(from, 's'), socket: { data() { /* nothing comes */ } } })
+    using server = Bun.listen({
+      unix: join(from, 's'),
+      socket: {
+        data() {
+          /* nothing comes */
+        },
+      },
+    })
     const skipped: string[] = []
 
-    const bytes = await bytesOf(packPath(from, { as: 'top', skipped: (path, reason) => skipped.push(`${path}: ${reason}`) }))
+    const bytes = await bytesOf(
+      packPath(from, { as: 'top', skipped: (path, reason) => skipped.push(`${path}: ${reason}`) }),
+    )
 
     expect(server).toBeDefined()
     expect(skipped).toEqual([`${join(from, 's')}: it is a socket`])
@@ -151,15 +233,26 @@ describe('what we pack', () => {
     mkdirSync(join(from, 'm'))
     writeFileSync(join(from, 'm/x.ko'), '')
 
-    const bytes = await bytesOf(packAll([{ path: join(from, 'k'), as: 'vmlinuz' }, { path: join(from, 'm'), as: 'lib/modules/6.1.0' }]))
+    const bytes = await bytesOf(
+      packAll([
+        { path: join(from, 'k'), as: 'vmlinuz' },
+        { path: join(from, 'm'), as: 'lib/modules/6.1.0' },
+      ]),
+    )
 
-    expect((await tar(['-tf', '-'], bytes)).out.toString()).toBe('vmlinuz\nlib/modules/6.1.0/\nlib/modules/6.1.0/x.ko\n')
+    expect((await tar(['-tf', '-'], bytes)).out.toString()).toBe(
+      'vmlinuz\nlib/modules/6.1.0/\nlib/modules/6.1.0/x.ko\n',
+    )
   })
 
   test('is pulled, not pushed: who does not read costs no memory', async () => {
     let read = 0
     writeFileSync(join(from, 'big'), Buffer.alloc(32 * 2 ** 20))
-    const reader = packPath(from, { progress: (bytes) => { read = bytes } }).getReader()
+    const reader = packPath(from, {
+      progress: (bytes) => {
+        read = bytes
+      },
+    }).getReader()
 
     await reader.read()
     const after = read
@@ -200,26 +293,78 @@ describe('what we unpack', () => {
   const hostile: readonly (readonly [string, string, () => ReadableStream<Uint8Array>])[] = [
     ['an absolute name', 'entry_escapes', () => archive({ name: `${outside}/x`, content: 'x' })],
     ['a name that leads upwards', 'entry_escapes', () => archive({ name: '../outside/x', content: 'x' })],
-    ['a name that leads down and then upwards', 'entry_escapes', () => archive({ name: 'a/../../outside/x', content: 'x' })],
-    ['a file below a link of the archive', 'entry_escapes', () => archive({ name: 'l', type: 'symlink', linkname: outside }, { name: 'l/x', content: 'x' })],
-    ['a folder over a link of the archive', 'entry_escapes', () => archive({ name: 'l', type: 'symlink', linkname: outside }, { name: 'l', type: 'directory', mode: 0o777 })],
-    ['a file below two links of the archive', 'entry_escapes', () => archive({ name: 'a', type: 'symlink', linkname: '..' }, { name: 'b', type: 'symlink', linkname: 'a/outside' },
-      { name: 'b/x', content: 'x' })],
-    ['a hard link to an absolute name', 'entry_escapes', () => archive({ name: 'h', type: 'link', linkname: `${outside}/secret` })],
+    [
+      'a name that leads down and then upwards',
+      'entry_escapes',
+      () => archive({ name: 'a/../../outside/x', content: 'x' }),
+    ],
+    [
+      'a file below a link of the archive',
+      'entry_escapes',
+      () => archive({ name: 'l', type: 'symlink', linkname: outside }, { name: 'l/x', content: 'x' }),
+    ],
+    [
+      'a folder over a link of the archive',
+      'entry_escapes',
+      () => archive({ name: 'l', type: 'symlink', linkname: outside }, { name: 'l', type: 'directory', mode: 0o777 }),
+    ],
+    [
+      'a file below two links of the archive',
+      'entry_escapes',
+      () =>
+        archive(
+          { name: 'a', type: 'symlink', linkname: '..' },
+          { name: 'b', type: 'symlink', linkname: 'a/outside' },
+          { name: 'b/x', content: 'x' },
+        ),
+    ],
+    [
+      'a hard link to an absolute name',
+      'entry_escapes',
+      () => archive({ name: 'h', type: 'link', linkname: `${outside}/secret` }),
+    ],
     ['a hard link upwards', 'entry_escapes', () => archive({ name: 'h', type: 'link', linkname: '../outside/secret' })],
-    ['a hard link through a link, then a write', 'entry_escapes', () => archive({ name: 'l', type: 'symlink', linkname: outside },
-      { name: 'h', type: 'link', linkname: 'l/secret' }, { name: 'h', content: 'x' })],
-    ['a hard link to a link', 'entry_escapes', () => archive({ name: 'l', type: 'symlink', linkname: `${outside}/secret` }, { name: 'h', type: 'link', linkname: 'l' })],
+    [
+      'a hard link through a link, then a write',
+      'entry_escapes',
+      () =>
+        archive(
+          { name: 'l', type: 'symlink', linkname: outside },
+          { name: 'h', type: 'link', linkname: 'l/secret' },
+          { name: 'h', content: 'x' },
+        ),
+    ],
+    [
+      'a hard link to a link',
+      'entry_escapes',
+      () =>
+        archive(
+          { name: 'l', type: 'symlink', linkname: `${outside}/secret` },
+          { name: 'h', type: 'link', linkname: 'l' },
+        ),
+    ],
     ['a hard link to nothing', 'archive_invalid', () => archive({ name: 'h', type: 'link', linkname: 'gone' })],
     ['a hard link below nothing', 'archive_invalid', () => archive({ name: 'h', type: 'link', linkname: 'gone/deep' })],
     ['a link to nowhere', 'archive_invalid', () => archive({ name: 'l', type: 'symlink', linkname: '' })],
     ['a file below a file', 'entry_escapes', () => archive({ name: 'f', content: 'x' }, { name: 'f/x', content: 'x' })],
-    ['a file over a folder', 'path_unwritable', () => archive({ name: 'f', type: 'directory', mode: 0o755 }, { name: 'f', content: 'x' })],
+    [
+      'a file over a folder',
+      'path_unwritable',
+      () => archive({ name: 'f', type: 'directory', mode: 0o755 }, { name: 'f', content: 'x' }),
+    ],
     ['a name of 300 folders', 'archive_invalid', () => archive({ name: `${'a/'.repeat(300)}x`, content: 'x' })],
     ['a name of 5000 bytes', 'archive_invalid', () => archive({ name: 'a'.repeat(5000), content: 'x' })],
     ['no tar at all', 'archive_invalid', () => streamOf(Buffer.alloc(4096, 'x'))],
-    ['a tar that is cut in a file', 'archive_invalid', () => streamOf(encodeHeader(header({ name: 'a', size: 5000 })), Buffer.alloc(100))],
-    ['a tar that is cut in a header', 'archive_invalid', () => streamOf(encodeHeader(header({ name: 'a' })).subarray(0, 300))],
+    [
+      'a tar that is cut in a file',
+      'archive_invalid',
+      () => streamOf(encodeHeader(header({ name: 'a', size: 5000 })), Buffer.alloc(100)),
+    ],
+    [
+      'a tar that is cut in a header',
+      'archive_invalid',
+      () => streamOf(encodeHeader(header({ name: 'a' })).subarray(0, 300)),
+    ],
     ['a pax record of a gigabyte', 'archive_invalid', () => streamOf(hugePax())],
   ]
   /** A pax header that claims 1 GiB for its record. */
@@ -227,7 +372,13 @@ describe('what we unpack', () => {
     const block = encodeHeader(header({ name: 'PaxHeader', size: 2 ** 30 }))
     block.write('x', 156)
     block.fill(' ', 148, 156)
-    block.write(`${block.reduce((sum, byte) => sum + byte, 0).toString(8).padStart(6, '0')}\0`, 148)
+    block.write(
+      `${block
+        .reduce((sum, byte) => sum + byte, 0)
+        .toString(8)
+        .padStart(6, '0')}\0`,
+      148,
+    )
     return block
   }
 
@@ -250,8 +401,15 @@ describe('what we unpack', () => {
   test('leaves out devices and fifos, with a word', async () => {
     const skipped: string[] = []
 
-    await unpack(archive({ name: 'dev', type: 'character-device', devmajor: 1, devminor: 3 }, { name: 'pipe', type: 'fifo' }, { name: 'file', content: 'x' }), to,
-      { skipped: (entry, reason) => skipped.push(`${entry}: ${reason}`) })
+    await unpack(
+      archive(
+        { name: 'dev', type: 'character-device', devmajor: 1, devminor: 3 },
+        { name: 'pipe', type: 'fifo' },
+        { name: 'file', content: 'x' },
+      ),
+      to,
+      { skipped: (entry, reason) => skipped.push(`${entry}: ${reason}`) },
+    )
 
     expect(skipped).toEqual(['dev: it is a device', 'pipe: it is a fifo'])
     expect(readdirSync(to)).toEqual(['file'])
@@ -259,9 +417,22 @@ describe('what we unpack', () => {
 
   test('a stream that breaks off is a fault, and the stream is let go', async () => {
     let cancelled = false
-    const endless = new ReadableStream<Uint8Array>({ pull(controller) { controller.enqueue(Buffer.alloc(65_536, 'x')) }, cancel() { cancelled = true } })
-    const broken = new ReadableStream<Uint8Array>({ start(controller) { controller.enqueue(encodeHeader(header({ name: 'a', size: 5000 }))) },
-      pull(controller) { controller.error(new Error('the line went dead')) } })
+    const endless = new ReadableStream<Uint8Array>({
+      pull(controller) {
+        controller.enqueue(Buffer.alloc(65_536, 'x'))
+      },
+      cancel() {
+        cancelled = true
+      },
+    })
+    const broken = new ReadableStream<Uint8Array>({
+      start(controller) {
+        controller.enqueue(encodeHeader(header({ name: 'a', size: 5000 })))
+      },
+      pull(controller) {
+        controller.error(new Error('the line went dead'))
+      },
+    })
 
     expect((await faultOf(unpack(endless, to))).code).toBe('archive_invalid')
     expect(cancelled).toBe(true)
@@ -269,8 +440,15 @@ describe('what we unpack', () => {
   })
 
   test('under another name, top and hard links alike', async () => {
-    await unpack(archive({ name: 'old/', type: 'directory', mode: 0o755 }, { name: 'old/a', content: 'x' }, { name: 'old/b', type: 'link', linkname: 'old/a' }), to,
-      { rename: renameTop('old', 'new') })
+    await unpack(
+      archive(
+        { name: 'old/', type: 'directory', mode: 0o755 },
+        { name: 'old/a', content: 'x' },
+        { name: 'old/b', type: 'link', linkname: 'old/a' },
+      ),
+      to,
+      { rename: renameTop('old', 'new') },
+    )
 
     expect(readdirSync(join(to, 'new')).sort()).toEqual(['a', 'b'])
   })
@@ -283,9 +461,21 @@ test('a repacked archive has other names and all else as it was', async () => {
   symlinkSync('a', join(from, 'd/c'))
   const { out } = await tar(['-cf', '-', '--sort=name', '--owner=12', '--group=34', '-C', from, 'd'])
 
-  const { out: listed, code } = await tar(['-tvf', '-', '--numeric-owner'], await bytesOf(repack(streamOf(out), renameTop('d', 'new'))))
+  const { out: listed, code } = await tar(
+    ['-tvf', '-', '--numeric-owner'],
+    await bytesOf(repack(streamOf(out), renameTop('d', 'new'))),
+  )
 
-  const names = listed.toString().trim().split('\n').map((line) => line.replace(/^(\S+) (\S+) .*:\d\d /, '$1 $2 ').trim())
+  const names = listed
+    .toString()
+    .trim()
+    .split('\n')
+    .map((line) => line.replace(/^(\S+) (\S+) .*:\d\d /, '$1 $2 ').trim())
   expect(code).toBe(0)
-  expect(names).toEqual(['drwxr-xr-x 12/34 new/', '-rw-r--r-- 12/34 new/a', 'hrw-r--r-- 12/34 new/b link to new/a', 'lrwxrwxrwx 12/34 new/c -> a'])
+  expect(names).toEqual([
+    'drwxr-xr-x 12/34 new/',
+    '-rw-r--r-- 12/34 new/a',
+    'hrw-r--r-- 12/34 new/b link to new/a',
+    'lrwxrwxrwx 12/34 new/c -> a',
+  ])
 })

@@ -30,8 +30,12 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
 
   describe(`the ${driver.name} driver`, () => {
     let bed: Bed
-    beforeAll(async () => { bed = await open() }, bootMs + 60_000)
-    afterAll(async () => { await bed[Symbol.asyncDispose]() })
+    beforeAll(async () => {
+      bed = await open()
+    }, bootMs + 60_000)
+    afterAll(async () => {
+      await bed[Symbol.asyncDispose]()
+    })
 
     const daemons: RemoteDaemon[] = []
     const newDaemon = (): RemoteDaemon => {
@@ -39,10 +43,15 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
       daemons.push(daemon)
       return daemon
     }
-    afterAll(async () => { for (const daemon of daemons) await daemon.crash() })
+    afterAll(async () => {
+      for (const daemon of daemons) await daemon.crash()
+    })
 
     describe('with a guest whose agent is ready', () => {
-      let spec: MachineSpec, identity: MachineIdentity, daemon: RemoteDaemon, session: GuestSession
+      let spec: MachineSpec
+      let identity: MachineIdentity
+      let daemon: RemoteDaemon
+      let session: GuestSession
       const owner = new Owner()
 
       beforeAll(async () => {
@@ -50,7 +59,11 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
         session = await GuestSession.listen(join(spec.folder, 'vsock_1024'), undefined, owner, quiet)
         daemon = newDaemon()
         identity = await daemon.start(spec)
-        await until(() => owner.taken.length > 0, () => `a word of the agent; the console says ${readFileSync(spec.consoleLog, 'latin1').slice(-500)}`, bootMs)
+        await until(
+          () => owner.taken.length > 0,
+          () => `a word of the agent; the console says ${readFileSync(spec.consoleLog, 'latin1').slice(-500)}`,
+          bootMs,
+        )
       }, bootMs + 10_000)
       afterAll(() => {
         for (const pid of marked(spec.mark)) process.kill(pid, 'SIGKILL')
@@ -67,7 +80,9 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
       it('the agent is reached over vsock, many times at once', async () => {
         const answers = await Promise.all(Array.from({ length: 10 }, () => daemon.metrics()))
 
-        expect(answers.map((metrics) => typeof metrics['uptime_ms'])).toEqual(Array.from({ length: 10 }, () => 'number'))
+        expect(answers.map((metrics) => typeof metrics['uptime_ms'])).toEqual(
+          Array.from({ length: 10 }, () => 'number'),
+        )
       })
 
       it('a port that nobody listens on is refused', async () => {
@@ -89,7 +104,10 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
 
       it('its console is a socket, and its log holds what was said', async () => {
         const socket = connect(await daemon.console())
-        await new Promise<void>((resolve, reject) => { socket.once('connect', resolve); socket.once('error', reject) })
+        await new Promise<void>((resolve, reject) => {
+          socket.once('connect', resolve)
+          socket.once('error', reject)
+        })
         socket.destroy()
 
         expect(readFileSync(spec.consoleLog, 'latin1').length).toBeGreaterThan(0)
@@ -109,7 +127,9 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
       })
 
       it('it is not adopted by the identity of another boot of the host', async () => {
-        expect(await bed.driver.adopt({ ...identity, bootId: '00000000-0000-4000-8000-000000000000' }, soon())).toBeUndefined()
+        expect(
+          await bed.driver.adopt({ ...identity, bootId: '00000000-0000-4000-8000-000000000000' }, soon()),
+        ).toBeUndefined()
         expect(await daemon.state()).toBe('running')
       })
 
@@ -118,21 +138,31 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
         try {
           const { pid, startTime } = identity.process
 
-          expect(await bed.driver.adopt({ ...identity, process: { pid, startTime: String(Number(startTime) - 1) } }, soon())).toBeUndefined()
-          expect(await bed.driver.adopt({ ...identity, process: { pid: bystander.pid, startTime: '1' } }, soon())).toBeUndefined()
+          expect(
+            await bed.driver.adopt({ ...identity, process: { pid, startTime: String(Number(startTime) - 1) } }, soon()),
+          ).toBeUndefined()
+          expect(
+            await bed.driver.adopt({ ...identity, process: { pid: bystander.pid, startTime: '1' } }, soon()),
+          ).toBeUndefined()
 
           expect(await daemon.state()).toBe('running')
           expect(bystander.exitCode).toBeNull()
-        } finally { bystander.kill() }
+        } finally {
+          bystander.kill()
+        }
       })
 
-      it('the power button ends it, and its daemon is told', async () => {
-        const ended = daemon.ended()
-        await daemon.powerButton()
+      it(
+        'the power button ends it, and its daemon is told',
+        async () => {
+          const ended = daemon.ended()
+          await daemon.powerButton()
 
-        expect(await ended).toMatchObject({ reason: 'poweroff' })
-        expect(await daemon.state()).toBe('ended')
-      }, bootMs * 2)
+          expect(await ended).toMatchObject({ reason: 'poweroff' })
+          expect(await daemon.state()).toBe('ended')
+        },
+        bootMs * 2,
+      )
 
       it('how it ended is kept for a daemon that was not looking', async () => {
         await daemon.crash()
@@ -155,7 +185,8 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
     })
 
     it('a machine that is killed from outside has ended, and is not adopted', async () => {
-      const spec = await bed.spec(), machine = await bed.driver.start(spec, soon())
+      const spec = await bed.spec()
+      const machine = await bed.driver.start(spec, soon())
       process.kill(machine.identity.process.pid, 'SIGKILL')
 
       expect(await machine.ended).toMatchObject({ reason: 'killed' })
@@ -166,7 +197,8 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
     })
 
     it('a kill at once after the start leaves nothing, and the end is told', async () => {
-      const spec = await bed.spec(), machine = await bed.driver.start(spec, soon())
+      const spec = await bed.spec()
+      const machine = await bed.driver.start(spec, soon())
 
       await machine.kill()
 
@@ -175,16 +207,27 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
       await expect(machine.connect(1024, soon())).rejects.toMatchObject({ code: 'agent_unavailable' })
     })
 
-    it('a machine whose helper\'s number belongs to another now does not take that one with it', async () => {
-      const spec = await bed.spec(), first = newDaemon(), identity = await first.start(spec), bystander = Bun.spawn(['sleep', '1000'])
+    it("a machine whose helper's number belongs to another now does not take that one with it", async () => {
+      const spec = await bed.spec()
+      const first = newDaemon()
+      const identity = await first.start(spec)
+      const bystander = Bun.spawn(['sleep', '1000'])
       await first.crash()
       try {
-        const adopted = await bed.driver.adopt({ ...identity, helpers: [{ pid: bystander.pid, startTime: '1' }] }, soon())
+        const adopted = await bed.driver.adopt(
+          { ...identity, helpers: [{ pid: bystander.pid, startTime: '1' }] },
+          soon(),
+        )
         await adopted?.kill()
 
         expect(bystander.exitCode).toBeNull()
-        await until(() => marked(spec.mark).length === 0, () => 'a helper goes with its machine')
-      } finally { bystander.kill() }
+        await until(
+          () => marked(spec.mark).length === 0,
+          () => 'a helper goes with its machine',
+        )
+      } finally {
+        bystander.kill()
+      }
     })
 
     it('two machines do not know each other', async () => {
@@ -207,33 +250,53 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
     })
 
     it('a start that its caller gives up leaves nothing', async () => {
-      const before = await bed.spec(), during = await bed.spec(), stop = new AbortController()
+      const before = await bed.spec()
+      const during = await bed.spec()
+      const stop = new AbortController()
 
       await expect(bed.driver.start(before, AbortSignal.abort(new Error('enough')))).rejects.toThrow()
       const starting = bed.driver.start(during, stop.signal)
-      queueMicrotask(() => { stop.abort(new Error('enough')) })
-      await starting.then((machine) => machine.kill(), () => undefined) // it may have been too late to stop it
+      queueMicrotask(() => {
+        stop.abort(new Error('enough'))
+      })
+      await starting.then(
+        (machine) => machine.kill(),
+        () => undefined,
+      ) // it may have been too late to stop it
 
-      await until(() => [...marked(before.mark), ...marked(during.mark)].length === 0, () => 'the processes of the starts have gone')
+      await until(
+        () => [...marked(before.mark), ...marked(during.mark)].length === 0,
+        () => 'the processes of the starts have gone',
+      )
     })
 
-    it('what is let go leaves no descriptor open', async () => {
-      const count = () => readdirSync('/proc/self/fd').length
-      const round = async () => {
-        const machine = await bed.driver.start(await bed.spec(), soon())
-        await machine.kill()
-        const other = await bed.spec(), first = newDaemon(), identity = await first.start(other)
-        await first.crash()
-        await (await bed.driver.adopt(identity, soon()))?.kill()
-      }
-      await round()
-      const before = count()
+    it(
+      'what is let go leaves no descriptor open',
+      async () => {
+        const count = () => readdirSync('/proc/self/fd').length
+        const round = async () => {
+          const machine = await bed.driver.start(await bed.spec(), soon())
+          await machine.kill()
+          const other = await bed.spec()
+          const first = newDaemon()
+          const identity = await first.start(other)
+          await first.crash()
+          await (await bed.driver.adopt(identity, soon()))?.kill()
+        }
+        await round()
+        const before = count()
 
-      await round()
-      await round()
+        await round()
+        await round()
 
-      await until(() => count() <= before, () => `${count()} descriptors are open, ${before} were`, 3000)
-    }, bootMs * 3)
+        await until(
+          () => count() <= before,
+          () => `${count()} descriptors are open, ${before} were`,
+          3000,
+        )
+      },
+      bootMs * 3,
+    )
 
     savedSuite(driver, () => bed, newDaemon, bootMs)
   })
@@ -241,5 +304,7 @@ export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Be
 
 /** What stands in the place of a suite that cannot run here, and why. */
 export const skippedSuite = (name: string, reason: string): void => {
-  describe(`the ${name} driver`, () => { test.skip(`passes the suite of hypervisors (${reason})`, () => undefined) })
+  describe(`the ${name} driver`, () => {
+    test.skip(`passes the suite of hypervisors (${reason})`, () => undefined)
+  })
 }

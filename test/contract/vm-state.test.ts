@@ -26,7 +26,11 @@ describe('the table of moves', () => {
   test('gives one cause one kind: a verb is never also an event', () => {
     const kinds = Map.groupBy(VM_MOVES, (move) => move[1])
 
-    for (const [cause, moves] of kinds) expect({ cause, kinds: [...new Set(moves.map((move) => move[2]))] }).toEqual({ cause, kinds: [moves[0]?.[2] ?? 'verb'] })
+    for (const [cause, moves] of kinds)
+      expect({ cause, kinds: [...new Set(moves.map((move) => move[2]))] }).toEqual({
+        cause,
+        kinds: [moves[0]?.[2] ?? 'verb'],
+      })
   })
 
   test('reaches every state from the first', () => {

@@ -8,10 +8,21 @@ const at = (name: string) => ({ params: { name } })
 
 /** One guest whose memory goes to disk and back, and is cloned, under a daemon that is killed at every step; what it knew before it knows after. */
 describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real guest', () => {
-  let daemon: Daemon, processes = 0
+  let daemon: Daemon
+  let processes = 0
   const flags = ['--cpu-oversubscription', '32']
   const status = async () => (await daemon.client.call('vm.get', at('m'))).status
-  const known = async (name: string): Promise<string> => (await cli(daemon, ['exec', name, '--', 'sh', '-c', 'hostname; cat /dev/shm/known; echo on >> /root/disk && sync && echo written'])).stdout
+  const known = async (name: string): Promise<string> =>
+    (
+      await cli(daemon, [
+        'exec',
+        name,
+        '--',
+        'sh',
+        '-c',
+        'hostname; cat /dev/shm/known; echo on >> /root/disk && sync && echo written',
+      ])
+    ).stdout
 
   beforeAll(async () => {
     const folder = newFolder()
@@ -21,7 +32,9 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real gu
     processes = machinesOf(daemon.state).length
     expect((await cli(daemon, ['exec', 'm', '--', 'sh', '-c', 'echo known > /dev/shm/known'])).code).toBe(0)
   }, 120_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   const cut = async (step: string, verb: (one: Daemon) => Promise<unknown>): Promise<void> => {
     await daemon.end()
@@ -33,7 +46,11 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real gu
   const expectWhole = async () => {
     const vms = await expectSettled(daemon, processes, 90)
     expect(await known('m')).toBe('m\nknown\nwritten\n')
-    expect(readdirSync(join(daemon.state, 'vms', vms.find((vm) => vm.name === 'm')?.uid ?? '')).filter((name) => name.startsWith('saved-'))).toEqual([])
+    expect(
+      readdirSync(join(daemon.state, 'vms', vms.find((vm) => vm.name === 'm')?.uid ?? '')).filter((name) =>
+        name.startsWith('saved-'),
+      ),
+    ).toEqual([])
     return vms
   }
 
@@ -54,7 +71,7 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real gu
 
       await cut(step, (one) => one.client.call('vm.restore', at('m')))
 
-      if (step === 'saved-let-go' || step === 'restored') await until(async () => await status() === 'running', 90)
+      if (step === 'saved-let-go' || step === 'restored') await until(async () => (await status()) === 'running', 90)
       else {
         expect(await status()).toBe('standby')
         expect(machinesOf(daemon.state)).toEqual([])

@@ -11,8 +11,11 @@ const BOOTS_S = 90
  * test takes the vms on from where the one before left them, since what costs here is a boot.
  */
 describe.skipIf(!haveBinary)('kill -9 of the daemon over real guests', () => {
-  let daemon: Daemon, bystander: Vm, processes = 0
-  const guest = (one: Daemon, name: string, key?: string) => createVm(one, { name, memory_mb: 160, cmd: ['sleep', '100000'] } satisfies VmCreate, key)
+  let daemon: Daemon
+  let bystander: Vm
+  let processes = 0
+  const guest = (one: Daemon, name: string, key?: string) =>
+    createVm(one, { name, memory_mb: 160, cmd: ['sleep', '100000'] } satisfies VmCreate, key)
   const status = async (name: string) => (await daemon.client.call('vm.get', at(name))).status
   const stop = (one: Daemon, name: string) => one.client.call('vm.stop', { ...at(name), body: {} })
   const start = (one: Daemon, name: string) => one.client.call('vm.start', { ...at(name), body: {} })
@@ -22,7 +25,9 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over real guests', () => {
     bystander = await guest(daemon, 'bystander')
     processes = machinesOf(daemon.state).length
   }, 120_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   /** A verb is cut short at a step, and the next daemon makes everything true again. */
   const cut = async (step: string, verb: (one: Daemon) => Promise<unknown>): Promise<string[]> => {
@@ -32,7 +37,11 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over real guests', () => {
     expect(await crashing.exited).not.toBe(0) // it was killed at the step
     daemon = await startDaemon({ folder: daemon.folder })
     const vms = await expectSettled(daemon, processes, BOOTS_S)
-    expect(vms.find((vm) => vm.name === 'bystander')).toMatchObject({ status: 'running', pid: bystander.pid ?? 0, uid: bystander.uid })
+    expect(vms.find((vm) => vm.name === 'bystander')).toMatchObject({
+      status: 'running',
+      pid: bystander.pid ?? 0,
+      uid: bystander.uid,
+    })
     return vms.map((vm) => vm.name).filter((name) => name !== 'bystander')
   }
 
@@ -51,18 +60,20 @@ describe.skipIf(!haveBinary)('kill -9 of the daemon over real guests', () => {
 
   for (const step of STEPS.start) {
     test(`at ${step} of a start leaves a vm that is what it says`, async () => {
-      if (await status('machine-recorded') === 'running') await stop(daemon, 'machine-recorded')
+      if ((await status('machine-recorded')) === 'running') await stop(daemon, 'machine-recorded')
 
       await cut(step, (one) => start(one, 'machine-recorded'))
 
       // a machine that is in the row boots on; one that is not has been ended
-      expect(await status('machine-recorded')).toBe(step === 'machine-recorded' || step === 'ready' ? 'running' : 'crashed')
+      expect(await status('machine-recorded')).toBe(
+        step === 'machine-recorded' || step === 'ready' ? 'running' : 'crashed',
+      )
     }, 180_000)
   }
 
   for (const step of STEPS.stop) {
     test(`at ${step} of a stop is a stop`, async () => {
-      if (await status('machine-recorded') !== 'running') await start(daemon, 'machine-recorded')
+      if ((await status('machine-recorded')) !== 'running') await start(daemon, 'machine-recorded')
 
       await cut(step, (one) => stop(one, 'machine-recorded'))
 

@@ -1,4 +1,14 @@
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { basename, join } from 'node:path'
 import { connect, type Client } from '../../src/client/client.ts'
 import type { Vm, VmCreate } from '../../src/contract/vm.ts'
@@ -29,40 +39,85 @@ export interface Daemon {
   readonly said: Promise<string>
 }
 
-export interface Options { readonly flags?: readonly string[]; readonly folder?: string; readonly fake?: boolean; readonly mayFail?: boolean }
+export interface Options {
+  readonly flags?: readonly string[]
+  readonly folder?: string
+  readonly fake?: boolean
+  readonly mayFail?: boolean
+}
 
 /** A short folder, removed with all that runs in it by `clean`. */
 export const newFolder = (): string => mkdtempSync('/tmp/aerie-t-')
 
 export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
-  const folder = options.folder ?? newFolder(), state = join(folder, 'state'), run = join(folder, 'run'), socket = join(run, 'aerie.sock')
+  const folder = options.folder ?? newFolder()
+  const state = join(folder, 'state')
+  const run = join(folder, 'run')
+  const socket = join(run, 'aerie.sock')
   const logPath = join(folder, 'daemon.log')
   mkdirSync(folder, { recursive: true })
-  const child = Bun.spawn([AERIE, 'serve', '--state', state, '--run', run, '--log-level', 'debug',
-    ...(options.fake ? ['--hypervisor', 'fake'] : []), ...(options.flags ?? [])],
-  { cwd: '/', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, stdio: ['ignore', Bun.file(logPath), 'pipe'] })
+  const child = Bun.spawn(
+    [
+      AERIE,
+      'serve',
+      '--state',
+      state,
+      '--run',
+      run,
+      '--log-level',
+      'debug',
+      ...(options.fake ? ['--hypervisor', 'fake'] : []),
+      ...(options.flags ?? []),
+    ],
+    { cwd: '/', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, stdio: ['ignore', Bun.file(logPath), 'pipe'] },
+  )
   let log = ''
-  const said = (async () => { for await (const part of child.stderr) log += Buffer.from(part).toString(); return log })()
+  const said = (async () => {
+    for await (const part of child.stderr) log += Buffer.from(part).toString()
+    return log
+  })()
   const client = connect({ kind: 'unix', path: socket })
   for (let tries = 0; !options.mayFail; tries++) {
     const answer = await fetch('http://localhost/healthz', { unix: socket }).catch(() => undefined)
     if (answer?.ok) break
-    if (child.exitCode !== null || child.signalCode !== null || tries > 1500) throw new Error(`the daemon did not come up (${child.exitCode ?? child.signalCode}): ${log}`)
+    if (child.exitCode !== null || child.signalCode !== null || tries > 1500)
+      throw new Error(`the daemon did not come up (${child.exitCode ?? child.signalCode}): ${log}`)
     await Bun.sleep(20)
   }
   return {
-    folder, state, run, socket, client, pid: child.pid, exited: child.exited, log: () => log, said,
-    crash: async () => { child.kill('SIGKILL'); await child.exited },
-    end: async () => { child.kill('SIGTERM'); return await child.exited },
+    folder,
+    state,
+    run,
+    socket,
+    client,
+    pid: child.pid,
+    exited: child.exited,
+    log: () => log,
+    said,
+    crash: async () => {
+      child.kill('SIGKILL')
+      await child.exited
+    },
+    end: async () => {
+      child.kill('SIGTERM')
+      return await child.exited
+    },
   }
 }
 
 /** The processes that a state folder's daemon started, by the mark in their environment. */
 export const machinesOf = (state: string): number[] => {
   const id = existsSync(join(state, 'id')) ? readFileSync(join(state, 'id'), 'utf8').trim() : ''
-  return readdirSync('/proc').filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => {
-    try { return id !== '' && MARK.exec(readFileSync(`/proc/${pid}/environ`, 'latin1'))?.[1] === id } catch { return false }
-  })
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((pid) => {
+      try {
+        return id !== '' && MARK.exec(readFileSync(`/proc/${pid}/environ`, 'latin1'))?.[1] === id
+      } catch {
+        return false
+      }
+    })
 }
 
 /**
@@ -87,14 +142,26 @@ const keepArtefacts = (daemon: Daemon, folder: string): void => {
   const vms = join(daemon.state, 'vms')
   for (const uid of existsSync(vms) ? readdirSync(vms) : []) {
     for (const name of readdirSync(join(vms, uid)).filter((one) => /\.(log|jsonl)$/.test(one))) {
-      try { copyFileSync(join(vms, uid, name), join(kept, `${uid}-${name}`)) } catch { /* its vm is just being deleted */ }
+      try {
+        copyFileSync(join(vms, uid, name), join(kept, `${uid}-${name}`))
+      } catch {
+        /* its vm is just being deleted */
+      }
     }
   }
   for (const pid of machinesOf(daemon.state)) {
-    for (const machine of existsSync(KVM_COUNTERS) ? readdirSync(KVM_COUNTERS).filter((name) => name.startsWith(`${pid}-`)) : []) {
-      const counters = readdirSync(join(KVM_COUNTERS, machine), { recursive: true, encoding: 'utf8' }).sort().flatMap((name) => {
-        try { return `${name} ${readFileSync(join(KVM_COUNTERS, machine, name), 'utf8').trim()}\n` } catch { return [] } // a folder, or gone
-      })
+    for (const machine of existsSync(KVM_COUNTERS)
+      ? readdirSync(KVM_COUNTERS).filter((name) => name.startsWith(`${pid}-`))
+      : []) {
+      const counters = readdirSync(join(KVM_COUNTERS, machine), { recursive: true, encoding: 'utf8' })
+        .sort()
+        .flatMap((name) => {
+          try {
+            return `${name} ${readFileSync(join(KVM_COUNTERS, machine, name), 'utf8').trim()}\n`
+          } catch {
+            return []
+          } // a folder, or gone
+        })
       writeFileSync(join(kept, `${machine}.kvm`), counters.join(''))
     }
   }
@@ -104,46 +171,92 @@ const keepArtefacts = (daemon: Daemon, folder: string): void => {
 export const clean = async (daemon: Daemon): Promise<void> => {
   if (ARTEFACTS !== undefined) keepArtefacts(daemon, ARTEFACTS)
   await daemon.crash()
-  for (const pid of machinesOf(daemon.state)) { try { process.kill(pid, 'SIGKILL') } catch { /* it has gone */ } }
+  for (const pid of machinesOf(daemon.state)) {
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch {
+      /* it has gone */
+    }
+  }
   await until(() => machinesOf(daemon.state).length === 0)
-  for (const group of cgroupsOf(daemon.state)) { try { rmdirSync(group) } catch { /* a process of it is still leaving */ } }
+  for (const group of cgroupsOf(daemon.state)) {
+    try {
+      rmdirSync(group)
+    } catch {
+      /* a process of it is still leaving */
+    }
+  }
   rmSync(daemon.folder, { recursive: true, force: true })
 }
 
 /** The cgroups of a state folder's vms, in every tree. */
 export const cgroupsOf = (state: string): string[] => {
   const id = existsSync(join(state, 'id')) ? readFileSync(join(state, 'id'), 'utf8').trim() : '-'
-  const trees = ['/sys/fs/cgroup', ...readdirSync('/sys/fs/cgroup', { withFileTypes: true }).filter((one) => one.isDirectory()).map((one) => join('/sys/fs/cgroup', one.name))]
-  return trees.map((tree) => join(tree, 'aerie')).filter((tree) => existsSync(tree))
-    .flatMap((tree) => readdirSync(tree).filter((name) => name.startsWith(`${id}-`)).map((name) => join(tree, name)))
+  const trees = [
+    '/sys/fs/cgroup',
+    ...readdirSync('/sys/fs/cgroup', { withFileTypes: true })
+      .filter((one) => one.isDirectory())
+      .map((one) => join('/sys/fs/cgroup', one.name)),
+  ]
+  return trees
+    .map((tree) => join(tree, 'aerie'))
+    .filter((tree) => existsSync(tree))
+    .flatMap((tree) =>
+      readdirSync(tree)
+        .filter((name) => name.startsWith(`${id}-`))
+        .map((name) => join(tree, name)),
+    )
 }
 
 /** Waits for a condition; there is no event to wait for where this is used. */
 export const until = async (condition: () => boolean | Promise<boolean>, seconds = 120): Promise<void> => {
-  for (const end = Date.now() + seconds * 1000; !await condition();) {
+  for (const end = Date.now() + seconds * 1000; !(await condition()); ) {
     if (Date.now() > end) throw new Error(`not within ${seconds} s: ${condition.toString()}`)
     await Bun.sleep(20)
   }
 }
 
 /** A tar of nothing but a folder, for images that the fake driver never looks into. */
-export const tinyTar = async (): Promise<ReadableStream<Uint8Array>> => new Blob([await new Bun.Archive({ 'etc/hostname': 'x\n' }).blob()]).stream()
+export const tinyTar = async (): Promise<ReadableStream<Uint8Array>> =>
+  new Blob([await new Bun.Archive({ 'etc/hostname': 'x\n' }).blob()]).stream()
 
 /** A kernel of no use, but one that is taken: what the fake driver needs is a row. */
 export const seedFake = async (daemon: Daemon): Promise<void> => {
   const images = await daemon.client.call('image.list', {})
-  if (!images.some((image) => image.name === 'base')) await daemon.client.upload('image.import', { query: { name: 'base', cmd: '["sleep","1000"]' } }, await tinyTar())
+  if (!images.some((image) => image.name === 'base'))
+    await daemon.client.upload('image.import', { query: { name: 'base', cmd: '["sleep","1000"]' } }, await tinyTar())
 }
 
 export const createVm = (daemon: Daemon, want: VmCreate = {}, idempotencyKey?: string): Promise<Vm> =>
-  daemon.client.call('vm.create', { body: { memory_mb: 192, ...want } }, idempotencyKey === undefined ? {} : { idempotencyKey })
+  daemon.client.call(
+    'vm.create',
+    { body: { memory_mb: 192, ...want } },
+    idempotencyKey === undefined ? {} : { idempotencyKey },
+  )
 
-export interface Ran { readonly code: number; readonly stdout: string; readonly stderr: string }
+export interface Ran {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
 
 /** The command line as a user has it, against one daemon. */
-export const cli = async (daemon: Daemon | undefined, args: readonly string[], options: { readonly stdin?: string | Uint8Array | Blob; readonly env?: Record<string, string> } = {}): Promise<Ran> => {
-  const child = Bun.spawn([AERIE, ...args], { cwd: '/', stdin: options.stdin === undefined ? 'ignore' : new Blob([options.stdin as string]), stdout: 'pipe', stderr: 'pipe',
-    env: { PATH: '/usr/bin:/bin', ...(daemon ? { AERIE_HOST: `unix://${daemon.socket}` } : {}), ...options.env } })
-  const [stdout, stderr, code] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text(), child.exited])
+export const cli = async (
+  daemon: Daemon | undefined,
+  args: readonly string[],
+  options: { readonly stdin?: string | Uint8Array | Blob; readonly env?: Record<string, string> } = {},
+): Promise<Ran> => {
+  const child = Bun.spawn([AERIE, ...args], {
+    cwd: '/',
+    stdin: options.stdin === undefined ? 'ignore' : new Blob([options.stdin as string]),
+    stdout: 'pipe',
+    stderr: 'pipe',
+    env: { PATH: '/usr/bin:/bin', ...(daemon ? { AERIE_HOST: `unix://${daemon.socket}` } : {}), ...options.env },
+  })
+  const [stdout, stderr, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ])
   return { code, stdout, stderr }
 }

@@ -1,5 +1,16 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync, existsSync, chmodSync, readlinkSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  existsSync,
+  chmodSync,
+  readlinkSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { AERIE, clean, cli, createVm, haveBinary, machinesOf, startDaemon, until, type Daemon } from './daemon.ts'
 
@@ -10,14 +21,26 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   let daemon: Daemon
   beforeAll(async () => {
     daemon = await startDaemon()
-    await createVm(daemon, { name: 'g', cmd: ['sh', '-c', 'echo up; echo oops >&2; httpd -p 8080 -h /www; exec sleep 100000'], port: 8080, env: { SECRET: 'x', GREETING: 'hello' } })
+    await createVm(daemon, {
+      name: 'g',
+      cmd: ['sh', '-c', 'echo up; echo oops >&2; httpd -p 8080 -h /www; exec sleep 100000'],
+      port: 8080,
+      env: { SECRET: 'x', GREETING: 'hello' },
+    })
   }, 240_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
-  const exec = (args: readonly string[], options: Parameters<typeof cli>[2] = {}) => cli(daemon, ['exec', ...args], options)
+  const exec = (args: readonly string[], options: Parameters<typeof cli>[2] = {}) =>
+    cli(daemon, ['exec', ...args], options)
 
   test('exec passes output, exit code, signals and stdin apart and whole', async () => {
-    expect(await exec(['g', '--', 'sh', '-c', 'echo out; echo err >&2; exit 7'])).toEqual({ code: 7, stdout: 'out\n', stderr: 'err\n' })
+    expect(await exec(['g', '--', 'sh', '-c', 'echo out; echo err >&2; exit 7'])).toEqual({
+      code: 7,
+      stdout: 'out\n',
+      stderr: 'err\n',
+    })
     expect((await exec(['g', '--', 'sh', '-c', 'kill -TERM $$'])).code).toBe(143)
     expect((await exec(['g', '--', 'no-such-program'])).code).toBe(127)
     expect((await exec(['g', '--', '/etc/passwd'])).code).toBe(126)
@@ -28,7 +51,13 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   test('exec is binary safe both ways', async () => {
     const bytes = Buffer.alloc(300_000)
     for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 7919) & 255
-    const child = Bun.spawn([AERIE, 'exec', '-i', 'g', '--', 'cat'], { stdin: new Blob([bytes]), stdout: 'pipe', stderr: 'pipe', cwd: '/', env: { AERIE_HOST: `unix://${daemon.socket}` } })
+    const child = Bun.spawn([AERIE, 'exec', '-i', 'g', '--', 'cat'], {
+      stdin: new Blob([bytes]),
+      stdout: 'pipe',
+      stderr: 'pipe',
+      cwd: '/',
+      env: { AERIE_HOST: `unix://${daemon.socket}` },
+    })
 
     const back = Buffer.from(await new Response(child.stdout).arrayBuffer())
 
@@ -37,14 +66,34 @@ describe.skipIf(!haveBinary)('a real guest', () => {
   }, 240_000)
 
   test('exec runs with the environment, folder and user that were asked for', async () => {
-    const said = await exec(['-e', 'A=1', '-w', '/tmp', '-u', 'nobody', 'g', '--', 'sh', '-c', 'echo $A $(pwd) $(id -u)'])
+    const said = await exec([
+      '-e',
+      'A=1',
+      '-w',
+      '/tmp',
+      '-u',
+      'nobody',
+      'g',
+      '--',
+      'sh',
+      '-c',
+      'echo $A $(pwd) $(id -u)',
+    ])
 
     expect(said).toEqual({ code: 0, stdout: '1 /tmp 65534\n', stderr: '' })
     expect((await exec(['-u', 'nobody-here', 'g', '--', 'id'])).code).not.toBe(0)
   }, 240_000)
 
   test('the guest is what its configuration says', async () => {
-    const said = (await exec(['g', '--', 'sh', '-c', 'hostname; cat /etc/machine-id; df -k / | tail -1; tr "\\0" "\\n" < /proc/1/cmdline; cat /proc/cmdline; ls /modules /init 2>&1'])).stdout
+    const said = (
+      await exec([
+        'g',
+        '--',
+        'sh',
+        '-c',
+        'hostname; cat /etc/machine-id; df -k / | tail -1; tr "\\0" "\\n" < /proc/1/cmdline; cat /proc/cmdline; ls /modules /init 2>&1',
+      ])
+    ).stdout
     const vm = await daemon.client.call('vm.get', at('g'))
 
     expect(said.split('\n')[0]).toBe('g')
@@ -85,7 +134,9 @@ describe.skipIf(!haveBinary)('a real guest', () => {
       expect(statSync(join(root, 'run.sh')).mode & 0o777).toBe(0o755)
       expect(readlinkSync(join(root, 'deep/link'))).toBe('../run.sh')
       expect((await cli(daemon, ['cp', 'g:/no/such', folder])).code).toBe(4)
-    } finally { rmSync(folder, { recursive: true, force: true }) }
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
   }, 240_000)
 
   test('what goes in costs the agent no memory that it has not had before', async () => {
@@ -93,27 +144,39 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     const tar = await new Bun.Archive({ many: new Uint8Array(16 * 2 ** 20) }).blob()
     const before = await faults()
 
-    expect(await daemon.client.upload('vm.copy.in', { ...at('g'), query: { path: '/tmp' } }, tar.stream())).toMatchObject({ bytes: 16 * 2 ** 20 })
+    expect(
+      await daemon.client.upload('vm.copy.in', { ...at('g'), query: { path: '/tmp' } }, tar.stream()),
+    ).toMatchObject({ bytes: 16 * 2 ** 20 })
 
-    expect(await faults() - before).toBeLessThan(1024) // a quarter of the pages that came; new memory for each read would be twice of them all
+    expect((await faults()) - before).toBeLessThan(1024) // a quarter of the pages that came; new memory for each read would be twice of them all
     await exec(['g', '--', 'rm', '/tmp/many'])
   }, 60_000)
 
   test('stat, list and stats answer from inside', async () => {
-    expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/etc/passwd' } })).toMatchObject({ exists: true, is_file: true, uid: 0 })
-    expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/nowhere' } })).toMatchObject({ exists: false })
-    expect((await daemon.client.call('vm.files', { ...at('g'), query: { path: '/' } })).entries.map((one) => one.name)).toContain('etc')
+    expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/etc/passwd' } })).toMatchObject({
+      exists: true,
+      is_file: true,
+      uid: 0,
+    })
+    expect(await daemon.client.call('vm.stat', { ...at('g'), query: { path: '/nowhere' } })).toMatchObject({
+      exists: false,
+    })
+    expect(
+      (await daemon.client.call('vm.files', { ...at('g'), query: { path: '/' } })).entries.map((one) => one.name),
+    ).toContain('etc')
     const stats = await daemon.client.call('vm.stats', at('g'))
     expect(stats.memory.total).toBeGreaterThan(100 * 2 ** 20)
     expect(stats.host.memory_bytes).toBeGreaterThan(0)
   }, 240_000)
 
-  test('the proxy shows the workload\'s page, without our secrets and in a sandbox', async () => {
+  test("the proxy shows the workload's page, without our secrets and in a sandbox", async () => {
     const answer = await daemon.client.request('GET', '/api/v1/vms/g/agent/')
 
     expect(await answer.text()).toContain('microVM')
     expect(answer.headers.get('content-security-policy')).toContain('sandbox')
-    expect(await (await daemon.client.request('GET', '/api/v1/vms/g/agent/healthz')).json()).toMatchObject({ status: 'ok' })
+    expect(await (await daemon.client.request('GET', '/api/v1/vms/g/agent/healthz')).json()).toMatchObject({
+      status: 'ok',
+    })
     expect((await daemon.client.request('GET', '/api/v1/vms/g/agent/nothing')).status).toBe(404)
   }, 240_000)
 
@@ -140,11 +203,18 @@ describe.skipIf(!haveBinary)('a real guest', () => {
 
 describe.skipIf(!haveBinary)('aerie run', () => {
   let daemon: Daemon
-  beforeAll(async () => { daemon = await startDaemon() })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon()
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('prints what the command prints, exits with its code and leaves nothing', async () => {
-    expect(await cli(daemon, ['run', 'base', '--', 'sh', '-c', 'echo hi; exit 7'])).toMatchObject({ code: 7, stdout: 'hi\n' })
+    expect(await cli(daemon, ['run', 'base', '--', 'sh', '-c', 'echo hi; exit 7'])).toMatchObject({
+      code: 7,
+      stdout: 'hi\n',
+    })
     await until(async () => (await daemon.client.call('vm.list', {})).length === 0)
     expect(machinesOf(daemon.state)).toEqual([])
   }, 240_000)
@@ -155,7 +225,9 @@ describe.skipIf(!haveBinary)('aerie run', () => {
     const tar = Buffer.from(await new Response(Bun.spawn(['tar', '-C', folder, '-c', '.']).stdout).arrayBuffer())
     rmSync(folder, { recursive: true })
 
-    const listed = await cli(daemon, ['run', '-i', 'base', '--', 'tar', 't'], { stdin: new Blob([tar]) as unknown as string })
+    const listed = await cli(daemon, ['run', '-i', 'base', '--', 'tar', 't'], {
+      stdin: new Blob([tar]) as unknown as string,
+    })
 
     expect(listed).toMatchObject({ code: 0 })
     expect(listed.stdout).toContain('./file')

@@ -1,26 +1,49 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { clean, cli, createVm, daemonGone, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon } from './daemon.ts'
+import {
+  clean,
+  cli,
+  createVm,
+  daemonGone,
+  haveBinary,
+  machinesOf,
+  newFolder,
+  startDaemon,
+  until,
+  type Daemon,
+} from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
-const residentKib = (pid: number): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0)
+const residentKib = (pid: number): number =>
+  Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0)
 
 /** Guests that do what guests must not: each ends in a state with a reason, and the daemon goes on as before. */
 describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
   let daemon: Daemon
-  beforeAll(async () => { daemon = await startDaemon({ flags: ['--boot-timeout-s', '110', '--log-max-mb', '1', '--cpu-oversubscription', '8'] }) })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon({
+      flags: ['--boot-timeout-s', '110', '--log-max-mb', '1', '--cpu-oversubscription', '8'],
+    })
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
-  const exec = (name: string, script: string) => daemon.client.call('vm.exec', { ...at(name), body: { argv: ['sh', '-c', script] } })
-  const ended = (name: string) => daemon.client.call('vm.wait', { ...at(name), query: { for: 'stopped', timeout_s: 60 } })
+  const exec = (name: string, script: string) =>
+    daemon.client.call('vm.exec', { ...at(name), body: { argv: ['sh', '-c', script] } })
+  const ended = (name: string) =>
+    daemon.client.call('vm.wait', { ...at(name), query: { for: 'stopped', timeout_s: 60 } })
 
-  test('one that panics in boot leaves no row, and its console\'s last words are in the event', async () => {
-    await expect(createVm(daemon, { name: 'panics', kernel_cmdline: 'init=/nonexistent rdinit=/nonexistent' }))
-      .rejects.toMatchObject({ code: 'vm_start_failed' })
+  test("one that panics in boot leaves no row, and its console's last words are in the event", async () => {
+    await expect(
+      createVm(daemon, { name: 'panics', kernel_cmdline: 'init=/nonexistent rdinit=/nonexistent' }),
+    ).rejects.toMatchObject({ code: 'vm_start_failed' })
 
     await expect(daemon.client.call('vm.get', at('panics'))).rejects.toMatchObject({ code: 'vm_not_found' })
-    const events = await (await daemon.client.request('GET', '/api/v1/events?after=0&follow=false&type=VM_CREATE_FAILED')).text()
+    const events = await (
+      await daemon.client.request('GET', '/api/v1/events?after=0&follow=false&type=VM_CREATE_FAILED')
+    ).text()
     expect(events).toContain('Unable to mount root fs')
     expect(events).toContain('console:')
     expect(machinesOf(daemon.state)).toEqual([])
@@ -29,13 +52,20 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
   test('one that hangs in boot is given up after its time', async () => {
     const short = await startDaemon({ flags: ['--boot-timeout-s', '3'] })
     try {
-      await expect(createVm(short, { name: 'hangs', kernel_cmdline: 'rdinit=/dev/null initcall_debug' })).rejects.toMatchObject({ code: 'vm_start_failed' })
+      await expect(
+        createVm(short, { name: 'hangs', kernel_cmdline: 'rdinit=/dev/null initcall_debug' }),
+      ).rejects.toMatchObject({ code: 'vm_start_failed' })
       expect(machinesOf(short.state)).toEqual([])
-    } finally { await clean(short) }
+    } finally {
+      await clean(short)
+    }
   }, 240_000)
 
   test('one that is deleted while it boots is gone at once', async () => {
-    const creating = createVm(daemon, { name: 'brief' }).then(() => 'made', (error: { code: string }) => error.code)
+    const creating = createVm(daemon, { name: 'brief' }).then(
+      () => 'made',
+      (error: { code: string }) => error.code,
+    )
     await until(() => machinesOf(daemon.state).length > 0)
 
     await daemon.client.call('vm.delete', at('brief'))
@@ -49,9 +79,12 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
     const before = residentKib(daemon.pid)
 
     // its disk
-    expect((await exec('bad', 'dd if=/dev/zero of=/fill bs=1M 2>&1; rm /fill; echo done')).stdout).toContain('No space left')
+    expect((await exec('bad', 'dd if=/dev/zero of=/fill bs=1M 2>&1; rm /fill; echo done')).stdout).toContain(
+      'No space left',
+    )
     // its console
-    const vm = await daemon.client.call('vm.get', at('bad')), log = join(daemon.state, 'vms', vm.uid, 'console.log')
+    const vm = await daemon.client.call('vm.get', at('bad'))
+    const log = join(daemon.state, 'vms', vm.uid, 'console.log')
     const flood = (bytes: number) => exec('bad', `head -c ${bytes} /dev/zero | tr "\\0" x | fold -w 100 > /dev/ttyS0`)
     if (vm.hypervisor === 'talon') {
       // each byte is an exit, and one of a guest within a guest is dear; that its log is bounded is shown where talon's own tests are
@@ -79,12 +112,15 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
     await daemon.client.call('vm.delete', at('oom'))
   }, 240_000)
 
-  test('a guest\'s own reboot is a new machine, its power-off a stop, its panic a crash', async () => {
+  test("a guest's own reboot is a new machine, its power-off a stop, its panic a crash", async () => {
     await createVm(daemon, { name: 'moody', cmd: ['sleep', '100000'] })
     const first = await daemon.client.call('vm.get', at('moody'))
 
     await exec('moody', 'echo b > /proc/sysrq-trigger').catch(() => undefined)
-    await until(async () => { const vm = await daemon.client.call('vm.get', at('moody')); return vm.status === 'running' && vm.pid !== first.pid })
+    await until(async () => {
+      const vm = await daemon.client.call('vm.get', at('moody'))
+      return vm.status === 'running' && vm.pid !== first.pid
+    })
     expect((await exec('moody', 'echo again')).stdout).toBe('again\n')
 
     await exec('moody', 'echo c > /proc/sysrq-trigger').catch(() => undefined)
@@ -111,21 +147,38 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
   }, 240_000)
 
   test('a workload that ignores SIGTERM is killed after its grace, and one that heeds it ends with its own code', async () => {
-    await createVm(daemon, { name: 'deaf', cmd: ['sh', '-c', 'trap "" TERM; echo deaf; while :; do sleep 1; done'], stop_timeout_s: 1 })
+    await createVm(daemon, {
+      name: 'deaf',
+      cmd: ['sh', '-c', 'trap "" TERM; echo deaf; while :; do sleep 1; done'],
+      stop_timeout_s: 1,
+    })
     await until(async () => (await cli(daemon, ['logs', 'deaf'])).stdout === 'deaf\n')
-    expect(await daemon.client.call('vm.stop', { ...at('deaf'), body: {} })).toMatchObject({ status: 'stopped', exit_code: 137 })
+    expect(await daemon.client.call('vm.stop', { ...at('deaf'), body: {} })).toMatchObject({
+      status: 'stopped',
+      exit_code: 137,
+    })
     await daemon.client.call('vm.delete', at('deaf'))
 
-    await createVm(daemon, { name: 'polite', cmd: ['sh', '-c', 'trap "exit 42" TERM; echo polite; while :; do sleep 0.1; done'] })
+    await createVm(daemon, {
+      name: 'polite',
+      cmd: ['sh', '-c', 'trap "exit 42" TERM; echo polite; while :; do sleep 0.1; done'],
+    })
     await until(async () => (await cli(daemon, ['logs', 'polite'])).stdout === 'polite\n')
-    expect(await daemon.client.call('vm.stop', { ...at('polite'), body: {} })).toMatchObject({ status: 'stopped', exit_code: 42 })
+    expect(await daemon.client.call('vm.stop', { ...at('polite'), body: {} })).toMatchObject({
+      status: 'stopped',
+      exit_code: 42,
+    })
     await daemon.client.call('vm.delete', at('polite'))
   }, 240_000)
 
   test('six creates at once on real guests all run, each with a name, a CID and an identity of its own', async () => {
-    const made = await Promise.all(Array.from({ length: 6 }, () => createVm(daemon, { memory_mb: 160, cmd: ['sleep', '100000'] })))
+    const made = await Promise.all(
+      Array.from({ length: 6 }, () => createVm(daemon, { memory_mb: 160, cmd: ['sleep', '100000'] })),
+    )
 
-    const ids = await Promise.all(made.map((vm) => exec(vm.name, 'cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1')))
+    const ids = await Promise.all(
+      made.map((vm) => exec(vm.name, 'cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1')),
+    )
     expect(new Set(made.map((vm) => vm.name)).size).toBe(6)
     expect(new Set(made.map((vm) => vm.vsock_cid)).size).toBe(6)
     expect(new Set(ids.map((one) => one.stdout)).size).toBe(6)
@@ -137,11 +190,19 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
 describe.skipIf(!haveBinary)('a fresh home', () => {
   test('two runs at once share one daemon, which goes when nobody needs it', async () => {
     const home = newFolder()
-    const env = { HOME: home, XDG_STATE_HOME: join(home, 's'), XDG_RUNTIME_DIR: join(home, 'r'), AERIE_HOST: 'user', PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }
+    const env = {
+      HOME: home,
+      XDG_STATE_HOME: join(home, 's'),
+      XDG_RUNTIME_DIR: join(home, 'r'),
+      AERIE_HOST: 'user',
+      PATH: '/usr/sbin:/usr/bin:/sbin:/bin',
+    }
 
     mkdirSync(env.XDG_RUNTIME_DIR, { mode: 0o700 })
     const [one, two] = await Promise.all([
-      cli(undefined, ['run', '--memory', '160m', 'base', '--', 'echo', 'one'], { env }), cli(undefined, ['run', '--memory', '160m', 'base', '--', 'echo', 'two'], { env })])
+      cli(undefined, ['run', '--memory', '160m', 'base', '--', 'echo', 'one'], { env }),
+      cli(undefined, ['run', '--memory', '160m', 'base', '--', 'echo', 'two'], { env }),
+    ])
 
     expect(one).toMatchObject({ code: 0, stdout: 'one\n' })
     expect(two).toMatchObject({ code: 0, stdout: 'two\n' })

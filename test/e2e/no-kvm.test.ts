@@ -9,10 +9,14 @@ describe.skipIf(usable || !haveBinary)('a host without KVM', () => {
     for (const flags of [[], ['--hypervisor', 'talon']]) {
       const daemon = await startDaemon({ flags })
       try {
-        await expect(createVm(daemon, flags.length === 0 ? { hypervisor: 'talon' } : {})).rejects
-          .toMatchObject({ code: 'hypervisor_unavailable', message: expect.stringContaining(reason) as unknown })
+        await expect(createVm(daemon, flags.length === 0 ? { hypervisor: 'talon' } : {})).rejects.toMatchObject({
+          code: 'hypervisor_unavailable',
+          message: expect.stringContaining(reason) as unknown,
+        })
         expect(await daemon.client.call('vm.list', {})).toEqual([])
-      } finally { await clean(daemon) }
+      } finally {
+        await clean(daemon)
+      }
     }
   }, 240_000)
 })

@@ -1,9 +1,19 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { chmodSync } from 'node:fs'
-import { clean, cli, createVm, haveBinary, machinesOf, newFolder, startDaemon, until, type Daemon, type Ran } from './daemon.ts'
+import {
+  clean,
+  cli,
+  createVm,
+  haveBinary,
+  machinesOf,
+  newFolder,
+  startDaemon,
+  until,
+  type Daemon,
+  type Ran,
+} from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
-
 
 /** Real guests whose memory goes to disk and back, and their clones; on the driver that is the default here. */
 describe.skipIf(!haveBinary)('memory of a real guest', () => {
@@ -20,10 +30,17 @@ describe.skipIf(!haveBinary)('memory of a real guest', () => {
     const folder = newFolder()
     chmodSync(folder, 0o711) // a machine is another user
     daemon = await start(folder)
-    await createVm(daemon, { name: 'm', memory_mb: 160, forkable: true, cmd: ['sh', '-c', 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'] })
+    await createVm(daemon, {
+      name: 'm',
+      memory_mb: 160,
+      forkable: true,
+      cmd: ['sh', '-c', 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.2; done'],
+    })
     await until(async () => (await sh('m', 'cat /run/count')).code === 0)
   }, 180_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('goes on where it stood, three times, with its disk, its clock and its processes', async () => {
     await say('m', 'echo kept > /dev/shm/kept; echo $$ > /root/pid; hostname > /root/name')
@@ -54,15 +71,22 @@ describe.skipIf(!haveBinary)('memory of a real guest', () => {
 
   test('a clone of a running guest is somebody of its own', async () => {
     await say('m', 'echo kept > /dev/shm/kept; hostname > /root/name')
-    const who = 'hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/uuid; cat /dev/shm/kept; cat /root/name; grep -c . /etc/hosts'
+    const who =
+      'hostname; cat /etc/machine-id; cat /proc/sys/kernel/random/uuid; cat /dev/shm/kept; cat /root/name; grep -c . /etc/hosts'
 
     const { vms, failed } = await daemon.client.call('vm.fork', { ...at('m'), body: { name: 'c', count: 2 } })
 
     expect(failed).toEqual([])
-    const said = await Promise.all(['m', ...vms.map((vm) => vm.name)].map(async (name) => (await say(name, who)).split('\n')))
+    const said = await Promise.all(
+      ['m', ...vms.map((vm) => vm.name)].map(async (name) => (await say(name, who)).split('\n')),
+    )
     expect(said.map((lines) => lines[0])).toEqual(['m', 'c-1', 'c-2'])
     for (const line of [1, 2]) expect(new Set(said.map((lines) => lines[line])).size).toBe(3) // machine-id, random
-    expect(said.map((lines) => [lines[3], lines[4]])).toEqual([['kept', 'm'], ['kept', 'm'], ['kept', 'm']])
+    expect(said.map((lines) => [lines[3], lines[4]])).toEqual([
+      ['kept', 'm'],
+      ['kept', 'm'],
+      ['kept', 'm'],
+    ])
     // What one writes, memory or disk, the others do not see; and what ran before runs on.
     await say('c-1', 'echo mine > /dev/shm/kept; echo mine > /root/name; sync')
     expect(await say('c-2', 'cat /dev/shm/kept /root/name')).toBe('kept\nm')
@@ -88,13 +112,20 @@ describe.skipIf(!haveBinary)('memory of a real guest', () => {
   }, 120_000)
 
   test('a guest that ended after it was woken has its exit code', async () => {
-    await createVm(daemon, { name: 'e', memory_mb: 160, cmd: ['sh', '-c', 'while [ ! -e /run/go ]; do sleep 0.1; done; exit 9'] })
+    await createVm(daemon, {
+      name: 'e',
+      memory_mb: 160,
+      cmd: ['sh', '-c', 'while [ ! -e /run/go ]; do sleep 0.1; done; exit 9'],
+    })
     await daemon.client.call('vm.standby', at('e'))
     await daemon.client.call('vm.restore', at('e'))
 
     await sh('e', 'touch /run/go')
 
-    expect(await daemon.client.call('vm.wait', { ...at('e'), query: { for: 'exit', timeout_s: 60 } })).toMatchObject({ status: 'stopped', exit_code: 9 })
+    expect(await daemon.client.call('vm.wait', { ...at('e'), query: { for: 'exit', timeout_s: 60 } })).toMatchObject({
+      status: 'stopped',
+      exit_code: 9,
+    })
     await daemon.client.call('vm.delete', at('e'))
   }, 180_000)
 })

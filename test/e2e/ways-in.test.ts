@@ -1,5 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync, copyFileSync, symlinkSync } from 'node:fs'
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  copyFileSync,
+  symlinkSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { isRoot, setXattr } from '../linux/support.ts'
 import { AERIE, clean, cli, createVm, haveBinary, startDaemon, until, type Daemon } from './daemon.ts'
@@ -11,23 +20,40 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
   let daemon: Daemon
   beforeAll(async () => {
     daemon = await startDaemon()
-    await createVm(daemon, { name: 'w', cmd: ['sh', '-c', 'httpd -p 8080 -h /www; while read line; do echo "got $line"; done; sleep 100000'] })
+    await createVm(daemon, {
+      name: 'w',
+      cmd: ['sh', '-c', 'httpd -p 8080 -h /www; while read line; do echo "got $line"; done; sleep 100000'],
+    })
   }, 240_000)
-  afterAll(async () => { await clean(daemon) })
+  afterAll(async () => {
+    await clean(daemon)
+  })
   const exec = (script: string) => daemon.client.call('vm.exec', { ...at('w'), body: { argv: ['sh', '-c', script] } })
 
   test('forward opens a port of the host into the guest', async () => {
     await until(async () => (await exec('wget -q -O /dev/null http://127.0.0.1:8080/')).exit_code === 0) // the workload has come up
-    const forward = Bun.spawn([AERIE, 'forward', 'w', '0:8080'], { cwd: '/', env: { AERIE_HOST: `unix://${daemon.socket}` }, stdout: 'pipe', stderr: 'pipe' })
+    const forward = Bun.spawn([AERIE, 'forward', 'w', '0:8080'], {
+      cwd: '/',
+      env: { AERIE_HOST: `unix://${daemon.socket}` },
+      stdout: 'pipe',
+      stderr: 'pipe',
+    })
     try {
       let said = ''
-      void (async () => { for await (const part of forward.stdout) said += Buffer.from(part).toString() })()
-      void (async () => { for await (const part of forward.stderr) said += Buffer.from(part).toString() })()
+      void (async () => {
+        for await (const part of forward.stdout) said += Buffer.from(part).toString()
+      })()
+      void (async () => {
+        for await (const part of forward.stderr) said += Buffer.from(part).toString()
+      })()
       await until(() => /:\d{4,5}/.test(said))
       const port = /127\.0\.0\.1:(\d+)/.exec(said)?.[1]
 
       expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toContain('microVM')
-    } finally { forward.kill(); await forward.exited }
+    } finally {
+      forward.kill()
+      await forward.exited
+    }
   }, 240_000)
 
   test('pause halts the guest and resume runs it on', async () => {
@@ -39,11 +65,14 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
   }, 240_000)
 
   test('events and wait tell what happens, as it happens', async () => {
-    const types: string[] = [], stop = new AbortController()
+    const types: string[] = []
+    const stop = new AbortController()
     let after = 0
-    for await (const event of daemon.client.sse('events', { query: { after: 0, follow: false } })) after = (JSON.parse(event.data) as { seq: number }).seq
+    for await (const event of daemon.client.sse('events', { query: { after: 0, follow: false } }))
+      after = (JSON.parse(event.data) as { seq: number }).seq
     const reading = (async () => {
-      for await (const event of daemon.client.sse('events', { query: { name: 'w', after } }, { signal: stop.signal })) types.push((JSON.parse(event.data) as { type: string }).type)
+      for await (const event of daemon.client.sse('events', { query: { name: 'w', after } }, { signal: stop.signal }))
+        types.push((JSON.parse(event.data) as { type: string }).type)
     })().catch(() => undefined)
     const waiting = cli(daemon, ['wait', 'w'])
 
@@ -58,10 +87,14 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
   }, 240_000)
 })
 
-describe.skipIf(!haveBinary)('an image of one\'s own', () => {
+describe.skipIf(!haveBinary)("an image of one's own", () => {
   let daemon: Daemon
-  beforeAll(async () => { daemon = await startDaemon() })
-  afterAll(async () => { await clean(daemon) })
+  beforeAll(async () => {
+    daemon = await startDaemon()
+  })
+  afterAll(async () => {
+    await clean(daemon)
+  })
 
   test('a folder becomes an image with its entrypoint, user, environment and file capabilities, and a vm of it runs as they say', async () => {
     const folder = mkdtempSync('/tmp/aerie-tree-')
@@ -74,17 +107,43 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
       symlinkSync('busybox', join(folder, 'bin/sh'))
       mkdirSync(join(folder, 'cap'))
       copyFileSync(join(folder, 'bin/busybox'), join(folder, 'cap/busybox'))
-      if (isRoot) setXattr(join(folder, 'cap/busybox'), 'security.capability', Buffer.from('0100000201000000000000000000000000000000', 'hex')) // cap_chown=ep
+      if (isRoot)
+        setXattr(
+          join(folder, 'cap/busybox'),
+          'security.capability',
+          Buffer.from('0100000201000000000000000000000000000000', 'hex'),
+        ) // cap_chown=ep
       writeFileSync(join(folder, 'etc/passwd'), 'root:x:0:0::/:/bin/sh\nweb:x:1234:1234::/srv:/bin/sh\n')
       writeFileSync(join(folder, 'etc/group'), 'root:x:0:\nweb:x:1234:\n')
 
-      const imported = await cli(daemon, ['image', 'import', 'mine', folder, '--entrypoint', '["/bin/sh","-c"]', '--cmd', '["echo $A; busybox id -u; busybox pwd; busybox touch f; busybox chown 5 f; /cap/busybox chown 7 f; busybox stat -c %u f; exit 3"]', '--env', 'A=from-image', '--user', 'web', '--workdir', '/srv'])
+      const imported = await cli(daemon, [
+        'image',
+        'import',
+        'mine',
+        folder,
+        '--entrypoint',
+        '["/bin/sh","-c"]',
+        '--cmd',
+        '["echo $A; busybox id -u; busybox pwd; busybox touch f; busybox chown 5 f; /cap/busybox chown 7 f; busybox stat -c %u f; exit 3"]',
+        '--env',
+        'A=from-image',
+        '--user',
+        'web',
+        '--workdir',
+        '/srv',
+      ])
       expect(imported).toMatchObject({ code: 0 })
       expect((await cli(daemon, ['image', 'ls', '-o', 'name'])).stdout.split('\n')).toContain('mine')
 
-      expect(await cli(daemon, ['run', '--memory', '160m', 'mine'])).toMatchObject({ code: 3, stdout: `from-image\n1234\n/srv\n${isRoot ? 7 : 1234}\n`, stderr: expect.stringContaining('not permitted') as unknown })
+      expect(await cli(daemon, ['run', '--memory', '160m', 'mine'])).toMatchObject({
+        code: 3,
+        stdout: `from-image\n1234\n/srv\n${isRoot ? 7 : 1234}\n`,
+        stderr: expect.stringContaining('not permitted') as unknown,
+      })
       expect(await cli(daemon, ['image', 'rm', 'mine'])).toMatchObject({ code: 0 })
-    } finally { rmSync(folder, { recursive: true, force: true }) }
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
   }, 240_000)
 
   test('an image or kernel that a vm uses stays', async () => {
@@ -101,12 +160,16 @@ describe.skipIf(!haveBinary)('an image of one\'s own', () => {
 
     daemon = await startDaemon({ folder: daemon.folder })
 
-    expect(await daemon.client.call('vm.wait', { ...at('user-of-base'), query: { for: 'exit', timeout_s: 60 } })).toMatchObject({ status: 'stopped', exit_code: 9 })
+    expect(
+      await daemon.client.call('vm.wait', { ...at('user-of-base'), query: { for: 'exit', timeout_s: 60 } }),
+    ).toMatchObject({ status: 'stopped', exit_code: 9 })
   }, 240_000)
 })
 
 test.skipIf(!haveBinary)('the compiled file stands alone: no folder, no environment, no root needed to ask it', () => {
   const ran = Bun.spawnSync([AERIE, '--version'], { cwd: '/', env: {}, stdout: 'pipe' })
   expect(ran.exitCode).toBe(0)
-  expect(ran.stdout.toString()).toBe(`aerie ${(JSON.parse(readFileSync(join(import.meta.dir, '../../package.json'), 'utf8')) as { version: string }).version}\n`)
+  expect(ran.stdout.toString()).toBe(
+    `aerie ${(JSON.parse(readFileSync(join(import.meta.dir, '../../package.json'), 'utf8')) as { version: string }).version}\n`,
+  )
 })

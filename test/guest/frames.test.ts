@@ -2,13 +2,33 @@ import { describe, expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import {
-  decodeBody, decodeLog, decodeOpen, decodeWindow, encode, encodeAck, encodeEmpty, encodeJson, encodeOpen, encodeResize, encodeSignal, FRAME, FrameError, FrameReader,
-  GENERATION, KIND, PAYLOAD_MAX, type Frame, type FrameType, type Kind,
+  decodeBody,
+  decodeLog,
+  decodeOpen,
+  decodeWindow,
+  encode,
+  encodeAck,
+  encodeEmpty,
+  encodeJson,
+  encodeOpen,
+  encodeResize,
+  encodeSignal,
+  FRAME,
+  FrameError,
+  FrameReader,
+  GENERATION,
+  KIND,
+  PAYLOAD_MAX,
+  type Frame,
+  type FrameType,
+  type Kind,
 } from '../../src/guest/frames.ts'
 
 /** The vectors that the agent's codec reads as well (`native/protocol/README.md`). */
-const golden = <T>(name: string): T => JSON.parse(readFileSync(join(import.meta.dir, '../../native/protocol/golden', name), 'utf8')) as T
-const frames = golden<{ name: string; hex: string; frame: Record<string, unknown> & { type: keyof typeof FRAME } }[]>('frames.json')
+const golden = <T>(name: string): T =>
+  JSON.parse(readFileSync(join(import.meta.dir, '../../native/protocol/golden', name), 'utf8')) as T
+const frames =
+  golden<{ name: string; hex: string; frame: Record<string, unknown> & { type: keyof typeof FRAME } }[]>('frames.json')
 const malformed = golden<{ name: string; hex: string; error: string }[]>('malformed.json')
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
@@ -16,30 +36,54 @@ const nameOf = (type: FrameType): string => Object.entries(FRAME).find(([, byte]
 
 /** A frame in the words of the vectors: everything that a payload says is read. */
 const describeFrame = (frame: Frame): Record<string, unknown> => {
-  const type = nameOf(frame.type), view = new DataView(frame.payload.buffer, frame.payload.byteOffset, frame.payload.byteLength)
+  const type = nameOf(frame.type)
+  const view = new DataView(frame.payload.buffer, frame.payload.byteOffset, frame.payload.byteLength)
   switch (frame.type) {
     case FRAME.open: {
       const { generation, kind, body } = decodeOpen(frame)
-      return generation === GENERATION ? { type, generation, kind, body } : { type, generation, kind, body_hex: hex(frame.payload.subarray(8)) }
+      return generation === GENERATION
+        ? { type, generation, kind, body }
+        : { type, generation, kind, body_hex: hex(frame.payload.subarray(8)) }
     }
-    case FRAME.ok: case FRAME.error: case FRAME.exit: case FRAME.event: case FRAME.request: case FRAME.reply: return { type, body: decodeBody(frame) }
-    case FRAME.stdin: case FRAME.stdout: case FRAME.stderr: return { type, data_hex: hex(frame.payload) }
-    case FRAME.eof: return { type }
-    case FRAME.resize: return { type, columns: view.getUint16(0, true), rows: view.getUint16(2, true) }
-    case FRAME.signal: return { type, number: view.getUint8(0) }
-    case FRAME.ack: return { type, seq: view.getBigUint64(0, true).toString() }
-    case FRAME.window: return { type, bytes: decodeWindow(frame) }
+    case FRAME.ok:
+    case FRAME.error:
+    case FRAME.exit:
+    case FRAME.event:
+    case FRAME.request:
+    case FRAME.reply:
+      return { type, body: decodeBody(frame) }
+    case FRAME.stdin:
+    case FRAME.stdout:
+    case FRAME.stderr:
+      return { type, data_hex: hex(frame.payload) }
+    case FRAME.eof:
+      return { type }
+    case FRAME.resize:
+      return { type, columns: view.getUint16(0, true), rows: view.getUint16(2, true) }
+    case FRAME.signal:
+      return { type, number: view.getUint8(0) }
+    case FRAME.ack:
+      return { type, seq: view.getBigUint64(0, true).toString() }
+    case FRAME.window:
+      return { type, bytes: decodeWindow(frame) }
     case FRAME.log: {
       const { stream, bytes } = decodeLog(frame)
-      return { type, stream, offset: view.getBigUint64(1, true).toString(), time_ns: view.getBigUint64(9, true).toString(), data_hex: hex(bytes) }
+      return {
+        type,
+        stream,
+        offset: view.getBigUint64(1, true).toString(),
+        time_ns: view.getBigUint64(9, true).toString(),
+        data_hex: hex(bytes),
+      }
     }
   }
 }
 
 /** All frames of a stream that comes in these portions. */
 const read = (bytes: Uint8Array, portions: () => number): Record<string, unknown>[] => {
-  const reader = new FrameReader(), seen: Record<string, unknown>[] = []
-  for (let at = 0; at < bytes.byteLength;) {
+  const reader = new FrameReader()
+  const seen: Record<string, unknown>[] = []
+  for (let at = 0; at < bytes.byteLength; ) {
     const part = bytes.subarray(at, at + Math.max(1, portions()))
     for (const frame of reader.push(part)) seen.push(describeFrame(frame))
     at += part.byteLength
@@ -49,15 +93,20 @@ const read = (bytes: Uint8Array, portions: () => number): Record<string, unknown
 }
 
 /** Mulberry32: numbers that a failing run can be repeated with. */
-const randomOf = (seed: number) => (below: number): number => {
-  seed = (seed + 0x6d2b79f5) | 0
-  let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
-  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-  return ((t ^ (t >>> 14)) >>> 0) % below
-}
+const randomOf =
+  (seed: number) =>
+  (below: number): number => {
+    seed = (seed + 0x6d2b79f5) | 0
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) % below
+  }
 
 const codeOf = (work: () => unknown): string | undefined => {
-  try { work(); return undefined } catch (error) {
+  try {
+    work()
+    return undefined
+  } catch (error) {
     if (error instanceof FrameError) return error.code
     throw error
   }
@@ -71,29 +120,55 @@ describe('golden frames', () => {
   }
 
   test('all of them in one stream come out whole in whatever portions they come', () => {
-    const stream = Buffer.concat(frames.map((vector) => Buffer.from(vector.hex, 'hex'))), random = randomOf(1)
+    const stream = Buffer.concat(frames.map((vector) => Buffer.from(vector.hex, 'hex')))
+    const random = randomOf(1)
 
-    for (const portion of [() => 1, () => 4, () => 5, () => 6, () => 65_536, ...Array.from({ length: 50 }, () => () => random(40))]) {
+    for (const portion of [
+      () => 1,
+      () => 4,
+      () => 5,
+      () => 6,
+      () => 65_536,
+      ...Array.from({ length: 50 }, () => () => random(40)),
+    ]) {
       expect(read(stream, portion)).toEqual(frames.map((vector) => vector.frame))
     }
   })
 
   test('cover every type and every kind', () => {
-    expect(new Set(frames.map((vector) => vector.frame.type))).toEqual(new Set(Object.keys(FRAME) as (keyof typeof FRAME)[]))
+    expect(new Set(frames.map((vector) => vector.frame.type))).toEqual(
+      new Set(Object.keys(FRAME) as (keyof typeof FRAME)[]),
+    )
     expect(Object.values(KIND).filter((kind) => !frames.some((vector) => vector.frame['kind'] === kind))).toEqual([])
   })
 
   test('are what the encoders of this side write', () => {
     const written = (frame: (typeof frames)[number]['frame']): Buffer | undefined => {
       switch (frame.type) {
-        case 'open': return frame['generation'] === GENERATION ? encodeOpen(frame['kind'] as Kind, frame['body']) : undefined
-        case 'ok': case 'error': case 'exit': case 'event': case 'request': case 'reply': return encodeJson(FRAME[frame.type], frame['body'])
-        case 'stdin': case 'stdout': case 'stderr': return encode(FRAME[frame.type], Buffer.from(String(frame['data_hex']), 'hex'))
-        case 'eof': return encodeEmpty(FRAME.eof)
-        case 'resize': return encodeResize(Number(frame['columns']), Number(frame['rows']))
-        case 'signal': return encodeSignal(Number(frame['number']))
-        case 'ack': return Number.isSafeInteger(Number(frame['seq'])) ? encodeAck(Number(frame['seq'])) : undefined // a number that we never count to
-        case 'window': case 'log': return undefined // the agent alone says these
+        case 'open':
+          return frame['generation'] === GENERATION ? encodeOpen(frame['kind'] as Kind, frame['body']) : undefined
+        case 'ok':
+        case 'error':
+        case 'exit':
+        case 'event':
+        case 'request':
+        case 'reply':
+          return encodeJson(FRAME[frame.type], frame['body'])
+        case 'stdin':
+        case 'stdout':
+        case 'stderr':
+          return encode(FRAME[frame.type], Buffer.from(String(frame['data_hex']), 'hex'))
+        case 'eof':
+          return encodeEmpty(FRAME.eof)
+        case 'resize':
+          return encodeResize(Number(frame['columns']), Number(frame['rows']))
+        case 'signal':
+          return encodeSignal(Number(frame['number']))
+        case 'ack':
+          return Number.isSafeInteger(Number(frame['seq'])) ? encodeAck(Number(frame['seq'])) : undefined // a number that we never count to
+        case 'window':
+        case 'log':
+          return undefined // the agent alone says these
       }
     }
     let compared = 0
@@ -112,7 +187,8 @@ describe('golden malformed streams', () => {
     test(vector.name, () => {
       const stream = Buffer.from(vector.hex, 'hex')
 
-      for (const portion of [1, 2, 3, 5, 7, stream.byteLength]) expect(codeOf(() => read(stream, () => portion))).toBe(vector.error)
+      for (const portion of [1, 2, 3, 5, 7, stream.byteLength])
+        expect(codeOf(() => read(stream, () => portion))).toBe(vector.error)
     })
   }
 })
@@ -120,7 +196,8 @@ describe('golden malformed streams', () => {
 test('a stream that ends inside a frame is truncated, one that ends between two is whole', () => {
   const stream = encodeJson(FRAME.ok, { pid: 1 })
 
-  for (let cut = 1; cut < stream.byteLength; cut++) expect(codeOf(() => read(stream.subarray(0, cut), () => 3))).toBe('frame_truncated')
+  for (let cut = 1; cut < stream.byteLength; cut++)
+    expect(codeOf(() => read(stream.subarray(0, cut), () => 3))).toBe('frame_truncated')
   expect(codeOf(() => read(stream, () => 3))).toBeUndefined()
 })
 
@@ -131,10 +208,15 @@ test('what is longer than a frame may be is not sent', () => {
 })
 
 test('a frame whose length is claimed and never comes costs what has come', () => {
-  const reader = new FrameReader(), header = Buffer.from([0, 0, 0x10, 0, FRAME.stdout])
+  const reader = new FrameReader()
+  const header = Buffer.from([0, 0, 0x10, 0, FRAME.stdout])
   const before = process.memoryUsage().rss
 
-  const readers = Array.from({ length: 500 }, () => { const one = new FrameReader(); for (const _ of one.push(header)) throw new Error('a frame of nothing'); return one })
+  const readers = Array.from({ length: 500 }, () => {
+    const one = new FrameReader()
+    for (const _ of one.push(header)) throw new Error('a frame of nothing')
+    return one
+  })
 
   for (const _ of reader.push(header)) throw new Error('a frame of nothing')
   expect(readers.length).toBe(500)
@@ -142,11 +224,13 @@ test('a frame whose length is claimed and never comes costs what has come', () =
 })
 
 test('a frame that comes byte by byte costs no more than its bytes', () => {
-  const stream = encode(FRAME.stdout, new Uint8Array(PAYLOAD_MAX).fill(7)), reader = new FrameReader()
+  const stream = encode(FRAME.stdout, new Uint8Array(PAYLOAD_MAX).fill(7))
+  const reader = new FrameReader()
   let got = 0
 
   const start = performance.now()
-  for (let at = 0; at < stream.byteLength; at++) for (const frame of reader.push(stream.subarray(at, at + 1))) got = frame.payload.byteLength
+  for (let at = 0; at < stream.byteLength; at++)
+    for (const frame of reader.push(stream.subarray(at, at + 1))) got = frame.payload.byteLength
   const tookMs = performance.now() - start
 
   expect(got).toBe(PAYLOAD_MAX)
@@ -154,7 +238,8 @@ test('a frame that comes byte by byte costs no more than its bytes', () => {
 }, 30_000)
 
 test('a hundred thousand mutated streams end in frames or in a FrameError, and hold no memory', () => {
-  const random = randomOf(20_261_121), seeds = frames.map((vector) => Buffer.from(vector.hex, 'hex'))
+  const random = randomOf(20_261_121)
+  const seeds = frames.map((vector) => Buffer.from(vector.hex, 'hex'))
   const pick = (): Buffer => seeds[random(seeds.length)] ?? Buffer.alloc(0)
   const mutate = (): Buffer => {
     const bytes = Buffer.from(random(3) === 0 ? Buffer.concat([pick(), pick()]) : pick())
@@ -176,6 +261,13 @@ test('a hundred thousand mutated streams end in frames or in a FrameError, and h
 
   Bun.gc(true)
   expect(process.memoryUsage().rss - before).toBeLessThan(200 * 2 ** 20)
-  expect([...outcomes.keys()].sort()).toEqual(['frame_json_invalid', 'frame_magic_invalid', 'frame_payload_invalid', 'frame_too_long', 'frame_truncated',
-    'frame_type_unknown', 'read'])
+  expect([...outcomes.keys()].sort()).toEqual([
+    'frame_json_invalid',
+    'frame_magic_invalid',
+    'frame_payload_invalid',
+    'frame_too_long',
+    'frame_truncated',
+    'frame_type_unknown',
+    'read',
+  ])
 }, 60_000)

@@ -5,7 +5,10 @@ import { EVENTS_MAX } from '../../src/guest/messages.ts'
 import { GuestSession } from '../../src/guest/session.ts'
 import { folder, Owner, Peer, quiet } from './agent.ts'
 
-let place: ReturnType<typeof folder>, owner: Owner, session: GuestSession, path: string
+let place: ReturnType<typeof folder>
+let owner: Owner
+let session: GuestSession
+let path: string
 const peers: Peer[] = []
 const HELLO_MS = 150
 
@@ -21,10 +24,15 @@ afterEach(() => {
   place[Symbol.dispose]()
 })
 
-const connect = async (): Promise<Peer> => { const peer = await Peer.connect(path); peers.push(peer); return peer }
+const connect = async (): Promise<Peer> => {
+  const peer = await Peer.connect(path)
+  peers.push(peer)
+  return peer
+}
 /** The agent, configured. */
 const begin = async (): Promise<{ agent: Peer; secret: string }> => {
-  const agent = (await connect()).open(null), { secret } = await agent.json()
+  const agent = (await connect()).open(null)
+  const { secret } = await agent.json()
   return { agent, secret: String(secret) }
 }
 const soon = () => AbortSignal.timeout(3000)
@@ -33,7 +41,13 @@ describe('the first session of a boot', () => {
   test('gets the configuration', async () => {
     const agent = (await connect()).open(null)
 
-    expect(await agent.json()).toMatchObject({ type: FRAME.ok, resumed: false, secret: '1'.repeat(64), hostname: 'h', root: { mode: 'overlay' } })
+    expect(await agent.json()).toMatchObject({
+      type: FRAME.ok,
+      resumed: false,
+      secret: '1'.repeat(64),
+      hostname: 'h',
+      root: { mode: 'overlay' },
+    })
     expect(owner.configured).toBe(1)
   })
 
@@ -61,15 +75,22 @@ describe('the first session of a boot', () => {
     const { agent } = await begin()
     agent.close()
 
-    let again = (await connect()).open(null), answer = await again.json()
-    for (let tries = 0; answer['code'] === 'refused' && tries < 50; tries++) { await Bun.sleep(5); again = (await connect()).open(null); answer = await again.json() }
+    let again = (await connect()).open(null)
+    let answer = await again.json()
+    for (let tries = 0; answer['code'] === 'refused' && tries < 50; tries++) {
+      await Bun.sleep(5)
+      again = (await connect()).open(null)
+      answer = await again.json()
+    }
 
     expect(answer).toMatchObject({ resumed: false, secret: '2'.repeat(64) })
   })
 
   test('whose configuration could not be made is not kept', async () => {
     const configure = owner.configure.bind(owner)
-    owner.configure = () => { throw new Error('the vm has gone') }
+    owner.configure = () => {
+      throw new Error('the vm has gone')
+    }
     expect(await (await connect()).open(null).next()).toBeUndefined()
 
     owner.configure = configure
@@ -97,7 +118,8 @@ describe('a session that is resumed', () => {
   test('with another secret is refused', async () => {
     const { secret } = await begin()
 
-    for (const wrong of ['', 'f'.repeat(64), secret.slice(1), `${secret}0`]) expect(await (await connect()).open(wrong).json()).toMatchObject({ type: FRAME.error, code: 'refused' })
+    for (const wrong of ['', 'f'.repeat(64), secret.slice(1), `${secret}0`])
+      expect(await (await connect()).open(wrong).json()).toMatchObject({ type: FRAME.error, code: 'refused' })
   })
 
   test('before the first configuration is refused', async () => {
@@ -115,7 +137,8 @@ describe('a session that is resumed', () => {
 
     expect(await agent.next()).toBeUndefined()
     await expect(lost).rejects.toMatchObject({ code: 'agent_unavailable' })
-    const asked = session.request('stop', { grace_ms: 7 }, soon()), { id, grace_ms } = await again.json()
+    const asked = session.request('stop', { grace_ms: 7 }, soon())
+    const { id, grace_ms } = await again.json()
     again.send(encodeJson(FRAME.reply, { id, ok: true }))
     expect(await asked).toMatchObject({ ok: true })
     expect(grace_ms).toBe(7)
@@ -165,10 +188,17 @@ describe('an event', () => {
   })
 
   const WRONG: readonly (readonly [string, object])[] = [
-    ['has no number', { type: 'button' }], ['has number 0', { seq: 0, type: 'button' }], ['has a word as its number', { seq: '1', type: 'button' }],
-    ['has a fraction', { seq: 1.5, type: 'button' }], ['is of an unknown type', { seq: 1, type: 'party' }],
-    ['says words where numbers belong', { seq: 1, type: 'ready', boot_ms: 'soon' }], ['lacks a field', { seq: 1, type: 'exited', code: 0 }],
-    ['holds an object where a number belongs', { seq: 1, type: 'exited', code: {}, signal: null, oom: false, message: null }],
+    ['has no number', { type: 'button' }],
+    ['has number 0', { seq: 0, type: 'button' }],
+    ['has a word as its number', { seq: '1', type: 'button' }],
+    ['has a fraction', { seq: 1.5, type: 'button' }],
+    ['is of an unknown type', { seq: 1, type: 'party' }],
+    ['says words where numbers belong', { seq: 1, type: 'ready', boot_ms: 'soon' }],
+    ['lacks a field', { seq: 1, type: 'exited', code: 0 }],
+    [
+      'holds an object where a number belongs',
+      { seq: 1, type: 'exited', code: {}, signal: null, oom: false, message: null },
+    ],
     ['comes after more than a boot may have', { seq: EVENTS_MAX + 1, type: 'button' }],
   ]
   for (const [name, body] of WRONG) {
@@ -186,16 +216,21 @@ describe('an event', () => {
 describe('a request', () => {
   test('waits for the agent, and fails where it does not come in time', async () => {
     const asked = session.request('ping', {}, soon())
-    const { agent } = await begin(), { id } = await agent.json()
+    const { agent } = await begin()
+    const { id } = await agent.json()
     agent.send(encodeJson(FRAME.reply, { id, ok: true, x: 1 }))
     expect(await asked).toMatchObject({ ok: true, x: 1 })
 
     agent.close()
-    await expect(session.request('ping', {}, AbortSignal.timeout(50))).rejects.toMatchObject({ code: 'agent_unavailable' })
+    await expect(session.request('ping', {}, AbortSignal.timeout(50))).rejects.toMatchObject({
+      code: 'agent_unavailable',
+    })
   })
 
   test('that the agent refuses says why', async () => {
-    const { agent } = await begin(), asked = session.request('signal', { signal: 9 }, soon()), { id } = await agent.json()
+    const { agent } = await begin()
+    const asked = session.request('signal', { signal: 9 }, soon())
+    const { id } = await agent.json()
     asked.catch(() => undefined)
     agent.send(encodeJson(FRAME.reply, { id, ok: false, code: 'busy', message: 'there is no workload' }))
 
@@ -203,7 +238,8 @@ describe('a request', () => {
   })
 
   test('fails when the connection breaks under it', async () => {
-    const { agent } = await begin(), asked = session.request('ping', {}, soon())
+    const { agent } = await begin()
+    const asked = session.request('ping', {}, soon())
     await agent.json()
     agent.close()
 
@@ -211,8 +247,13 @@ describe('a request', () => {
   })
 
   test('is not answered by a reply to another one', async () => {
-    const { agent } = await begin(), asked = session.request('ping', {}, soon()), { id } = await agent.json()
-    agent.send(encodeJson(FRAME.reply, { id: 999, ok: true, wrong: true })).send(encodeJson(FRAME.reply, { ok: true })).send(encodeJson(FRAME.reply, { id, ok: true }))
+    const { agent } = await begin()
+    const asked = session.request('ping', {}, soon())
+    const { id } = await agent.json()
+    agent
+      .send(encodeJson(FRAME.reply, { id: 999, ok: true, wrong: true }))
+      .send(encodeJson(FRAME.reply, { ok: true }))
+      .send(encodeJson(FRAME.reply, { id, ok: true }))
 
     expect(await asked).not.toHaveProperty('wrong')
   })
@@ -220,7 +261,8 @@ describe('a request', () => {
 
 describe('a stranger', () => {
   test('that says nothing is dropped when its time is over', async () => {
-    const stranger = await connect(), start = performance.now()
+    const stranger = await connect()
+    const start = performance.now()
 
     expect(await stranger.next()).toBeUndefined()
 
@@ -231,16 +273,27 @@ describe('a stranger', () => {
     const open = encodeOpen(KIND.session, {})
     open.writeUInt16LE(9, 9)
 
-    expect(await (await connect()).send(open).json()).toMatchObject({ type: FRAME.error, code: 'generation_unknown', supported: [1] })
+    expect(await (await connect()).send(open).json()).toMatchObject({
+      type: FRAME.error,
+      code: 'generation_unknown',
+      supported: [1],
+    })
   })
 
   test('that wants another conversation is refused', async () => {
-    expect(await (await connect()).send(encodeOpen(KIND.exec, { argv: ['id'] })).json()).toMatchObject({ code: 'kind_unknown' })
+    expect(await (await connect()).send(encodeOpen(KIND.exec, { argv: ['id'] })).json()).toMatchObject({
+      code: 'kind_unknown',
+    })
   })
 
   const NOISE: readonly (readonly [string, Uint8Array])[] = [
-    ['HTTP', Buffer.from('GET / HTTP/1.1\r\nhost: x\r\n\r\n')], ['zeros', new Uint8Array(4096)], ['a frame that is no open', encode(FRAME.stdout, Buffer.from('x'))],
-    ['an open without its magic', Buffer.concat([Buffer.from([10, 0, 0, 0, 1]), Buffer.from('NOPE\x01\x00\x01\x00{}', 'latin1')])],
+    ['HTTP', Buffer.from('GET / HTTP/1.1\r\nhost: x\r\n\r\n')],
+    ['zeros', new Uint8Array(4096)],
+    ['a frame that is no open', encode(FRAME.stdout, Buffer.from('x'))],
+    [
+      'an open without its magic',
+      Buffer.concat([Buffer.from([10, 0, 0, 0, 1]), Buffer.from('NOPE\x01\x00\x01\x00{}', 'latin1')]),
+    ],
   ]
   for (const [name, bytes] of NOISE) {
     test(`that sends ${name} costs its own connection and nothing else`, async () => {
@@ -267,7 +320,10 @@ describe('a stranger', () => {
 
     expect(await again.json()).toMatchObject({ resumed: true })
     let open = crowd.length
-    for (const stranger of crowd) void stranger.next().then(() => { open-- })
+    for (const stranger of crowd)
+      void stranger.next().then(() => {
+        open--
+      })
     await Bun.sleep(HELLO_MS / 3)
     expect(open).toBeLessThanOrEqual(8)
     again.event({ seq: 1, type: 'ready', boot_ms: 1 })
@@ -275,7 +331,7 @@ describe('a stranger', () => {
   })
 })
 
-test('the socket is for the machine\'s own user alone, and one that an earlier daemon left is replaced', async () => {
+test("the socket is for the machine's own user alone, and one that an earlier daemon left is replaced", async () => {
   expect(statSync(path).mode & 0o777).toBe(0o600)
   session.close()
   writeFileSync(path, '')
@@ -286,7 +342,8 @@ test('the socket is for the machine\'s own user alone, and one that an earlier d
 })
 
 test('a session that is closed takes its socket and every connection with it', async () => {
-  const { agent } = await begin(), stranger = await connect()
+  const { agent } = await begin()
+  const stranger = await connect()
 
   session.close()
 

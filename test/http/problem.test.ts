@@ -10,20 +10,70 @@ import { newLog } from '../../src/lib/log.ts'
 const log = newLog('silent')
 
 test('each kind of fault has its status, and what a client does with it', async () => {
-  const statuses: Record<FaultKind, number> = { invalid: 400, unauthorized: 401, forbidden: 403, not_found: 404, conflict: 409, exhausted: 507, unavailable: 503, timeout: 504, internal: 500 }
+  const statuses: Record<FaultKind, number> = {
+    invalid: 400,
+    unauthorized: 401,
+    forbidden: 403,
+    not_found: 404,
+    conflict: 409,
+    exhausted: 507,
+    unavailable: 503,
+    timeout: 504,
+    internal: 500,
+  }
   for (const [kind, status] of Object.entries(statuses)) {
-    const answer = problem(new Fault('some_code', kind as FaultKind, 'Cannot do it', { name: 'x' }, { hint: 'Do another' }), 'r-1', log)
+    const answer = problem(
+      new Fault('some_code', kind as FaultKind, 'Cannot do it', { name: 'x' }, { hint: 'Do another' }),
+      'r-1',
+      log,
+    )
 
-    expect({ kind, status: answer.status, retry: answer.headers.get('retry-after'), ask: answer.headers.get('www-authenticate') })
-      .toEqual({ kind, status, retry: status === 503 ? '1' : null, ask: status === 401 ? 'Bearer realm="aerie"' : null })
-    expect(await answer.json()).toEqual({ name: 'x', type: 'urn:aerie:fault:some_code', title: 'Cannot do it', status, error: 'Cannot do it', code: 'some_code', hint: 'Do another', request_id: 'r-1' })
+    expect({
+      kind,
+      status: answer.status,
+      retry: answer.headers.get('retry-after'),
+      ask: answer.headers.get('www-authenticate'),
+    }).toEqual({
+      kind,
+      status,
+      retry: status === 503 ? '1' : null,
+      ask: status === 401 ? 'Bearer realm="aerie"' : null,
+    })
+    expect(await answer.json()).toEqual({
+      name: 'x',
+      type: 'urn:aerie:fault:some_code',
+      title: 'Cannot do it',
+      status,
+      error: 'Cannot do it',
+      code: 'some_code',
+      hint: 'Do another',
+      request_id: 'r-1',
+    })
   }
 })
 
 test('data of a fault never takes the place of what a problem is', async () => {
-  const answer = problem(new Fault('vm_wrong_state', 'conflict', 'Cannot', { status: 'running', code: 'mine', title: 'mine', type: 'mine', error: 'mine', request_id: 'mine' }), 'r-1', log)
+  const answer = problem(
+    new Fault('vm_wrong_state', 'conflict', 'Cannot', {
+      status: 'running',
+      code: 'mine',
+      title: 'mine',
+      type: 'mine',
+      error: 'mine',
+      request_id: 'mine',
+    }),
+    'r-1',
+    log,
+  )
 
-  expect(await answer.json()).toMatchObject({ status: 409, code: 'vm_wrong_state', title: 'Cannot', type: 'urn:aerie:fault:vm_wrong_state', error: 'Cannot', request_id: 'r-1' })
+  expect(await answer.json()).toMatchObject({
+    status: 409,
+    code: 'vm_wrong_state',
+    title: 'Cannot',
+    type: 'urn:aerie:fault:vm_wrong_state',
+    error: 'Cannot',
+    request_id: 'r-1',
+  })
 })
 
 test('what is no fault is internal, and says nothing of its reason', async () => {
@@ -37,27 +87,62 @@ test('what is no fault is internal, and says nothing of its reason', async () =>
 })
 
 test('a bad answer of ours is not taken for a bad request', async () => {
-  const app = new Elysia().onError(({ error, code }) => problem(asFault(error, code), 'r-1', log)).get('/', () => ({ n: 'x' }) as never, { response: t.Object({ n: t.Number() }) })
+  const app = new Elysia()
+    .onError(({ error, code }) => problem(asFault(error, code), 'r-1', log))
+    .get('/', () => ({ n: 'x' }) as never, { response: t.Object({ n: t.Number() }) })
     .get('/query', () => 'x', { query: t.Object({ n: t.Number() }) })
 
-  expect(await (await app.handle(new Request('http://localhost/'))).json()).toMatchObject({ status: 500, code: 'internal' })
-  expect(await (await app.handle(new Request('http://localhost/query?n=x'))).json()).toMatchObject({ status: 400, code: 'request_invalid', errors: [{ path: 'n' }] })
+  expect(await (await app.handle(new Request('http://localhost/'))).json()).toMatchObject({
+    status: 500,
+    code: 'internal',
+  })
+  expect(await (await app.handle(new Request('http://localhost/query?n=x'))).json()).toMatchObject({
+    status: 400,
+    code: 'request_invalid',
+    errors: [{ path: 'n' }],
+  })
 })
 
-test('a path is one operation\'s, or none\'s', () => {
-  for (const [id, { method, path }] of Object.entries(operations)) expect(operationOf(method, path.replace(':name', 'a-b').replace('*', 'x/y'))?.id as string | undefined).toBe(id)
-  for (const path of ['/api/v1/vms/', '/api/v1/vms/a/b', '/api/v1/vms/a/exec/', '/api/v1/vmsx', 'x/api/v1/vms', '/healthzz', '/api/v1/vms//exec', '/']) expect({ path, id: operationOf('GET', path)?.id }).toEqual({ path, id: undefined })
+test("a path is one operation's, or none's", () => {
+  for (const [id, { method, path }] of Object.entries(operations))
+    expect(operationOf(method, path.replace(':name', 'a-b').replace('*', 'x/y'))?.id as string | undefined).toBe(id)
+  for (const path of [
+    '/api/v1/vms/',
+    '/api/v1/vms/a/b',
+    '/api/v1/vms/a/exec/',
+    '/api/v1/vmsx',
+    'x/api/v1/vms',
+    '/healthzz',
+    '/api/v1/vms//exec',
+    '/',
+  ])
+    expect({ path, id: operationOf('GET', path)?.id }).toEqual({ path, id: undefined })
   expect(operationOf('DELETE', '/api/v1/vms/a/agent/x')?.id).toBe('vm.proxy')
 })
 
 test('a stream of events begins at once, and its source is let go with its reader', async () => {
   let ended = false
   const gone = new AbortController()
-  async function* items() { try { yield 1; yield 2; await new Promise((resolve) => { gone.signal.addEventListener('abort', resolve) }) } finally { ended = true } }
-  const answer = sse(items(), gone.signal, (item) => ({ id: item, event: 'N', data: { item } })), reader = (answer.body as ReadableStream<Uint8Array>).getReader()
+  async function* items() {
+    try {
+      yield 1
+      yield 2
+      await new Promise((resolve) => {
+        gone.signal.addEventListener('abort', resolve)
+      })
+    } finally {
+      ended = true
+    }
+  }
+  const answer = sse(items(), gone.signal, (item) => ({ id: item, event: 'N', data: { item } }))
+  const reader = (answer.body as ReadableStream<Uint8Array>).getReader()
   const next = async () => Buffer.from((await reader.read()).value ?? []).toString('utf8')
 
-  expect([await next(), await next(), await next()]).toEqual([': aerie\n\n', 'id: 1\nevent: N\ndata: {"item":1}\n\n', 'id: 2\nevent: N\ndata: {"item":2}\n\n'])
+  expect([await next(), await next(), await next()]).toEqual([
+    ': aerie\n\n',
+    'id: 1\nevent: N\ndata: {"item":1}\n\n',
+    'id: 2\nevent: N\ndata: {"item":2}\n\n',
+  ])
   gone.abort()
   await reader.cancel().catch(() => undefined)
   await Bun.sleep(5)

@@ -4,7 +4,9 @@ import { hypervisorSuite, skippedSuite } from '../conformance/hypervisor.ts'
 import { kernelBed, kernelMissing } from './kernel-bed.ts'
 import talon from './talon.driver.ts'
 
-const support = kvmSupport(), missing = support.usable ? kernelMissing : support.reason
+const support = kvmSupport()
+const missing = support.usable ? kernelMissing : support.reason
 
-if (missing === undefined) hypervisorSuite(talon, () => kernelBed(talon, join(import.meta.dir, 'talon.driver.ts')), { bootMs: 30_000 })
+if (missing === undefined)
+  hypervisorSuite(talon, () => kernelBed(talon, join(import.meta.dir, 'talon.driver.ts')), { bootMs: 30_000 })
 else skippedSuite('talon', missing)

@@ -6,13 +6,24 @@ test('ids have the shape that the contract promises', () => {
 })
 
 test('a hundred thousand ids are all different', () => {
-  const now = Date.now(), ids = new Set(Array.from({ length: 100_000 }, () => newId('vm', now)))
+  const now = Date.now()
+  const ids = new Set(Array.from({ length: 100_000 }, () => newId('vm', now)))
 
   expect(ids.size).toBe(100_000)
 })
 
 test('ids sort by their time, from the first millisecond to the year 5138', () => {
-  const times = [0, 1, 35, 36, 1_000_000, Date.UTC(2026, 10, 21), Date.UTC(2026, 10, 21) + 1, Date.UTC(2059, 0, 1), Date.UTC(5138, 0, 1)]
+  const times = [
+    0,
+    1,
+    35,
+    36,
+    1_000_000,
+    Date.UTC(2026, 10, 21),
+    Date.UTC(2026, 10, 21) + 1,
+    Date.UTC(2059, 0, 1),
+    Date.UTC(5138, 0, 1),
+  ]
 
   const ids = times.map((ms) => newId('vm', ms))
 

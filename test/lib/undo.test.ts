@@ -4,10 +4,19 @@ import { Undo } from '../../src/lib/undo.ts'
 test('takes back what was done, newest first, one after the other', async () => {
   const order: string[] = []
   {
-    await using undo = new Undo(() => { order.push('failed') })
-    undo.push('first', () => { order.push('first') })
-    undo.push('second', async () => { await Bun.sleep(5); order.push('second') })
-    undo.push('third', () => { order.push('third') })
+    await using undo = new Undo(() => {
+      order.push('failed')
+    })
+    undo.push('first', () => {
+      order.push('first')
+    })
+    undo.push('second', async () => {
+      await Bun.sleep(5)
+      order.push('second')
+    })
+    undo.push('third', () => {
+      order.push('third')
+    })
   }
 
   expect(order).toEqual(['third', 'second', 'first'])
@@ -17,9 +26,13 @@ test('takes nothing back once it is kept', async () => {
   const order: string[] = []
   {
     await using undo = new Undo(() => undefined)
-    undo.push('first', () => { order.push('first') })
+    undo.push('first', () => {
+      order.push('first')
+    })
     undo.keep()
-    undo.push('after', () => { order.push('after') })
+    undo.push('after', () => {
+      order.push('after')
+    })
   }
 
   expect(order).toEqual(['after'])
@@ -29,7 +42,9 @@ test('runs when the sequence throws, and lets the reason through', async () => {
   const order: string[] = []
   const sequence = async () => {
     await using undo = new Undo(() => undefined)
-    undo.push('first', () => { order.push('first') })
+    undo.push('first', () => {
+      order.push('first')
+    })
     throw new Error('no disk')
   }
 
@@ -38,22 +53,34 @@ test('runs when the sequence throws, and lets the reason through', async () => {
 })
 
 test('a step that fails is reported and does not stop the others', async () => {
-  const order: string[] = [], failed: [string, string][] = []
+  const order: string[] = []
+  const failed: [string, string][] = []
   {
-    await using undo = new Undo((step, error) => { failed.push([step, (error as Error).message]) })
-    undo.push('first', () => { order.push('first') })
-    undo.push('thrown', () => { throw new Error('busy') })
+    await using undo = new Undo((step, error) => {
+      failed.push([step, (error as Error).message])
+    })
+    undo.push('first', () => {
+      order.push('first')
+    })
+    undo.push('thrown', () => {
+      throw new Error('busy')
+    })
     undo.push('rejected', () => Promise.reject(new Error('gone')))
   }
 
   expect(order).toEqual(['first'])
-  expect(failed).toEqual([['rejected', 'gone'], ['thrown', 'busy']])
+  expect(failed).toEqual([
+    ['rejected', 'gone'],
+    ['thrown', 'busy'],
+  ])
 })
 
 test('takes back once, however often it is disposed of', async () => {
   let times = 0
   const undo = new Undo(() => undefined)
-  undo.push('once', () => { times++ })
+  undo.push('once', () => {
+    times++
+  })
 
   await undo[Symbol.asyncDispose]()
   await undo[Symbol.asyncDispose]()

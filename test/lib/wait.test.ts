@@ -13,7 +13,8 @@ test('a sleep ends early, and says so, when its signal is aborted', async () => 
 })
 
 test('orAbort is the promise, or the reason of the signal when that comes first', async () => {
-  const stop = new AbortController(), never = deferred<number>()
+  const stop = new AbortController()
+  const never = deferred<number>()
 
   expect(await orAbort(Promise.resolve(7), stop.signal)).toBe(7)
   await expect(orAbort(Promise.reject(new Error('broke')), stop.signal)).rejects.toThrow('broke')

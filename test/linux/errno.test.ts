@@ -4,7 +4,11 @@ import { checked, errnoName, hasCode, SyscallError } from '../../src/linux/errno
 
 describe('errno', () => {
   test('every name that node knows has the same number here', () => {
-    const SAME: Readonly<Record<string, string>> = { EWOULDBLOCK: 'EAGAIN', ENOTSUP: 'EOPNOTSUPP', EDEADLOCK: 'EDEADLK' }
+    const SAME: Readonly<Record<string, string>> = {
+      EWOULDBLOCK: 'EAGAIN',
+      ENOTSUP: 'EOPNOTSUPP',
+      EDEADLOCK: 'EDEADLK',
+    }
     const names = Object.entries(constants.errno)
 
     expect(names.length).toBeGreaterThan(70)
@@ -12,7 +16,13 @@ describe('errno', () => {
   })
 
   test('the last of the table is in its place', () => {
-    expect([errnoName(1), errnoName(41), errnoName(58), errnoName(133), errnoName(134)]).toEqual(['EPERM', 'E41', 'E58', 'EHWPOISON', 'E134'])
+    expect([errnoName(1), errnoName(41), errnoName(58), errnoName(133), errnoName(134)]).toEqual([
+      'EPERM',
+      'E41',
+      'E58',
+      'EHWPOISON',
+      'E134',
+    ])
   })
 
   test('a negative result is an error that says what, where and why', () => {
@@ -20,7 +30,9 @@ describe('errno', () => {
 
     expect(attempt).toThrow(SyscallError)
     expect(attempt).toThrow('openat2 "/a": ENOENT')
-    try { attempt() } catch (error) {
+    try {
+      attempt()
+    } catch (error) {
       expect(error).toMatchObject({ errno: 2, code: 'ENOENT', syscall: 'openat2', path: '/a' })
       expect(hasCode(error, 'EPERM', 'ENOENT')).toBe(true)
       expect(hasCode(error, 'EPERM')).toBe(false)

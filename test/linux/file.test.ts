@@ -11,7 +11,8 @@ const MIB = 2 ** 20
 describe('files', () => {
   test('holes are found, counted and punched, also beyond 4 GiB', () => {
     using folder = temporaryFolder()
-    const fd = openSync(folder.file('sparse'), 'w+'), at = 5 * 2 ** 30
+    const fd = openSync(folder.file('sparse'), 'w+')
+    const at = 5 * 2 ** 30
     ftruncateSync(fd, 6 * 2 ** 30)
     writeSync(fd, Buffer.alloc(MIB, 1), 0, MIB, at)
 
@@ -30,7 +31,8 @@ describe('files', () => {
 
   test('a range is copied, at most 4 MiB at once, and ends with the file', () => {
     using folder = temporaryFolder()
-    const from = openSync(folder.file('from'), 'w+'), to = openSync(folder.file('to'), 'w+')
+    const from = openSync(folder.file('from'), 'w+')
+    const to = openSync(folder.file('to'), 'w+')
     writeSync(from, Buffer.alloc(6 * MIB, 'abc'))
 
     expect(copyRange(from, 3, to, 0, 100 * MIB)).toBe(4 * MIB)
@@ -38,12 +40,15 @@ describe('files', () => {
     expect(copyRange(from, 6 * MIB, to, 0, 1)).toBe(0)
     expect(readFileSync(folder.file('to')).equals(Buffer.alloc(6 * MIB, 'abc').subarray(3))).toBe(true)
     fsync(to)
-    closeSync(from); closeSync(to)
+    closeSync(from)
+    closeSync(to)
   })
 
   test('numbers that are no offsets are refused before the kernel sees them', () => {
     for (const bad of [-1, 0.5, Number.NaN, 2 ** 60, Number.POSITIVE_INFINITY]) {
-      expect(() => { punchHole(0, bad, 1) }).toThrow(RangeError)
+      expect(() => {
+        punchHole(0, bad, 1)
+      }).toThrow(RangeError)
       expect(() => nextData(0, bad)).toThrow(RangeError)
       expect(() => copyRange(0, 0, 1, 0, bad)).toThrow(RangeError)
     }
@@ -53,26 +58,44 @@ describe('files', () => {
     const [a, b] = socketPair()
 
     expect(() => nextData(a, 0)).toThrow('lseek: ESPIPE')
-    expect(() => { punchHole(a, 0, 1) }).toThrow('fallocate: ENODEV')
-    expect(() => { reflink(a, b) }).toThrow('FICLONE')
-    for (const attempt of [() => { fsync(100_000) }, () => allocatedBytes(100_000), () => { reflink(100_000, 100_000) }, () => copyRange(100_000, 0, 100_000, 0, 1)]) {
+    expect(() => {
+      punchHole(a, 0, 1)
+    }).toThrow('fallocate: ENODEV')
+    expect(() => {
+      reflink(a, b)
+    }).toThrow('FICLONE')
+    for (const attempt of [
+      () => {
+        fsync(100_000)
+      },
+      () => allocatedBytes(100_000),
+      () => {
+        reflink(100_000, 100_000)
+      },
+      () => copyRange(100_000, 0, 100_000, 0, 1),
+    ]) {
       expect(attempt).toThrow('EBADF')
     }
-    closeFd(a); closeFd(b)
+    closeFd(a)
+    closeFd(b)
   })
 
   test('a lock is held by one process at a time and ends with it', async () => {
     using folder = temporaryFolder()
-    const path = folder.file('lock'), first = tryLock(path)
+    const path = folder.file('lock')
+    const first = tryLock(path)
 
     expect(first).toBeNumber()
     expect(tryLock(path)).toBeUndefined()
     closeFd(first ?? -1)
     const source = folder.file('holder.ts')
-    await Bun.write(source, `
+    await Bun.write(
+      source,
+      `
       import { tryLock } from '${import.meta.dir}/../../src/linux/lock.ts'
       console.log(tryLock(${JSON.stringify(path)}) !== undefined)
-      setInterval(() => {}, 1000)`)
+      setInterval(() => {}, 1000)`,
+    )
     const holder = Bun.spawn([process.execPath, source])
     const { value } = await holder.stdout.getReader().read()
     expect(Buffer.from(value ?? []).toString()).toBe('true\n')

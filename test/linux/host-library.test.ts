@@ -15,15 +15,21 @@ const snake = (camel: string) => camel.replace(/[A-Z]/g, (letter) => `_${letter.
 
 describe('the host library', () => {
   test('structures have the layout that this side reads', () => {
-    KVM_PROBE_FIELDS.forEach((field, index) => { expect([field, layout(`KvmProbe.${snake(field)}`)]).toEqual([field, index * 4]) })
+    KVM_PROBE_FIELDS.forEach((field, index) => {
+      expect([field, layout(`KvmProbe.${snake(field)}`)]).toEqual([field, index * 4])
+    })
     expect(layout('KvmProbe')).toBe(KVM_PROBE_FIELDS.length * 4)
     const others = { ExitStatus: ['known', 'code', 'status'], Peer: ['pid', 'uid', 'gid'] }
     for (const [name, fields] of Object.entries(others)) {
-      fields.forEach((field, index) => { expect([field, layout(`${name}.${field}`)]).toEqual([field, index * 4]) })
+      fields.forEach((field, index) => {
+        expect([field, layout(`${name}.${field}`)]).toEqual([field, index * 4])
+      })
       expect(layout(name)).toBe(fields.length * 4)
     }
     const space = ['bytes_total', 'bytes_free', 'bytes_available', 'magic']
-    space.forEach((field, index) => { expect([field, layout(`Space.${field}`)]).toEqual([field, index * 8]) })
+    space.forEach((field, index) => {
+      expect([field, layout(`Space.${field}`)]).toEqual([field, index * 8])
+    })
     expect(layout('Space')).toBe(space.length * 8)
   })
 
@@ -43,7 +49,8 @@ describe('the host library', () => {
 
   test('loading leaves neither a file nor a descriptor', () => {
     const ours = () => [...openFds().values()].filter((target) => target.includes('aerie_host')).length // others of this process come and go
-    const files = readdirSync(tmpdir()), fds = ours()
+    const files = readdirSync(tmpdir())
+    const fds = ours()
     const library = openHostLibrary(libraryPath)
 
     expect(library.aerie_abi_version()).toBe(1)
@@ -53,14 +60,20 @@ describe('the host library', () => {
 
   test('works from a compiled executable, in another folder, without an environment', async () => {
     using folder = temporaryFolder()
-    const source = folder.file('main.ts'), program = folder.file('program')
-    await Bun.write(source, `
+    const source = folder.file('main.ts')
+    const program = folder.file('program')
+    await Bun.write(
+      source,
+      `
       import { kvmSupport } from '${import.meta.dir}/../../src/linux/kvm.ts'
       import { launch } from '${import.meta.dir}/../../src/linux/spawn.ts'
       import { host } from '${import.meta.dir}/../../src/linux/host-library.ts'
       const running = await launch({ argv: ['sh', '-c', 'exit 7'], exe: '/bin/sh' })
-      console.log(JSON.stringify([host().aerie_abi_version(), typeof kvmSupport().reason, await running.exited]))`)
-    const build = Bun.spawnSync([process.execPath, 'build', '--compile', '--outfile', program, source], { cwd: folder.path })
+      console.log(JSON.stringify([host().aerie_abi_version(), typeof kvmSupport().reason, await running.exited]))`,
+    )
+    const build = Bun.spawnSync([process.execPath, 'build', '--compile', '--outfile', program, source], {
+      cwd: folder.path,
+    })
     expect(build.stderr.toString()).not.toContain('error')
     const run = Bun.spawnSync([program], { cwd: '/', env: {} })
 

@@ -12,8 +12,12 @@ describe('memfdSealed', () => {
     expect(readSync(fd, bytes)).toBe(7)
     expect(bytes.subarray(0, 7).toString()).toBe('content')
     expect(() => writeSync(fd, 'x', 0)).toThrow('EPERM')
-    expect(() => { ftruncateSync(fd, 1) }).toThrow('EPERM')
-    expect(() => { ftruncateSync(fd, 100) }).toThrow('EPERM')
+    expect(() => {
+      ftruncateSync(fd, 1)
+    }).toThrow('EPERM')
+    expect(() => {
+      ftruncateSync(fd, 100)
+    }).toThrow('EPERM')
     expect(openFds().get(fd)).toBe('/memfd:frozen (deleted)')
     closeSync(fd)
   })
@@ -30,13 +34,16 @@ describe('memfdSealed', () => {
   test('an executable one runs, also under another user', () => {
     const fd = memfdSealed('true', readFileSync('/bin/true'), { executable: true })
     expect(Bun.spawnSync([`/proc/self/fd/${fd}`]).exitCode).toBe(0)
-    if (process.getuid?.() === 0) expect(Bun.spawnSync([`/proc/self/fd/${fd}`], { uid: 65534, gid: 65534 }).exitCode).toBe(0)
+    if (process.getuid?.() === 0)
+      expect(Bun.spawnSync([`/proc/self/fd/${fd}`], { uid: 65534, gid: 65534 }).exitCode).toBe(0)
     closeFd(fd)
   })
 
   testWhere(kernelAtLeast(6, 3), 'the seal came with Linux 6.3', 'another one cannot be made executable', () => {
     const data = memfdSealed('data', readFileSync('/bin/true'))
-    expect(() => { fchmodSync(data, 0o755) }).toThrow('EPERM')
+    expect(() => {
+      fchmodSync(data, 0o755)
+    }).toThrow('EPERM')
     expect(() => Bun.spawnSync([`/proc/self/fd/${data}`])).toThrow('EACCES')
     closeFd(data)
   })
@@ -48,7 +55,9 @@ describe('memfdSealed', () => {
   })
 
   test('a descriptor that is not open is EBADF', () => {
-    expect(() => { closeFd(100_000) }).toThrow('close: EBADF')
+    expect(() => {
+      closeFd(100_000)
+    }).toThrow('close: EBADF')
   })
 })
 
@@ -60,7 +69,9 @@ describe('memfdEmpty', () => {
       expect(writeSync(fd, 'x', 2 ** 32)).toBe(1)
       expect(fstatSync(fd).size).toBe(2 ** 33)
       expect(openFds().get(fd)).toBe('/memfd:ram (deleted)')
-    } finally { closeSync(fd) }
+    } finally {
+      closeSync(fd)
+    }
   })
 
   test('a size or name that cannot be is refused', () => {

@@ -7,7 +7,10 @@ const NOBODY = { code: null, signal: null }
 
 describe('pidfd', () => {
   test('a child of ours tells its exit code and its signal, and Bun still gets them', async () => {
-    for (const [script, exit] of [['exit 5', { code: 5, signal: null }], ['kill -9 $$', { code: null, signal: 9 }]] as const) {
+    for (const [script, exit] of [
+      ['exit 5', { code: 5, signal: null }],
+      ['kill -9 $$', { code: null, signal: 9 }],
+    ] as const) {
       const child = Bun.spawn(['sh', '-c', script])
       const fd = pidfdOpen(child.pid)
       // In one turn of the event loop, so that Bun cannot have waited for it yet.
@@ -45,7 +48,8 @@ describe('pidfd', () => {
 
   test('whenExited waits for the event of a process that is no child of ours, without a poll', async () => {
     const fd = pidfdOpen(stranger(1))
-    const before = performance.now(), cpu = process.cpuUsage()
+    const before = performance.now()
+    const cpu = process.cpuUsage()
 
     expect(await whenExited(fd)).toEqual(NOBODY)
     expect(performance.now() - before).toBeGreaterThan(700)
@@ -55,7 +59,8 @@ describe('pidfd', () => {
   })
 
   test('whenExited answers at once for one that has ended, and hears its signal for one that has not', async () => {
-    const ended = Bun.spawn(['true']), fd = pidfdOpen(ended.pid)
+    const ended = Bun.spawn(['true'])
+    const fd = pidfdOpen(ended.pid)
     await ended.exited
     expect(await whenExited(fd)).toEqual(NOBODY)
     closeFd(fd)
@@ -74,11 +79,13 @@ describe('pidfd', () => {
 
   test('a hundred waits at once leave no descriptor', async () => {
     const before = openFds().size
-    await Promise.all(Array.from({ length: 100 }, async () => {
-      const fd = pidfdOpen(stranger(0.05))
-      await whenExited(fd)
-      closeFd(fd)
-    }))
+    await Promise.all(
+      Array.from({ length: 100 }, async () => {
+        const fd = pidfdOpen(stranger(0.05))
+        await whenExited(fd)
+        closeFd(fd)
+      }),
+    )
     Bun.gc(true)
     await Bun.sleep(20)
 

@@ -1,5 +1,14 @@
 import { describe, expect, test } from 'bun:test'
-import { bootId, cgroupsOf, cpuFlags, environmentOf, memory, processStat, residentBytes, startTimeOf } from '../../src/linux/proc.ts'
+import {
+  bootId,
+  cgroupsOf,
+  cpuFlags,
+  environmentOf,
+  memory,
+  processStat,
+  residentBytes,
+  startTimeOf,
+} from '../../src/linux/proc.ts'
 import { temporaryFolder, until } from './support.ts'
 
 describe('proc', () => {
@@ -15,7 +24,11 @@ describe('proc', () => {
     child.kill()
     await child.exited
     expect(processStat(child.pid)).toBeUndefined()
-    expect([cgroupsOf(child.pid), residentBytes(child.pid), environmentOf(child.pid, 'A')]).toEqual([undefined, undefined, undefined])
+    expect([cgroupsOf(child.pid), residentBytes(child.pid), environmentOf(child.pid, 'A')]).toEqual([
+      undefined,
+      undefined,
+      undefined,
+    ])
   })
 
   test('a later process has a later start', async () => {
@@ -24,7 +37,8 @@ describe('proc', () => {
     const second = Bun.spawn(['sleep', '5'])
 
     expect(Number(startTimeOf(second.pid))).toBeGreaterThan(Number(startTimeOf(first.pid)))
-    first.kill(); second.kill()
+    first.kill()
+    second.kill()
   })
 
   test('the boot has an id that stays', () => {
@@ -33,10 +47,15 @@ describe('proc', () => {
   })
 
   test('CPU flags and memory are read from what the kernel writes', () => {
-    expect(cpuFlags('processor\t: 0\nflags\t\t: fpu vmx sse\nprocessor\t: 1\nflags\t\t: fpu\n')).toEqual(new Set(['fpu', 'vmx', 'sse']))
+    expect(cpuFlags('processor\t: 0\nflags\t\t: fpu vmx sse\nprocessor\t: 1\nflags\t\t: fpu\n')).toEqual(
+      new Set(['fpu', 'vmx', 'sse']),
+    )
     expect(cpuFlags('')).toEqual(new Set())
     expect(cpuFlags().size).toBeGreaterThan(5)
-    expect(memory('MemTotal:       100 kB\nMemFree:  1 kB\nMemAvailable:   40 kB\n')).toEqual({ totalBytes: 102_400, availableBytes: 40_960 })
+    expect(memory('MemTotal:       100 kB\nMemFree:  1 kB\nMemAvailable:   40 kB\n')).toEqual({
+      totalBytes: 102_400,
+      availableBytes: 40_960,
+    })
     expect(memory().totalBytes).toBeGreaterThan(memory().availableBytes)
     expect(residentBytes(process.pid)).toBeGreaterThan(1_000_000)
   })
@@ -45,7 +64,11 @@ describe('proc', () => {
     const child = Bun.spawn(['sleep', '5'], { env: { MARK: 'a/b=c', EMPTY: '' } })
     await until(() => environmentOf(child.pid, 'MARK') !== undefined, 'exec')
 
-    expect([environmentOf(child.pid, 'MARK'), environmentOf(child.pid, 'EMPTY'), environmentOf(child.pid, 'ARK')]).toEqual(['a/b=c', '', undefined])
+    expect([
+      environmentOf(child.pid, 'MARK'),
+      environmentOf(child.pid, 'EMPTY'),
+      environmentOf(child.pid, 'ARK'),
+    ]).toEqual(['a/b=c', '', undefined])
     child.kill()
   })
 

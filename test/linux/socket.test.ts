@@ -1,33 +1,51 @@
 import { describe, expect, test } from 'bun:test'
-import { existsSync, lstatSync, mkdirSync, readFileSync, readSync, statSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { closeFd, dupCloexec, setCloexec, setNonblock } from '../../src/linux/fd.ts'
 import { peerOf, receiveFds, sendFds, socketPair, unixListen } from '../../src/linux/socket.ts'
 import { filled, isRoot, listenFd, openFds, temporaryFolder, testWhere } from './support.ts'
 
-const flags = (fd: number): number => Number.parseInt(/^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '', 8)
-const O_NONBLOCK = 0o4000, O_CLOEXEC = 0o2000000
+const flags = (fd: number): number =>
+  Number.parseInt(/^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '', 8)
+const O_NONBLOCK = 0o4000
+const O_CLOEXEC = 0o2000000
 
 describe('sockets', () => {
   test('a pair is connected and close-on-exec', () => {
-    const [a, b] = socketPair(), bytes = Buffer.alloc(8)
+    const [a, b] = socketPair()
+    const bytes = Buffer.alloc(8)
     writeSync(a, 'hello')
 
     expect(bytes.subarray(0, readSync(b, bytes)).toString()).toBe('hello')
     expect(flags(a) & O_CLOEXEC).not.toBe(0)
     expect(flags(a) & O_NONBLOCK).toBe(0)
-    closeFd(a); closeFd(b)
+    closeFd(a)
+    closeFd(b)
   })
 
   test('a pair of packets keeps their borders', () => {
-    const [a, b] = socketPair('packets'), bytes = Buffer.alloc(8)
-    writeSync(a, 'one'); writeSync(a, 'two')
+    const [a, b] = socketPair('packets')
+    const bytes = Buffer.alloc(8)
+    writeSync(a, 'one')
+    writeSync(a, 'two')
 
     expect(bytes.subarray(0, readSync(b, bytes)).toString()).toBe('one')
-    closeFd(a); closeFd(b)
+    closeFd(a)
+    closeFd(b)
   })
 
   test('descriptor flags are set and cleared', () => {
-    const [a, b] = socketPair(), copy = dupCloexec(a)
+    const [a, b] = socketPair()
+    const copy = dupCloexec(a)
 
     expect(flags(copy) & O_CLOEXEC).not.toBe(0)
     setCloexec(copy, false)
@@ -40,7 +58,9 @@ describe('sockets', () => {
   })
 
   test('descriptors arrive with their bytes, close-on-exec, sixteen of them', () => {
-    const [a, b] = socketPair(), sent = Array.from({ length: 16 }, (_, n) => filled(`file ${n}`)), bytes = Buffer.alloc(100)
+    const [a, b] = socketPair()
+    const sent = Array.from({ length: 16 }, (_, n) => filled(`file ${n}`))
+    const bytes = Buffer.alloc(100)
 
     expect(sendFds(a, Buffer.from('x'.repeat(40)), sent)).toBe(40)
     const got = receiveFds(b, bytes)
@@ -53,7 +73,8 @@ describe('sockets', () => {
   })
 
   test('bytes without descriptors arrive too, and then the end', () => {
-    const [a, b] = socketPair(), bytes = Buffer.alloc(100)
+    const [a, b] = socketPair()
+    const bytes = Buffer.alloc(100)
     sendFds(a, Buffer.from('plain'), [])
 
     expect(receiveFds(b, bytes)).toEqual({ bytes: 5, fds: [] })
@@ -66,7 +87,13 @@ describe('sockets', () => {
   test('more descriptors than fit, none to send them with, and a dead peer are refused', () => {
     const [a, b] = socketPair()
 
-    expect(() => sendFds(a, Buffer.from('x'), Array.from({ length: 17 }, () => a))).toThrow('EINVAL')
+    expect(() =>
+      sendFds(
+        a,
+        Buffer.from('x'),
+        Array.from({ length: 17 }, () => a),
+      ),
+    ).toThrow('EINVAL')
     expect(() => sendFds(a, new Uint8Array(0), [a])).toThrow('EINVAL')
     expect(() => sendFds(a, Buffer.from('x'), [100_000])).toThrow('EBADF')
     closeFd(b)
@@ -76,10 +103,13 @@ describe('sockets', () => {
 
   test('a full socket takes nothing more and says so', () => {
     const [a, b] = socketPair()
-    const flood = () => { for (;;) sendFds(a, Buffer.alloc(65536), []) }
+    const flood = () => {
+      for (;;) sendFds(a, Buffer.alloc(65536), [])
+    }
 
     expect(flood).toThrow('EAGAIN')
-    closeFd(a); closeFd(b)
+    closeFd(a)
+    closeFd(b)
   })
 
   test('the peer of a pair is ourselves', () => {
@@ -87,7 +117,8 @@ describe('sockets', () => {
 
     expect(peerOf(a)).toEqual({ pid: process.pid, uid: process.getuid?.() ?? -1, gid: process.getgid?.() ?? -1 })
     expect(() => peerOf(100_000)).toThrow('EBADF')
-    closeFd(a); closeFd(b)
+    closeFd(a)
+    closeFd(b)
   })
 })
 
@@ -95,13 +126,30 @@ describe('unixListen', () => {
   test('serves, with exactly the mode, whatever the umask', async () => {
     using folder = temporaryFolder()
     for (const mask of [0o000, 0o077, 0o777]) {
-      const path = folder.file(`s${mask}`), old = process.umask(mask)
-      let fd
-      try { fd = unixListen(path, { mode: 0o660 }) } finally { process.umask(old) }
+      const path = folder.file(`s${mask}`)
+      const old = process.umask(mask)
+      let fd: number
+      try {
+        fd = unixListen(path, { mode: 0o660 })
+      } finally {
+        process.umask(old)
+      }
       expect(statSync(path).mode & 0o7777).toBe(0o660)
-      using server = listenFd(fd, { open: (socket) => { socket.end('hello') }, data: () => undefined })
+      using server = listenFd(fd, {
+        open: (socket) => {
+          socket.end('hello')
+        },
+        data: () => undefined,
+      })
       const answer = Promise.withResolvers<string>()
-      await Bun.connect({ unix: path, socket: { data: (_, bytes) => { answer.resolve(bytes.toString()) } } })
+      await Bun.connect({
+        unix: path,
+        socket: {
+          data: (_, bytes) => {
+            answer.resolve(bytes.toString())
+          },
+        },
+      })
       expect(await answer.promise).toBe('hello')
       server.stop(true)
     }
@@ -109,7 +157,8 @@ describe('unixListen', () => {
 
   test('replaces the socket of a dead process, and no live one', () => {
     using folder = temporaryFolder()
-    const path = folder.file('s'), first = unixListen(path, { mode: 0o600 })
+    const path = folder.file('s')
+    const first = unixListen(path, { mode: 0o600 })
 
     expect(() => unixListen(path, { mode: 0o600 })).toThrow(`unix_listen "${path}": EADDRINUSE`)
     const inode = lstatSync(path).ino
@@ -122,7 +171,8 @@ describe('unixListen', () => {
 
   test('a live socket whose backlog is full is not taken for a dead one', async () => {
     using folder = temporaryFolder()
-    const path = folder.file('s'), fd = unixListen(path, { mode: 0o600, backlog: 0 })
+    const path = folder.file('s')
+    const fd = unixListen(path, { mode: 0o600, backlog: 0 })
     const connect = () => Bun.connect({ unix: path, socket: { data: () => undefined } })
     const waiting = await connect() // nobody accepts: this one fills the backlog
     await expect(connect()).rejects.toThrow()
@@ -135,8 +185,14 @@ describe('unixListen', () => {
 
   test('leaves alone what is not a socket', () => {
     using folder = temporaryFolder()
-    const file = folder.file('file'), link = folder.file('link'), nested = folder.file('folder'), dangling = folder.file('dangling')
-    writeFileSync(file, 'mine'); symlinkSync(file, link); mkdirSync(nested); symlinkSync('/proc/absent', dangling)
+    const file = folder.file('file')
+    const link = folder.file('link')
+    const nested = folder.file('folder')
+    const dangling = folder.file('dangling')
+    writeFileSync(file, 'mine')
+    symlinkSync(file, link)
+    mkdirSync(nested)
+    symlinkSync('/proc/absent', dangling)
 
     for (const path of [file, link, nested, dangling]) expect(() => unixListen(path, { mode: 0o600 })).toThrow('EEXIST')
     expect(readFileSync(link, 'utf8')).toBe('mine')

@@ -12,20 +12,38 @@ export const kernelAtLeast = (major: number, minor: number): boolean => {
 }
 
 /** A test with a condition; where it does not hold, the test is skipped and its name says why. */
-export const testWhere = (holds: boolean, reason: string, name: string, body: () => void | Promise<void>, timeoutMs?: number): void => {
+export const testWhere = (
+  holds: boolean,
+  reason: string,
+  name: string,
+  body: () => void | Promise<void>,
+  timeoutMs?: number,
+): void => {
   test.skipIf(!holds)(holds ? name : `${name} (skipped: ${reason})`, body, timeoutMs)
 }
 
 /** A temporary folder that is removed when the block ends. */
 export const temporaryFolder = (): Disposable & { readonly path: string; file(name: string): string } => {
   const path = mkdtempSync(join(tmpdir(), 'aerie-linux-'))
-  return { path, file: (name) => join(path, name), [Symbol.dispose]: () => { rmSync(path, { recursive: true, force: true }) } }
+  return {
+    path,
+    file: (name) => join(path, name),
+    [Symbol.dispose]: () => {
+      rmSync(path, { recursive: true, force: true })
+    },
+  }
 }
 
 /** Gives a file an extended attribute; nothing of ours ever does. */
 export const setXattr = (path: string, name: string, value: Buffer): void => {
-  const ran = Bun.spawnSync(['python3', '-c', 'import os, sys; os.setxattr(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), follow_symlinks=False)',
-    path, name, value.toString('hex')])
+  const ran = Bun.spawnSync([
+    'python3',
+    '-c',
+    'import os, sys; os.setxattr(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), follow_symlinks=False)',
+    path,
+    name,
+    value.toString('hex'),
+  ])
   if (ran.exitCode !== 0) throw new Error(`no attribute ${name} for ${path}: ${ran.stderr.toString()}`)
 }
 
@@ -33,17 +51,25 @@ export const setXattr = (path: string, name: string, value: Buffer): void => {
 export const canSet = ((): boolean => {
   using folder = temporaryFolder()
   writeFileSync(folder.file('f'), '')
-  try { setXattr(folder.file('f'), 'user.x', Buffer.from('x')); return true } catch { return false }
+  try {
+    setXattr(folder.file('f'), 'user.x', Buffer.from('x'))
+    return true
+  } catch {
+    return false
+  }
 })()
 
 /** What each open descriptor of this process means, by number. */
-export const openFds = (): ReadonlyMap<number, string> => new Map(readdirSync('/proc/self/fd').flatMap((name) => {
-  try {
-    return [[Number(name), readlinkSync(`/proc/self/fd/${name}`)] as const]
-  } catch {
-    return [] // the folder's own
-  }
-}))
+export const openFds = (): ReadonlyMap<number, string> =>
+  new Map(
+    readdirSync('/proc/self/fd').flatMap((name) => {
+      try {
+        return [[Number(name), readlinkSync(`/proc/self/fd/${name}`)] as const]
+      } catch {
+        return [] // the folder's own
+      }
+    }),
+  )
 
 /** Waits for a condition, for what has no event to wait for. */
 export const until = async (holds: () => boolean, what: string): Promise<void> => {

@@ -4,7 +4,8 @@ import { xattrsOf } from '../../src/linux/xattr.ts'
 import { canSet, isRoot, setXattr, temporaryFolder, testWhere } from './support.ts'
 
 const where = canSet ? '' : ' (skipped: the file system of temporary files has no attributes)'
-const plain = (path: string) => xattrsOf(path).map(({ name, value }) => [name.toString('latin1'), value.toString('hex')])
+const plain = (path: string) =>
+  xattrsOf(path).map(({ name, value }) => [name.toString('latin1'), value.toString('hex')])
 
 describe.skipIf(!canSet)(`extended attributes${where}`, () => {
   test('are read as bytes, sorted by name, with the empty and the binary ones', () => {
@@ -13,7 +14,10 @@ describe.skipIf(!canSet)(`extended attributes${where}`, () => {
     setXattr(folder.file('f'), 'user.z', Buffer.of(0, 10, 0xff, 0x3d))
     setXattr(folder.file('f'), 'user.a', Buffer.alloc(0))
 
-    expect(plain(folder.file('f'))).toEqual([['user.a', ''], ['user.z', '000aff3d']])
+    expect(plain(folder.file('f'))).toEqual([
+      ['user.a', ''],
+      ['user.z', '000aff3d'],
+    ])
   })
 
   test('of a folder are its own, and a link has not those of what it points to', () => {
@@ -25,7 +29,7 @@ describe.skipIf(!canSet)(`extended attributes${where}`, () => {
     expect([plain(folder.file('d')), plain(folder.file('l'))]).toEqual([[['user.d', '31']], []])
   })
 
-  testWhere(isRoot, 'a capability is root\'s to give', 'hold a file\'s capabilities', () => {
+  testWhere(isRoot, "a capability is root's to give", "hold a file's capabilities", () => {
     using folder = temporaryFolder()
     writeFileSync(folder.file('ping'), '')
     const capability = Buffer.from('0100000200200000000000000000000000000000', 'hex') // cap_net_raw=ep, linux/capability.h

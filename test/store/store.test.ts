@@ -7,16 +7,30 @@ import { getTableConfig, SQLiteTable } from 'drizzle-orm/sqlite-core'
 import * as schema from '../../src/store/schema.ts'
 import { immediate, isDuplicate, openStore, type Store } from '../../src/store/store.ts'
 
-let folder: string, path: string
+let folder: string
+let path: string
 const opened: Store[] = []
-const open = (): Store => { const store = openStore(path); opened.push(store); return store }
-beforeEach(() => { folder = mkdtempSync('/tmp/aerie-u-'); path = join(folder, 'state.db') })
+const open = (): Store => {
+  const store = openStore(path)
+  opened.push(store)
+  return store
+}
+beforeEach(() => {
+  folder = mkdtempSync('/tmp/aerie-u-')
+  path = join(folder, 'state.db')
+})
 afterEach(() => {
   for (const store of opened.splice(0)) store.$client.close()
   rmSync(folder, { recursive: true })
 })
 
-const token = (name: string, hash = name): typeof schema.tokens.$inferInsert => ({ name, prefix: 'p', hash, scope: 'read', createdAt: 1 })
+const token = (name: string, hash = name): typeof schema.tokens.$inferInsert => ({
+  name,
+  prefix: 'p',
+  hash,
+  scope: 'read',
+  createdAt: 1,
+})
 
 describe('the state of a host', () => {
   test('is opened twice with the same outcome, and keeps what was in it', () => {
@@ -30,7 +44,13 @@ describe('the state of a host', () => {
 
     expect(second.all(sql`SELECT type, name, sql FROM sqlite_schema ORDER BY name`)).toEqual(before)
     expect(before.length).toBeGreaterThan(10)
-    expect(second.select().from(schema.tokens).all().map((row) => row.name)).toEqual(['kept'])
+    expect(
+      second
+        .select()
+        .from(schema.tokens)
+        .all()
+        .map((row) => row.name),
+    ).toEqual(['kept'])
   })
 
   test('that a newer aerie wrote is refused and not touched', () => {
@@ -49,17 +69,26 @@ describe('the state of a host', () => {
   })
 
   test('is on disk before a commit is reported, and holds its references', () => {
-    const store = open(), pragma = (name: string) => Object.values(store.$client.query(`PRAGMA ${name}`).get() as object)[0] as unknown
+    const store = open()
+    const pragma = (name: string) => Object.values(store.$client.query(`PRAGMA ${name}`).get() as object)[0] as unknown
 
-    expect({ journal: pragma('journal_mode'), synchronous: pragma('synchronous'), keys: pragma('foreign_keys') }).toEqual({ journal: 'wal', synchronous: 2, keys: 1 })
-    expect(() => store.insert(schema.imageNames).values({ name: 'x', digest: 'sha256:none' }).run()).toThrow('FOREIGN KEY')
+    expect({
+      journal: pragma('journal_mode'),
+      synchronous: pragma('synchronous'),
+      keys: pragma('foreign_keys'),
+    }).toEqual({ journal: 'wal', synchronous: 2, keys: 1 })
+    expect(() => store.insert(schema.imageNames).values({ name: 'x', digest: 'sha256:none' }).run()).toThrow(
+      'FOREIGN KEY',
+    )
   })
 })
 
 const tables = Object.values<unknown>(schema).filter((one): one is SQLiteTable => is(one, SQLiteTable))
 
 test('schema.ts names every table of the migrations, and no other', () => {
-  const there = open().all<{ name: string }>(sql`SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`).map((row) => row.name)
+  const there = open()
+    .all<{ name: string }>(sql`SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`)
+    .map((row) => row.name)
 
   expect(tables.map((table) => getTableConfig(table).name).sort()).toEqual(there.sort())
 })
@@ -68,31 +97,81 @@ for (const table of tables) {
   const { name, columns, indexes, foreignKeys } = getTableConfig(table)
 
   test(`schema.ts knows table ${name} as the migrations made it`, () => {
-    const store = open(), info = store.$client.query(`PRAGMA table_info(${name})`).all() as { name: string; type: string; notnull: number; dflt_value: string | null; pk: number }[]
+    const store = open()
+    const info = store.$client.query(`PRAGMA table_info(${name})`).all() as {
+      name: string
+      type: string
+      notnull: number
+      dflt_value: string | null
+      pk: number
+    }[]
 
     const seen = columns.map((column) => ({
-      name: column.name, type: column.getSQLType().toUpperCase(),
+      name: column.name,
+      type: column.getSQLType().toUpperCase(),
       // SQLite lets a TEXT primary key be NULL unless it is said not to
-      notNull: column.notNull, hasDefault: column.default !== undefined, primary: column.primary }))
-    const made = info.map((column) => ({ name: column.name, type: column.type.toUpperCase(), notNull: column.notnull === 1 || (column.pk > 0 && column.type.toUpperCase() === 'INTEGER'),
-      hasDefault: column.dflt_value !== null, primary: column.pk > 0 }))
+      notNull: column.notNull,
+      hasDefault: column.default !== undefined,
+      primary: column.primary,
+    }))
+    const made = info.map((column) => ({
+      name: column.name,
+      type: column.type.toUpperCase(),
+      notNull: column.notnull === 1 || (column.pk > 0 && column.type.toUpperCase() === 'INTEGER'),
+      hasDefault: column.dflt_value !== null,
+      primary: column.pk > 0,
+    }))
 
     expect(seen).toEqual(made)
   })
 
   test(`schema.ts knows the indexes and references of ${name}`, () => {
     const store = open()
-    const list = store.$client.query(`PRAGMA index_list(${name})`).all() as { name: string; unique: number; origin: string }[]
-    const columnsOf = (index: string) => (store.$client.query(`PRAGMA index_info(${index})`).all() as { name: string }[]).map((row) => row.name)
+    const list = store.$client.query(`PRAGMA index_list(${name})`).all() as {
+      name: string
+      unique: number
+      origin: string
+    }[]
+    const columnsOf = (index: string) =>
+      (store.$client.query(`PRAGMA index_info(${index})`).all() as { name: string }[]).map((row) => row.name)
 
-    const made = { indexes: list.filter((one) => one.origin === 'c').map((one) => `${one.name} ${one.unique}`).sort(),
-      unique: list.filter((one) => one.origin === 'u').map((one) => columnsOf(one.name).join()).sort(),
-      references: (store.$client.query(`PRAGMA foreign_key_list(${name})`).all() as { from: string; table: string; to: string; on_delete: string }[])
-        .map((one) => `${one.from} ${one.table} ${one.to} ${one.on_delete}`.toLowerCase()).sort() }
-    const seen = { indexes: indexes.map((one) => `${one.config.name} ${one.config.unique ? 1 : 0}`).sort(),
-      unique: columns.filter((column) => column.isUnique).map((column) => column.name).sort(),
-      references: foreignKeys.map((key) => { const { columns: [from], foreignTable, foreignColumns: [to] } = key.reference()
-        return `${from?.name} ${getTableConfig(foreignTable).name} ${to?.name} ${key.onDelete ?? 'no action'}`.toLowerCase() }).sort() }
+    const made = {
+      indexes: list
+        .filter((one) => one.origin === 'c')
+        .map((one) => `${one.name} ${one.unique}`)
+        .sort(),
+      unique: list
+        .filter((one) => one.origin === 'u')
+        .map((one) => columnsOf(one.name).join())
+        .sort(),
+      references: (
+        store.$client.query(`PRAGMA foreign_key_list(${name})`).all() as {
+          from: string
+          table: string
+          to: string
+          on_delete: string
+        }[]
+      )
+        .map((one) => `${one.from} ${one.table} ${one.to} ${one.on_delete}`.toLowerCase())
+        .sort(),
+    }
+    const seen = {
+      indexes: indexes.map((one) => `${one.config.name} ${one.config.unique ? 1 : 0}`).sort(),
+      unique: columns
+        .filter((column) => column.isUnique)
+        .map((column) => column.name)
+        .sort(),
+      references: foreignKeys
+        .map((key) => {
+          const {
+            columns: [from],
+            foreignTable,
+            foreignColumns: [to],
+          } = key.reference()
+          return `${from?.name} ${getTableConfig(foreignTable).name} ${to?.name} ${key.onDelete ?? 'no action'}`.toLowerCase()
+        })
+        .sort(),
+    }
 
     expect(seen).toEqual(made)
   })
@@ -102,7 +181,12 @@ describe('a transaction', () => {
   test('that throws leaves nothing, and lets the reason through', () => {
     const store = open()
 
-    expect(() => immediate(store, (tx) => { tx.insert(schema.tokens).values(token('gone')).run(); throw new Error('changed my mind') })).toThrow('changed my mind')
+    expect(() =>
+      immediate(store, (tx) => {
+        tx.insert(schema.tokens).values(token('gone')).run()
+        throw new Error('changed my mind')
+      }),
+    ).toThrow('changed my mind')
 
     expect(store.select().from(schema.tokens).all()).toEqual([])
   })
@@ -112,14 +196,28 @@ describe('a transaction', () => {
 
     immediate(store, (tx) => {
       tx.insert(schema.tokens).values(token('outer')).run()
-      try { immediate(tx, (inner) => { inner.insert(schema.tokens).values(token('inner')).run(); throw new Error('no') }) } catch { /* the outer one goes on */ }
+      try {
+        immediate(tx, (inner) => {
+          inner.insert(schema.tokens).values(token('inner')).run()
+          throw new Error('no')
+        })
+      } catch {
+        /* the outer one goes on */
+      }
     })
 
-    expect(store.select().from(schema.tokens).all().map((row) => row.name)).toEqual(['outer'])
+    expect(
+      store
+        .select()
+        .from(schema.tokens)
+        .all()
+        .map((row) => row.name),
+    ).toEqual(['outer'])
   })
 
   test('takes the write lock at once: what it reads is true when it writes', () => {
-    const one = open(), two = open()
+    const one = open()
+    const two = open()
     two.$client.run('PRAGMA busy_timeout = 20')
 
     immediate(one, () => {
@@ -129,7 +227,14 @@ describe('a transaction', () => {
 })
 
 describe('a duplicate', () => {
-  const caught = (work: () => unknown): unknown => { try { work(); return undefined } catch (error) { return error } }
+  const caught = (work: () => unknown): unknown => {
+    try {
+      work()
+      return undefined
+    } catch (error) {
+      return error
+    }
+  }
 
   test('is told by its column, however deep the driver wrapped it', () => {
     const store = open()
@@ -154,7 +259,8 @@ describe('a duplicate', () => {
   })
 
   test('is no other breach, and no other error', () => {
-    const store = open(), missing = caught(() => store.insert(schema.imageNames).values({ name: 'x', digest: 'none' }).run())
+    const store = open()
+    const missing = caught(() => store.insert(schema.imageNames).values({ name: 'x', digest: 'none' }).run())
 
     expect(missing).toBeInstanceOf(Error)
     expect(isDuplicate(missing, 'image_names.digest')).toBe(false)

@@ -3,12 +3,24 @@ import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync
 import { join } from 'node:path'
 import { AppLog, bytesOf, type AppLine } from '../../src/vm/app-log.ts'
 
-let folder: string, path: string
-beforeEach(() => { folder = mkdtempSync('/tmp/aerie-u-'); path = join(folder, 'app.jsonl') })
-afterEach(() => { rmSync(folder, { recursive: true }) })
+let folder: string
+let path: string
+beforeEach(() => {
+  folder = mkdtempSync('/tmp/aerie-u-')
+  path = join(folder, 'app.jsonl')
+})
+afterEach(() => {
+  rmSync(folder, { recursive: true })
+})
 
 const open = (maxBytes = 1_000_000) => new AppLog(path, maxBytes)
-const lines = (of = path): AppLine[] => existsSync(of) ? readFileSync(of, 'utf8').split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as AppLine) : []
+const lines = (of = path): AppLine[] =>
+  existsSync(of)
+    ? readFileSync(of, 'utf8')
+        .split('\n')
+        .filter((line) => line !== '')
+        .map((line) => JSON.parse(line) as AppLine)
+    : []
 const texts = (of = path): string[] => lines(of).map((line) => bytesOf(line).toString())
 
 /** What an agent sends: each piece at the offset where the last one ended. */
@@ -24,12 +36,18 @@ const sayer = (log: AppLog, from = 0) => {
 
 describe('lines', () => {
   test('are written when they are whole, with their stream, their time and the place after them', () => {
-    const log = open(), say = sayer(log)
+    const log = open()
+    const say = sayer(log)
     say('one\ntwo\nthr', 1, 5)
     say('ee\n', 1, 6)
     say('oops\n', 2, 7)
 
-    expect(lines()).toEqual([{ o: 4, t: 5, s: 1, d: 'one' }, { o: 8, t: 5, s: 1, d: 'two' }, { o: 14, t: 6, s: 1, d: 'three' }, { o: 19, t: 7, s: 2, d: 'oops' }])
+    expect(lines()).toEqual([
+      { o: 4, t: 5, s: 1, d: 'one' },
+      { o: 8, t: 5, s: 1, d: 'two' },
+      { o: 14, t: 6, s: 1, d: 'three' },
+      { o: 19, t: 7, s: 2, d: 'oops' },
+    ])
     expect(log.next).toBe(19)
   })
 
@@ -47,11 +65,16 @@ describe('lines', () => {
     say('err\n', 2)
     say(' done\n')
 
-    expect(lines().map(({ s, d, p, c }) => [s, d, p, c])).toEqual([[1, 'half', true, undefined], [2, 'err', undefined, undefined], [1, ' done', undefined, true]])
+    expect(lines().map(({ s, d, p, c }) => [s, d, p, c])).toEqual([
+      [1, 'half', true, undefined],
+      [2, 'err', undefined, undefined],
+      [1, ' done', undefined, true],
+    ])
   })
 
   test('whose end never comes are written when the workload has ended', () => {
-    const log = open(), say = sayer(log)
+    const log = open()
+    const say = sayer(log)
     say('no newline')
     log.flush()
     log.flush()
@@ -61,11 +84,19 @@ describe('lines', () => {
   })
 
   test('longer than 16 KiB are kept in parts that lose nothing', () => {
-    const log = open(), long = 'x'.repeat(16_384), longer = 'y'.repeat(40_000), say = sayer(log)
+    const log = open()
+    const long = 'x'.repeat(16_384)
+    const longer = 'y'.repeat(40_000)
+    const say = sayer(log)
     const end = say(`${long}\n${longer}\nend\n`)
 
-    expect(lines().map(({ d = '', p, c }) => [d.length, p, c])).toEqual([[16_384, undefined, undefined], [16_384, true, undefined], [16_384, true, true],
-      [40_000 - 2 * 16_384, undefined, true], [3, undefined, undefined]])
+    expect(lines().map(({ d = '', p, c }) => [d.length, p, c])).toEqual([
+      [16_384, undefined, undefined],
+      [16_384, true, undefined],
+      [16_384, true, true],
+      [40_000 - 2 * 16_384, undefined, true],
+      [3, undefined, undefined],
+    ])
     expect(texts().join('')).toBe(`${long}${longer}end`)
     expect(log.next).toBe(end)
   })
@@ -78,7 +109,8 @@ describe('lines', () => {
   })
 
   test('that are no UTF-8 keep their bytes', () => {
-    const bytes = Buffer.from([0xff, 0xfe, 0x00, 0x41, 0x0a]), say = sayer(open())
+    const bytes = Buffer.from([0xff, 0xfe, 0x00, 0x41, 0x0a])
+    const say = sayer(open())
     say(bytes)
     say(Buffer.from([0xef, 0xbb, 0xbf, 0x42, 0x0a]))
 
@@ -87,13 +119,23 @@ describe('lines', () => {
   })
 
   test('come out the same in whatever portions they come', () => {
-    const text = `first\n${'long '.repeat(9000)}\nünïcode 😀\n\nlast\n`, bytes = Buffer.from(text)
+    const text = `first\n${'long '.repeat(9000)}\nünïcode 😀\n\nlast\n`
+    const bytes = Buffer.from(text)
     let seed = 7
-    const random = (below: number) => { seed = (seed * 1664525 + 1013904223) >>> 0; return seed % below }
+    const random = (below: number) => {
+      seed = (seed * 1664525 + 1013904223) >>> 0
+      return seed % below
+    }
     const say = sayer(open())
-    for (let at = 0; at < bytes.byteLength;) { const size = 1 + random(5000); say(bytes.subarray(at, at + size)); at += size }
+    for (let at = 0; at < bytes.byteLength; ) {
+      const size = 1 + random(5000)
+      say(bytes.subarray(at, at + size))
+      at += size
+    }
 
-    const joined = lines().map((line) => `${bytesOf(line).toString()}${line.p ? '' : '\n'}`).join('')
+    const joined = lines()
+      .map((line) => `${bytesOf(line).toString()}${line.p ? '' : '\n'}`)
+      .join('')
     expect(joined).toBe(text)
   })
 })
@@ -129,14 +171,20 @@ describe('after a restart of the daemon', () => {
   })
 
   test('a line that was half written goes on, though others came after it, and one of the boot before does not', () => {
-    const first = open(), say = sayer(first)
+    const first = open()
+    const say = sayer(first)
     say('half')
     say('err\n', 2)
     first.flush()
 
     const log = open()
     sayer(log, log.next)(' done\nnew\n')
-    expect(lines().map(({ d, p, c }) => [d, p, c])).toEqual([['half', true, undefined], ['err', undefined, undefined], [' done', undefined, true], ['new', undefined, undefined]])
+    expect(lines().map(({ d, p, c }) => [d, p, c])).toEqual([
+      ['half', true, undefined],
+      ['err', undefined, undefined],
+      [' done', undefined, true],
+      ['new', undefined, undefined],
+    ])
 
     sayer(log, log.next)('cut')
     log.flush()
@@ -154,7 +202,16 @@ describe('after a restart of the daemon', () => {
 
     expect(log.next).toBe(4)
     sayer(log, 4)('two\n')
-    const whole = readFileSync(path, 'utf8').split('\n').filter((line) => line !== '').flatMap((line) => { try { return [JSON.parse(line) as AppLine] } catch { return [] } })
+    const whole = readFileSync(path, 'utf8')
+      .split('\n')
+      .filter((line) => line !== '')
+      .flatMap((line) => {
+        try {
+          return [JSON.parse(line) as AppLine]
+        } catch {
+          return []
+        }
+      })
     expect(whole.map((line) => line.d)).toEqual(['one', 'two'])
   })
 
@@ -198,8 +255,11 @@ test('a stream that is opened again sends what was held back again, and it is th
 })
 
 test('whoever waits for lines is woken when they are in the file', () => {
-  const log = open(), seen: number[] = []
-  log.on('append', () => { seen.push(lines().length) })
+  const log = open()
+  const seen: number[] = []
+  log.on('append', () => {
+    seen.push(lines().length)
+  })
   const say = sayer(log)
   say('one\ntwo\n')
   say('held')

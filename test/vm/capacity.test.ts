@@ -10,14 +10,20 @@ const host = (flags: object = {}) => {
   const bed = testHost({ cpu_oversubscription: 4, memory_limit_mb: 8 * GIB, ...flags })
   return Object.assign(bed, { config: { ...bed.host.config, cpus: 2, memoryMb: 16 * GIB } })
 }
-const ask = (bed: TestHost & { config: TestHost['host']['config'] }, cpuCores: number, memoryMb: number) => { immediate(bed.host.store, (tx) => { admit(tx, bed.config, { cpuCores, memoryMb }) }) }
+const ask = (bed: TestHost & { config: TestHost['host']['config'] }, cpuCores: number, memoryMb: number) => {
+  immediate(bed.host.store, (tx) => {
+    admit(tx, bed.config, { cpuCores, memoryMb })
+  })
+}
 
 describe('capacity', () => {
   test('of an empty host is its limits', async () => {
     await using bed = host()
 
     expect(capacity(bed.host.store, bed.config)).toEqual({
-      cpu: { physical: 2, oversubscription: 4, limit: 8, allocated: 0 }, memory_mb: { physical: 16 * GIB, limit: 8 * GIB, allocated: 0 } })
+      cpu: { physical: 2, oversubscription: 4, limit: 8, allocated: 0 },
+      memory_mb: { physical: 16 * GIB, limit: 8 * GIB, allocated: 0 },
+    })
   })
 
   test('without a limit leaves the host an eighth, between 256 MiB and 2 GiB', async () => {
@@ -59,8 +65,18 @@ describe('a vm', () => {
     await using bed = host()
     bed.vm('one', {}, { cpu_cores: 5, memory_mb: 5 * GIB })
 
-    expect(() => { ask(bed, 4, 1) }).toThrow(expect.objectContaining({ code: 'capacity_exhausted', kind: 'exhausted', data: { resource: 'cpu', unit: 'vCPU', asked: 4, limit: 8, allocated: 5 } }) as Error)
-    expect(() => { ask(bed, 1, 4 * GIB) }).toThrow('Cannot place this vm: it asks for 4096 MiB of memory, and 5120 of 8192 are taken')
+    expect(() => {
+      ask(bed, 4, 1)
+    }).toThrow(
+      expect.objectContaining({
+        code: 'capacity_exhausted',
+        kind: 'exhausted',
+        data: { resource: 'cpu', unit: 'vCPU', asked: 4, limit: 8, allocated: 5 },
+      }) as Error,
+    )
+    expect(() => {
+      ask(bed, 1, 4 * GIB)
+    }).toThrow('Cannot place this vm: it asks for 4096 MiB of memory, and 5120 of 8192 are taken')
   })
 
   test('that has stopped gives its place to another', async () => {

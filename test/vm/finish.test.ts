@@ -13,39 +13,92 @@ const end = (reason: EndReason, message = ''): End => ({ reason, code: null, mes
 /** What is left of a vm in this state when its machine has ended so. */
 const after = async (state: VmState, ended: End, row: Partial<VmRow> = {}, auto_remove = false) => {
   await using bed = testHost()
-  const vm = bed.vm('web', { state, machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' }, ...row }, { auto_remove }), at = bed.places(vm), said: string[] = []
+  const vm = bed.vm(
+    'web',
+    {
+      state,
+      machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
+      ...row,
+    },
+    { auto_remove },
+  )
+  const at = bed.places(vm)
+  const said: string[] = []
   mkdirSync(at.run, { recursive: true })
-  const machine = { kill: () => { said.push(byUid(bed.host.store, vm.uid)?.state ?? 'gone'); return Promise.resolve() } } as unknown as Machine
-  const live = { uid: vm.uid, name: vm.name, machine, drainIfConnected: () => Promise.resolve(), close: () => undefined } as unknown as LiveVm
+  const machine = {
+    kill: () => {
+      said.push(byUid(bed.host.store, vm.uid)?.state ?? 'gone')
+      return Promise.resolve()
+    },
+  } as unknown as Machine
+  const live = {
+    uid: vm.uid,
+    name: vm.name,
+    machine,
+    drainIfConnected: () => Promise.resolve(),
+    close: () => undefined,
+  } as unknown as LiveVm
   bed.host.live.set(vm.uid, live)
 
   await finish(bed.host, live, ended)
 
   const now = byUid(bed.host.store, vm.uid)
-  return { state: now?.state ?? 'gone', exit: now?.exitMessage, status: now?.statusMessage, machine: now?.machine ?? null, atKill: said, live: bed.host.live.size, run: existsSync(at.run),
-    events: bed.events.after(0, 10).map((event) => event.type) }
+  return {
+    state: now?.state ?? 'gone',
+    exit: now?.exitMessage,
+    status: now?.statusMessage,
+    machine: now?.machine ?? null,
+    atKill: said,
+    live: bed.host.live.size,
+    run: existsSync(at.run),
+    events: bed.events.after(0, 10).map((event) => event.type),
+  }
 }
 
 describe('the end of a machine', () => {
   test('whose guest powered off stops the vm', async () => {
-    expect(await after('running', end('poweroff'))).toMatchObject({ state: 'stopped', exit: 'the guest powered off', machine: null, live: 0, run: false, events: ['VM_STOPPED'] })
+    expect(await after('running', end('poweroff'))).toMatchObject({
+      state: 'stopped',
+      exit: 'the guest powered off',
+      machine: null,
+      live: 0,
+      run: false,
+      events: ['VM_STOPPED'],
+    })
   })
 
   test('whose kernel panicked crashes it, with the reason', async () => {
-    expect(await after('running', end('panic', 'no init'))).toMatchObject({ state: 'crashed', status: 'the guest\'s kernel panicked: no init', machine: null, events: ['VM_CRASHED'] })
+    expect(await after('running', end('panic', 'no init'))).toMatchObject({
+      state: 'crashed',
+      status: "the guest's kernel panicked: no init",
+      machine: null,
+      events: ['VM_CRASHED'],
+    })
   })
 
   test('that was killed from outside crashes it, unless its workload had ended before', async () => {
-    expect(await after('running', end('killed'))).toMatchObject({ state: 'crashed', status: 'the machine was killed from outside' })
-    expect(await after('running', end('killed'), { exitCode: 3, exitMessage: 'exited with code 3' })).toMatchObject({ state: 'stopped', exit: 'exited with code 3' })
+    expect(await after('running', end('killed'))).toMatchObject({
+      state: 'crashed',
+      status: 'the machine was killed from outside',
+    })
+    expect(await after('running', end('killed'), { exitCode: 3, exitMessage: 'exited with code 3' })).toMatchObject({
+      state: 'stopped',
+      exit: 'exited with code 3',
+    })
   })
 
   test('keeps what the agent said of it', async () => {
-    expect(await after('running', end('poweroff'), { statusMessage: 'the agent failed at root: bad disk', exitMessage: 'the agent failed at root: bad disk' })).toMatchObject({ exit: 'the agent failed at root: bad disk' })
+    expect(
+      await after('running', end('poweroff'), {
+        statusMessage: 'the agent failed at root: bad disk',
+        exitMessage: 'the agent failed at root: bad disk',
+      }),
+    ).toMatchObject({ exit: 'the agent failed at root: bad disk' })
   })
 
   test('that was asked for stops it, however it came', async () => {
-    for (const reason of ['poweroff', 'killed', 'panic', 'gone'] as const) expect(await after('stopping', end(reason))).toMatchObject({ state: 'stopped' })
+    for (const reason of ['poweroff', 'killed', 'panic', 'gone'] as const)
+      expect(await after('stopping', end(reason))).toMatchObject({ state: 'stopped' })
   })
 
   test('by a reboot of the guest begins the vm anew', async () => {
@@ -56,7 +109,13 @@ describe('the end of a machine', () => {
   test('is a legal end in every state that may have a machine, for every reason', async () => {
     for (const state of ['running', 'paused', 'stopping', 'unknown'] as const) {
       for (const reason of ['poweroff', 'panic', 'killed', 'failed', 'gone'] as const) {
-        for (const exitCode of [null, 0]) expect({ state, reason, exitCode, is: ['stopped', 'crashed'].includes((await after(state, end(reason), { exitCode })).state) }).toEqual({ state, reason, exitCode, is: true })
+        for (const exitCode of [null, 0])
+          expect({
+            state,
+            reason,
+            exitCode,
+            is: ['stopped', 'crashed'].includes((await after(state, end(reason), { exitCode })).state),
+          }).toEqual({ state, reason, exitCode, is: true })
       }
     }
   }, 20_000)
@@ -71,7 +130,10 @@ describe('the end of a machine', () => {
   })
 
   test('takes a vm with it that removes itself', async () => {
-    expect(await after('running', end('poweroff'), {}, true)).toMatchObject({ state: 'gone', events: ['VM_STOPPED', 'VM_DELETED'] })
+    expect(await after('running', end('poweroff'), {}, true)).toMatchObject({
+      state: 'gone',
+      events: ['VM_STOPPED', 'VM_DELETED'],
+    })
     expect(await after('running', end('panic'), {}, true)).toMatchObject({ state: 'gone' })
   })
 })
@@ -81,7 +143,10 @@ test('a change without a move is seen in the list too', async () => {
   const { uid } = bed.vm('web')
   expect(list(bed.host.store, {}).vms[0]).toMatchObject({ exit_code: null, pid: null })
 
-  change(bed.host.store, uid, { exitCode: 7, machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' } })
+  change(bed.host.store, uid, {
+    exitCode: 7,
+    machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
+  })
 
   expect(list(bed.host.store, {}).vms[0]).toMatchObject({ exit_code: 7, pid: 7 })
 })

@@ -21,7 +21,11 @@ class CountedEvents extends EventLog {
 
   override async appended(signal: AbortSignal): Promise<void> {
     this.waiting++
-    try { await super.appended(signal) } finally { this.waiting-- }
+    try {
+      await super.appended(signal)
+    } finally {
+      this.waiting--
+    }
   }
 }
 
@@ -35,26 +39,85 @@ export interface TestHost extends AsyncDisposable {
 
 /** The daemon's record over a real store in a folder of the test's own, without drivers: rows and files, no machines. */
 export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHost => {
-  const folder = mkdtempSync('/tmp/aerie-u-'), config = readConfig({ config: '/dev/null', state: join(folder, 's'), ...flags }, {}, 0)
+  const folder = mkdtempSync('/tmp/aerie-u-')
+  const config = readConfig({ config: '/dev/null', state: join(folder, 's'), ...flags }, {}, 0)
   mkdirSync(join(config.state, 'vms'), { recursive: true })
-  const store = openStore(join(config.state, 'state.db')), events = new CountedEvents(store)
-  const host: Host = { config, log: newLog('silent'), store, events, images: new Images(store, events, config.state), kernels: new Kernels(store, events, config.state),
-    drivers: new Map(), hypervisor: { name: 'fake', accelerator: 'none', reason: 'a test' }, stateId: '0'.repeat(16), queue: new Serial(), live: new Map(), creating: new Map(),
-    version: '0', startedAt: 0, step: () => undefined }
-  store.insert(images).values({ digest: DIGEST, format: 'rootfs', erofsDigest: '0'.repeat(64), sizeBytes: 0, status: 'ready', createdAt: 0,
-    config: { entrypoint: [], cmd: [], env: [], user: '', working_dir: '', stop_signal: '', exposed_ports: [] } }).run()
+  const store = openStore(join(config.state, 'state.db'))
+  const events = new CountedEvents(store)
+  const host: Host = {
+    config,
+    log: newLog('silent'),
+    store,
+    events,
+    images: new Images(store, events, config.state),
+    kernels: new Kernels(store, events, config.state),
+    drivers: new Map(),
+    hypervisor: { name: 'fake', accelerator: 'none', reason: 'a test' },
+    stateId: '0'.repeat(16),
+    queue: new Serial(),
+    live: new Map(),
+    creating: new Map(),
+    version: '0',
+    startedAt: 0,
+    step: () => undefined,
+  }
+  store
+    .insert(images)
+    .values({
+      digest: DIGEST,
+      format: 'rootfs',
+      erofsDigest: '0'.repeat(64),
+      sizeBytes: 0,
+      status: 'ready',
+      createdAt: 0,
+      config: { entrypoint: [], cmd: [], env: [], user: '', working_dir: '', stop_signal: '', exposed_ports: [] },
+    })
+    .run()
   store.insert(imageNames).values({ name: 'base', digest: DIGEST }).run()
-  store.insert(kernels).values({ digest: DIGEST, name: 'k', version: '1', format: 'bzimage', modules: [], sizeBytes: 0, isDefault: true, createdAt: 0 }).run()
+  store
+    .insert(kernels)
+    .values({
+      digest: DIGEST,
+      name: 'k',
+      version: '1',
+      format: 'bzimage',
+      modules: [],
+      sizeBytes: 0,
+      isDefault: true,
+      createdAt: 0,
+    })
+    .run()
 
   let count = 0
   return {
-    host, events,
+    host,
+    events,
     vm: (name, row = {}, want = {}) => {
-      const id = ++count, { name: _, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
+      const id = ++count
+      const { name: _, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
       const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-      return store.insert(vms).values({ uid: `vm_${String(id).padStart(20, '0')}`, name, state: 'running', spec, runtime: 'vm', hypervisor: 'fake', imageDigest: DIGEST, kernelDigest: DIGEST,
-        cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb, cid: id + 2, mac: `02:00:00:00:00:${id.toString(16).padStart(2, '0')}`, machineId: '0'.repeat(32), createdAt: id, updatedAt: id,
-        ...row }).returning().get()
+      return store
+        .insert(vms)
+        .values({
+          uid: `vm_${String(id).padStart(20, '0')}`,
+          name,
+          state: 'running',
+          spec,
+          runtime: 'vm',
+          hypervisor: 'fake',
+          imageDigest: DIGEST,
+          kernelDigest: DIGEST,
+          cpuCores: spec.cpu_cores,
+          memoryMb: spec.memory_mb,
+          cid: id + 2,
+          mac: `02:00:00:00:00:${id.toString(16).padStart(2, '0')}`,
+          machineId: '0'.repeat(32),
+          createdAt: id,
+          updatedAt: id,
+          ...row,
+        })
+        .returning()
+        .get()
     },
     places: (row) => {
       const at = places(config, row)

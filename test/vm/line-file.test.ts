@@ -3,15 +3,24 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { readBackwards } from '../../src/vm/line-file.ts'
 
-let folder: string, path: string
-beforeEach(() => { folder = mkdtempSync('/tmp/aerie-u-'); path = join(folder, 'console.log') })
-afterEach(() => { rmSync(folder, { recursive: true }) })
+let folder: string
+let path: string
+beforeEach(() => {
+  folder = mkdtempSync('/tmp/aerie-u-')
+  path = join(folder, 'console.log')
+})
+afterEach(() => {
+  rmSync(folder, { recursive: true })
+})
 
 describe('reading a file from its end', () => {
   const read = (text: string | Buffer, count = Number.POSITIVE_INFINITY): string[] => {
     writeFileSync(path, text)
     const seen: string[] = []
-    readBackwards(path, (line) => { seen.push(line); return seen.length < count })
+    readBackwards(path, (line) => {
+      seen.push(line)
+      return seen.length < count
+    })
     return seen
   }
 
@@ -29,11 +38,14 @@ describe('reading a file from its end', () => {
     const all = Array.from({ length: 400 }, (_, index) => `${index}:${'x'.repeat((index * 997) % 3000)}`)
 
     expect(read(`${all.join('\n')}\n`)).toEqual(all.toReversed())
-    for (const size of [65_535, 65_536, 65_537, 131_072]) expect(read(`${'a'.repeat(size)}\n${'b'.repeat(size)}\n`)).toEqual(['b'.repeat(size), 'a'.repeat(size)])
+    for (const size of [65_535, 65_536, 65_537, 131_072])
+      expect(read(`${'a'.repeat(size)}\n${'b'.repeat(size)}\n`)).toEqual(['b'.repeat(size), 'a'.repeat(size)])
   })
 
   test('of a file that is not there gives nothing', () => {
-    readBackwards(join(folder, 'none'), () => { throw new Error('a line of nothing') })
+    readBackwards(join(folder, 'none'), () => {
+      throw new Error('a line of nothing')
+    })
   })
 
   test('of a guest that never ended a line takes no time that grows with its square', () => {
@@ -47,6 +59,10 @@ describe('reading a file from its end', () => {
   })
 
   test('goes on before a line that is too long', () => {
-    expect(read(`first\n${'x'.repeat(5 * 2 ** 20)}\nlast\n`).map((line) => line.length)).toEqual([4, expect.any(Number) as number, 5])
+    expect(read(`first\n${'x'.repeat(5 * 2 ** 20)}\nlast\n`).map((line) => line.length)).toEqual([
+      4,
+      expect.any(Number) as number,
+      5,
+    ])
   })
 })

@@ -9,7 +9,10 @@ import { logs } from '../../src/vm/logs.ts'
 import { move } from '../../src/vm/record.ts'
 import { testHost, type TestHost } from './host.ts'
 
-let bed: TestHost, row: VmRow, at: ReturnType<TestHost['places']>, log: AppLog
+let bed: TestHost
+let row: VmRow
+let at: ReturnType<TestHost['places']>
+let log: AppLog
 let offset = 0
 beforeEach(() => {
   bed = testHost()
@@ -20,14 +23,17 @@ beforeEach(() => {
   writeFileSync(at.consoleLog, '')
   writeFileSync(at.vmmLog, '')
 })
-afterEach(async () => { await bed[Symbol.asyncDispose]() })
+afterEach(async () => {
+  await bed[Symbol.asyncDispose]()
+})
 
 const say = (text: string, stream: 1 | 2 | 3 = 1, timeMs = Date.now()) => {
   log.take({ stream, offset, timeMs, bytes: Buffer.from(text) })
   offset += Buffer.byteLength(text)
 }
 const never = new AbortController().signal
-const read = async (query: LogQuery = {}): Promise<LogLine[]> => await Array.fromAsync(logs(bed.host, 'web', query, never))
+const read = async (query: LogQuery = {}): Promise<LogLine[]> =>
+  await Array.fromAsync(logs(bed.host, 'web', query, never))
 const texts = async (query: LogQuery = {}): Promise<string[]> => (await read(query)).map((line) => line.line)
 
 describe('a log', () => {
@@ -37,7 +43,8 @@ describe('a log', () => {
 
     expect(await read()).toEqual([
       { name: 'web', source: 'app', stream: 'stdout', line: 'out', timestamp: '1970-01-01T00:00:01.000Z' },
-      { name: 'web', source: 'app', stream: 'stderr', line: 'err', timestamp: '1970-01-01T00:00:02.000Z' }])
+      { name: 'web', source: 'app', stream: 'stderr', line: 'err', timestamp: '1970-01-01T00:00:02.000Z' },
+    ])
   })
 
   test('is shown by its source, or with all the others', async () => {
@@ -48,7 +55,9 @@ describe('a log', () => {
 
     expect(await texts({ source: 'app' })).toEqual(['app'])
     expect(await read({ source: 'agent' })).toMatchObject([{ source: 'agent', stream: 'agent', line: 'agent' }])
-    expect(await read({ source: 'console' })).toEqual([{ name: 'web', source: 'console', stream: 'console', line: 'boot', timestamp: null }])
+    expect(await read({ source: 'console' })).toEqual([
+      { name: 'web', source: 'console', stream: 'console', line: 'boot', timestamp: null },
+    ])
     expect(await texts({ source: 'vmm' })).toEqual(['qemu'])
     expect((await texts({ source: 'all' })).sort()).toEqual(['agent', 'app', 'boot', 'qemu'])
   })
@@ -90,16 +99,33 @@ describe('a line in several records', () => {
     say('oops\n', 2)
     log.flush()
 
-    const whole = [['stderr', 'err'], ['stdout', 'half done'], ['stdout', long], ['stderr', 'oops'], ['stdout', 'last']]
+    const whole = [
+      ['stderr', 'err'],
+      ['stdout', 'half done'],
+      ['stdout', long],
+      ['stderr', 'oops'],
+      ['stdout', 'last'],
+    ]
     expect((await read()).map((one) => [one.stream, one.line])).toEqual(whole)
     // counted from the end, it stands where its last record does that is there
-    const back = [['stderr', 'err'], ['stdout', 'half done'], ['stdout', long], ['stdout', 'last'], ['stderr', 'oops']]
-    for (let tail = 1; tail <= 5; tail++) expect((await read({ tail })).map((one) => [one.stream, one.line])).toEqual(back.slice(-tail))
+    const back = [
+      ['stderr', 'err'],
+      ['stdout', 'half done'],
+      ['stdout', long],
+      ['stdout', 'last'],
+      ['stderr', 'oops'],
+    ]
+    for (let tail = 1; tail <= 5; tail++)
+      expect((await read({ tail })).map((one) => [one.stream, one.line])).toEqual(back.slice(-tail))
   })
 
   test('has the character in it that two records share', async () => {
     const euro = Buffer.from('1 €\n')
-    for (const [stream, bytes] of [[1, euro.subarray(0, 3)], [2, Buffer.from('!\n')], [1, euro.subarray(3)]] as const) {
+    for (const [stream, bytes] of [
+      [1, euro.subarray(0, 3)],
+      [2, Buffer.from('!\n')],
+      [1, euro.subarray(3)],
+    ] as const) {
       log.take({ stream, offset, timeMs: 1, bytes })
       offset += bytes.byteLength
     }
@@ -108,7 +134,7 @@ describe('a line in several records', () => {
     expect(await texts({ tail: 1 })).toEqual(['1 €'])
   })
 
-  test('that never ends is shown at the end of its boot, and never joined with the next one\'s', async () => {
+  test("that never ends is shown at the end of its boot, and never joined with the next one's", async () => {
     say('Password: ')
     log.flush()
     log.restart()
@@ -137,8 +163,12 @@ describe('a reader that finds nothing', () => {
     log = new AppLog(at.appLog, 100_000_000)
     for (let i = 0; i < 40; i++) say(`${'noise '.repeat(20_000)}\n`)
     for (const query of [{ source: 'agent' }, { source: 'agent', tail: 5 }] as const) {
-      let turns = 0, reading = true
-      const turn = (): void => { turns++; if (reading) setImmediate(turn) }
+      let turns = 0
+      let reading = true
+      const turn = (): void => {
+        turns++
+        if (reading) setImmediate(turn)
+      }
       setImmediate(turn)
 
       expect(await texts(query)).toEqual([])
@@ -151,7 +181,10 @@ describe('a reader that finds nothing', () => {
 
 describe('the tail', () => {
   test('is the last lines of one source, oldest first', async () => {
-    for (let i = 0; i < 20; i++) { say(`line ${i}\n`); say(`noise ${i}\n`, 3) }
+    for (let i = 0; i < 20; i++) {
+      say(`line ${i}\n`)
+      say(`noise ${i}\n`, 3)
+    }
 
     expect(await texts({ tail: 3 })).toEqual(['line 17', 'line 18', 'line 19'])
     expect(await texts({ tail: 0 })).toEqual([])
@@ -173,14 +206,17 @@ describe('since', () => {
     say('old\n', 1, now - 7_200_000)
     say('new\n', 1, now - 60_000)
 
-    for (const since of ['1h', '5m', new Date(now - 3_600_000).toISOString(), String(Math.floor(now / 1000) - 3600)]) expect(await texts({ since })).toEqual(['new'])
+    for (const since of ['1h', '5m', new Date(now - 3_600_000).toISOString(), String(Math.floor(now / 1000) - 3600)])
+      expect(await texts({ since })).toEqual(['new'])
     expect(await texts({ since: '1d' })).toEqual(['old', 'new'])
     expect(await texts({ since: '1s' })).toEqual([])
   })
 
   test('that is none of them is refused before anything is sent', () => {
     for (const since of ['yesterday', '', '5 parsecs', '-5m', '9'.repeat(60)]) {
-      expect(() => logs(bed.host, 'web', { since }, never)).toThrow(expect.objectContaining({ code: 'since_invalid', data: { since } }) as Error)
+      expect(() => logs(bed.host, 'web', { since }, never)).toThrow(
+        expect.objectContaining({ code: 'since_invalid', data: { since } }) as Error,
+      )
     }
   })
 })
@@ -188,13 +224,24 @@ describe('since', () => {
 describe('a reader that follows', () => {
   /** Reads in the background until it is stopped. */
   const follow = (query: LogQuery = {}) => {
-    const stop = new AbortController(), seen: string[] = []
-    const ended = (async () => { for await (const line of logs(bed.host, 'web', { follow: true, ...query }, stop.signal)) seen.push(line.line) })()
+    const stop = new AbortController()
+    const seen: string[] = []
+    const ended = (async () => {
+      for await (const line of logs(bed.host, 'web', { follow: true, ...query }, stop.signal)) seen.push(line.line)
+    })()
     const sees = async (count: number) => {
-      for (const end = Date.now() + 3000; seen.length < count && Date.now() < end;) await Bun.sleep(2)
+      for (const end = Date.now() + 3000; seen.length < count && Date.now() < end; ) await Bun.sleep(2)
       return seen
     }
-    return { seen, sees, ended, stop: async () => { stop.abort(); await ended } }
+    return {
+      seen,
+      sees,
+      ended,
+      stop: async () => {
+        stop.abort()
+        await ended
+      },
+    }
   }
 
   test('sees what was, then what comes', async () => {
@@ -221,7 +268,8 @@ describe('a reader that follows', () => {
   test('sees a line whole that was half there when it came', async () => {
     say('half')
     say('err\n', 2) // writes the half
-    const all = follow(), one = follow({ tail: 1 })
+    const all = follow()
+    const one = follow({ tail: 1 })
     expect(await all.sees(1)).toEqual(['err'])
     expect(await one.sees(1)).toEqual(['err'])
 
@@ -237,7 +285,10 @@ describe('a reader that follows', () => {
     log = new AppLog(at.appLog, 2000)
     const reader = follow()
 
-    for (let i = 0; i < 200; i++) { say(`line ${i}\n`); if (i % 20 === 0) await reader.sees(i + 1) }
+    for (let i = 0; i < 200; i++) {
+      say(`line ${i}\n`)
+      if (i % 20 === 0) await reader.sees(i + 1)
+    }
 
     expect(await reader.sees(200)).toEqual(Array.from({ length: 200 }, (_, index) => `line ${index}`))
     await reader.stop()
@@ -264,7 +315,10 @@ describe('a reader that follows', () => {
 
   test('leaves nothing behind, however much was said to it', async () => {
     const reader = follow()
-    for (let i = 0; i < 50; i++) { say(`line ${i}\n`); await reader.sees(i + 1) }
+    for (let i = 0; i < 50; i++) {
+      say(`line ${i}\n`)
+      await reader.sees(i + 1)
+    }
 
     expect(bed.events.waiting).toBeLessThanOrEqual(1)
     await reader.stop()
@@ -278,7 +332,11 @@ describe('a console whose old part was given back to the disk', () => {
     truncateSync(at.consoleLog, mib * 2 ** 20)
     appendFileSync(at.consoleLog, text)
     const fd = openSync(at.consoleLog, 'r+')
-    try { punchHole(fd, 0, mib * 2 ** 20) } finally { closeSync(fd) }
+    try {
+      punchHole(fd, 0, mib * 2 ** 20)
+    } finally {
+      closeSync(fd)
+    }
   }
 
   test('is read from where it holds something', async () => {

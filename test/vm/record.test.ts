@@ -4,16 +4,31 @@ import { byUid, find, list, move, newBoot, view } from '../../src/vm/record.ts'
 import { testHost, type TestHost } from './host.ts'
 
 let bed: TestHost
-beforeEach(() => { bed = testHost() })
-afterEach(async () => { await bed[Symbol.asyncDispose]() })
+beforeEach(() => {
+  bed = testHost()
+})
+afterEach(async () => {
+  await bed[Symbol.asyncDispose]()
+})
 
 const names = (query: VmListQuery = {}): string[] => list(bed.host.store, query).vms.map((vm) => vm.name)
-const codeOf = (work: () => unknown): unknown => { try { work(); return undefined } catch (error) { return error } }
+const codeOf = (work: () => unknown): unknown => {
+  try {
+    work()
+    return undefined
+  } catch (error) {
+    return error
+  }
+}
 
 describe('a list', () => {
   beforeEach(() => {
     bed.vm('web-1', { state: 'running', createdAt: 5 }, { metadata: { team: 'red', 'a.b/c': 'x' } })
-    bed.vm('web-2', { state: 'stopped', createdAt: 4, runtime: 'nginx', plugin: 'nginx' }, { metadata: { team: 'blue' } })
+    bed.vm(
+      'web-2',
+      { state: 'stopped', createdAt: 4, runtime: 'nginx', plugin: 'nginx' },
+      { metadata: { team: 'blue' } },
+    )
     bed.vm('db', { state: 'running', createdAt: 3 }, { metadata: { team: 'red', tier: '1=2' } })
     bed.vm('cache_1', { state: 'crashed', createdAt: 2 })
   })
@@ -43,29 +58,52 @@ describe('a list', () => {
     ['where a % is a letter', { q: '%' }, []],
     ['where a _ is a letter', { q: 'e_1' }, ['cache_1']],
   ]
-  for (const [name, query, expected] of CASES) test(name, () => { expect(names(query)).toEqual(expected) })
+  for (const [name, query, expected] of CASES)
+    test(name, () => {
+      expect(names(query)).toEqual(expected)
+    })
 
   test('says how many there are, whatever page it shows', () => {
     const total = (query: VmListQuery) => list(bed.host.store, query).total
 
-    expect([total({}), total({ limit: 1 }), total({ offset: 3 }), total({ limit: 2, offset: 9 }), total({ status: 'running', limit: 1 }), total({ q: 'none' })]).toEqual([4, 4, 4, 4, 2, 0])
+    expect([
+      total({}),
+      total({ limit: 1 }),
+      total({ offset: 3 }),
+      total({ limit: 2, offset: 9 }),
+      total({ status: 'running', limit: 1 }),
+      total({ q: 'none' }),
+    ]).toEqual([4, 4, 4, 4, 2, 0])
   })
 
   test('refuses a filter that can never match, by its name', () => {
-    for (const [query, filter] of [[{ status: 'running,asleep' }, 'status'], [{ metadata: 'team' }, 'metadata'], [{ metadata: '=x' }, 'metadata']] as const) {
-      expect(codeOf(() => list(bed.host.store, query))).toMatchObject({ code: 'filter_invalid', kind: 'invalid', data: { filter } })
+    for (const [query, filter] of [
+      [{ status: 'running,asleep' }, 'status'],
+      [{ metadata: 'team' }, 'metadata'],
+      [{ metadata: '=x' }, 'metadata'],
+    ] as const) {
+      expect(codeOf(() => list(bed.host.store, query))).toMatchObject({
+        code: 'filter_invalid',
+        kind: 'invalid',
+        data: { filter },
+      })
     }
   })
 
   test('is not led astray by what a filter holds', () => {
-    for (const metadata of ['team" OR 1=1 --=x', "team'=x", 'a\\=x', '$.x=y', '"=x']) expect(names({ metadata })).toEqual([])
+    for (const metadata of ['team" OR 1=1 --=x', "team'=x", 'a\\=x', '$.x=y', '"=x'])
+      expect(names({ metadata })).toEqual([])
     expect(names({ q: "'; DROP TABLE vms; --" })).toEqual([])
     expect(names().length).toBe(4)
   })
 })
 
 test('a list of more than a thousand is cut, and says how many there are', () => {
-  bed.host.store.$client.transaction(() => { for (let i = 0; i < 1005; i++) bed.vm(`vm-${i}`) }).immediate()
+  bed.host.store.$client
+    .transaction(() => {
+      for (let i = 0; i < 1005; i++) bed.vm(`vm-${i}`)
+    })
+    .immediate()
 
   const { vms, total } = list(bed.host.store, {})
 
@@ -74,10 +112,12 @@ test('a list of more than a thousand is cut, and says how many there are', () =>
 
 describe('a vm is found', () => {
   test('by its id, its name, its uid, or what begins either of them alone', () => {
-    const web = bed.vm('web'), other = bed.vm('worker-1')
+    const web = bed.vm('web')
+    const other = bed.vm('worker-1')
 
     for (const ref of [String(web.id), 'web', web.uid, 'we']) expect(find(bed.host.store, ref).uid).toBe(web.uid)
-    for (const ref of ['worker-1', 'wor', other.uid.slice(0, -1)].slice(0, 2)) expect(find(bed.host.store, ref).uid).toBe(other.uid)
+    for (const ref of ['worker-1', 'wor', other.uid.slice(0, -1)].slice(0, 2))
+      expect(find(bed.host.store, ref).uid).toBe(other.uid)
   })
 
   test('by its whole name though another begins with it', () => {
@@ -91,7 +131,11 @@ describe('a vm is found', () => {
     bed.vm('web-1')
     bed.vm('web-2')
 
-    expect(codeOf(() => find(bed.host.store, 'web'))).toMatchObject({ code: 'vm_ambiguous', kind: 'conflict', data: { matches: ['web-1', 'web-2'] } })
+    expect(codeOf(() => find(bed.host.store, 'web'))).toMatchObject({
+      code: 'vm_ambiguous',
+      kind: 'conflict',
+      data: { matches: ['web-1', 'web-2'] },
+    })
     expect(codeOf(() => find(bed.host.store, 'vm_'))).toMatchObject({ code: 'vm_ambiguous' })
   })
 
@@ -99,7 +143,10 @@ describe('a vm is found', () => {
     bed.vm('web-1')
 
     for (const ref of ['%', '_', 'w%', 'web_1', '\\', 'eb-1', '0', '01', '99', '1e0', "' OR 1=1 --"]) {
-      expect({ ref, error: codeOf(() => find(bed.host.store, ref)) }).toMatchObject({ ref, error: { code: 'vm_not_found', kind: 'not_found', hint: expect.stringContaining('aerie ps') as string } })
+      expect({ ref, error: codeOf(() => find(bed.host.store, ref)) }).toMatchObject({
+        ref,
+        error: { code: 'vm_not_found', kind: 'not_found', hint: expect.stringContaining('aerie ps') as string },
+      })
     }
   })
 })
@@ -116,15 +163,21 @@ describe('a move', () => {
   })
 
   test('that the table does not have changes nothing', () => {
-    const { uid } = bed.vm('web', { state: 'stopped' }), before = byUid(bed.host.store, uid)
+    const { uid } = bed.vm('web', { state: 'stopped' })
+    const before = byUid(bed.host.store, uid)
 
-    expect(codeOf(() => move(bed.host.store, bed.host.events, uid, 'pause'))).toMatchObject({ code: 'vm_wrong_state', message: 'Cannot pause vm "web": it is stopped' })
+    expect(codeOf(() => move(bed.host.store, bed.host.events, uid, 'pause'))).toMatchObject({
+      code: 'vm_wrong_state',
+      message: 'Cannot pause vm "web": it is stopped',
+    })
     expect(byUid(bed.host.store, uid)).toEqual(before as NonNullable<typeof before>)
     expect(bed.events.newest()).toBe(0)
   })
 
   test('of a vm that has gone is no move', () => {
-    expect(codeOf(() => move(bed.host.store, bed.host.events, 'vm_none', 'stop'))).toMatchObject({ code: 'vm_not_found' })
+    expect(codeOf(() => move(bed.host.store, bed.host.events, 'vm_none', 'stop'))).toMatchObject({
+      code: 'vm_not_found',
+    })
   })
 
   test('of two callers lets one through', () => {
@@ -139,12 +192,24 @@ describe('a move', () => {
 test('the view of a vm shows the names of its environment and no value', () => {
   const row = bed.vm('web', {}, { env: { TOKEN: 's3cret', A: 'b' }, cmd: ['x'] })
 
-  expect(view(row)).toMatchObject({ env_names: ['TOKEN', 'A'], cmd: ['x'], entrypoint: null, pid: null, serial_socket: '', status: 'running', started_at: null })
+  expect(view(row)).toMatchObject({
+    env_names: ['TOKEN', 'A'],
+    cmd: ['x'],
+    entrypoint: null,
+    pid: null,
+    serial_socket: '',
+    status: 'running',
+    started_at: null,
+  })
   expect(JSON.stringify(view(row))).not.toContain('s3cret')
 })
 
-test('a boot after a restore that was never acknowledged waits for nobody\'s identity', () => {
+test("a boot after a restore that was never acknowledged waits for nobody's identity", () => {
   const { uid } = bed.vm('woken', { state: 'crashed', saved: 'saved-x', identityDue: true })
 
-  expect(move(bed.host.store, bed.host.events, uid, 'start', newBoot())).toMatchObject({ state: 'starting', saved: null, identityDue: false })
+  expect(move(bed.host.store, bed.host.events, uid, 'start', newBoot())).toMatchObject({
+    state: 'starting',
+    saved: null,
+    identityDue: false,
+  })
 })

@@ -17,8 +17,10 @@ export default command({
     const client = await context.client()
     const vm = await client.call('vm.get', { params: { name } })
     const join = { ...chooseJoin(flags), tty: vm.tty }
-    const exec = await client.attach({ params: { name: vm.uid } },
-      { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) })
+    const exec = await client.attach(
+      { params: { name: vm.uid } },
+      { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) },
+    )
     const left = await stay(exec, { ...join, detachable: join.tty, rawTerminal: context.programs.rawTerminal })
     if (left.how === 'gone') return left.exit
     if (left.how !== 'ended') return 0

@@ -21,9 +21,14 @@ complete -o nosort -F _aerie aerie 2>/dev/null || complete -F _aerie aerie
 export default command({
   usage: 'bash',
   detail: 'eval "$(aerie completion bash)" in ~/.bashrc, or into /etc/bash_completion.d/aerie.',
-  flags: {}, args: { min: 1, max: 1 },
+  flags: {},
+  args: { min: 1, max: 1 },
   async run(context, { args }) {
-    if (args[0] !== 'bash') throw usageInvalid({ reason: `Cannot complete in "${args[0]}": only bash is known`, hint: 'aerie completion bash' })
+    if (args[0] !== 'bash')
+      throw usageInvalid({
+        reason: `Cannot complete in "${args[0]}": only bash is known`,
+        hint: 'aerie completion bash',
+      })
     await context.out.text(BASH)
     return 0
   },

@@ -13,7 +13,8 @@ export default command({
     const client = await context.client()
     const wire = await client.raw('vm.console', { params: { name: args[0] ?? '' } })
     using raw = new DisposableStack()
-    const typing = flags.stdin !== false, terminal = typing && isTerminal(0)
+    const typing = flags.stdin !== false
+    const terminal = typing && isTerminal(0)
     if (terminal) {
       context.out.note('^] leaves the console')
       raw.use(await context.programs.rawTerminal())
@@ -27,8 +28,14 @@ export default command({
       // A pipe that has ended has said all; what the guest answers is still to come.
       if (!terminal) await new Promise<never>(() => undefined)
     }
-    const shown = async () => { for await (const bytes of wire.bytes()) await writeAll(1, bytes) }
-    try { await Promise.race(typing ? [shown(), typed()] : [shown()]) } finally { wire.close() }
+    const shown = async () => {
+      for await (const bytes of wire.bytes()) await writeAll(1, bytes)
+    }
+    try {
+      await Promise.race(typing ? [shown(), typed()] : [shown()])
+    } finally {
+      wire.close()
+    }
     return 0
   },
 })

@@ -17,14 +17,21 @@ export default command({
   async run(context, { flags, args, rest }) {
     // `create NAME --image IMAGE` as well as `create IMAGE NAME`.
     const [image, name] = flags.image === undefined ? args : [flags.image, args[0]]
-    if (image === undefined) throw usageInvalid({ reason: 'Cannot create a vm: the image is missing', hint: 'aerie create IMAGE [NAME]; "aerie image ls" lists images' })
-    if (flags.image !== undefined && args.length > 1) throw usageInvalid({ reason: `Cannot create a vm: "${args[1]}" is one argument too many` })
+    if (image === undefined)
+      throw usageInvalid({
+        reason: 'Cannot create a vm: the image is missing',
+        hint: 'aerie create IMAGE [NAME]; "aerie image ls" lists images',
+      })
+    if (flags.image !== undefined && args.length > 1)
+      throw usageInvalid({ reason: `Cannot create a vm: "${args[1]}" is one argument too many` })
     if (name !== undefined && flags.name !== undefined && name !== flags.name) {
       throw usageInvalid({ reason: `Cannot create a vm: it is named "${name}" and "${flags.name}"` })
     }
     const body = vmCreateOf(image, { ...flags, ...(name !== undefined && { name }) }, rest, context.env)
     const client = await context.client('start')
-    const vm = await client.call('vm.create', { body: { ...body, ...ttyChoice(flags), ...(flags.rm && { auto_remove: true }) } })
+    const vm = await client.call('vm.create', {
+      body: { ...body, ...ttyChoice(flags), ...(flags.rm && { auto_remove: true }) },
+    })
     await context.out.done(vm)
     return 0
   },

@@ -5,8 +5,13 @@ import { command } from '../command.ts'
 import { each } from '../each.ts'
 import { yes } from '../flags.ts'
 
-const vmRuns = fault('vm_runs', 'conflict', { name: Type.String(), status: Type.String() },
-  (d) => `Cannot delete vm "${d.name}": it is ${d.status}`, 'Stop it first, or use --force')
+const vmRuns = fault(
+  'vm_runs',
+  'conflict',
+  { name: Type.String(), status: Type.String() },
+  (d) => `Cannot delete vm "${d.name}": it is ${d.status}`,
+  'Stop it first, or use --force',
+)
 
 export default command({
   usage: '[FLAGS] NAME…',

@@ -15,13 +15,27 @@ export default command({
   },
   args: { min: 0, max: 0 },
   async run(context, { flags }) {
-    const client = await context.client(), follow = flags.follow !== false
-    const events = client.sse('events', { query: {
-      follow, ...(flags.after !== undefined && { after: flags.after }), ...(flags.type && { type: flags.type.join(',') }),
-      ...(flags.name !== undefined && { name: flags.name }) } }, { endless: follow })
+    const client = await context.client()
+    const follow = flags.follow !== false
+    const events = client.sse(
+      'events',
+      {
+        query: {
+          follow,
+          ...(flags.after !== undefined && { after: flags.after }),
+          ...(flags.type && { type: flags.type.join(',') }),
+          ...(flags.name !== undefined && { name: flags.name }),
+        },
+      },
+      { endless: follow },
+    )
     for await (const { data } of events) {
       const event = JSON.parse(data) as Event
-      await context.out.item(event, () => `${event.timestamp}  ${String(event.seq).padStart(6)}  ${event.type.padEnd(16)}  ${plain(event.name)}${event.message === '' ? '' : `  ${plain(event.message)}`}`)
+      await context.out.item(
+        event,
+        () =>
+          `${event.timestamp}  ${String(event.seq).padStart(6)}  ${event.type.padEnd(16)}  ${plain(event.name)}${event.message === '' ? '' : `  ${plain(event.message)}`}`,
+      )
     }
     return 0
   },

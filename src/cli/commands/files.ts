@@ -8,8 +8,12 @@ export default command({
   flags: { limit: integer('At most so many entries (1000)', 1, 10_000) },
   args: { min: 1, max: 2, nouns: ['vm', 'none'] },
   async run(context, { flags, args }) {
-    const [name = '', path = '/'] = args, client = await context.client()
-    const { entries, truncated } = await client.call('vm.files', { params: { name }, query: { path, ...(flags.limit !== undefined && { limit: flags.limit }) } })
+    const [name = '', path = '/'] = args
+    const client = await context.client()
+    const { entries, truncated } = await client.call('vm.files', {
+      params: { name },
+      query: { path, ...(flags.limit !== undefined && { limit: flags.limit }) },
+    })
     await context.out.show(entries, { table: () => fileTable(entries), name: () => entries.map((one) => one.name) })
     if (truncated) context.out.warn(`"${path}" has more entries: see --limit`)
     return 0

@@ -7,43 +7,81 @@ import { asFault } from '../fault-text.ts'
 import { command, type Context } from '../command.ts'
 import { parseForward, sayLocal, sayRemote, type Forward, type Local, type Remote } from '../forward-spec.ts'
 
-const portTaken = fault('address_taken', 'conflict', { address: Type.String(), reason: Type.String() },
-  (d) => `Cannot listen at ${d.address}: ${d.reason}`, 'Port 0 takes a free one')
+const portTaken = fault(
+  'address_taken',
+  'conflict',
+  { address: Type.String(), reason: Type.String() },
+  (d) => `Cannot listen at ${d.address}: ${d.reason}`,
+  'Port 0 takes a free one',
+)
 
-const listen = (server: Server, local: Local): Promise<Local> => new Promise((resolve, reject) => {
-  server.once('error', (error: NodeJS.ErrnoException) => {
-    const reason = error.code === 'EADDRINUSE' ? 'somebody else does' : error.code === 'EACCES' ? 'this user may not' : error.message
-    reject(portTaken({ address: sayLocal(local), reason }, error))
+const listen = (server: Server, local: Local): Promise<Local> =>
+  new Promise((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => {
+      const reason =
+        error.code === 'EADDRINUSE'
+          ? 'somebody else does'
+          : error.code === 'EACCES'
+            ? 'this user may not'
+            : error.message
+      reject(portTaken({ address: sayLocal(local), reason }, error))
+    })
+    server.listen('unix' in local ? { path: local.unix } : { host: local.host, port: local.port }, () => {
+      const address = server.address()
+      resolve(
+        'unix' in local || typeof address !== 'object' || address === null
+          ? local
+          : { host: local.host, port: address.port },
+      )
+    })
   })
-  server.listen('unix' in local ? { path: local.unix } : { host: local.host, port: local.port }, () => {
-    const address = server.address()
-    resolve('unix' in local || typeof address !== 'object' || address === null ? local : { host: local.host, port: address.port })
-  })
-})
 
 /** One connection: bytes both ways, each with its own end; whoever is slow stops the other. */
 const join = async (client: Client, name: string, remote: Remote, socket: Socket): Promise<void> => {
   const wire = await client.raw('vm.forward', { params: { name }, query: remote })
-  socket.once('close', () => { wire.close() })
-  // By hand: an iterator over a socket takes the socket down with the end of one direction.
-  const up = () => new Promise<void>((resolve, reject) => {
-    socket.on('data', (bytes: Uint8Array) => {
-      socket.pause()
-      wire.send(bytes).then(() => { socket.resume() }, reject)
-    })
-    socket.once('end', () => { wire.end().then(resolve, reject) }).once('close', () => { resolve() })
+  socket.once('close', () => {
+    wire.close()
   })
+  // By hand: an iterator over a socket takes the socket down with the end of one direction.
+  const up = () =>
+    new Promise<void>((resolve, reject) => {
+      socket.on('data', (bytes: Uint8Array) => {
+        socket.pause()
+        wire.send(bytes).then(() => {
+          socket.resume()
+        }, reject)
+      })
+      socket
+        .once('end', () => {
+          wire.end().then(resolve, reject)
+        })
+        .once('close', () => {
+          resolve()
+        })
+    })
   const down = async () => {
     for await (const bytes of wire.bytes()) {
-      if (!socket.write(bytes)) await new Promise<void>((resolve) => { socket.once('drain', resolve).once('close', resolve) })
+      if (!socket.write(bytes))
+        await new Promise<void>((resolve) => {
+          socket.once('drain', resolve).once('close', resolve)
+        })
       if (socket.destroyed) return
     }
     socket.end()
   }
-  try { await Promise.all([up(), down()]) } finally { socket.destroy(); wire.close() }
+  try {
+    await Promise.all([up(), down()])
+  } finally {
+    socket.destroy()
+    wire.close()
+  }
 }
 
-interface Opened { readonly server: Server; readonly local: string; readonly remote: string }
+interface Opened {
+  readonly server: Server
+  readonly local: string
+  readonly remote: string
+}
 
 const open = async (context: Context, client: Client, name: string, forward: Forward): Promise<Opened> => {
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => {
@@ -63,16 +101,29 @@ Prints where it listens, and serves until it is ended.`,
   flags: {},
   args: { min: 2, max: 64, nouns: ['vm', 'none'] },
   async run(context, { args }) {
-    const [name = '', ...specs] = args, forwards = specs.map(parseForward)
+    const [name = '', ...specs] = args
+    const forwards = specs.map(parseForward)
     const client = await context.client()
     const vm = await client.call('vm.get', { params: { name } })
     const opened: Opened[] = []
     for (const forward of forwards) opened.push(await open(context, client, vm.uid, forward))
     const ended = new Promise<number>((resolve) => {
-      for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => { resolve(128 + constants.signals[name]) })
+      for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+        process.on(name, () => {
+          resolve(128 + constants.signals[name])
+        })
     })
-    await context.out.show(opened.map(({ local, remote }) => ({ local, remote })), {
-      table: () => opened.map((one) => `${one.local} -> ${vm.name}:${one.remote}\n`).join(''), name: () => opened.map((one) => one.local) })
-    try { return await ended } finally { for (const { server } of opened) server.close() } // a Unix socket's file goes with its server
+    await context.out.show(
+      opened.map(({ local, remote }) => ({ local, remote })),
+      {
+        table: () => opened.map((one) => `${one.local} -> ${vm.name}:${one.remote}\n`).join(''),
+        name: () => opened.map((one) => one.local),
+      },
+    )
+    try {
+      return await ended
+    } finally {
+      for (const { server } of opened) server.close()
+    } // a Unix socket's file goes with its server
   },
 })

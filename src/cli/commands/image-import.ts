@@ -22,26 +22,38 @@ What the flags do not say comes from the archive.`,
   args: { min: 2, max: 2, nouns: ['none', 'file'] },
   async run(context, { flags, args }) {
     const [name = '', path = ''] = args
-    for (const one of flags.env ?? []) if (one.indexOf('=') <= 0) throw usageInvalid({ reason: `Cannot use --env "${one}": expected NAME=VALUE` })
+    for (const one of flags.env ?? [])
+      if (one.indexOf('=') <= 0) throw usageInvalid({ reason: `Cannot use --env "${one}": expected NAME=VALUE` })
     const query: ImageImportQuery = {
       name,
       ...(flags.entrypoint !== undefined && { entrypoint: json(readArgv('entrypoint', flags.entrypoint)) }),
       ...(flags.cmd !== undefined && { cmd: json(readArgv('cmd', flags.cmd)) }),
       ...(flags.env && { env: json(flags.env) }),
-      ...(flags.user !== undefined && { user: flags.user }), ...(flags.workdir !== undefined && { workdir: flags.workdir }),
+      ...(flags.user !== undefined && { user: flags.user }),
+      ...(flags.workdir !== undefined && { workdir: flags.workdir }),
     }
     if (!new RegExp(of.name.pattern ?? '').test(name)) {
-      throw usageInvalid({ reason: `Cannot name an image "${name}": expected a-z, 0-9 and inner . _ / : -`, hint: 'aerie image import NAME FILE|DIR|-' })
+      throw usageInvalid({
+        reason: `Cannot name an image "${name}": expected a-z, 0-9 and inner . _ / : -`,
+        hint: 'aerie image import NAME FILE|DIR|-',
+      })
     }
     let failure: unknown
     using progress = new Progress(`image ${name}`, context.out.quiet)
-    const body = bodyOf(context, path, progress, (error) => { failure = error })
+    const body = bodyOf(context, path, progress, (error) => {
+      failure = error
+    })
     const client = await context.client('start')
     try {
       const image = await client.upload('image.import', { query }, body)
       progress.done()
-      await context.out.show(image, { table: () => `${image.name ?? image.digest}\n`, name: () => [image.name ?? image.digest] })
+      await context.out.show(image, {
+        table: () => `${image.name ?? image.digest}\n`,
+        name: () => [image.name ?? image.digest],
+      })
       return 0
-    } catch (error) { throw failure ?? error }
+    } catch (error) {
+      throw failure ?? error
+    }
   },
 })

@@ -2,7 +2,9 @@ import { command } from '../command.ts'
 import { each } from '../each.ts'
 
 export default command({
-  usage: 'NAME…', flags: {}, args: { min: 1, max: 256, nouns: ['kernel'] },
+  usage: 'NAME…',
+  flags: {},
+  args: { min: 1, max: 256, nouns: ['kernel'] },
   async run(context, { args }) {
     const client = await context.client()
     return each(context, args, async (name) => {

@@ -16,7 +16,8 @@ const kernelName = (path: string): 'vmlinux' | 'vmlinuz' | undefined => {
 /** The place of a modules folder in the archive: its name is the version, as in /lib/modules/6.1.0-44. */
 const modulesPath = (folder: string): string => {
   const name = basename(folder)
-  if (!/^\d+\.\d+/.test(name)) throw notAFile({ path: folder, reason: 'it is not named after a kernel version, as lib/modules/VERSION is' })
+  if (!/^\d+\.\d+/.test(name))
+    throw notAFile({ path: folder, reason: 'it is not named after a kernel version, as lib/modules/VERSION is' })
   return `lib/modules/${name}`
 }
 
@@ -27,22 +28,39 @@ MODULES is the folder lib/modules/VERSION of a vmlinuz or vmlinux.`,
   flags: { name: text('What it is called (its version)', 'NAME'), default: yes('New vms use it') },
   args: { min: 1, max: 2, nouns: ['file', 'file'] },
   async run(context, { flags, args }) {
-    const [path = '', modules] = args, label = path === '-' ? 'kernel' : `kernel ${basename(path)}`
+    const [path = '', modules] = args
+    const label = path === '-' ? 'kernel' : `kernel ${basename(path)}`
     const real = path === '-' ? '-' : realLocal(path)
     const kind = real !== '-' && statSync(real).isFile() ? kernelName(real) : undefined
-    if (modules !== undefined && kind === undefined) throw usageInvalid({ reason: `Cannot take modules for "${path}": it is neither a vmlinuz nor a vmlinux` })
+    if (modules !== undefined && kind === undefined)
+      throw usageInvalid({ reason: `Cannot take modules for "${path}": it is neither a vmlinuz nor a vmlinux` })
     let failure: unknown
-    const failed = (error: unknown) => { failure = error }
+    const failed = (error: unknown) => {
+      failure = error
+    }
     using progress = new Progress(label, context.out.quiet)
-    const body = kind === undefined ? bodyOf(context, real, progress, failed)
-      : packAll([{ path: real, as: kind }, ...(modules === undefined ? [] : [{ path: realLocal(modules), as: modulesPath(realLocal(modules)) }])],
-        { progress: progress.at, failed })
+    const body =
+      kind === undefined
+        ? bodyOf(context, real, progress, failed)
+        : packAll(
+            [
+              { path: real, as: kind },
+              ...(modules === undefined ? [] : [{ path: realLocal(modules), as: modulesPath(realLocal(modules)) }]),
+            ],
+            { progress: progress.at, failed },
+          )
     const client = await context.client('start')
     try {
-      const kernel = await client.upload('kernel.import', { query: { ...(flags.name !== undefined && { name: flags.name }), ...(flags.default && { default: true }) } }, body)
+      const kernel = await client.upload(
+        'kernel.import',
+        { query: { ...(flags.name !== undefined && { name: flags.name }), ...(flags.default && { default: true }) } },
+        body,
+      )
       progress.done()
       await context.out.show(kernel, { table: () => `${kernel.name}\n`, name: () => [kernel.name] })
       return 0
-    } catch (error) { throw failure ?? error }
+    } catch (error) {
+      throw failure ?? error
+    }
   },
 })

@@ -16,13 +16,21 @@ export default command({
   args: { min: 1, max: 1, nouns: ['vm'] },
   async run(context, { flags, args }) {
     const client = await context.client()
-    const events = client.sse('vm.logs', { params: { name: args[0] ?? '' }, query: {
-      follow: flags.follow === true,
-      ...(flags.tail !== undefined && { tail: flags.tail }), ...(flags.since !== undefined && { since: flags.since }),
-      ...(flags.source !== undefined && { source: flags.source }) } })
+    const events = client.sse('vm.logs', {
+      params: { name: args[0] ?? '' },
+      query: {
+        follow: flags.follow === true,
+        ...(flags.tail !== undefined && { tail: flags.tail }),
+        ...(flags.since !== undefined && { since: flags.since }),
+        ...(flags.source !== undefined && { source: flags.source }),
+      },
+    })
     for await (const event of events) {
       const line = JSON.parse(event.data) as LogLine
-      if (context.out.format === 'json' || context.out.format === 'yaml') { await context.out.item(line, () => ''); continue }
+      if (context.out.format === 'json' || context.out.format === 'yaml') {
+        await context.out.item(line, () => '')
+        continue
+      }
       const source = flags.source === 'all' ? `${line.source.padEnd(7)} ` : ''
       const time = flags.timestamps ? `${line.timestamp ?? '-'} ` : ''
       await writeAll(line.stream === 'stderr' ? 2 : 1, Buffer.from(`${time}${source}${line.line}\n`))

@@ -3,7 +3,9 @@ import { sayEndpoint } from '../../client/endpoint.ts'
 import { command } from '../command.ts'
 
 export default command({
-  usage: '', flags: {}, args: { min: 0, max: 0 },
+  usage: '',
+  flags: {},
+  args: { min: 0, max: 0 },
   detail: 'OpenAPI 3.1, as the daemon serves it at /openapi.',
   async run(context) {
     const client = await context.client()

@@ -3,9 +3,14 @@ import { each } from '../each.ts'
 import { STOP_FLAGS, stopBody } from '../stop-flags.ts'
 
 export default command({
-  usage: '[FLAGS] NAME…', flags: STOP_FLAGS, args: { min: 1, max: 256, nouns: ['vm'] },
+  usage: '[FLAGS] NAME…',
+  flags: STOP_FLAGS,
+  args: { min: 1, max: 256, nouns: ['vm'] },
   async run(context, { flags, args }) {
-    const client = await context.client(), body = stopBody(flags)
-    return each(context, args, async (name) => context.out.done(await client.call('vm.restart', { params: { name }, body })))
+    const client = await context.client()
+    const body = stopBody(flags)
+    return each(context, args, async (name) =>
+      context.out.done(await client.call('vm.restart', { params: { name }, body })),
+    )
   },
 })

@@ -27,7 +27,9 @@ const REMOVE_MS = 15_000
 const create = async (client: Client, body: VmCreate, named: boolean, signal: AbortSignal): Promise<Vm> => {
   for (let tries = 1; ; tries++) {
     const name = body.name ?? newName()
-    try { return await client.call('vm.create', { body: { ...body, name } }, { signal }) } catch (error) {
+    try {
+      return await client.call('vm.create', { body: { ...body, name } }, { signal })
+    } catch (error) {
       // The create goes on without its caller, so an interrupted run takes it back by the name that it gave.
       if (signal.aborted) await remove(client, name)
       if (named || tries === NAME_TRIES || !(error instanceof Fault && error.code === 'vm_exists')) throw error
@@ -36,7 +38,9 @@ const create = async (client: Client, body: VmCreate, named: boolean, signal: Ab
 }
 
 const remove = async (client: Client, name: string): Promise<void> => {
-  try { await client.call('vm.delete', { params: { name } }, { signal: AbortSignal.timeout(REMOVE_MS) }) } catch (error) {
+  try {
+    await client.call('vm.delete', { params: { name } }, { signal: AbortSignal.timeout(REMOVE_MS) })
+  } catch (error) {
     if (error instanceof Fault && (error.kind === 'not_found' || error.kind === 'conflict')) return // it went by itself, or is going
     throw error
   }
@@ -61,19 +65,28 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     const keep = flags.rm === undefined ? flags.name !== undefined || flags.detach === true : !flags.rm
     const base = vmCreateOf(args[0] ?? '', flags, rest, context.env)
     if (flags.detach) {
-      if (flags.timeout !== undefined) throw usageInvalid({ reason: 'Cannot use --timeout with --detach: nobody waits for the command' })
+      if (flags.timeout !== undefined)
+        throw usageInvalid({ reason: 'Cannot use --timeout with --detach: nobody waits for the command' })
       return detached(context, await context.client('start'), { ...base, tty: flags.tty === true, auto_remove: !keep })
     }
     const join = chooseJoin({ ...flags, ...ttyChoice(flags) })
 
     const interrupted = new AbortController()
     let interruptedBy = EXIT_INTERRUPTED
-    const interrupt = (name: NodeJS.Signals, number: number) => { interruptedBy = 128 + number; interrupted.abort(new DOMException(name, 'AbortError')) }
+    const interrupt = (name: NodeJS.Signals, number: number) => {
+      interruptedBy = 128 + number
+      interrupted.abort(new DOMException(name, 'AbortError'))
+    }
     process.on('SIGINT', interrupt).on('SIGTERM', interrupt).on('SIGHUP', interrupt)
     const client = await context.client('start')
     let vm: Vm
     try {
-      vm = await create(client, { ...base, tty: join.tty, hold: true, auto_remove: !keep }, flags.name !== undefined, interrupted.signal)
+      vm = await create(
+        client,
+        { ...base, tty: join.tty, hold: true, auto_remove: !keep },
+        flags.name !== undefined,
+        interrupted.signal,
+      )
     } catch (error) {
       if (interrupted.signal.aborted) return interruptedBy
       throw error
@@ -81,19 +94,37 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     await using cleanup = new AsyncDisposableStack()
     if (!keep) {
       // The command's exit code is the answer; a vm that stays behind is only worth a word.
-      cleanup.defer(() => remove(client, vm.uid).catch((error: unknown) => { context.out.warn(error instanceof Error ? error.message : String(error)) }))
+      cleanup.defer(() =>
+        remove(client, vm.uid).catch((error: unknown) => {
+          context.out.warn(error instanceof Error ? error.message : String(error))
+        }),
+      )
     }
-    const exec = await client.attach({ params: { name: vm.uid } }, { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) })
+    const exec = await client.attach(
+      { params: { name: vm.uid } },
+      { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) },
+    )
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
-    if (interrupted.signal.aborted) { exec.close(); return interruptedBy }
+    if (interrupted.signal.aborted) {
+      exec.close()
+      return interruptedBy
+    }
 
-    const left = await stay(exec, { ...join, detachable: keep && join.tty, timeoutMs: flags.timeout, rawTerminal: context.programs.rawTerminal })
+    const left = await stay(exec, {
+      ...join,
+      detachable: keep && join.tty,
+      timeoutMs: flags.timeout,
+      rawTerminal: context.programs.rawTerminal,
+    })
     if (left.how === 'ended') {
       if (left.message !== null) context.out.warn(left.message)
       return codeOf(left)
     }
     if (left.how === 'gone') return left.exit
-    if (left.how === 'detached') { context.out.note(`${vm.name} runs on; "aerie attach ${vm.name}" comes back`); return 0 }
+    if (left.how === 'detached') {
+      context.out.note(`${vm.name} runs on; "aerie attach ${vm.name}" comes back`)
+      return 0
+    }
     if (keep) await client.call('vm.stop', { params: { name: vm.uid }, body: {} })
     context.out.note(`${vm.name} was ended after ${(flags.timeout ?? 0) / 1000} s`)
     return EXIT_TIMEOUT

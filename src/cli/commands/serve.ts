@@ -9,7 +9,12 @@ Every flag is a setting, with the same name in aerie.toml and as AERIE_… in th
   args: { min: 0, max: 0 },
   moreFlags: async (programs) => ({
     config: text('Configuration file', 'FILE'),
-    ...Object.fromEntries(Object.entries(await programs.settings()).map(([key, schema]): [string, Flag<unknown>] => [key, bySchema(schema, {})])),
+    ...Object.fromEntries(
+      Object.entries(await programs.settings()).map(([key, schema]): [string, Flag<unknown>] => [
+        key,
+        bySchema(schema, {}),
+      ]),
+    ),
   }),
   async run(context, { flags }) {
     const known = new Set(['config', ...Object.keys(await context.programs.settings())])

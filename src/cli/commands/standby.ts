@@ -2,7 +2,9 @@ import { command } from '../command.ts'
 import { each } from '../each.ts'
 
 export default command({
-  usage: 'NAME…', flags: {}, args: { min: 1, max: 256, nouns: ['vm'] },
+  usage: 'NAME…',
+  flags: {},
+  args: { min: 1, max: 256, nouns: ['vm'] },
   detail: 'Moves the memory to disk and ends the machine; `aerie restore` runs it on from where it stood.',
   async run(context, { args }) {
     const client = await context.client()

@@ -11,10 +11,17 @@ export default command({
   args: { min: 1, max: 256, nouns: ['vm'] },
   command: true,
   async run(context, { flags, args, rest }) {
-    if (rest && args.length > 1) throw usageInvalid({ reason: 'Cannot start several vms with one command: name one vm' })
+    if (rest && args.length > 1)
+      throw usageInvalid({ reason: 'Cannot start several vms with one command: name one vm' })
     const env = readEnv(flags, context.env)
-    const body = { ...(rest && { cmd: [...rest] }), ...(env && { env }), ...(flags.entrypoint !== undefined && { entrypoint: readArgv('entrypoint', flags.entrypoint) }) }
+    const body = {
+      ...(rest && { cmd: [...rest] }),
+      ...(env && { env }),
+      ...(flags.entrypoint !== undefined && { entrypoint: readArgv('entrypoint', flags.entrypoint) }),
+    }
     const client = await context.client()
-    return each(context, args, async (name) => context.out.done(await client.call('vm.start', { params: { name }, body })))
+    return each(context, args, async (name) =>
+      context.out.done(await client.call('vm.start', { params: { name }, body })),
+    )
   },
 })

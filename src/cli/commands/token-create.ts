@@ -11,8 +11,13 @@ export default command({
   },
   args: { min: 1, max: 1 },
   async run(context, { flags, args }) {
-    const token = await (await context.client()).call('token.create', { body: { name: args[0] ?? '',
-      ...(flags.scope !== undefined && { scope: flags.scope }), ...(flags.expires !== undefined && { expires_in_s: Math.ceil(flags.expires / 1000) }) } })
+    const token = await (await context.client()).call('token.create', {
+      body: {
+        name: args[0] ?? '',
+        ...(flags.scope !== undefined && { scope: flags.scope }),
+        ...(flags.expires !== undefined && { expires_in_s: Math.ceil(flags.expires / 1000) }),
+      },
+    })
     await context.out.show(token, { table: () => `${token.secret}\n`, name: () => [token.secret] })
     return 0
   },

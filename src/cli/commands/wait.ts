@@ -6,19 +6,25 @@ import { bySchema, duration } from '../flags.ts'
 
 export default command({
   usage: '[FLAGS] NAME',
-  detail: 'Waits until the vm has ended, or for what --for says. Prints the exit code of the workload, where there is one. Exit code 124: the time is over.',
+  detail:
+    'Waits until the vm has ended, or for what --for says. Prints the exit code of the workload, where there is one. Exit code 124: the time is over.',
   flags: {
     for: bySchema(WaitFor, { help: 'What to wait for (exit)' }),
     timeout: duration('How long to wait (60s)', 86_400_000, { short: 't' }),
   },
   args: { min: 1, max: 1, nouns: ['vm'] },
   async run(context, { flags, args }) {
-    const client = await context.client(), target = flags.for ?? 'exit'
+    const client = await context.client()
+    const target = flags.for ?? 'exit'
     try {
-      const vm = await client.call('vm.wait', { params: { name: args[0] ?? '' },
-        query: { for: target, ...(flags.timeout !== undefined && { timeout_s: flags.timeout / 1000 }) } })
+      const vm = await client.call('vm.wait', {
+        params: { name: args[0] ?? '' },
+        query: { for: target, ...(flags.timeout !== undefined && { timeout_s: flags.timeout / 1000 }) },
+      })
       await context.out.show(vm, {
-        table: () => vm.exit_code !== null && target !== 'ready' ? `${vm.exit_code}\n` : `${vm.status}\n`, name: () => [vm.name] })
+        table: () => (vm.exit_code !== null && target !== 'ready' ? `${vm.exit_code}\n` : `${vm.status}\n`),
+        name: () => [vm.name],
+      })
       return 0
     } catch (error) {
       if (!(error instanceof Fault && error.code === 'wait_timeout')) throw error

@@ -22,23 +22,32 @@ import { connectVsock } from '../vsock.ts'
  */
 
 /** This executable, or this source under Bun. */
-const command = (): string[] => import.meta.dir.startsWith('/$bunfs') ? [process.execPath] : [process.execPath, join(import.meta.dir, '../../main.ts')]
+const command = (): string[] =>
+  import.meta.dir.startsWith('/$bunfs')
+    ? [process.execPath]
+    : [process.execPath, join(import.meta.dir, '../../main.ts')]
 
 export const fake = (): HypervisorDriver => ({ name: 'fake', start, restore, adopt })
 
 /** Of a file of what was saved: the guest's memory as text, and beside it whose it is and its digest. */
 const MEMORY_MAX = 16 * 2 ** 20
 const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
-const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks'>): string => `${spec.vcpus}:${spec.memoryMib}:${spec.disks.map((disk) => disk.serial).join(',')}`
+const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks'>): string =>
+  `${spec.vcpus}:${spec.memoryMib}:${spec.disks.map((disk) => disk.serial).join(',')}`
 
 const start = (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => launch(spec, undefined, signal)
 
 const restore = async (spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine> => {
   const refuse = (reason: string, cause?: unknown) => machineFailed({ hypervisor: 'fake', reason }, cause)
-  const state = readAll(from.state), memory = readAll(from.memory)
+  const state = readAll(from.state)
+  const memory = readAll(from.memory)
   let saved: unknown
-  try { saved = JSON.parse(state) } catch (error) { throw refuse('the state is not whole', error) }
-  if (!Value.Check(SavedText, saved)) throw refuse('the state is none of this driver\'s')
+  try {
+    saved = JSON.parse(state)
+  } catch (error) {
+    throw refuse('the state is not whole', error)
+  }
+  if (!Value.Check(SavedText, saved)) throw refuse("the state is none of this driver's")
   if (saved.shape !== shapeOf(spec)) throw refuse(`it was saved of another machine (${saved.shape})`)
   if (createHash('sha256').update(memory).digest('hex') !== saved.memory) throw refuse('the memory is not whole')
   return await launch(spec, memory, signal)
@@ -53,18 +62,41 @@ const readAll = (fd: number): string => {
 }
 
 const launch = async (spec: MachineSpec, saved: string | undefined, signal: AbortSignal): Promise<Machine> => {
-  const log = openSync(spec.vmmLog, 'a', 0o600), sockets: number[] = []
+  const log = openSync(spec.vmmLog, 'a', 0o600)
+  const sockets: number[] = []
   try {
     signal.throwIfAborted()
     for (const path of [spec.kernel, spec.initramfs, ...spec.disks.map((disk) => disk.path)]) expectFile(path)
     // Ready to be connected to before the machine runs, as QEMU's are: what asks waits in the socket, and nobody polls.
-    for (const name of ['vsock', 'console.sock', 'control.sock']) sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
-    const child = Bun.spawn([...command(), 'fake-machine', JSON.stringify({ folder: spec.folder, uuid: spec.uuid, consoleLog: spec.consoleLog, shape: shapeOf(spec), ...(saved !== undefined && { saved }) })],
-      { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true })
+    for (const name of ['vsock', 'console.sock', 'control.sock'])
+      sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
+    const child = Bun.spawn(
+      [
+        ...command(),
+        'fake-machine',
+        JSON.stringify({
+          folder: spec.folder,
+          uuid: spec.uuid,
+          consoleLog: spec.consoleLog,
+          shape: shapeOf(spec),
+          ...(saved !== undefined && { saved }),
+        }),
+      ],
+      { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true },
+    )
     child.unref()
-    const pidfd = pidfdOpen(child.pid), startTime = startTimeOf(child.pid) ?? ''
-    const held: Launched = { pid: child.pid, startTime, pidfd, exited: child.exited.then((code) => ({ code, signal: null })) }
-    const machine = new FakeMachine({ bootId: bootId(), folder: spec.folder, uuid: spec.uuid, process: { pid: child.pid, startTime }, helpers: [] }, held)
+    const pidfd = pidfdOpen(child.pid)
+    const startTime = startTimeOf(child.pid) ?? ''
+    const held: Launched = {
+      pid: child.pid,
+      startTime,
+      pidfd,
+      exited: child.exited.then((code) => ({ code, signal: null })),
+    }
+    const machine = new FakeMachine(
+      { bootId: bootId(), folder: spec.folder, uuid: spec.uuid, process: { pid: child.pid, startTime }, helpers: [] },
+      held,
+    )
     try {
       await machine.watch(signal)
       return machine
@@ -73,12 +105,18 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
       if (signal.aborted) throw error
       throw machineFailed({ hypervisor: 'fake', reason: error instanceof Error ? error.message : String(error) }, error)
     }
-  } finally { for (const fd of [log, ...sockets]) closeSync(fd) }
+  } finally {
+    for (const fd of [log, ...sockets]) closeSync(fd)
+  }
 }
 
 /** It boots nothing; what a VMM would miss is missed all the same. @throws `machine_failed` */
 const expectFile = (path: string): void => {
-  try { accessSync(path) } catch (error) { throw machineFailed({ hypervisor: 'fake', reason: `"${path}" is not there` }, error) }
+  try {
+    accessSync(path)
+  } catch (error) {
+    throw machineFailed({ hypervisor: 'fake', reason: `"${path}" is not there` }, error)
+  }
 }
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
@@ -101,16 +139,30 @@ class FakeMachine implements Machine {
     this.identity = identity
     this.consoleSocket = join(identity.folder, 'console.sock')
     this.#held = held
-    void held.exited.then((exit) => { this.#ended.resolve({ reason: 'killed', code: exit.code, message: 'its process ended' }) })
+    void held.exited.then((exit) => {
+      this.#ended.resolve({ reason: 'killed', code: exit.code, message: 'its process ended' })
+    })
   }
 
-  get ended(): Promise<End> { return this.#ended.promise }
+  get ended(): Promise<End> {
+    return this.#ended.promise
+  }
 
   /** Waits until it answers, and hears of its end from then on. */
   async watch(signal: AbortSignal): Promise<void> {
-    const uuid = await Promise.race([this.#ask('uuid', signal), this.#held.exited.then(() => { throw new Error('its process ended') })])
+    const uuid = await Promise.race([
+      this.#ask('uuid', signal),
+      this.#held.exited.then(() => {
+        throw new Error('its process ended')
+      }),
+    ])
     if (uuid !== this.identity.uuid) throw new Error('another machine answers')
-    void this.#ask('ended', undefined).then((reason) => { this.#ended.resolve({ reason: reason as End['reason'], code: null, message: '' }) }, () => undefined)
+    void this.#ask('ended', undefined).then(
+      (reason) => {
+        this.#ended.resolve({ reason: reason as End['reason'], code: null, message: '' })
+      },
+      () => undefined,
+    )
   }
 
   #ask(op: string, signal: AbortSignal | undefined): Promise<string> {
@@ -120,36 +172,57 @@ class FakeMachine implements Machine {
       socket.setEncoding('utf8')
       socket.on('data', (part) => {
         text += String(part)
-        if (text.includes('\n')) { resolve(text.trim()); socket.destroy() }
+        if (text.includes('\n')) {
+          resolve(text.trim())
+          socket.destroy()
+        }
       })
       socket.on('error', reject)
-      socket.on('close', () => { reject(agentUnavailable({ reason: 'the machine is not there' })) })
+      socket.on('close', () => {
+        reject(agentUnavailable({ reason: 'the machine is not there' }))
+      })
       socket.write(`${op}\n`)
-      signal?.addEventListener('abort', () => { socket.destroy() }, { once: true })
+      signal?.addEventListener(
+        'abort',
+        () => {
+          socket.destroy()
+        },
+        { once: true },
+      )
     })
     answer.catch(() => undefined)
     return signal ? orAbort(answer, signal) : answer
   }
 
-  connect(port: number, signal: AbortSignal) { return connectVsock(join(this.identity.folder, 'vsock'), port, signal) }
-  async pause(signal: AbortSignal): Promise<void> { await this.#ask('pause', signal) }
-  async resume(signal: AbortSignal): Promise<void> { await this.#ask('resume', signal) }
-  async powerButton(signal: AbortSignal): Promise<void> { await this.#ask('button', signal) }
+  connect(port: number, signal: AbortSignal) {
+    return connectVsock(join(this.identity.folder, 'vsock'), port, signal)
+  }
+  async pause(signal: AbortSignal): Promise<void> {
+    await this.#ask('pause', signal)
+  }
+  async resume(signal: AbortSignal): Promise<void> {
+    await this.#ask('resume', signal)
+  }
+  async powerButton(signal: AbortSignal): Promise<void> {
+    await this.#ask('button', signal)
+  }
   async snapshot(into: Saved, signal: AbortSignal): Promise<void> {
-    if (await this.state(signal) !== 'paused') throw new Error('it is not paused')
+    if ((await this.state(signal)) !== 'paused') throw new Error('it is not paused')
     const [shape, memory] = [await this.#ask('shape', signal), await this.#ask('save', signal)]
     writeSync(into.memory, memory, 0)
     writeSync(into.state, JSON.stringify({ shape, memory: createHash('sha256').update(memory).digest('hex') }), 0)
     for (const fd of [into.memory, into.state]) fsyncSync(fd)
   }
 
-  async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> { return await this.#ask('state', signal) as 'running' }
+  async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> {
+    return (await this.#ask('state', signal)) as 'running'
+  }
 
   kill(): Promise<void> {
-    return this.#killed ??= (async () => {
+    return (this.#killed ??= (async () => {
       pidfdSignal(this.#held.pidfd, constants.signals.SIGKILL)
       await this.#held.exited
       closeFd(this.#held.pidfd)
-    })()
+    })())
   }
 }

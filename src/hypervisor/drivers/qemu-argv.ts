@@ -9,7 +9,18 @@ export interface QemuOptions {
 }
 
 /** What QEMU inherits, by its own number. */
-export const FD = { qmp: 3, console: 4, consoleLog: 5, vhost: 6, kernel: 7, initramfs: 8, qtest: 9, devices: 10, state: 11, disks: 12 } as const
+export const FD = {
+  qmp: 3,
+  console: 4,
+  consoleLog: 5,
+  vhost: 6,
+  kernel: 7,
+  initramfs: 8,
+  qtest: 9,
+  devices: 10,
+  state: 11,
+  disks: 12,
+} as const
 
 /** Of QEMU's cache of translated code, MiB: its default is a gigabyte. */
 const TCG_CACHE_MIB = 128
@@ -21,37 +32,121 @@ const TCG_CACHE_MIB = 128
 const TCG_CPU = 'max,erms=off,fsrm=off'
 
 /** What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not at all. */
-const hardware = ({ accelerator }: QemuOptions, spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nic'>): string[] => [
-  '-cpu', accelerator === 'kvm' ? 'host,vmx=off,svm=off' : TCG_CPU,
-  '-M', 'q35,memory-backend=m0,usb=off,smm=off,vmport=off,graphics=off,suppress-vmdesc=on', '-m', `${spec.memoryMib}M`, '-smp', String(spec.vcpus),
-  '-serial', 'chardev:con', '-device', VSOCK_PORT, '-device', 'virtio-rng-pci,rng=rng0', '-device', 'vmgenid,guid=auto',
+const hardware = (
+  { accelerator }: QemuOptions,
+  spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nic'>,
+): string[] => [
+  '-cpu',
+  accelerator === 'kvm' ? 'host,vmx=off,svm=off' : TCG_CPU,
+  '-M',
+  'q35,memory-backend=m0,usb=off,smm=off,vmport=off,graphics=off,suppress-vmdesc=on',
+  '-m',
+  `${spec.memoryMib}M`,
+  '-smp',
+  String(spec.vcpus),
+  '-serial',
+  'chardev:con',
+  '-device',
+  VSOCK_PORT,
+  '-device',
+  'virtio-rng-pci,rng=rng0',
+  '-device',
+  'vmgenid,guid=auto',
   ...spec.disks.flatMap((disk, index) => ['-device', `virtio-blk-pci,drive=d${index},serial=${disk.serial}`]),
   ...(spec.nic ? ['-device', `virtio-net-pci,netdev=n0,mac=${spec.nic.mac},romfile=`] : []),
 ]
 
 /** Another text for every build of ours that gives guests other hardware. */
-export const layoutOf = (options: QemuOptions): string => createHash('sha256').update(JSON.stringify([hardware(options, { vcpus: 1, memoryMib: 1,
-  disks: [{ path: '', readOnly: false, serial: 'disk' }], nic: { kind: 'user', mac: '' } }), VSOCK_PLUG])).digest('hex').slice(0, 16)
+export const layoutOf = (options: QemuOptions): string =>
+  createHash('sha256')
+    .update(
+      JSON.stringify([
+        hardware(options, {
+          vcpus: 1,
+          memoryMib: 1,
+          disks: [{ path: '', readOnly: false, serial: 'disk' }],
+          nic: { kind: 'user', mac: '' },
+        }),
+        VSOCK_PLUG,
+      ]),
+    )
+    .digest('hex')
+    .slice(0, 16)
 
 /** Of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`qemu-vsock.ts`). */
-export const argv = (options: QemuOptions, spec: MachineSpec, { restored }: { readonly restored: boolean }): string[] => [
-  'qemu-system-x86_64', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot', '-action', 'reboot=shutdown,shutdown=pause',
-  '-uuid', spec.uuid, '-accel', options.accelerator === 'kvm' ? 'kvm' : `tcg,thread=multi,tb-size=${TCG_CACHE_MIB}`,
-  '-kernel', `/proc/self/fd/${FD.kernel}`, '-initrd', `/proc/self/fd/${FD.initramfs}`, '-append', spec.cmdline,
-  '-object', `memory-backend-memfd,id=m0,size=${spec.memoryMib}M,share=on`, '-object', 'rng-builtin,id=rng0',
-  '-chardev', `socket,id=qmp,fd=${FD.qmp},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control',
-  '-add-fd', `fd=${FD.consoleLog},set=1`,
-  '-chardev', `socket,id=con,fd=${FD.console},server=on,wait=off,logfile=/dev/fdset/1,logappend=on`,
-  '-chardev', `socket,id=qtest,fd=${FD.qtest},server=on,wait=off`, '-qtest', 'chardev:qtest', '-qtest-log', 'none',
-  '-chardev', `socket,id=${VSOCK_PLUG.chardev},fd=${FD.vhost}`,
+export const argv = (
+  options: QemuOptions,
+  spec: MachineSpec,
+  { restored }: { readonly restored: boolean },
+): string[] => [
+  'qemu-system-x86_64',
+  '-no-user-config',
+  '-nodefaults',
+  '-display',
+  'none',
+  '-no-reboot',
+  '-action',
+  'reboot=shutdown,shutdown=pause',
+  '-uuid',
+  spec.uuid,
+  '-accel',
+  options.accelerator === 'kvm' ? 'kvm' : `tcg,thread=multi,tb-size=${TCG_CACHE_MIB}`,
+  '-kernel',
+  `/proc/self/fd/${FD.kernel}`,
+  '-initrd',
+  `/proc/self/fd/${FD.initramfs}`,
+  '-append',
+  spec.cmdline,
+  '-object',
+  `memory-backend-memfd,id=m0,size=${spec.memoryMib}M,share=on`,
+  '-object',
+  'rng-builtin,id=rng0',
+  '-chardev',
+  `socket,id=qmp,fd=${FD.qmp},server=on,wait=off`,
+  '-mon',
+  'chardev=qmp,mode=control',
+  '-add-fd',
+  `fd=${FD.consoleLog},set=1`,
+  '-chardev',
+  `socket,id=con,fd=${FD.console},server=on,wait=off,logfile=/dev/fdset/1,logappend=on`,
+  '-chardev',
+  `socket,id=qtest,fd=${FD.qtest},server=on,wait=off`,
+  '-qtest',
+  'chardev:qtest',
+  '-qtest-log',
+  'none',
+  '-chardev',
+  `socket,id=${VSOCK_PLUG.chardev},fd=${FD.vhost}`,
   ...spec.disks.flatMap((disk, index) => [
-    '-add-fd', `fd=${FD.disks + index},set=${index + 10}`,
-    '-blockdev', JSON.stringify({ driver: 'raw', 'node-name': `d${index}`, 'read-only': disk.readOnly, discard: 'unmap',
-      file: { driver: 'file', filename: `/dev/fdset/${index + 10}`, aio: 'threads', locking: disk.readOnly ? 'off' : 'auto', 'read-only': disk.readOnly, discard: 'unmap' } })]),
+    '-add-fd',
+    `fd=${FD.disks + index},set=${index + 10}`,
+    '-blockdev',
+    JSON.stringify({
+      driver: 'raw',
+      'node-name': `d${index}`,
+      'read-only': disk.readOnly,
+      discard: 'unmap',
+      file: {
+        driver: 'file',
+        filename: `/dev/fdset/${index + 10}`,
+        aio: 'threads',
+        locking: disk.readOnly ? 'off' : 'auto',
+        'read-only': disk.readOnly,
+        discard: 'unmap',
+      },
+    }),
+  ]),
   ...(spec.nic ? ['-netdev', 'user,id=n0'] : []),
   ...hardware(options, spec),
   // QEMU writes states without a word of its machine type where it is asked for the devices alone.
-  ...(restored ? ['-S', '-incoming', 'defer', '-global', 'migration.send-configuration=off']
-    : ['-device', Object.entries(VSOCK_PLUG).map(([key, value]) => key === 'driver' ? value : `${key}=${value}`).join(',')]),
-  '-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny',
+  ...(restored
+    ? ['-S', '-incoming', 'defer', '-global', 'migration.send-configuration=off']
+    : [
+        '-device',
+        Object.entries(VSOCK_PLUG)
+          .map(([key, value]) => (key === 'driver' ? value : `${key}=${value}`))
+          .join(','),
+      ]),
+  '-sandbox',
+  'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny',
 ]

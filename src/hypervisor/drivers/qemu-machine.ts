@@ -28,10 +28,22 @@ const PLUG_TRIES = 10
 export const SHAPE_VARIABLE = 'AERIE_SHAPE'
 
 /** Files of a machine's folder; a VMM that was taken over cannot make or change one there, `devices` excepted. */
-export const FILE = { qmp: 'qmp.sock', qtest: 'qtest.sock', console: 'console.sock', vsock: 'vsock', devices: 'devices', unplugged: 'vsock.json' } as const
+export const FILE = {
+  qmp: 'qmp.sock',
+  qtest: 'qtest.sock',
+  console: 'console.sock',
+  vsock: 'vsock',
+  devices: 'devices',
+  unplugged: 'vsock.json',
+} as const
 
 /** A change of the host's side of the vsock device, in the machine that `control` speaks to. */
-export const plugVsock = async (control: Qmp, qtest: Qtest, registers: VirtioRegisters, signal: AbortSignal): Promise<void> => {
+export const plugVsock = async (
+  control: Qmp,
+  qtest: Qtest,
+  registers: VirtioRegisters,
+  signal: AbortSignal,
+): Promise<void> => {
   await plugQuietly(qtest, async () => {
     for (let tries = 1; ; tries++) {
       try {
@@ -59,7 +71,13 @@ export class QemuMachine implements Machine {
   /** Moves of the processors and saves, one after the other: nothing may run while it is saved. */
   #turn: Promise<unknown> = Promise.resolve()
 
-  constructor(identity: MachineIdentity, control: Qmp | undefined, main: Launched, helpers: readonly Launched[], consoleLog: string | undefined) {
+  constructor(
+    identity: MachineIdentity,
+    control: Qmp | undefined,
+    main: Launched,
+    helpers: readonly Launched[],
+    consoleLog: string | undefined,
+  ) {
     this.identity = identity
     this.consoleSocket = join(identity.folder, FILE.console)
     this.#main = main
@@ -72,14 +90,18 @@ export class QemuMachine implements Machine {
     })
   }
 
-  get ended(): Promise<End> { return this.#ended.promise }
+  get ended(): Promise<End> {
+    return this.#ended.promise
+  }
 
   /** Without its vsock backend a guest cannot be reached: that is the end of the machine. The backend also ends right after QEMU. */
   #watchHelpers(): void {
     for (const helper of this.#helpers) {
-      void helper.exited.then(() => sleep(HELPER_MS)).then(() => {
-        this.#ended.resolve({ reason: 'failed', code: null, message: 'its vsock backend ended' })
-      })
+      void helper.exited
+        .then(() => sleep(HELPER_MS))
+        .then(() => {
+          this.#ended.resolve({ reason: 'failed', code: null, message: 'its vsock backend ended' })
+        })
     }
   }
 
@@ -89,25 +111,34 @@ export class QemuMachine implements Machine {
       if (event === 'SHUTDOWN') this.#end(String(data['reason'] ?? ''))
       else if (event === 'GUEST_PANICKED') this.#ended.resolve({ reason: 'panic', code: null, message: '' })
     })
-    control?.once('close', () => { if (this.#control === control) this.#control = undefined })
+    control?.once('close', () => {
+      if (this.#control === control) this.#control = undefined
+    })
   }
 
   /** QEMU's ShutdownCause (qapi/run-state.json) in our words. */
   #end(cause: string): void {
     const panic = this.#console === undefined ? undefined : panicIn(lastBytes(this.#console, 65_536))
-    const reasons: Readonly<Record<string, EndReason>> = { 'guest-shutdown': 'poweroff', 'guest-reset': 'reboot', 'subsystem-reset': 'reboot', 'guest-panic': 'panic' }
-    const reason = panic !== undefined && cause !== 'guest-shutdown' ? 'panic' : reasons[cause] ?? 'killed'
-    this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? panic ?? '' : '' })
+    const reasons: Readonly<Record<string, EndReason>> = {
+      'guest-shutdown': 'poweroff',
+      'guest-reset': 'reboot',
+      'subsystem-reset': 'reboot',
+      'guest-panic': 'panic',
+    }
+    const reason = panic !== undefined && cause !== 'guest-shutdown' ? 'panic' : (reasons[cause] ?? 'killed')
+    this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? (panic ?? '') : '' })
   }
 
   /** After adoption: whether the guest ended while nobody looked. */
   async readEnd(signal: AbortSignal): Promise<void> {
-    const { status } = await this.#call('query-status', signal) as { status?: string }
+    const { status } = (await this.#call('query-status', signal)) as { status?: string }
     if (status === 'shutdown') this.#end('guest-shutdown')
     else if (status === 'guest-panicked') this.#end('guest-panic')
   }
 
-  #file(name: string): string { return join(this.identity.folder, name) }
+  #file(name: string): string {
+    return join(this.identity.folder, name)
+  }
 
   async #reach(signal: AbortSignal): Promise<Qmp> {
     if (!this.#control) this.#listen(await Qmp.connect(this.#file(FILE.qmp), signal))
@@ -125,22 +156,38 @@ export class QemuMachine implements Machine {
     return result
   }
 
-  connect(port: number, signal: AbortSignal) { return connectVsock(this.#file(FILE.vsock), port, signal) }
-  pause(signal: AbortSignal): Promise<void> { return this.#inTurn(async () => { await this.#call('stop', signal) }) }
-  resume(signal: AbortSignal): Promise<void> { return this.#inTurn(async () => { await this.#call('cont', signal) }) }
-  async powerButton(signal: AbortSignal): Promise<void> { await this.#call('system_powerdown', signal) }
+  connect(port: number, signal: AbortSignal) {
+    return connectVsock(this.#file(FILE.vsock), port, signal)
+  }
+  pause(signal: AbortSignal): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#call('stop', signal)
+    })
+  }
+  resume(signal: AbortSignal): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#call('cont', signal)
+    })
+  }
+  async powerButton(signal: AbortSignal): Promise<void> {
+    await this.#call('system_powerdown', signal)
+  }
 
   async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> {
-    const { status } = await this.#call('query-status', signal) as { status?: string }
+    const { status } = (await this.#call('query-status', signal)) as { status?: string }
     return status === 'running' ? 'running' : status === 'shutdown' || status === 'guest-panicked' ? 'ended' : 'paused'
   }
 
-  snapshot(into: Saved, signal: AbortSignal): Promise<void> { return this.#inTurn(() => this.#save(into, signal)) }
+  snapshot(into: Saved, signal: AbortSignal): Promise<void> {
+    return this.#inTurn(() => this.#save(into, signal))
+  }
 
   async #save(into: Saved, signal: AbortSignal): Promise<void> {
     const { pid } = this.identity.process
-    if (await this.state(signal) !== 'paused') throw new Error('it is not paused')
-    const shape = this.#shape(), bytes = shape.memoryMib * 2 ** 20, memory = openMemory(pid, bytes, 'r')
+    if ((await this.state(signal)) !== 'paused') throw new Error('it is not paused')
+    const shape = this.#shape()
+    const bytes = shape.memoryMib * 2 ** 20
+    const memory = openMemory(pid, bytes, 'r')
     try {
       const qemu = qemuVersion(await this.#call('query-version', signal))
       const { devices, vsock } = await this.#saveDevices(signal)
@@ -148,11 +195,14 @@ export class QemuMachine implements Machine {
       const { sum } = await copyMemory(memory, into.memory, signal)
       await fsync(into.memory)
       await writeState(into.state, devices, { qemu, shape, memorySum: sum, vsock })
-    } finally { closeSync(memory) }
+    } finally {
+      closeSync(memory)
+    }
   }
 
   #shape(): Shape {
-    const text = environmentOf(this.identity.process.pid, SHAPE_VARIABLE), shape: unknown = text === undefined ? undefined : JSON.parse(text)
+    const text = environmentOf(this.identity.process.pid, SHAPE_VARIABLE)
+    const shape: unknown = text === undefined ? undefined : JSON.parse(text)
     if (!Value.Check(Shape, shape)) throw new Error('it was started by an older aerie')
     return shape
   }
@@ -160,7 +210,8 @@ export class QemuMachine implements Machine {
   /** What has begun here is finished, or the guest would go on without its vsock device. */
   async #saveDevices(signal: AbortSignal): Promise<{ readonly devices: Buffer; readonly vsock: VirtioRegisters }> {
     signal.throwIfAborted()
-    const finish = AbortSignal.timeout(FINISH_MS), qtest = await Qtest.connect(this.#file(FILE.qtest), finish)
+    const finish = AbortSignal.timeout(FINISH_MS)
+    const qtest = await Qtest.connect(this.#file(FILE.qtest), finish)
     try {
       const vsock = await readRegisters(qtest)
       if (!Value.Check(VirtioRegisters, vsock)) throw new Error('its vsock device cannot be read')
@@ -177,27 +228,41 @@ export class QemuMachine implements Machine {
         const devices = await readDevices(file)
         ftruncateSync(file, 0)
         return { devices, vsock }
-      } finally { closeSync(file) }
-    } finally { qtest.close() }
+      } finally {
+        closeSync(file)
+      }
+    } finally {
+      qtest.close()
+    }
   }
 
   /** After adoption: a daemon that ended in the middle of a save may have left the vsock device out. */
   async repair(signal: AbortSignal): Promise<void> {
     const path = this.#file(FILE.unplugged)
     if (!existsSync(path)) return
-    if (await this.state(signal) === 'paused') {
+    if ((await this.state(signal)) === 'paused') {
       const registers: unknown = JSON.parse(readFileSync(path, 'utf8'))
       if (Value.Check(VirtioRegisters, registers)) {
         const qtest = await Qtest.connect(this.#file(FILE.qtest), signal)
-        try { await plugVsock(await this.#reach(signal), qtest, registers, signal) } finally { qtest.close() }
+        try {
+          await plugVsock(await this.#reach(signal), qtest, registers, signal)
+        } finally {
+          qtest.close()
+        }
       }
     }
     rmSync(path)
   }
 
-  kill(): Promise<void> { return this.#killed ??= this.#killAll() }
+  kill(): Promise<void> {
+    return (this.#killed ??= this.#killAll())
+  }
 
   async #killAll(): Promise<void> {
-    try { await endProcesses('qemu', [this.#main, ...this.#helpers]) } finally { this.#control?.close() }
+    try {
+      await endProcesses('qemu', [this.#main, ...this.#helpers])
+    } finally {
+      this.#control?.close()
+    }
   }
 }

@@ -16,9 +16,15 @@ const isMemory = (link: string, bytes: number): boolean => {
  */
 export const openMemory = (pid: number, bytes: number, access: 'r' | 'r+'): number => {
   const folder = `/proc/${pid}/fd`
-  const link = readdirSync(folder).map((name) => `${folder}/${name}`).find((candidate) => {
-    try { return isMemory(candidate, bytes) } catch { return false } // closed meanwhile
-  })
+  const link = readdirSync(folder)
+    .map((name) => `${folder}/${name}`)
+    .find((candidate) => {
+      try {
+        return isMemory(candidate, bytes)
+      } catch {
+        return false
+      } // closed meanwhile
+    })
   if (link === undefined) throw new Error('its memory is not found')
   const fd = openSync(link, (access === 'r' ? constants.O_RDONLY : constants.O_RDWR) | constants.O_NONBLOCK)
   if (isMemory(`/proc/self/fd/${fd}`, bytes)) return fd
@@ -27,7 +33,8 @@ export const openMemory = (pid: number, bytes: number, access: 'r' | 'r+'): numb
 }
 
 /** What is read at once, and what is a hole when it is zero. */
-const CHUNK_BYTES = 2 ** 20, BLOCK_BYTES = 2 ** 16
+const CHUNK_BYTES = 2 ** 20
+const BLOCK_BYTES = 2 ** 16
 const ZEROS = Buffer.alloc(BLOCK_BYTES)
 
 export interface Copied {
@@ -42,18 +49,24 @@ export interface Copied {
  * but for the look at each block.
  */
 export const copyMemory = async (from: number, to: number, signal: AbortSignal): Promise<Copied> => {
-  const { size } = fstatSync(from), buffer = Buffer.allocUnsafe(CHUNK_BYTES)
-  let sum = 0n, copied = 0, end = 0
+  const { size } = fstatSync(from)
+  const buffer = Buffer.allocUnsafe(CHUNK_BYTES)
+  let sum = 0n
+  let copied = 0
+  let end = 0
   for (let data = nextData(from, 0); data !== undefined && data < size; data = nextData(from, end)) {
     end = Math.min(Math.ceil(nextHole(from, data) / BLOCK_BYTES) * BLOCK_BYTES, size)
-    for (let start = data - data % BLOCK_BYTES; start < end; start += CHUNK_BYTES) {
+    for (let start = data - (data % BLOCK_BYTES); start < end; start += CHUNK_BYTES) {
       signal.throwIfAborted()
       const chunk = buffer.subarray(0, Math.min(CHUNK_BYTES, end - start))
       await readInto(chunk, from, start)
       let run = 0
       for (let at = 0; at < chunk.byteLength; at += BLOCK_BYTES) {
         const block = chunk.subarray(at, at + BLOCK_BYTES)
-        if (!block.equals(ZEROS.subarray(0, block.byteLength))) { sum = Bun.hash.xxHash64(block, sum ^ BigInt(start + at)); continue }
+        if (!block.equals(ZEROS.subarray(0, block.byteLength))) {
+          sum = Bun.hash.xxHash64(block, sum ^ BigInt(start + at))
+          continue
+        }
         if (at > run) copied += await writeRun(to, chunk.subarray(run, at), start + run)
         run = at + BLOCK_BYTES
       }

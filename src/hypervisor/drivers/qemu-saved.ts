@@ -27,29 +27,44 @@ const NotNegative = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER 
 const closed = { additionalProperties: false }
 
 /** What a machine must have in common with the one that was saved. */
-export const Shape = Type.Object({
-  accelerator: Type.Union([Type.Literal('kvm'), Type.Literal('tcg')]),
-  /** What the host's processor can, where the guest has it as it is; empty under TCG. */
-  cpu: Type.String(),
-  /** Of `layoutOf`. */
-  layout: Type.String(),
-  vcpus: NotNegative, memoryMib: NotNegative, nic: Type.Boolean(),
-  disks: Type.Array(Type.Object({ serial: Type.String(), readOnly: Type.Boolean(), bytes: NotNegative }, closed)),
-}, closed)
+export const Shape = Type.Object(
+  {
+    accelerator: Type.Union([Type.Literal('kvm'), Type.Literal('tcg')]),
+    /** What the host's processor can, where the guest has it as it is; empty under TCG. */
+    cpu: Type.String(),
+    /** Of `layoutOf`. */
+    layout: Type.String(),
+    vcpus: NotNegative,
+    memoryMib: NotNegative,
+    nic: Type.Boolean(),
+    disks: Type.Array(Type.Object({ serial: Type.String(), readOnly: Type.Boolean(), bytes: NotNegative }, closed)),
+  },
+  closed,
+)
 export type Shape = Static<typeof Shape>
 
 export const shapeOf = (options: QemuOptions, spec: MachineSpec): Shape => ({
-  accelerator: options.accelerator, layout: layoutOf(options),
+  accelerator: options.accelerator,
+  layout: layoutOf(options),
   cpu: options.accelerator === 'kvm' ? sha256(Buffer.from([...cpuFlags()].sort().join(' '))).slice(0, 16) : '',
-  vcpus: spec.vcpus, memoryMib: spec.memoryMib, nic: spec.nic !== undefined,
+  vcpus: spec.vcpus,
+  memoryMib: spec.memoryMib,
+  nic: spec.nic !== undefined,
   disks: spec.disks.map(({ path, serial, readOnly }) => ({ serial, readOnly, bytes: statSync(path).size })),
 })
 
-const Trailer = Type.Object({
-  /** Version and package: another build may read states differently. */
-  qemu: Type.String(), shape: Shape, stateBytes: NotNegative, stateSha256: Type.String(),
-  memorySum: Type.String(), vsock: VirtioRegisters,
-}, closed)
+const Trailer = Type.Object(
+  {
+    /** Version and package: another build may read states differently. */
+    qemu: Type.String(),
+    shape: Shape,
+    stateBytes: NotNegative,
+    stateSha256: Type.String(),
+    memorySum: Type.String(),
+    vsock: VirtioRegisters,
+  },
+  closed,
+)
 export type Trailer = Static<typeof Trailer>
 
 /** @throws an error that says what of it differs */
@@ -74,9 +89,18 @@ export const readDevices = async (fd: number): Promise<Buffer> => {
 }
 
 /** Writes the state file whole; it has reached the disk when this resolves. */
-export const writeState = async (into: number, devices: Uint8Array, more: Pick<Trailer, 'qemu' | 'shape' | 'memorySum' | 'vsock'>): Promise<void> => {
-  const json = JSON.stringify({ ...more, stateBytes: devices.byteLength, stateSha256: sha256(devices) } satisfies Trailer)
-  const trailer = Buffer.alloc(TRAILER_BYTES), text = Buffer.from(`${MAGIC}\n${sha256(Buffer.from(json))}\n${json}\n`)
+export const writeState = async (
+  into: number,
+  devices: Uint8Array,
+  more: Pick<Trailer, 'qemu' | 'shape' | 'memorySum' | 'vsock'>,
+): Promise<void> => {
+  const json = JSON.stringify({
+    ...more,
+    stateBytes: devices.byteLength,
+    stateSha256: sha256(devices),
+  } satisfies Trailer)
+  const trailer = Buffer.alloc(TRAILER_BYTES)
+  const text = Buffer.from(`${MAGIC}\n${sha256(Buffer.from(json))}\n${json}\n`)
   if (text.byteLength > TRAILER_BYTES) throw new Error('its description is too long to be saved')
   text.copy(trailer)
   await writeWhole(into, devices, 0)
@@ -86,7 +110,10 @@ export const writeState = async (into: number, devices: Uint8Array, more: Pick<T
 
 /** The answer to `query-version` as one text. */
 export const qemuVersion = (answer: unknown): string => {
-  const { qemu, package: build } = answer as { readonly qemu?: { readonly major?: number; readonly minor?: number; readonly micro?: number }; readonly package?: string }
+  const { qemu, package: build } = answer as {
+    readonly qemu?: { readonly major?: number; readonly minor?: number; readonly micro?: number }
+    readonly package?: string
+  }
   return [qemu?.major, qemu?.minor, qemu?.micro].join('.') + (build ? ` ${build}` : '')
 }
 
@@ -94,12 +121,18 @@ export const qemuVersion = (answer: unknown): string => {
 export const readState = async ({ state: from }: Saved, shape: Shape): Promise<Trailer> => {
   const { size } = fstatSync(from)
   if (size <= TRAILER_BYTES || size > STATE_BYTES_MAX + TRAILER_BYTES) throw new Error('its saved state is not whole')
-  const file = await readWhole(from, size), devices = file.subarray(0, size - TRAILER_BYTES)
-  const [magic, sum, json = ''] = file.subarray(size - TRAILER_BYTES).toString('utf8').split('\n')
-  if (magic !== MAGIC || sum !== sha256(Buffer.from(json))) throw new Error('its saved state is not whole, or not of this driver')
+  const file = await readWhole(from, size)
+  const devices = file.subarray(0, size - TRAILER_BYTES)
+  const [magic, sum, json = ''] = file
+    .subarray(size - TRAILER_BYTES)
+    .toString('utf8')
+    .split('\n')
+  if (magic !== MAGIC || sum !== sha256(Buffer.from(json)))
+    throw new Error('its saved state is not whole, or not of this driver')
   const trailer: unknown = JSON.parse(json)
   if (!Value.Check(Trailer, trailer)) throw new Error('its saved state is of another version')
-  if (trailer.stateBytes !== devices.byteLength || trailer.stateSha256 !== sha256(devices)) throw new Error('its saved state is damaged')
+  if (trailer.stateBytes !== devices.byteLength || trailer.stateSha256 !== sha256(devices))
+    throw new Error('its saved state is damaged')
   sameShape(trailer.shape, shape)
   return trailer
 }

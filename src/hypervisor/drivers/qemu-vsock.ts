@@ -14,25 +14,49 @@ import type { Qtest } from './qtest.ts'
  * the host's side is another one: the guest is told by the event that the specification has for this (virtio 1.2, section 5.10.6.5).
  */
 
-const U8 = Type.Integer({ minimum: 0, maximum: 0xff }), U16 = Type.Integer({ minimum: 0, maximum: 0xffff }), U32 = Type.Integer({ minimum: 0, maximum: 0xffff_ffff })
+const U8 = Type.Integer({ minimum: 0, maximum: 0xff })
+const U16 = Type.Integer({ minimum: 0, maximum: 0xffff })
+const U32 = Type.Integer({ minimum: 0, maximum: 0xffff_ffff })
 /** Guest-physical: below 2^52, so a number holds it. */
 const Address = Type.Integer({ minimum: 0, maximum: 2 ** 52 - 1 })
 const shape = { additionalProperties: false }
 
 /** What a driver has written into a virtio device over PCI (virtio 1.2, section 4.1.4). */
-export const VirtioRegisters = Type.Object({
-  /** Where it stands: bus number behind its port. */
-  bus: U8,
-  /** Configuration space, `[offset, bytes, value]` in the order to be written. */
-  config: Type.Array(Type.Tuple([U16, Type.Union([Type.Literal(1), Type.Literal(2), Type.Literal(4)]), U32]), { maxItems: 32 }),
-  /** Message-signalled interrupts: the control word of the capability, and the table. */
-  msixControl: U16,
-  msix: Type.Array(U32, { maxItems: 64 }),
-  common: Type.Union([Type.Null(), Type.Object({
-    featureSelect: U32, driverFeatureSelect: U32, features: Type.Tuple([U32, U32]), configVector: U16, status: U8, queueSelect: U16,
-    queues: Type.Array(Type.Object({ size: U16, vector: U16, enabled: U16, descriptors: Address, driver: Address, device: Address }, shape), { maxItems: 8 }),
-  }, shape)]),
-}, shape)
+export const VirtioRegisters = Type.Object(
+  {
+    /** Where it stands: bus number behind its port. */
+    bus: U8,
+    /** Configuration space, `[offset, bytes, value]` in the order to be written. */
+    config: Type.Array(Type.Tuple([U16, Type.Union([Type.Literal(1), Type.Literal(2), Type.Literal(4)]), U32]), {
+      maxItems: 32,
+    }),
+    /** Message-signalled interrupts: the control word of the capability, and the table. */
+    msixControl: U16,
+    msix: Type.Array(U32, { maxItems: 64 }),
+    common: Type.Union([
+      Type.Null(),
+      Type.Object(
+        {
+          featureSelect: U32,
+          driverFeatureSelect: U32,
+          features: Type.Tuple([U32, U32]),
+          configVector: U16,
+          status: U8,
+          queueSelect: U16,
+          queues: Type.Array(
+            Type.Object(
+              { size: U16, vector: U16, enabled: U16, descriptors: Address, driver: Address, device: Address },
+              shape,
+            ),
+            { maxItems: 8 },
+          ),
+        },
+        shape,
+      ),
+    ]),
+  },
+  shape,
+)
 export type VirtioRegisters = Static<typeof VirtioRegisters>
 
 /** Plugged in, the same in every machine. */
@@ -43,69 +67,115 @@ export const VSOCK_PORT = `pcie-root-port,id=${VSOCK_PLUG.bus},chassis=1,slot=1,
 
 /** Where SeaBIOS puts the configuration spaces of a q35 (Q35_HOST_BRIDGE_PCIEXBAR_ADDR). */
 const ECAM = 0xb000_0000
-const ROOT_PORT = 0x000c_1b36, VSOCK = 0x1053_1af4, NOTHING = 0xffff_ffff
+const ROOT_PORT = 0x000c_1b36
+const VSOCK = 0x1053_1af4
+const NOTHING = 0xffff_ffff
 const slotOf = (bus: number, slot = 0): number => ECAM + bus * 2 ** 20 + slot * 2 ** 15
 
 /** PCI 3.0, chapter 6. */
-const CONFIG = { command: 0x04, cacheLine: 0x0c, bars: 0x10, secondaryBus: 0x19, capabilities: 0x34, interruptLine: 0x3c } as const
+const CONFIG = {
+  command: 0x04,
+  cacheLine: 0x0c,
+  bars: 0x10,
+  secondaryBus: 0x19,
+  capabilities: 0x34,
+  interruptLine: 0x3c,
+} as const
 const MEMORY_ON = 2
 const CAP = { vendor: 0x09, express: 0x10, msix: 0x11 } as const
 const CAPS_MAX = 48
-const COMMON = { featureSelect: 0, driverFeatureSelect: 8, driverFeature: 12, configVector: 16, queueCount: 18, status: 20, queueSelect: 22,
-  queueSize: 24, queueVector: 26, queueEnable: 28, descriptors: 32, driver: 40, device: 48 } as const
+const COMMON = {
+  featureSelect: 0,
+  driverFeatureSelect: 8,
+  driverFeature: 12,
+  configVector: 16,
+  queueCount: 18,
+  status: 20,
+  queueSelect: 22,
+  queueSize: 24,
+  queueVector: 26,
+  queueEnable: 28,
+  descriptors: 32,
+  driver: 40,
+  device: 48,
+} as const
 const STATUS = { acknowledge: 1, driver: 2, driverOk: 4, featuresOk: 8 } as const
 const MSIX_ON = 0x8000
 const VECTORS_MAX = 16
 
 /** docs/specs/acpi_pci_hotplug.txt, at ACPI_PCIHP_ADDR_ICH9; the general events at ICH9_PMIO_GPE0_STS of QEMU's PM base. */
 const HOTPLUG = { up: 0xcc0, eject: 0xcc8, bus: 0xcd0 } as const
-const GPE_STATUS = 0x620, GPE_HOTPLUG = 2
+const GPE_STATUS = 0x620
+const GPE_HOTPLUG = 2
 /** Buses in which QEMU allows to plug; ours has one. */
 const BUSES_MAX = 4
 
-interface Found { readonly config: number; readonly bars: readonly number[]; readonly caps: readonly { readonly id: number; readonly at: number }[] }
+interface Found {
+  readonly config: number
+  readonly bars: readonly number[]
+  readonly caps: readonly { readonly id: number; readonly at: number }[]
+}
 
 /** The device behind its port; undefined where there is none. */
 const find = async (q: Qtest): Promise<{ readonly bus: number; readonly found: Found | undefined }> => {
   const port = slotOf(0, PORT_SLOT)
-  if (await q.read(4, port) !== ROOT_PORT) throw new Error('its vsock device stands in no slot of its own')
-  const bus = await q.read(1, port + CONFIG.secondaryBus), config = slotOf(bus)
+  if ((await q.read(4, port)) !== ROOT_PORT) throw new Error('its vsock device stands in no slot of its own')
+  const bus = await q.read(1, port + CONFIG.secondaryBus)
+  const config = slotOf(bus)
   const id = bus === 0 ? NOTHING : await q.read(4, config)
   if (id === NOTHING) return { bus, found: undefined }
   if (id !== VSOCK) throw new Error('another device stands in the slot of its vsock device')
   const bars: number[] = []
   for (let index = 0; index < 6; index++) bars.push(await q.read(4, config + CONFIG.bars + index * 4))
   const caps: { id: number; at: number }[] = []
-  for (let at = await q.read(1, config + CONFIG.capabilities); at >= 0x40 && caps.length < CAPS_MAX; at = await q.read(1, config + at + 1)) {
+  for (
+    let at = await q.read(1, config + CONFIG.capabilities);
+    at >= 0x40 && caps.length < CAPS_MAX;
+    at = await q.read(1, config + at + 1)
+  ) {
     caps.push({ id: await q.read(1, config + at), at })
   }
   return { bus, found: { config, bars, caps } }
 }
 
 const barAt = (bars: readonly number[], index: number): number => {
-  const low = bars[index] ?? 0, wide = (low & 6) === 4
-  return (low - low % 16) + (wide ? (bars[index + 1] ?? 0) * 2 ** 32 : 0)
+  const low = bars[index] ?? 0
+  const wide = (low & 6) === 4
+  return low - (low % 16) + (wide ? (bars[index + 1] ?? 0) * 2 ** 32 : 0)
 }
 
-interface Places { readonly common: number; readonly table: number; readonly vectors: number; readonly msix: number; readonly express: number | undefined }
+interface Places {
+  readonly common: number
+  readonly table: number
+  readonly vectors: number
+  readonly msix: number
+  readonly express: number | undefined
+}
 
 const places = async (q: Qtest, { config, bars, caps }: Found): Promise<Places> => {
-  let common: number | undefined, table: number | undefined, vectors = 0, msix = 0, express: number | undefined
+  let common: number | undefined
+  let table: number | undefined
+  let vectors = 0
+  let msix = 0
+  let express: number | undefined
   for (const { id, at } of caps) {
-    if (id === CAP.vendor && await q.read(1, config + at + 3) === 1) common = barAt(bars, await q.read(1, config + at + 4)) + await q.read(4, config + at + 8)
+    if (id === CAP.vendor && (await q.read(1, config + at + 3)) === 1)
+      common = barAt(bars, await q.read(1, config + at + 4)) + (await q.read(4, config + at + 8))
     else if (id === CAP.express) express = at
     else if (id === CAP.msix) {
       const where = await q.read(4, config + at + 4)
       msix = at
-      vectors = (await q.read(2, config + at + 2) & 0x7ff) + 1
-      table = barAt(bars, where % 8) + (where - where % 8)
+      vectors = ((await q.read(2, config + at + 2)) & 0x7ff) + 1
+      table = barAt(bars, where % 8) + (where - (where % 8))
     }
   }
-  if (common === undefined || table === undefined || vectors > VECTORS_MAX) throw new Error('its vsock device has another build')
+  if (common === undefined || table === undefined || vectors > VECTORS_MAX)
+    throw new Error('its vsock device has another build')
   return { common, table, vectors, msix, express }
 }
 
-const read64 = async (q: Qtest, at: number): Promise<number> => await q.read(4, at) + await q.read(4, at + 4) * 2 ** 32
+const read64 = async (q: Qtest, at: number): Promise<number> =>
+  (await q.read(4, at)) + (await q.read(4, at + 4)) * 2 ** 32
 const write64 = async (q: Qtest, at: number, value: number): Promise<void> => {
   await q.write(4, at, value % 2 ** 32)
   await q.write(4, at + 4, Math.floor(value / 2 ** 32))
@@ -115,9 +185,12 @@ const write64 = async (q: Qtest, at: number, value: number): Promise<void> => {
 export const readRegisters = async (q: Qtest): Promise<VirtioRegisters | undefined> => {
   const { bus, found } = await find(q)
   if (!found) return undefined
-  const at = await places(q, found), { config } = found
+  const at = await places(q, found)
+  const { config } = found
   const written: [number, 1 | 2 | 4, number][] = found.bars.map((value, index) => [CONFIG.bars + index * 4, 4, value])
-  const keep = async (width: 1 | 2 | 4, offset: number) => { written.push([offset, width, await q.read(width, config + offset)]) }
+  const keep = async (width: 1 | 2 | 4, offset: number) => {
+    written.push([offset, width, await q.read(width, config + offset)])
+  }
   await keep(1, CONFIG.cacheLine)
   await keep(1, CONFIG.interruptLine)
   if (at.express !== undefined) {
@@ -126,25 +199,52 @@ export const readRegisters = async (q: Qtest): Promise<VirtioRegisters | undefin
   }
   await keep(2, CONFIG.command)
   const msixControl = await q.read(2, config + at.msix + 2)
-  if ((await q.read(2, config + CONFIG.command) & MEMORY_ON) === 0) return { bus, config: written, msixControl, msix: [], common: null }
+  if (((await q.read(2, config + CONFIG.command)) & MEMORY_ON) === 0)
+    return { bus, config: written, msixControl, msix: [], common: null }
 
   const msix: number[] = []
   for (let word = 0; word < at.vectors * 4; word++) msix.push(await q.read(4, at.table + word * 4))
   const get = (width: 1 | 2 | 4, offset: number) => q.read(width, at.common + offset)
   const set = (width: 1 | 2 | 4, offset: number, value: number) => q.write(width, at.common + offset, value)
-  const [featureSelect, driverFeatureSelect, queueSelect] = [await get(4, COMMON.featureSelect), await get(4, COMMON.driverFeatureSelect), await get(2, COMMON.queueSelect)]
-  const feature = async (half: 0 | 1) => { await set(4, COMMON.driverFeatureSelect, half); return await get(4, COMMON.driverFeature) }
+  const [featureSelect, driverFeatureSelect, queueSelect] = [
+    await get(4, COMMON.featureSelect),
+    await get(4, COMMON.driverFeatureSelect),
+    await get(2, COMMON.queueSelect),
+  ]
+  const feature = async (half: 0 | 1) => {
+    await set(4, COMMON.driverFeatureSelect, half)
+    return await get(4, COMMON.driverFeature)
+  }
   const features: [number, number] = [await feature(0), await feature(1)]
   await set(4, COMMON.driverFeatureSelect, driverFeatureSelect)
   const queues = []
   for (let index = 0; index < Math.min(await get(2, COMMON.queueCount), 8); index++) {
     await set(2, COMMON.queueSelect, index)
-    queues.push({ size: await get(2, COMMON.queueSize), vector: await get(2, COMMON.queueVector), enabled: await get(2, COMMON.queueEnable),
-      descriptors: await read64(q, at.common + COMMON.descriptors), driver: await read64(q, at.common + COMMON.driver), device: await read64(q, at.common + COMMON.device) })
+    queues.push({
+      size: await get(2, COMMON.queueSize),
+      vector: await get(2, COMMON.queueVector),
+      enabled: await get(2, COMMON.queueEnable),
+      descriptors: await read64(q, at.common + COMMON.descriptors),
+      driver: await read64(q, at.common + COMMON.driver),
+      device: await read64(q, at.common + COMMON.device),
+    })
   }
   await set(2, COMMON.queueSelect, queueSelect)
-  return { bus, config: written, msixControl, msix,
-    common: { featureSelect, driverFeatureSelect, features, configVector: await get(2, COMMON.configVector), status: await get(1, COMMON.status), queueSelect, queues } }
+  return {
+    bus,
+    config: written,
+    msixControl,
+    msix,
+    common: {
+      featureSelect,
+      driverFeatureSelect,
+      features,
+      configVector: await get(2, COMMON.configVector),
+      status: await get(1, COMMON.status),
+      queueSelect,
+      queues,
+    },
+  }
 }
 
 /** Takes the device out, as the guest's own write to the eject register does: no word of it to the guest, which stands still. */
@@ -160,7 +260,7 @@ export const eject = async (q: Qtest): Promise<void> => {
 
 /** `plug` with nothing said to the guest: it would look at its slots, find what it has there, and scan it anew. */
 export const plugQuietly = async (q: Qtest, plug: () => Promise<void>): Promise<void> => {
-  const before = await q.readPort(1, GPE_STATUS) & GPE_HOTPLUG
+  const before = (await q.readPort(1, GPE_STATUS)) & GPE_HOTPLUG
   await plug()
   const selected = await q.readPort(4, HOTPLUG.bus)
   for (let bus = 0; bus < BUSES_MAX; bus++) {
@@ -172,12 +272,16 @@ export const plugQuietly = async (q: Qtest, plug: () => Promise<void>): Promise<
 }
 
 /** Writes what was read into a device that is new. A device that has some of it already takes all of it once more. */
-export const writeRegisters = async (q: Qtest, { bus, config, msixControl, msix, common }: VirtioRegisters): Promise<void> => {
+export const writeRegisters = async (
+  q: Qtest,
+  { bus, config, msixControl, msix, common }: VirtioRegisters,
+): Promise<void> => {
   const now = await find(q)
   if (!now.found || now.bus !== bus) throw new Error('its vsock device is not where it was')
   for (const [offset, width, value] of config) await q.write(width, now.found.config + offset, value)
   if (!common) return
-  const placed = await find(q), at = placed.found && await places(q, placed.found)
+  const placed = await find(q)
+  const at = placed.found && (await places(q, placed.found))
   if (!at || at.vectors * 4 !== msix.length) throw new Error('its vsock device has another build')
   for (const [index, word] of msix.entries()) await q.write(4, at.table + index * 4, word)
   await q.write(2, now.found.config + at.msix + 2, msixControl)
@@ -191,7 +295,8 @@ export const writeRegisters = async (q: Qtest, { bus, config, msixControl, msix,
   }
   const ready = common.status & (STATUS.acknowledge | STATUS.driver | STATUS.featuresOk)
   await set(1, COMMON.status, ready)
-  if (await q.read(1, at.common + COMMON.status) !== ready) throw new Error('its vsock device refuses the features it had')
+  if ((await q.read(1, at.common + COMMON.status)) !== ready)
+    throw new Error('its vsock device refuses the features it had')
   await set(2, COMMON.configVector, common.configVector)
   for (const [index, queue] of common.queues.entries()) {
     await set(2, COMMON.queueSelect, index)
@@ -224,13 +329,14 @@ export const tellReset = async (q: Qtest, { msixControl, msix, common }: VirtioR
     throw new Error('its vsock driver takes no message-signalled interrupts')
   }
   const used = await q.read(2, queue.device + 2)
-  if (await q.read(2, queue.driver + 2) === used) throw new Error('its vsock driver was just starting')
-  const head = await q.read(2, queue.driver + 4 + used % queue.size * 2)
-  const descriptor = queue.descriptors + head % queue.size * 16
-  if (await q.read(4, descriptor + 8) < 4 || (await q.read(2, descriptor + 12) & DESCRIPTOR_WRITE) === 0) throw new Error('its vsock driver gives no room for an event')
+  if ((await q.read(2, queue.driver + 2)) === used) throw new Error('its vsock driver was just starting')
+  const head = await q.read(2, queue.driver + 4 + (used % queue.size) * 2)
+  const descriptor = queue.descriptors + (head % queue.size) * 16
+  if ((await q.read(4, descriptor + 8)) < 4 || ((await q.read(2, descriptor + 12)) & DESCRIPTOR_WRITE) === 0)
+    throw new Error('its vsock driver gives no room for an event')
   await q.write(4, await read64(q, descriptor), TRANSPORT_RESET)
-  await q.write(4, queue.device + 4 + used % queue.size * 8, head)
-  await q.write(4, queue.device + 4 + used % queue.size * 8 + 4, 4)
+  await q.write(4, queue.device + 4 + (used % queue.size) * 8, head)
+  await q.write(4, queue.device + 4 + (used % queue.size) * 8 + 4, 4)
   await q.write(2, queue.device + 2, (used + 1) % 65_536)
   const [low = 0, high = 0, data = 0] = msix.slice(queue.vector * 4, queue.vector * 4 + 3)
   await q.write(4, low + high * 2 ** 32, data)

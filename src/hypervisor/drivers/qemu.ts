@@ -40,83 +40,185 @@ export const qemu = (options: QemuOptions): HypervisorDriver => ({
 
 /** What both processes of a machine have in common. */
 const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> => ({
-  cwd: '/', umask: 0o077, no_new_privs: true, capabilities: 'drop', cgroups: spec.cgroups, rlimits: { core: [0, 0], nofile: [4096, 4096] },
+  cwd: '/',
+  umask: 0o077,
+  no_new_privs: true,
+  capabilities: 'drop',
+  cgroups: spec.cgroups,
+  rlimits: { core: [0, 0], nofile: [4096, 4096] },
   ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: spec.jail.groups } : {}),
 })
 
-const boot = async (options: QemuOptions, spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
+const boot = async (
+  options: QemuOptions,
+  spec: MachineSpec,
+  from: Saved | undefined,
+  signal: AbortSignal,
+): Promise<Machine> => {
   const fds: number[] = []
-  const own = (fd: number): number => { fds.push(fd); return fd }
+  const own = (fd: number): number => {
+    fds.push(fd)
+    return fd
+  }
   const started: Launched[] = []
   try {
-    const shape = shapeOf(options, spec), saved = from && await readState(from, shape)
+    const shape = shapeOf(options, spec)
+    const saved = from && (await readState(from, shape))
     const [vhostQemu, vhostBackend] = socketPair()
-    own(vhostQemu); own(vhostBackend)
+    own(vhostQemu)
+    own(vhostBackend)
     // The folder as a descriptor: those above it need not be open to the user that the machine runs as.
     const folder = own(openSync(spec.folder, open_.O_RDONLY | open_.O_DIRECTORY))
     const socket = (name: string) => own(unixListen(join(spec.folder, name), { mode: 0o600 }))
-    const vsock = socket(FILE.vsock), qmp = socket(FILE.qmp), serial = socket(FILE.console), qtest = socket(FILE.qtest)
+    const vsock = socket(FILE.vsock)
+    const qmp = socket(FILE.qmp)
+    const serial = socket(FILE.console)
+    const qtest = socket(FILE.qtest)
     const devices = own(openSync(join(spec.folder, FILE.devices), 'w', 0o600))
     if (spec.jail) fchownSync(devices, spec.jail.uid, spec.jail.gid) // QEMU opens it anew, by its own number
-    const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600)), vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
-    const kernel = own(openSync(spec.kernel, 'r')), initramfs = own(openSync(spec.initramfs, 'r'))
+    const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600))
+    const vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
+    const kernel = own(openSync(spec.kernel, 'r'))
+    const initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
     const state = from && own(openSync(`/proc/self/fd/${from.state}`, 'r')) // with a position of its own
 
     const mark = { [MARK]: spec.mark }
-    const backend = launch({ ...confined(spec), env: mark, exe: { fd: embedded('wing').fd },
-      argv: ['wing', 'vsock', '--cid', String(spec.cid), '--vhost-fd', '3', '--listen-fd', '4', '--connect-prefix', `/proc/self/fd/5/${FILE.vsock}`, ...(saved ? ['--restored'] : [])] },
-    { stdout: vmmLog, stderr: vmmLog, fds: [[vhostBackend, 3], [vsock, 4], [folder, 5]], signal })
-    const main = launch({ ...confined(spec), env: { ...mark, [SHAPE_VARIABLE]: JSON.stringify(shape) }, exe: options.program, argv: argv(options, spec, { restored: saved !== undefined }) },
-      { stdout: vmmLog, stderr: vmmLog, signal,
-        fds: [[qmp, FD.qmp], [serial, FD.console], [consoleLog, FD.consoleLog], [vhostQemu, FD.vhost], [kernel, FD.kernel], [initramfs, FD.initramfs], [qtest, FD.qtest],
-          [devices, FD.devices], ...(state === undefined ? [] : [[state, FD.state] as const]), ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
+    const backend = launch(
+      {
+        ...confined(spec),
+        env: mark,
+        exe: { fd: embedded('wing').fd },
+        argv: [
+          'wing',
+          'vsock',
+          '--cid',
+          String(spec.cid),
+          '--vhost-fd',
+          '3',
+          '--listen-fd',
+          '4',
+          '--connect-prefix',
+          `/proc/self/fd/5/${FILE.vsock}`,
+          ...(saved ? ['--restored'] : []),
+        ],
+      },
+      {
+        stdout: vmmLog,
+        stderr: vmmLog,
+        fds: [
+          [vhostBackend, 3],
+          [vsock, 4],
+          [folder, 5],
+        ],
+        signal,
+      },
+    )
+    const main = launch(
+      {
+        ...confined(spec),
+        env: { ...mark, [SHAPE_VARIABLE]: JSON.stringify(shape) },
+        exe: options.program,
+        argv: argv(options, spec, { restored: saved !== undefined }),
+      },
+      {
+        stdout: vmmLog,
+        stderr: vmmLog,
+        signal,
+        fds: [
+          [qmp, FD.qmp],
+          [serial, FD.console],
+          [consoleLog, FD.consoleLog],
+          [vhostQemu, FD.vhost],
+          [kernel, FD.kernel],
+          [initramfs, FD.initramfs],
+          [qtest, FD.qtest],
+          [devices, FD.devices],
+          ...(state === undefined ? [] : [[state, FD.state] as const]),
+          ...disks.map((fd, index) => [fd, FD.disks + index] as const),
+        ],
+      },
+    )
     for (const one of await Promise.allSettled([main, backend])) if (one.status === 'fulfilled') started.push(one.value)
     const [vmm, helper] = [await main, await backend]
-    const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
-      process: { pid: vmm.pid, startTime: vmm.startTime }, helpers: [{ pid: helper.pid, startTime: helper.startTime }] }
+    const identity: MachineIdentity = {
+      bootId: bootId(),
+      folder: spec.folder,
+      uuid: spec.uuid,
+      process: { pid: vmm.pid, startTime: vmm.startTime },
+      helpers: [{ pid: helper.pid, startTime: helper.startTime }],
+    }
     // A QEMU that does not like its arguments, or what it is to load, ends.
-    const orEnd = <T>(work: Promise<T>): Promise<T> => Promise.race([work, vmm.exited.then((exit) => { throw new Error(`it ${sayExit(exit)}`) })])
+    const orEnd = <T>(work: Promise<T>): Promise<T> =>
+      Promise.race([
+        work,
+        vmm.exited.then((exit) => {
+          throw new Error(`it ${sayExit(exit)}`)
+        }),
+      ])
     const control = await orEnd(Qmp.connect(join(spec.folder, FILE.qmp), signal))
     if (from && saved) await orEnd(load(control, identity, from, saved, signal))
     return new QemuMachine(identity, control, vmm, [helper], spec.consoleLog)
   } catch (error) {
-    for (const one of started) { pidfdSignal(one.pidfd, SIGKILL); await one.exited; closeFd(one.pidfd) }
+    for (const one of started) {
+      pidfdSignal(one.pidfd, SIGKILL)
+      await one.exited
+      closeFd(one.pidfd)
+    }
     if (signal.aborted) throw error
-    const said = started.length > 0 ? lastBytes(spec.vmmLog, 2000).trim() : '', why = error instanceof Error ? error.message : String(error)
+    const said = started.length > 0 ? lastBytes(spec.vmmLog, 2000).trim() : ''
+    const why = error instanceof Error ? error.message : String(error)
     const program = !(error instanceof Error && 'syscall' in error && error.syscall === 'open') // of a file that is not there the machine is to blame
-    if (program && /exec_missing|not found|no such file/i.test(why) && !said) throw hypervisorUnavailable({ hypervisor: 'qemu', reason: `${options.program}: ${why}` }, error)
-    throw machineFailed({ hypervisor: 'qemu', reason: said === '' ? why : `${why}: ${said.split('\n').slice(-3).join(' ')}` }, error)
+    if (program && /exec_missing|not found|no such file/i.test(why) && !said)
+      throw hypervisorUnavailable({ hypervisor: 'qemu', reason: `${options.program}: ${why}` }, error)
+    throw machineFailed(
+      { hypervisor: 'qemu', reason: said === '' ? why : `${why}: ${said.split('\n').slice(-3).join(' ')}` },
+      error,
+    )
   } finally {
     for (const fd of fds) closeSync(fd)
   }
 }
 
 /** Makes a machine that waits into the one that was saved, paused. */
-const load = async (control: Qmp, identity: MachineIdentity, from: Saved, saved: Trailer, signal: AbortSignal): Promise<void> => {
+const load = async (
+  control: Qmp,
+  identity: MachineIdentity,
+  from: Saved,
+  saved: Trailer,
+  signal: AbortSignal,
+): Promise<void> => {
   const version = qemuVersion(await control.call('query-version', {}, signal))
   if (version !== saved.qemu) throw new Error(`it was saved by QEMU ${saved.qemu}, this is ${version}`)
   const bytes = saved.shape.memoryMib * 2 ** 20
   if (fstatSync(from.memory).size !== bytes) throw new Error('its saved memory is not whole')
   const memory = openMemory(identity.process.pid, bytes, 'r+')
   try {
-    if ((await copyMemory(from.memory, memory, signal)).sum !== saved.memorySum) throw new Error('its saved memory is damaged, or of another machine')
-  } finally { closeSync(memory) }
+    if ((await copyMemory(from.memory, memory, signal)).sum !== saved.memorySum)
+      throw new Error('its saved memory is damaged, or of another machine')
+  } finally {
+    closeSync(memory)
+  }
 
   const loaded = deferred<string>()
   control.on('event', ({ event, data }) => {
-    if (event === 'MIGRATION' && (data['status'] === 'completed' || data['status'] === 'failed')) loaded.resolve(data['status'])
+    if (event === 'MIGRATION' && (data['status'] === 'completed' || data['status'] === 'failed'))
+      loaded.resolve(data['status'])
   })
-  control.once('close', () => { loaded.reject(new Error('QMP was closed')) })
+  control.once('close', () => {
+    loaded.reject(new Error('QMP was closed'))
+  })
   await control.call('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, signal)
   await control.call('migrate-incoming', { uri: `fd:${FD.state}` }, signal)
-  if (await orAbort(loaded.promise, signal) !== 'completed') throw new Error('QEMU cannot load it')
+  if ((await orAbort(loaded.promise, signal)) !== 'completed') throw new Error('QEMU cannot load it')
 
   const qtest = await Qtest.connect(join(identity.folder, FILE.qtest), signal)
   try {
     await plugVsock(control, qtest, saved.vsock, signal)
     await tellReset(qtest, saved.vsock)
-  } finally { qtest.close() }
+  } finally {
+    qtest.close()
+  }
 }
 
 const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {

@@ -23,16 +23,27 @@ export class Qtest {
     this.#socket = socket
     this.#signal = signal
     socket.setEncoding('utf8')
-    socket.on('data', (text) => { this.#take(String(text)) })
+    socket.on('data', (text) => {
+      this.#take(String(text))
+    })
     socket.on('error', () => undefined)
-    socket.on('close', () => { for (const one of this.#waiting.splice(0)) one.reject(new Error('QEMU hung up')) })
+    socket.on('close', () => {
+      for (const one of this.#waiting.splice(0)) one.reject(new Error('QEMU hung up'))
+    })
   }
 
   /** @throws ENOENT, ECONNREFUSED: no such socket, a machine of before it had one */
   static async connect(path: string, signal: AbortSignal): Promise<Qtest> {
-    const socket = connect(path), qtest = new Qtest(socket, signal)
+    const socket = connect(path)
+    const qtest = new Qtest(socket, signal)
     try {
-      await orAbort(new Promise<void>((resolve, reject) => { socket.once('connect', resolve); socket.once('error', reject) }), signal)
+      await orAbort(
+        new Promise<void>((resolve, reject) => {
+          socket.once('connect', resolve)
+          socket.once('error', reject)
+        }),
+        signal,
+      )
       return qtest
     } catch (error) {
       socket.destroy()
@@ -64,14 +75,20 @@ export class Qtest {
   }
 
   /** Addresses and values are whole and below 2^53; a value fits its width. */
-  read(width: Width, address: number): Promise<number> { return this.#number(`read${LETTER[width]} 0x${address.toString(16)}`) }
+  read(width: Width, address: number): Promise<number> {
+    return this.#number(`read${LETTER[width]} 0x${address.toString(16)}`)
+  }
   async write(width: Width, address: number, value: number): Promise<void> {
     await this.#ask(`write${LETTER[width]} 0x${address.toString(16)} 0x${value.toString(16)}`)
   }
-  readPort(width: Width, port: number): Promise<number> { return this.#number(`in${LETTER[width]} 0x${port.toString(16)}`) }
+  readPort(width: Width, port: number): Promise<number> {
+    return this.#number(`in${LETTER[width]} 0x${port.toString(16)}`)
+  }
   async writePort(width: Width, port: number, value: number): Promise<void> {
     await this.#ask(`out${LETTER[width]} 0x${port.toString(16)} 0x${value.toString(16)}`)
   }
 
-  close(): void { this.#socket.destroy() }
+  close(): void {
+    this.#socket.destroy()
+  }
 }

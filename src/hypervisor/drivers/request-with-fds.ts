@@ -4,7 +4,10 @@ import { Value } from '@sinclair/typebox/value'
 import { orAbort } from '../../lib/wait.ts'
 import { sendFds } from '../../linux/socket.ts'
 
-export interface RawAnswer { readonly status: number; readonly body: string }
+export interface RawAnswer {
+  readonly status: number
+  readonly body: string
+}
 
 /** Bun's sockets have their descriptor here, as Node's have. */
 const WithHandle = Type.Object({ _handle: Type.Object({ fd: Type.Integer({ minimum: 0 }) }) })
@@ -20,9 +23,18 @@ const fdOf = (socket: unknown): number => {
  *
  * @throws Error: nobody answers, or no HTTP; the signal's reason
  */
-export const requestWithFds = (path: string, target: string, body: string, fds: readonly number[], bytesMax: number, signal: AbortSignal): Promise<RawAnswer> => {
+export const requestWithFds = (
+  path: string,
+  target: string,
+  body: string,
+  fds: readonly number[],
+  bytesMax: number,
+  signal: AbortSignal,
+): Promise<RawAnswer> => {
   const bytes = Buffer.from(body)
-  const head = Buffer.from(`PUT ${target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${bytes.length}\r\n\r\n`)
+  const head = Buffer.from(
+    `PUT ${target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${bytes.length}\r\n\r\n`,
+  )
   const socket = connect(path)
   const answer = new Promise<RawAnswer>((resolve, reject) => {
     const parts: Buffer[] = []
@@ -30,9 +42,12 @@ export const requestWithFds = (path: string, target: string, body: string, fds: 
     socket.once('connect', () => {
       try {
         // The descriptors travel with the first byte; a new socket takes a request this small whole.
-        const request = Buffer.concat([head, bytes]), sent = sendFds(fdOf(socket), request, fds)
+        const request = Buffer.concat([head, bytes])
+        const sent = sendFds(fdOf(socket), request, fds)
         if (sent < request.length) socket.write(request.subarray(sent))
-      } catch (error) { reject(error as Error) }
+      } catch (error) {
+        reject(error as Error)
+      }
     })
     socket.on('data', (part: Buffer) => {
       parts.push(part)
@@ -40,13 +55,22 @@ export const requestWithFds = (path: string, target: string, body: string, fds: 
       if (length > bytesMax) reject(new Error(`the VMM answers more than ${bytesMax} bytes`))
     })
     socket.once('error', reject)
-    socket.once('close', () => { try { resolve(parse(Buffer.concat(parts).toString('utf8'))) } catch (error) { reject(error as Error) } })
+    socket.once('close', () => {
+      try {
+        resolve(parse(Buffer.concat(parts).toString('utf8')))
+      } catch (error) {
+        reject(error as Error)
+      }
+    })
   })
-  return orAbort(answer, signal).finally(() => { socket.destroy() })
+  return orAbort(answer, signal).finally(() => {
+    socket.destroy()
+  })
 }
 
 const parse = (text: string): RawAnswer => {
-  const end = text.indexOf('\r\n\r\n'), status = /^HTTP\/1\.1 (\d{3}) /.exec(text)?.[1]
+  const end = text.indexOf('\r\n\r\n')
+  const status = /^HTTP\/1\.1 (\d{3}) /.exec(text)?.[1]
   if (end < 0 || status === undefined) throw new Error('the VMM does not answer')
   return { status: Number(status), body: text.slice(end + 4) }
 }

@@ -11,16 +11,29 @@ const WAIT_SLACK_MS = 5000
 
 export const VmInfo = Type.Object({ state: Type.String({ maxLength: 32 }) })
 
-export const VmEvent = Type.Object({ seq: Type.Integer({ minimum: 0 }), source: Type.String(), event: Type.String(), properties: Type.Unknown() })
+export const VmEvent = Type.Object({
+  seq: Type.Integer({ minimum: 0 }),
+  source: Type.String(),
+  event: Type.String(),
+  properties: Type.Unknown(),
+})
 export type VmEvent = Static<typeof VmEvent>
 
-export const VmEvents = Type.Object({ events: Type.Array(VmEvent, { maxItems: 1024 }), last: Type.Integer({ minimum: 0 }), gap: Type.Boolean() })
+export const VmEvents = Type.Object({
+  events: Type.Array(VmEvent, { maxItems: 1024 }),
+  last: Type.Integer({ minimum: 0 }),
+  gap: Type.Boolean(),
+})
 export type VmEvents = Static<typeof VmEvents>
 
 /** Whether memory became the template itself, or was copied. */
 export const Forked = Type.Object({ memory: Type.Union([Type.Literal('template'), Type.Literal('copy')]) })
 
-const Refusal = Type.Object({ code: Type.String(), message: Type.String(), chain: Type.Optional(Type.Array(Type.String())) })
+const Refusal = Type.Object({
+  code: Type.String(),
+  message: Type.String(),
+  chain: Type.Optional(Type.Array(Type.String())),
+})
 
 /** What the VMM refused to do, in its own words. */
 export class VerbRefused extends Error {
@@ -42,9 +55,13 @@ export class VerbRefused extends Error {
 export class VmmApi {
   readonly #path: string
 
-  constructor(path: string) { this.#path = path }
+  constructor(path: string) {
+    this.#path = path
+  }
 
-  info(signal: AbortSignal, ms = VERB_MS): Promise<Static<typeof VmInfo>> { return this.#ask('GET', 'vm.info', VmInfo, ms, signal) }
+  info(signal: AbortSignal, ms = VERB_MS): Promise<Static<typeof VmInfo>> {
+    return this.#ask('GET', 'vm.info', VmInfo, ms, signal)
+  }
 
   /** The events after a sequence number: at once where there are some, else when there are or the time is over. */
   events(after: number, waitMs: number, signal: AbortSignal): Promise<VmEvents> {
@@ -56,16 +73,43 @@ export class VmmApi {
   }
 
   /** @throws VerbRefused; Error: it does not answer, or not what this verb answers; the signal's reason */
-  async #ask<T extends TSchema>(method: string, target: string, shape: T, ms: number, signal: AbortSignal): Promise<Static<T>> {
-    const extra: BunFetchRequestInit & { readonly unix: string; readonly timeout: boolean } = { unix: this.#path, timeout: false }
-    const answer = await fetch(`http://localhost/api/v1/${target}`, { ...extra, method, keepalive: false, redirect: 'error',
-      headers: { connection: 'close' }, signal: AbortSignal.any([signal, AbortSignal.timeout(ms)]) })
+  async #ask<T extends TSchema>(
+    method: string,
+    target: string,
+    shape: T,
+    ms: number,
+    signal: AbortSignal,
+  ): Promise<Static<T>> {
+    const extra: BunFetchRequestInit & { readonly unix: string; readonly timeout: boolean } = {
+      unix: this.#path,
+      timeout: false,
+    }
+    const answer = await fetch(`http://localhost/api/v1/${target}`, {
+      ...extra,
+      method,
+      keepalive: false,
+      redirect: 'error',
+      headers: { connection: 'close' },
+      signal: AbortSignal.any([signal, AbortSignal.timeout(ms)]),
+    })
     return understand(answer.status, await bounded(answer), shape)
   }
 
   /** A verb whose body is `fd:`, with its files: they travel with the request (SCM_RIGHTS). It takes as long as the signal allows. */
-  async putFds<T extends TSchema>(verb: 'vm.snapshot' | 'vm.fork', shape: T, fds: readonly number[], signal: AbortSignal): Promise<Static<T>> {
-    const { status, body } = await requestWithFds(this.#path, `/api/v1/${verb}`, JSON.stringify({ destination_url: 'fd:' }), fds, ANSWER_BYTES_MAX, signal)
+  async putFds<T extends TSchema>(
+    verb: 'vm.snapshot' | 'vm.fork',
+    shape: T,
+    fds: readonly number[],
+    signal: AbortSignal,
+  ): Promise<Static<T>> {
+    const { status, body } = await requestWithFds(
+      this.#path,
+      `/api/v1/${verb}`,
+      JSON.stringify({ destination_url: 'fd:' }),
+      fds,
+      ANSWER_BYTES_MAX,
+      signal,
+    )
     return understand(status, body, shape)
   }
 }
@@ -73,10 +117,14 @@ export class VmmApi {
 /** @throws VerbRefused; Error: it is not what this verb answers */
 const understand = <T extends TSchema>(status: number, text: string, shape: T): Static<T> => {
   let said: unknown
-  try { said = text === '' ? undefined : JSON.parse(text) } catch (error) { throw new Error('the VMM answers nonsense', { cause: error }) }
+  try {
+    said = text === '' ? undefined : JSON.parse(text)
+  } catch (error) {
+    throw new Error('the VMM answers nonsense', { cause: error })
+  }
   if (status < 200 || status > 299) {
     if (!Value.Check(Refusal, said)) throw new VerbRefused(status, '', `the VMM refuses with ${status}`)
-    throw new VerbRefused(status, said.code, [said.message, ...said.chain ?? []].join(': ').slice(0, 1000))
+    throw new VerbRefused(status, said.code, [said.message, ...(said.chain ?? [])].join(': ').slice(0, 1000))
   }
   if (!Value.Check(shape, said)) throw new Error('the VMM answers nonsense')
   return said

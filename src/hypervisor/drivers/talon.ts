@@ -31,7 +31,20 @@ const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
 
 /** What talon inherits, by its own number. */
-const FD = { config: 3, api: 4, kvm: 5, vsock: 6, console: 7, consoleLog: 8, kernel: 9, initramfs: 10, ram: 11, state: 12, memory: 13, disks: 16 } as const
+const FD = {
+  config: 3,
+  api: 4,
+  kvm: 5,
+  vsock: 6,
+  console: 7,
+  consoleLog: 8,
+  kernel: 9,
+  initramfs: 10,
+  ram: 11,
+  state: 12,
+  memory: 13,
+  disks: 16,
+} as const
 /** Of the memory file, in /proc/PID/fd: the daemon that adopts knows it by this. */
 const RAM = 'aerie-ram'
 const CONSOLE_NOTE = 'console.json'
@@ -47,7 +60,9 @@ type ConsoleNote = Static<typeof ConsoleNote>
  * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
  */
 export const talon = (): HypervisorDriver => ({
-  name: 'talon', boots: 'vmlinux', adopt,
+  name: 'talon',
+  boots: 'vmlinux',
+  adopt,
   start: (spec, signal) => run(spec, undefined, signal),
   restore: (spec, from, signal) => run(spec, from, signal),
 })
@@ -59,60 +74,139 @@ const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 
 const configOf = (spec: MachineSpec, shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
   cpus: { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
-  memory: shared ? { size: 0, zones: [{ id: 'ram', size: ramBytes(spec), shared: true, file: `/dev/fd/${FD.ram}` }] } : { size: ramBytes(spec) },
-  disks: spec.disks.map((disk, index) => ({ path: `/dev/fd/${FD.disks + index}`, readonly: disk.readOnly, serial: disk.serial })),
+  memory: shared
+    ? { size: 0, zones: [{ id: 'ram', size: ramBytes(spec), shared: true, file: `/dev/fd/${FD.ram}` }] }
+    : { size: ramBytes(spec) },
+  disks: spec.disks.map((disk, index) => ({
+    path: `/dev/fd/${FD.disks + index}`,
+    readonly: disk.readOnly,
+    serial: disk.serial,
+  })),
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
   vsock: { cid: spec.cid, socket: join(spec.folder, 'vsock'), fd: FD.vsock },
-  serial: { mode: 'Socket', socket: `/dev/fd/${FD.console}`, file: `/dev/fd/${FD.consoleLog}`, file_bytes: spec.consoleLogMib * 2 ** 20 },
+  serial: {
+    mode: 'Socket',
+    socket: `/dev/fd/${FD.console}`,
+    file: `/dev/fd/${FD.consoleLog}`,
+    file_bytes: spec.consoleLogMib * 2 ** 20,
+  },
   console: { mode: 'Off' },
 })
 
 /** What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private view of the file. */
-const launchOf = (spec: MachineSpec, from: Saved | undefined): unknown => from
-  ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, false) } } : configOf(spec, spec.forkable)
+const launchOf = (spec: MachineSpec, from: Saved | undefined): unknown =>
+  from
+    ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, false) } }
+    : configOf(spec, spec.forkable)
 
 const run = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
-  if (spec.nic) throw hypervisorUnavailable({ hypervisor: 'talon', reason: `it has no network of the kind "${spec.nic.kind}"; QEMU has` })
+  if (spec.nic)
+    throw hypervisorUnavailable({
+      hypervisor: 'talon',
+      reason: `it has no network of the kind "${spec.nic.kind}"; QEMU has`,
+    })
   const fds: number[] = []
-  const own = (fd: number): number => { fds.push(fd); return fd }
-  let main: Launched | undefined, ram: number | undefined
+  const own = (fd: number): number => {
+    fds.push(fd)
+    return fd
+  }
+  let main: Launched | undefined
+  let ram: number | undefined
   try {
     const kvm = own(openKvm())
     const config = own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, from)))))
-    const api = own(unixListen(join(spec.folder, 'api.sock'), { mode: 0o600 })), vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
+    const api = own(unixListen(join(spec.folder, 'api.sock'), { mode: 0o600 }))
+    const vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
     const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
-    const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600)), vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
-    const kernel = own(openSync(spec.kernel, 'r')), initramfs = own(openSync(spec.initramfs, 'r'))
+    const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600))
+    const vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
+    const kernel = own(openSync(spec.kernel, 'r'))
+    const initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
     ram = spec.forkable && !from ? memfdEmpty(RAM, ramBytes(spec)) : undefined
     const note: ConsoleNote = { log: spec.consoleLog, from: fstatSync(consoleLog).size }
     writeFileSync(join(spec.folder, CONSOLE_NOTE), JSON.stringify(note), { mode: 0o600 })
     const said = fstatSync(vmmLog).size
 
-    main = await launch({
-      exe: { fd: embedded('talon').fd },
-      // Its folder is where it stands, not a path: a state of root's own is closed to its user.
-      argv: ['talon', 'run', '--config-fd', String(FD.config), '--api-fd', String(FD.api), '--kvm-fd', String(FD.kvm), '--vsock-folder', '.', '--at-end', 'hold'],
-      env: { AERIE_MACHINE: spec.mark }, cwd: spec.folder, cwd_by: 'caller', umask: 0o077, cgroups: spec.cgroups, rlimits: { core: [0, 0], nofile: [4096, 4096] },
-      // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth nothing.
-      namespaces: ['user', 'mount', 'net', 'pid', 'ipc'], capabilities: 'keep', no_new_privs: true,
-      ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: [] } : {}), // /dev/kvm is open already
-    }, { stdout: vmmLog, stderr: vmmLog, signal,
-      fds: [[config, FD.config], [api, FD.api], [kvm, FD.kvm], [vsock, FD.vsock], [serial, FD.console], [consoleLog, FD.consoleLog], [kernel, FD.kernel],
-        [initramfs, FD.initramfs], ...(ram === undefined ? [] : [[ram, FD.ram] as const]),
-        ...(from ? [[from.state, FD.state], [from.memory, FD.memory]] as const : []), ...disks.map((fd, index) => [fd, FD.disks + index] as const)] })
+    main = await launch(
+      {
+        exe: { fd: embedded('talon').fd },
+        // Its folder is where it stands, not a path: a state of root's own is closed to its user.
+        argv: [
+          'talon',
+          'run',
+          '--config-fd',
+          String(FD.config),
+          '--api-fd',
+          String(FD.api),
+          '--kvm-fd',
+          String(FD.kvm),
+          '--vsock-folder',
+          '.',
+          '--at-end',
+          'hold',
+        ],
+        env: { AERIE_MACHINE: spec.mark },
+        cwd: spec.folder,
+        cwd_by: 'caller',
+        umask: 0o077,
+        cgroups: spec.cgroups,
+        rlimits: { core: [0, 0], nofile: [4096, 4096] },
+        // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth nothing.
+        namespaces: ['user', 'mount', 'net', 'pid', 'ipc'],
+        capabilities: 'keep',
+        no_new_privs: true,
+        ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: [] } : {}), // /dev/kvm is open already
+      },
+      {
+        stdout: vmmLog,
+        stderr: vmmLog,
+        signal,
+        fds: [
+          [config, FD.config],
+          [api, FD.api],
+          [kvm, FD.kvm],
+          [vsock, FD.vsock],
+          [serial, FD.console],
+          [consoleLog, FD.consoleLog],
+          [kernel, FD.kernel],
+          [initramfs, FD.initramfs],
+          ...(ram === undefined ? [] : [[ram, FD.ram] as const]),
+          ...(from
+            ? ([
+                [from.state, FD.state],
+                [from.memory, FD.memory],
+              ] as const)
+            : []),
+          ...disks.map((fd, index) => [fd, FD.disks + index] as const),
+        ],
+      },
+    )
     const running = main
-    const identity: MachineIdentity = { bootId: bootId(), folder: spec.folder, uuid: spec.uuid,
-      process: { pid: main.pid, startTime: main.startTime }, helpers: [] }
+    const identity: MachineIdentity = {
+      bootId: bootId(),
+      folder: spec.folder,
+      uuid: spec.uuid,
+      process: { pid: main.pid, startTime: main.startTime },
+      helpers: [],
+    }
     // It answers when the machine has been built and its processors run.
-    await Promise.race([new VmmApi(join(spec.folder, 'api.sock')).info(signal, BUILD_MS),
-      running.exited.then((exit) => { throw new Error([`it ${sayExit(exit)}`, lastWords(spec.vmmLog, said) ?? []].flat().join(': ')) })])
+    await Promise.race([
+      new VmmApi(join(spec.folder, 'api.sock')).info(signal, BUILD_MS),
+      running.exited.then((exit) => {
+        throw new Error([`it ${sayExit(exit)}`, lastWords(spec.vmmLog, said) ?? []].flat().join(': '))
+      }),
+    ])
     const machine = new TalonMachine(identity, running, note, ram, () => lastWords(spec.vmmLog, said))
     ram = undefined // the machine's from now on
     return machine
   } catch (error) {
-    if (main) { pidfdSignal(main.pidfd, SIGKILL); await main.exited; closeFd(main.pidfd) }
+    if (main) {
+      pidfdSignal(main.pidfd, SIGKILL)
+      await main.exited
+      closeFd(main.pidfd)
+    }
     if (signal.aborted) throw error
     const why = error instanceof Error ? error.message : String(error)
     if (error instanceof KvmClosed) throw hypervisorUnavailable({ hypervisor: 'talon', reason: why }, error)
@@ -128,13 +222,21 @@ const run = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSign
 class KvmClosed extends Error {}
 
 const openKvm = (): number => {
-  try { return openSync('/dev/kvm', open_.O_RDWR) } catch (error) { throw new KvmClosed(`/dev/kvm cannot be opened: ${String(error)}`, { cause: error }) }
+  try {
+    return openSync('/dev/kvm', open_.O_RDWR)
+  } catch (error) {
+    throw new KvmClosed(`/dev/kvm cannot be opened: ${String(error)}`, { cause: error })
+  }
 }
 
 /** What a talon that failed said last: its one JSON line with the causes, or what else there is. */
 const lastWords = (log: string, from: number): string | undefined => {
   let text: string
-  try { text = lastBytes(log, 4096, from).trim() } catch { return undefined } // its vm has been deleted
+  try {
+    text = lastBytes(log, 4096, from).trim()
+  } catch {
+    return undefined
+  } // its vm has been deleted
   const error = wingErrorOf(text)
   const words = error ? [error.message, ...error.chain].join(': ') : text.split('\n').slice(-3).join(' ')
   return words === '' ? undefined : words.slice(0, 1000)
@@ -143,20 +245,28 @@ const lastWords = (log: string, from: number): string | undefined => {
 const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
   const running = identity.bootId === bootId() ? launchedBefore(identity.process) : undefined
   if (!running) return Promise.resolve(undefined)
-  return Promise.resolve(new TalonMachine(identity, running, noteIn(identity.folder), ramOf(identity.process.pid), () => undefined))
+  return Promise.resolve(
+    new TalonMachine(identity, running, noteIn(identity.folder), ramOf(identity.process.pid), () => undefined),
+  )
 }
 
 /** The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork copies it where not. */
 const ramOf = (pid: number): number | undefined => {
   const path = `/proc/${pid}/fd/${FD.ram}`
-  try { return readlinkSync(path).startsWith(`/memfd:${RAM}`) ? openSync(path, 'r+') : undefined } catch { return undefined }
+  try {
+    return readlinkSync(path).startsWith(`/memfd:${RAM}`) ? openSync(path, 'r+') : undefined
+  } catch {
+    return undefined
+  }
 }
 
 const noteIn = (folder: string): ConsoleNote | undefined => {
   try {
     const note: unknown = JSON.parse(readFileSync(join(folder, CONSOLE_NOTE), 'utf8'))
     return Value.Check(ConsoleNote, note) ? note : undefined
-  } catch { return undefined }
+  } catch {
+    return undefined
+  }
 }
 
 class TalonMachine implements Machine {
@@ -174,8 +284,13 @@ class TalonMachine implements Machine {
   #isEnded = false
   #killed: Promise<void> | undefined
 
-  constructor(identity: MachineIdentity, process: Launched, note: ConsoleNote | undefined, ram: number | undefined,
-    lastWords: () => string | undefined) {
+  constructor(
+    identity: MachineIdentity,
+    process: Launched,
+    note: ConsoleNote | undefined,
+    ram: number | undefined,
+    lastWords: () => string | undefined,
+  ) {
     this.identity = identity
     this.consoleSocket = join(identity.folder, 'console.sock')
     this.#process = process
@@ -192,7 +307,9 @@ class TalonMachine implements Machine {
     })
   }
 
-  get ended(): Promise<End> { return this.#ended.promise }
+  get ended(): Promise<End> {
+    return this.#ended.promise
+  }
 
   #end(end: End): void {
     this.#isEnded = true
@@ -203,9 +320,12 @@ class TalonMachine implements Machine {
   async #follow(): Promise<void> {
     const signal = this.#over.signal
     let gone = false
-    void this.#process.exited.then(() => { gone = true })
-    for (let after = 0; !this.#isEnded && !signal.aborted;) {
-      const asked = Date.now(), before = after
+    void this.#process.exited.then(() => {
+      gone = true
+    })
+    for (let after = 0; !this.#isEnded && !signal.aborted; ) {
+      const asked = Date.now()
+      const before = after
       try {
         const { events, last } = await this.#api.events(after, WAIT_MS, signal)
         for (const event of events) this.#hear(event)
@@ -224,25 +344,46 @@ class TalonMachine implements Machine {
     else if (event === 'reset') {
       // A guest without the driver of pvpanic resets when it panics, and only its console tells.
       const panic = this.#panic()
-      this.#end(panic === undefined ? { reason: 'reboot', code: null, message: '' } : { reason: 'panic', code: null, message: panic })
+      this.#end(
+        panic === undefined
+          ? { reason: 'reboot', code: null, message: '' }
+          : { reason: 'panic', code: null, message: panic },
+      )
     }
   }
 
   #panic(): string | undefined {
     if (!this.#note) return undefined
-    try { return panicIn(lastBytes(this.#note.log, CONSOLE_TAIL, this.#note.from)) } catch { return undefined }
+    try {
+      return panicIn(lastBytes(this.#note.log, CONSOLE_TAIL, this.#note.from))
+    } catch {
+      return undefined
+    }
   }
 
   #ofExit(exit: Exit): End {
-    if (exit.code !== null) return { reason: 'failed', code: exit.code, message: this.#lastWords() ?? `talon ended with code ${exit.code}` }
+    if (exit.code !== null)
+      return { reason: 'failed', code: exit.code, message: this.#lastWords() ?? `talon ended with code ${exit.code}` }
     if (exit.signal === null) return { reason: 'gone', code: null, message: 'talon has gone' }
-    return { reason: exit.signal === SIGKILL ? 'killed' : 'failed', code: null, message: [`talon was killed by signal ${exit.signal}`, this.#lastWords() ?? []].flat().join(': ') }
+    return {
+      reason: exit.signal === SIGKILL ? 'killed' : 'failed',
+      code: null,
+      message: [`talon was killed by signal ${exit.signal}`, this.#lastWords() ?? []].flat().join(': '),
+    }
   }
 
-  connect(port: number, signal: AbortSignal) { return connectVsock(join(this.identity.folder, 'vsock'), port, signal) }
-  pause(signal: AbortSignal): Promise<void> { return this.#become('paused', 'vm.pause', signal) }
-  resume(signal: AbortSignal): Promise<void> { return this.#become('running', 'vm.resume', signal) }
-  powerButton(signal: AbortSignal): Promise<void> { return this.#api.put('vm.power-button', signal) }
+  connect(port: number, signal: AbortSignal) {
+    return connectVsock(join(this.identity.folder, 'vsock'), port, signal)
+  }
+  pause(signal: AbortSignal): Promise<void> {
+    return this.#become('paused', 'vm.pause', signal)
+  }
+  resume(signal: AbortSignal): Promise<void> {
+    return this.#become('running', 'vm.resume', signal)
+  }
+  powerButton(signal: AbortSignal): Promise<void> {
+    return this.#api.put('vm.power-button', signal)
+  }
 
   async snapshot(into: Saved, signal: AbortSignal): Promise<void> {
     await this.#api.putFds('vm.snapshot', Type.Unknown(), [into.state, into.memory], signal)
@@ -272,7 +413,7 @@ class TalonMachine implements Machine {
     try {
       await this.#api.put(verb, signal)
     } catch (error) {
-      if (!(error instanceof VerbRefused) || await this.state(signal) !== state) throw error
+      if (!(error instanceof VerbRefused) || (await this.state(signal)) !== state) throw error
     }
   }
 
@@ -282,9 +423,15 @@ class TalonMachine implements Machine {
     return state === 'Running' ? 'running' : state === 'Paused' ? 'paused' : 'ended'
   }
 
-  kill(): Promise<void> { return this.#killed ??= this.#kill() }
+  kill(): Promise<void> {
+    return (this.#killed ??= this.#kill())
+  }
 
   async #kill(): Promise<void> {
-    try { await endProcesses('talon', [this.#process]) } finally { this.#over.abort() }
+    try {
+      await endProcesses('talon', [this.#process])
+    } finally {
+      this.#over.abort()
+    }
   }
 }
