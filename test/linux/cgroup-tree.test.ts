@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { cgroupTree } from '../../src/linux/cgroup-tree.ts'
 import { cgroupSupport } from '../../src/linux/cgroup.ts'
 import { isRoot, temporaryFolder, testWhere } from './support.ts'
@@ -116,12 +117,16 @@ describe('cgroupTree', () => {
         })
       }
       await Bun.$`chown -R 65534:65534 ${folder.file('user.slice/user@7.service')}`
+      // Both Bun and the sources may stand in a home that is closed to others: the code goes where everybody reads it, and the
+      // program is what this process runs already.
+      const source = join(import.meta.dir, '../../src/linux/cgroup-tree.ts')
+      await Bun.build({ entrypoints: [source], target: 'bun', outdir: folder.path })
       const ask = (own: string) => {
         const script = `
-        import { cgroupTree } from '${import.meta.dir}/../../src/linux/cgroup-tree.ts'
+        import { cgroupTree } from '${folder.file('cgroup-tree.js')}'
         const { hierarchies, missing } = cgroupTree(${JSON.stringify(v2(folder.path))}, new Map([['', ${JSON.stringify(own)}]]))
         console.log(JSON.stringify([hierarchies, missing.get('memory')]))`
-        return Bun.spawnSync([process.execPath, '-e', script], { uid: 65534, gid: 65534, env: {}, cwd: '/' })
+        return Bun.spawnSync(['/proc/self/exe', '-e', script], { uid: 65534, gid: 65534, env: {}, cwd: '/' })
       }
       const inside = ask('/user.slice/user@7.service/app.slice')
       const outside = ask('/user.slice/session-1.scope')
