@@ -1,4 +1,4 @@
-import type { FileStat } from '../contract/vm.ts'
+import type { FileStat } from '../contract/files.ts'
 import { sayBytes } from '../lib/bytes.ts'
 import type { Table } from './table.ts'
 

@@ -1,4 +1,4 @@
-import { VmCreate, VM_LIMITS } from '../contract/vm.ts'
+import { VmCreate, VM_LIMITS } from '../contract/vm-spec.ts'
 import { bySchema, list, mebibytes, duration, text, usageInvalid, yes } from './flags.ts'
 import { ENV_FLAGS, readEnv, USER_FLAGS } from './guest-flags.ts'
 import type { Values } from './flags.ts'

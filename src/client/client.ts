@@ -6,7 +6,7 @@ import { answerInvalid, faultOfNetwork, faultOfResponse, isReset } from './probl
 import { openRaw, type Raw } from './raw.ts'
 import { operationOf, targetOf, type Parts } from './request.ts'
 import { follow, type ServerEvent } from './sse.ts'
-import type { AttachStart, ExecStart } from '../contract/vm.ts'
+import type { AttachStart, ExecStart } from '../contract/exec.ts'
 
 type Streaming<S extends string> = {
   [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never

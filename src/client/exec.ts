@@ -1,4 +1,4 @@
-import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/vm.ts'
+import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/exec.ts'
 import { deferred } from '../lib/wait.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'

@@ -1,4 +1,4 @@
-import { RAW_END } from '../contract/vm.ts'
+import { RAW_END } from '../contract/forward.ts'
 import type { Endpoint } from './endpoint.ts'
 import { openSocket } from './socket.ts'
 

@@ -1,12 +1,27 @@
 import type { Static, TSchema } from '@sinclair/typebox'
+import { execOperations } from './exec.ts'
+import { fileOperations } from './files.ts'
+import { forwardOperations } from './forward.ts'
 import { imageOperations } from './image.ts'
 import { kernelOperations } from './kernel.ts'
+import { logOperations } from './log.ts'
 import type { Operation } from './operation.ts'
+import { statsOperations } from './stats.ts'
 import { systemOperations } from './system.ts'
 import { vmOperations } from './vm.ts'
 
 /** Every verb of the API: routes, the client, the command line and OpenAPI are read off this table. */
-export const operations = { ...vmOperations, ...imageOperations, ...kernelOperations, ...systemOperations }
+export const operations = {
+  ...vmOperations,
+  ...execOperations,
+  ...forwardOperations,
+  ...logOperations,
+  ...fileOperations,
+  ...statsOperations,
+  ...imageOperations,
+  ...kernelOperations,
+  ...systemOperations,
+}
 export type OperationId = keyof typeof operations
 
 /** Codes that any request can be answered with. */

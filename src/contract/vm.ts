@@ -1,146 +1,9 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { Argv, Env } from './guest.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
+import { ONE_VM, VmRef } from './vm-ref.ts'
+import { Metadata, NetworkMode, VmCreate, VmName } from './vm-spec.ts'
 import { VmState } from './vm-state.ts'
-
-/** Bounds of one vm, as its schema says them. The host's own capacity is checked apart. */
-export const VM_LIMITS = {
-  cpuCores: 64,
-  memoryMbMin: 64,
-  memoryMbMax: 1024 * 1024,
-  diskMbMin: 64,
-  diskMbMax: 4 * 1024 * 1024,
-} as const
-
-/** A DNS label's length: RFC 1035, section 2.3.4. */
-export const VM_NAME_MAX = 63
-export const VmName = Type.String({
-  pattern: '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$',
-  maxLength: VM_NAME_MAX,
-  description: 'A DNS label: a-z, 0-9, inner dashes, at most 63',
-})
-/** Where a path names a vm: its id, its name, or a prefix of its uid or name that fits one vm alone. */
-export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
-
-/** What a program is given: execve(2) ends a string at its first NUL. */
-const Text = Type.String({ maxLength: 131_072, pattern: '^[^\\u0000]*$' })
-const GuestUser = Type.String({
-  maxLength: 128,
-  pattern: '^[^\\u0000-\\u001f]*$',
-  description: 'user[:group], names or numbers of the image',
-})
-const GuestPath = Type.String({
-  minLength: 1,
-  maxLength: 4096,
-  pattern: '^/[^\\u0000]*$',
-  description: 'Absolute path in the guest',
-})
-const Argv = Type.Array(Text, { maxItems: 1024 })
-export const Env = Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false })
-export const Metadata = Type.Record(
-  Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }),
-  Type.String({ maxLength: 1024 }),
-  { additionalProperties: false },
-)
-
-export const NetworkMode = oneOf('vsock', 'user')
-
-/** What a caller may say. What has a default is optional here, and always present in `VmSpec`. */
-export const VmCreate = Type.Object(
-  {
-    name: Type.Optional(VmName),
-    image: Type.Optional(
-      Type.String({ minLength: 1, maxLength: 255, default: 'base', description: 'Image by name or digest' }),
-    ),
-    cpu_cores: Type.Optional(
-      Type.Integer({ minimum: 1, maximum: VM_LIMITS.cpuCores, default: 1, description: 'Virtual CPUs' }),
-    ),
-    memory_mb: Type.Optional(
-      Type.Integer({
-        minimum: VM_LIMITS.memoryMbMin,
-        maximum: VM_LIMITS.memoryMbMax,
-        default: 512,
-        description: 'Guest memory, MiB',
-      }),
-    ),
-    disk_mb: Type.Optional(
-      Type.Integer({
-        minimum: VM_LIMITS.diskMbMin,
-        maximum: VM_LIMITS.diskMbMax,
-        default: 10_240,
-        description: 'Writable disk over the image, MiB, sparse',
-      }),
-    ),
-    entrypoint: Type.Optional(Argv),
-    cmd: Type.Optional(Argv),
-    env: Type.Optional(Env),
-    workdir: Type.Optional(GuestPath),
-    user: Type.Optional(GuestUser),
-    tty: Type.Optional(Type.Boolean({ default: false, description: 'Give the workload a terminal' })),
-    hold: Type.Optional(Type.Boolean({ default: false, description: 'Start the workload when somebody attaches' })),
-    auto_remove: Type.Optional(Type.Boolean({ default: false, description: 'Delete the vm when it has stopped' })),
-    port: Type.Optional(
-      Type.Integer({ minimum: 1, maximum: 65_535, description: 'Port of the workload, for the proxy under /agent/' }),
-    ),
-    network: Type.Optional(
-      Type.Object({ mode: NetworkMode }, { default: { mode: 'vsock' }, additionalProperties: false }),
-    ),
-    kernel: Type.Optional(
-      Type.String({
-        maxLength: 128,
-        description: 'Kernel by name, version or digest; the default kernel where absent',
-      }),
-    ),
-    kernel_cmdline: Type.Optional(
-      Type.String({
-        maxLength: 1024,
-        default: '',
-        pattern: '^[^\\u0000-\\u001f\\u007f]*$',
-        description: 'Appended to the kernel command line',
-      }),
-    ),
-    hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
-    forkable: Type.Optional(
-      Type.Boolean({
-        default: false,
-        description: "Keep the guest's memory where forks can share it: a fork copies none of it",
-      }),
-    ),
-    stop_timeout_s: Type.Optional(
-      Type.Integer({ minimum: 0, maximum: 3600, default: 5, description: 'Grace before a stop becomes a kill' }),
-    ),
-    metadata: Type.Optional(Metadata),
-    plugin: Type.Optional(Type.String({ maxLength: 63 })),
-    runtime: Type.Optional(Type.String({ maxLength: 63 })),
-  },
-  { additionalProperties: false },
-)
-export type VmCreate = Static<typeof VmCreate>
-
-/** What is true of a vm: every default filled, kept in its row. */
-export interface VmSpec {
-  readonly image: string
-  readonly cpu_cores: number
-  readonly memory_mb: number
-  readonly disk_mb: number
-  readonly tty: boolean
-  readonly hold: boolean
-  readonly auto_remove: boolean
-  readonly network: { readonly mode: Static<typeof NetworkMode> }
-  readonly kernel_cmdline: string
-  readonly stop_timeout_s: number
-  readonly metadata: Readonly<Record<string, string>>
-  readonly env: Readonly<Record<string, string>>
-  readonly forkable?: boolean
-  readonly entrypoint?: readonly string[]
-  readonly cmd?: readonly string[]
-  readonly workdir?: string
-  readonly user?: string
-  readonly port?: number
-  readonly kernel?: string
-  readonly hypervisor?: 'qemu' | 'talon' | 'fake'
-  readonly plugin?: string
-  readonly runtime?: string
-}
 
 export const Vm = Type.Object({
   id: Type.Integer(),
@@ -260,147 +123,6 @@ export const VmStart = Type.Object(
 )
 export type VmStart = Static<typeof VmStart>
 
-export const ExecStart = Type.Object(
-  {
-    argv: Type.Array(Text, { minItems: 1, maxItems: 1024 }),
-    env: Type.Optional(Env),
-    cwd: Type.Optional(GuestPath),
-    user: Type.Optional(GuestUser),
-    tty: Type.Optional(Type.Boolean({ default: false })),
-    cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    stdin: Type.Optional(
-      Type.Boolean({ default: false, description: 'Whether stdin will be sent; else the process reads end of file' }),
-    ),
-    timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 })),
-  },
-  { additionalProperties: false },
-)
-export type ExecStart = Static<typeof ExecStart>
-
-/** The first message of an attach. */
-export const AttachStart = Type.Object(
-  {
-    stdin: Type.Optional(Type.Boolean({ default: false })),
-    replay: Type.Optional(
-      Type.Boolean({ default: false, description: 'Send what the workload has said so far first' }),
-    ),
-    cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-  },
-  { additionalProperties: false },
-)
-export type AttachStart = Static<typeof AttachStart>
-
-/**
- * Exec and attach on one WebSocket: the first message is text (`ExecStart` or `AttachStart`), every later one is binary, a channel
- * byte and the rest. `control` is JSON, `ExecControl`. A client sends as many bytes of stdin as the `window` messages add up to, the
- * first of which comes with `started`: so a signal is never stuck behind input that nobody reads.
- */
-export const CHANNEL = { stdin: 0, stdout: 1, stderr: 2, control: 3 } as const
-export type ExecControl =
-  // from the server
-  | { readonly type: 'started'; readonly pid: number | null; readonly tty: boolean }
-  | { readonly type: 'window'; readonly bytes: number }
-  | { readonly type: 'exit'; readonly code: number; readonly signal: number | null; readonly message: string | null }
-  | { readonly type: 'error'; readonly code: string; readonly message: string; readonly hint?: string }
-  // from the client
-  | { readonly type: 'resize'; readonly cols: number; readonly rows: number }
-  | { readonly type: 'signal'; readonly signal: number }
-  | { readonly type: 'eof' }
-
-/**
- * Forward and console are raw: a binary message is bytes. In a forward an empty one ends its direction and leaves the other open, as
- * shutdown(2) does. A failure is the close itself: its reason is JSON, `{code, message}`, cut to what a close frame holds.
- */
-export const RAW_END = new Uint8Array(0)
-
-/** An exec for programs that want one answer: output up to 1 MiB a stream, base64 where it is no UTF-8. */
-export const ExecResult = Type.Object({
-  exit_code: Type.Integer(),
-  signal: Type.Union([Type.Integer(), Type.Null()]),
-  stdout: Type.String(),
-  stderr: Type.String(),
-  encoding: oneOf('utf8', 'base64'),
-  truncated: Type.Boolean(),
-})
-export const ExecRun = Type.Composite(
-  [
-    Type.Omit(ExecStart, ['tty', 'cols', 'rows', 'stdin']),
-    Type.Object({ input: Type.Optional(Type.String({ maxLength: 1_048_576, description: 'stdin, UTF-8' })) }),
-  ],
-  { additionalProperties: false },
-)
-
-export const FileStat = Type.Object({
-  exists: Type.Boolean(),
-  is_dir: Type.Boolean(),
-  is_file: Type.Boolean(),
-  is_symlink: Type.Boolean(),
-  link_target: Type.Union([Type.String(), Type.Null()]),
-  mode: Type.Integer(),
-  size: Type.Integer(),
-  uid: Type.Integer(),
-  gid: Type.Integer(),
-  mtime_ms: Type.Integer(),
-})
-export type FileStat = Static<typeof FileStat>
-export const FileList = Type.Object({
-  entries: Type.Array(Type.Composite([Type.Object({ name: Type.String() }), FileStat])),
-  truncated: Type.Boolean(),
-})
-
-export const VmStats = Type.Object({
-  name: VmName,
-  uptime_ms: Type.Integer(),
-  cpu: Type.Object({
-    user_ms: Type.Integer(),
-    system_ms: Type.Integer(),
-    idle_ms: Type.Integer(),
-    steal_ms: Type.Integer(),
-    count: Type.Integer(),
-  }),
-  load: Type.Array(Type.Number()),
-  memory: Type.Object({
-    total: Type.Integer(),
-    available: Type.Integer(),
-    used: Type.Integer(),
-    cached: Type.Integer(),
-    swap: Type.Integer(),
-  }),
-  disks: Type.Array(
-    Type.Object({ mount: Type.String(), size: Type.Integer(), used: Type.Integer(), available: Type.Integer() }),
-  ),
-  processes: Type.Integer(),
-  host: Type.Object({
-    memory_bytes: Type.Union([Type.Integer(), Type.Null()], {
-      description: 'Resident on the host, all processes of the vm',
-    }),
-    cpu_ms: Type.Union([Type.Integer(), Type.Null()]),
-    disk_bytes: Type.Integer({ description: "Blocks that the vm's own disk takes" }),
-  }),
-})
-export type VmStats = Static<typeof VmStats>
-
-export const LogSource = oneOf('app', 'console', 'vmm', 'agent', 'all')
-export const LogLine = Type.Object({
-  name: Type.String(),
-  source: Type.String(),
-  stream: Type.String(),
-  line: Type.String(),
-  timestamp: Type.Union([Timestamp, Type.Null()]),
-})
-export type LogLine = Static<typeof LogLine>
-export const LogQuery = Type.Object({
-  source: Type.Optional(LogSource),
-  tail: Type.Optional(
-    Type.Integer({ minimum: 0, maximum: 1_000_000, description: 'Only the last lines; all where absent' }),
-  ),
-  follow: Type.Optional(Type.Boolean({ default: false })),
-  since: Type.Optional(Type.String({ maxLength: 64, description: 'RFC 3339, or a duration back from now (5m)' })),
-})
-export type LogQuery = Static<typeof LogQuery>
-
 export const WaitFor = oneOf('ready', 'stopped', 'exit', 'deleted')
 export const WaitQuery = Type.Object({
   for: Type.Optional(WaitFor),
@@ -408,8 +130,6 @@ export const WaitQuery = Type.Object({
 })
 export type WaitQuery = Static<typeof WaitQuery>
 
-const one = ['vm_not_found', 'vm_ambiguous'] as const
-const running = [...one, 'vm_wrong_state', 'agent_unavailable'] as const
 const admin = { params: VmRef, scope: 'admin' as const }
 const tags = ['vm'] as const
 
@@ -454,7 +174,7 @@ export const vmOperations = {
     detail: { tags, summary: 'Show one vm' },
     params: VmRef,
     response: { 200: Vm },
-    faults: one,
+    faults: ONE_VM,
     scope: 'read',
   }),
   'vm.delete': operation({
@@ -463,7 +183,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name',
     detail: { tags, summary: 'End a vm and delete all that is its own' },
     response: { 204: Nothing },
-    faults: [...one, 'vm_wrong_state'],
+    faults: [...ONE_VM, 'vm_wrong_state'],
   }),
   'vm.start': operation({
     ...admin,
@@ -473,7 +193,7 @@ export const vmOperations = {
     body: Type.Optional(VmStart),
     response: { 200: Vm },
     faults: [
-      ...one,
+      ...ONE_VM,
       'vm_wrong_state',
       'capacity_exhausted',
       'vm_start_failed',
@@ -493,7 +213,7 @@ export const vmOperations = {
     detail: { tags, summary: 'Stop a vm: agent, then power button, then kill' },
     body: Type.Optional(VmStop),
     response: { 200: Vm },
-    faults: [...one, 'vm_wrong_state', 'stop_timeout', 'vm_deleted'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'stop_timeout', 'vm_deleted'],
   }),
   'vm.restart': operation({
     ...admin,
@@ -503,7 +223,7 @@ export const vmOperations = {
     body: Type.Optional(VmStop),
     response: { 200: Vm },
     faults: [
-      ...one,
+      ...ONE_VM,
       'vm_wrong_state',
       'stop_timeout',
       'capacity_exhausted',
@@ -521,7 +241,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/pause',
     detail: { tags, summary: 'Halt the virtual CPUs; memory stays' },
     response: { 200: Vm },
-    faults: [...one, 'vm_wrong_state'],
+    faults: [...ONE_VM, 'vm_wrong_state'],
   }),
   'vm.resume': operation({
     ...admin,
@@ -529,7 +249,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/resume',
     detail: { tags, summary: 'Run a paused vm on' },
     response: { 200: Vm },
-    faults: [...one, 'vm_wrong_state', 'agent_unavailable'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'agent_unavailable'],
   }),
   'vm.standby': operation({
     ...admin,
@@ -537,7 +257,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/standby',
     detail: { tags, summary: 'Move the memory of a vm to disk and end its machine' },
     response: { 200: Vm },
-    faults: [...one, 'vm_wrong_state', 'hypervisor_unable', 'snapshot_failed', 'disk_exhausted'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'hypervisor_unable', 'snapshot_failed', 'disk_exhausted'],
   }),
   'vm.restore': operation({
     ...admin,
@@ -546,7 +266,7 @@ export const vmOperations = {
     detail: { tags, summary: 'Run a vm in standby on, from where it stood' },
     response: { 200: Vm },
     faults: [
-      ...one,
+      ...ONE_VM,
       'vm_wrong_state',
       'capacity_exhausted',
       'hypervisor_unavailable',
@@ -568,7 +288,7 @@ export const vmOperations = {
     body: Type.Optional(VmFork),
     response: { 201: VmForks },
     faults: [
-      ...one,
+      ...ONE_VM,
       'vm_wrong_state',
       'vm_exists',
       'capacity_exhausted',
@@ -589,135 +309,7 @@ export const vmOperations = {
     params: VmRef,
     query: WaitQuery,
     response: { 200: Vm },
-    faults: [...one, 'wait_timeout', 'vm_ended'],
+    faults: [...ONE_VM, 'wait_timeout', 'vm_ended'],
     scope: 'read',
-  }),
-  'vm.exec': operation({
-    method: 'POST',
-    path: '/api/v1/vms/:name/exec',
-    detail: { tags, summary: 'Run a command and answer with its output' },
-    params: VmRef,
-    body: ExecRun,
-    response: { 200: ExecResult },
-    faults: [...running, 'guest_path_not_found', 'guest_user_not_found', 'guest_refused'],
-    scope: 'exec',
-  }),
-  'vm.exec.stream': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/exec',
-    detail: { tags, summary: 'Run a command over one WebSocket' },
-    params: VmRef,
-    response: {},
-    faults: running,
-    scope: 'exec',
-    stream: 'websocket',
-  }),
-  'vm.attach': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/attach',
-    detail: { tags, summary: 'Attach to the workload over one WebSocket' },
-    params: VmRef,
-    response: {},
-    faults: running,
-    scope: 'exec',
-    stream: 'websocket',
-  }),
-  'vm.forward': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/forward',
-    detail: { tags, summary: 'One TCP or Unix connection into the guest over a WebSocket' },
-    params: VmRef,
-    query: Type.Object({
-      port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-      unix: Type.Optional(GuestPath),
-    }),
-    response: {},
-    faults: running,
-    scope: 'exec',
-    stream: 'websocket',
-  }),
-  'vm.console': operation({
-    method: 'GET',
-    path: '/ws/v1/vms/:name/console',
-    detail: { tags, summary: 'The serial console, both ways, over a WebSocket' },
-    params: VmRef,
-    response: {},
-    faults: one,
-    scope: 'exec',
-    stream: 'websocket',
-  }),
-  'vm.logs': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/logs',
-    detail: { tags, summary: 'Logs as server-sent events, one LogLine each' },
-    params: VmRef,
-    query: LogQuery,
-    response: {},
-    faults: [...one, 'since_invalid'],
-    scope: 'read',
-    stream: 'sse',
-  }),
-  'vm.copy.in': operation({
-    method: 'PUT',
-    path: '/api/v1/vms/:name/files',
-    detail: { tags, summary: 'Unpack a tar stream into a folder of the guest' },
-    params: VmRef,
-    query: Type.Object({ path: GuestPath, owner: Type.Optional(oneOf('keep', 'root')) }),
-    response: { 200: Type.Object({ entries: Type.Integer(), bytes: Type.Integer() }) },
-    faults: [...running, 'guest_path_not_found', 'guest_refused', 'archive_invalid'],
-    scope: 'exec',
-    stream: 'upload',
-  }),
-  'vm.copy.out': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/files',
-    detail: { tags, summary: 'A file or folder of the guest as a tar stream' },
-    params: VmRef,
-    query: Type.Object({ path: GuestPath, follow: Type.Optional(Type.Boolean({ default: false })) }),
-    response: {},
-    faults: [...running, 'guest_path_not_found', 'guest_refused'],
-    scope: 'exec',
-    stream: 'download',
-  }),
-  'vm.stat': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/stat',
-    detail: { tags, summary: 'What stands at a path of the guest' },
-    params: VmRef,
-    query: Type.Object({ path: GuestPath, follow_links: Type.Optional(Type.Boolean({ default: false })) }),
-    response: { 200: FileStat },
-    faults: [...running, 'guest_refused'],
-    scope: 'exec',
-  }),
-  'vm.files': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/list',
-    detail: { tags, summary: 'The entries of a folder of the guest' },
-    params: VmRef,
-    query: Type.Object({
-      path: GuestPath,
-      limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 10_000, default: 1000 })),
-    }),
-    response: { 200: FileList },
-    faults: [...running, 'guest_path_not_found', 'guest_refused'],
-    scope: 'exec',
-  }),
-  'vm.stats': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/stats',
-    detail: { tags, summary: 'Measures of the guest and of its processes on the host' },
-    params: VmRef,
-    response: { 200: VmStats },
-    faults: running,
-    scope: 'read',
-  }),
-  'vm.proxy': operation({
-    method: 'GET',
-    path: '/api/v1/vms/:name/agent/*',
-    detail: { tags, summary: "Any method: HTTP to the workload's port; healthz to the agent" },
-    response: {},
-    faults: [...running, 'port_undeclared', 'proxy_failed', 'upgrade_unsupported'],
-    scope: 'exec',
-    stream: 'download',
   }),
 } as const

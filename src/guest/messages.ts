@@ -1,6 +1,7 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { FileList, FileStat, VmStats } from '../contract/vm.ts'
+import { FileList, FileStat } from '../contract/files.ts'
+import { VmStats } from '../contract/stats.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { FrameError } from './frames.ts'
 

@@ -5,7 +5,7 @@ import { Elysia } from 'elysia'
 import type { Server, ServerWebSocket } from 'bun'
 import { Type, type Static } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { vmOperations } from '../contract/vm.ts'
+import { operations } from '../contract/operations.ts'
 import type { Host } from '../host.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { find } from '../vm/record.ts'
@@ -220,7 +220,7 @@ const nameIn = (url: URL): string => {
 
 /** An upgrade is not the router's: its query is checked here. */
 const forwardOf = (url: URL): { readonly port: number | undefined; readonly unix: string | undefined } => {
-  const schema = vmOperations['vm.forward'].query
+  const schema = operations['vm.forward'].query
   const query = queryOf(schema, url)
   const wrong = Value.Errors(schema, query).First()
   if (wrong)

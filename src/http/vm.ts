@@ -1,5 +1,5 @@
 import { Elysia } from 'elysia'
-import { vmOperations as op } from '../contract/vm.ts'
+import { operations as op } from '../contract/operations.ts'
 import type { Host } from '../host.ts'
 import { create } from '../vm/create.ts'
 import { remove } from '../vm/delete.ts'

@@ -1,7 +1,7 @@
 import { index, integer, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
 import { sql } from 'drizzle-orm'
 import type { ImageConfig } from '../contract/image.ts'
-import type { VmSpec } from '../contract/vm.ts'
+import type { VmSpec } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
 import { json } from './json.ts'
 

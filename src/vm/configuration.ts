@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { ImageConfig } from '../contract/image.ts'
-import type { VmSpec } from '../contract/vm.ts'
+import type { VmSpec } from '../contract/vm-spec.ts'
 import { requestTooLarge } from '../guest/errors.ts'
 import { OK_MAX } from '../guest/frames.ts'
 import type { Configuration } from '../guest/session.ts'

@@ -1,4 +1,4 @@
-import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/vm.ts'
+import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/exec.ts'
 import type { Host } from '../host.ts'
 import { type Conversation, converse, asFault } from '../guest/conversation.ts'
 import {

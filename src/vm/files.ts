@@ -1,4 +1,4 @@
-import type { FileStat } from '../contract/vm.ts'
+import type { FileStat } from '../contract/files.ts'
 import type { Host } from '../host.ts'
 import { accepted, asFault, converse, open } from '../guest/conversation.ts'
 import { decodeJson, encode, encodeEmpty, FRAME, KIND } from '../guest/frames.ts'

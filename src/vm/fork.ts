@@ -1,4 +1,5 @@
-import { VM_NAME_MAX, type Vm, type VmFork, type VmForks } from '../contract/vm.ts'
+import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
+import { VM_NAME_MAX } from '../contract/vm-spec.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../image/archive.ts'
 import { Fault } from '../lib/fault.ts'

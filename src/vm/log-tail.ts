@@ -1,5 +1,5 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
-import type { LogLine } from '../contract/vm.ts'
+import type { LogLine } from '../contract/log.ts'
 import type { AppLine } from './app-log.ts'
 import { plain } from './console-log.ts'
 import { firstByte, piecesBackwards } from './line-file.ts'

@@ -1,5 +1,5 @@
 import { watch, type FSWatcher } from 'node:fs'
-import type { LogLine, LogQuery } from '../contract/vm.ts'
+import type { LogLine, LogQuery } from '../contract/log.ts'
 import type { Host } from '../host.ts'
 import { parseDuration } from '../lib/bytes.ts'
 import type { VmRow } from '../store/schema.ts'

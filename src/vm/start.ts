@@ -1,5 +1,6 @@
 import { eq } from 'drizzle-orm'
-import type { Vm, VmSpec, VmStart } from '../contract/vm.ts'
+import type { Vm, VmStart } from '../contract/vm.ts'
+import type { VmSpec } from '../contract/vm-spec.ts'
 import type { Host } from '../host.ts'
 import { vms } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'

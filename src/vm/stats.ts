@@ -1,5 +1,5 @@
 import { statSync } from 'node:fs'
-import type { VmStats } from '../contract/vm.ts'
+import type { VmStats } from '../contract/stats.ts'
 import type { Host } from '../host.ts'
 import { converse } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import { VmCreate } from '../../src/contract/vm.ts'
+import { VmCreate } from '../../src/contract/vm-spec.ts'
 import {
   bySchema,
   duration,

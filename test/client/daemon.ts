@@ -2,15 +2,11 @@ import { lstatSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } f
 import { spawn } from 'node:child_process'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import {
-  CHANNEL,
-  RAW_END,
-  type ExecControl,
-  type ExecStart,
-  type FileStat,
-  type Vm,
-  type VmCreate,
-} from '../../src/contract/vm.ts'
+import { CHANNEL, type ExecControl, type ExecStart } from '../../src/contract/exec.ts'
+import type { FileStat } from '../../src/contract/files.ts'
+import { RAW_END } from '../../src/contract/forward.ts'
+import type { Vm } from '../../src/contract/vm.ts'
+import type { VmCreate } from '../../src/contract/vm-spec.ts'
 import { newId } from '../../src/lib/id.ts'
 
 interface Wire {

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import type { Vm, VmCreate } from '../../src/contract/vm.ts'
+import type { Vm } from '../../src/contract/vm.ts'
+import type { VmCreate } from '../../src/contract/vm-spec.ts'
 import { clean, createVm, haveBinary, machinesOf, startDaemon, type Daemon } from './daemon.ts'
 import { expectSettled, STEPS } from './settled.ts'
 

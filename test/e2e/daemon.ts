@@ -11,7 +11,8 @@ import {
 } from 'node:fs'
 import { basename, join } from 'node:path'
 import { connect, type Client } from '../../src/client/client.ts'
-import type { Vm, VmCreate } from '../../src/contract/vm.ts'
+import type { Vm } from '../../src/contract/vm.ts'
+import type { VmCreate } from '../../src/contract/vm-spec.ts'
 import { closeFd } from '../../src/linux/fd.ts'
 import { tryLock } from '../../src/linux/lock.ts'
 

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import { Value } from '@sinclair/typebox/value'
 import type { ImageConfig } from '../../src/contract/image.ts'
-import { VmCreate, type VmSpec } from '../../src/contract/vm.ts'
+import { VmCreate, type VmSpec } from '../../src/contract/vm-spec.ts'
 import { argvOf, configure, fits } from '../../src/vm/configuration.ts'
 
 const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({

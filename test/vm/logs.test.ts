@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { appendFileSync, closeSync, openSync, truncateSync, writeFileSync } from 'node:fs'
-import type { LogLine, LogQuery } from '../../src/contract/vm.ts'
+import type { LogLine, LogQuery } from '../../src/contract/log.ts'
 import { punchHole } from '../../src/linux/file.ts'
 import type { VmRow } from '../../src/store/schema.ts'
 import { AppLog } from '../../src/vm/app-log.ts'

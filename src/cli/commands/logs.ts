@@ -1,4 +1,4 @@
-import { LogSource, type LogLine } from '../../contract/vm.ts'
+import { LogSource, type LogLine } from '../../contract/log.ts'
 import { command } from '../command.ts'
 import { bySchema, integer, text, yes } from '../flags.ts'
 import { writeAll } from '../terminal.ts'

@@ -1,5 +1,6 @@
 import type { Client } from '../../client/client.ts'
-import type { Vm, VmCreate } from '../../contract/vm.ts'
+import type { Vm } from '../../contract/vm.ts'
+import type { VmCreate } from '../../contract/vm-spec.ts'
 import { Fault } from '../../lib/fault.ts'
 import { newName } from '../../lib/id.ts'
 import { command, type Context } from '../command.ts'

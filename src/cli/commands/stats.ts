@@ -1,5 +1,5 @@
 import type { Client } from '../../client/client.ts'
-import type { VmStats } from '../../contract/vm.ts'
+import type { VmStats } from '../../contract/stats.ts'
 import { Fault } from '../../lib/fault.ts'
 import { sayBytes } from '../../lib/bytes.ts'
 import { sleep } from '../../lib/wait.ts'

@@ -1,0 +1,17 @@
+import { Type } from '@sinclair/typebox'
+
+/** What a program is given: execve(2) ends a string at its first NUL. */
+export const Text = Type.String({ maxLength: 131_072, pattern: '^[^\\u0000]*$' })
+export const GuestUser = Type.String({
+  maxLength: 128,
+  pattern: '^[^\\u0000-\\u001f]*$',
+  description: 'user[:group], names or numbers of the image',
+})
+export const GuestPath = Type.String({
+  minLength: 1,
+  maxLength: 4096,
+  pattern: '^/[^\\u0000]*$',
+  description: 'Absolute path in the guest',
+})
+export const Argv = Type.Array(Text, { maxItems: 1024 })
+export const Env = Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false })

@@ -1,0 +1,36 @@
+import { Type, type Static } from '@sinclair/typebox'
+import { oneOf, operation, Timestamp } from './operation.ts'
+import { ONE_VM, VmRef } from './vm-ref.ts'
+
+export const LogSource = oneOf('app', 'console', 'vmm', 'agent', 'all')
+export const LogLine = Type.Object({
+  name: Type.String(),
+  source: Type.String(),
+  stream: Type.String(),
+  line: Type.String(),
+  timestamp: Type.Union([Timestamp, Type.Null()]),
+})
+export type LogLine = Static<typeof LogLine>
+export const LogQuery = Type.Object({
+  source: Type.Optional(LogSource),
+  tail: Type.Optional(
+    Type.Integer({ minimum: 0, maximum: 1_000_000, description: 'Only the last lines; all where absent' }),
+  ),
+  follow: Type.Optional(Type.Boolean({ default: false })),
+  since: Type.Optional(Type.String({ maxLength: 64, description: 'RFC 3339, or a duration back from now (5m)' })),
+})
+export type LogQuery = Static<typeof LogQuery>
+
+export const logOperations = {
+  'vm.logs': operation({
+    method: 'GET',
+    path: '/api/v1/vms/:name/logs',
+    detail: { tags: ['vm'], summary: 'Logs as server-sent events, one LogLine each' },
+    params: VmRef,
+    query: LogQuery,
+    response: {},
+    faults: [...ONE_VM, 'since_invalid'],
+    scope: 'read',
+    stream: 'sse',
+  }),
+} as const

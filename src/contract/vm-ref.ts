@@ -1,0 +1,9 @@
+import { Type } from '@sinclair/typebox'
+
+/** Where a path names a vm: its id, its name, or a prefix of its uid or name that fits one vm alone. */
+export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
+
+/** Faults of every operation on one vm. */
+export const ONE_VM = ['vm_not_found', 'vm_ambiguous'] as const
+/** Faults of every operation on the guest of one vm. */
+export const RUNNING_VM = [...ONE_VM, 'vm_wrong_state', 'agent_unavailable'] as const
