@@ -9,16 +9,14 @@ use std::io::{self, ErrorKind};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::spec::SPEC_BYTES_MAX;
-
 #[derive(Debug, Error)]
 pub enum LaunchError {
     #[error("cannot use the argument {0:?}: everything is said on fd 3")]
     Usage(std::ffi::OsString),
     #[error("cannot read the specification from fd 3")]
     Unreadable(#[source] io::Error),
-    #[error("the specification is longer than {SPEC_BYTES_MAX} bytes")]
-    TooLarge,
+    #[error("the specification is longer than {limit} bytes")]
+    TooLarge { limit: u64 },
     #[error("cannot understand the specification")]
     Malformed(#[source] serde_json::Error),
     #[error("cannot use the specification: {0}")]
@@ -104,7 +102,7 @@ impl LaunchError {
                 "spec_missing".to_owned()
             }
             Self::Unreadable(_) => "spec_unreadable".to_owned(),
-            Self::TooLarge => "spec_too_large".to_owned(),
+            Self::TooLarge { .. } => "spec_too_large".to_owned(),
             Self::Malformed(_) | Self::Refused(_) => "spec_invalid".to_owned(),
             Self::Step { step, source, .. } => format!("{}_{}", step.name(), problem(source)),
         }

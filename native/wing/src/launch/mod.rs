@@ -156,7 +156,9 @@ fn read_spec() -> Result<Vec<u8>, LaunchError> {
         .read_to_end(&mut json)
         .map_err(LaunchError::Unreadable)?;
     if u64::try_from(json.len()).is_ok_and(|bytes| bytes > SPEC_BYTES_MAX) {
-        return Err(LaunchError::TooLarge);
+        return Err(LaunchError::TooLarge {
+            limit: SPEC_BYTES_MAX,
+        });
     }
     Ok(json)
 }

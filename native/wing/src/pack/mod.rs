@@ -3,32 +3,17 @@
 //! table of its commands and codes.
 
 mod args;
-mod banner;
-mod builtin;
-mod bzimage;
+mod codec;
 mod confine;
-mod cpio;
-mod deb;
-mod decompress;
-mod docker;
-mod erofs;
 mod error;
+mod hex;
 mod image;
 mod input;
 mod kernel;
-mod layer;
-mod lz4_legacy;
-mod modules;
-mod oci;
 mod output;
 mod path;
-mod rootfs;
-mod scratch;
-mod tar;
-mod tree;
-mod zstd;
 
-use std::{ffi::OsString, fmt::Write as _, io::Write as _, process::ExitCode};
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use serde::Serialize;
 use serde_json::json;
@@ -90,13 +75,13 @@ fn run(command: &str, argv: impl Iterator<Item = OsString>) -> Result<()> {
         }
         "vmlinux" => {
             let out = args.file("out-fd", Access::Write)?;
-            confined(args, || bzimage::run(out))
+            confined(args, || kernel::bzimage::run(out))
         }
         "initramfs" => {
             let kestrel = args.file("kestrel-fd", Access::Read)?;
             let modules = args.file_if_given("modules-fd", Access::Read)?;
             let out = args.file("out-fd", Access::Write)?;
-            confined(args, || cpio::run(kestrel, modules, out))
+            confined(args, || kernel::initramfs::run(kestrel, modules, out))
         }
         "probe" => {
             args.finish()?;
@@ -126,14 +111,4 @@ fn print(value: &impl Serialize) -> Result<()> {
         .write_all(&line)
         .and_then(|()| std::io::stdout().flush())
         .map_err(failed)
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }

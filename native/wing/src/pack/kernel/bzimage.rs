@@ -8,10 +8,10 @@ use std::{
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    decompress::{Format, decoder},
+use crate::pack::{
+    codec::decompress::{Format, decoder},
     error::{Error, Result},
-    hex,
+    hex::hex,
     input::{Limited, stdin},
     output::FileWriter,
 };

@@ -13,7 +13,7 @@ use header::Header;
 use pax::Pax;
 use sparse::Sparse;
 
-use super::error::{Error, Result};
+use crate::pack::error::{Error, Result};
 
 /// Size of a tar block, bytes.
 pub const BLOCK: usize = 512;

@@ -3,12 +3,11 @@
 
 use std::{collections::HashSet, io::Read};
 
-use super::{
+use super::{rootfs::Rootfs, tree::NodeId};
+use crate::pack::{
+    codec::tar::{Archive, Entry, Kind},
     error::{Error, Result, show},
     path::split,
-    rootfs::Rootfs,
-    tar::{Archive, Entry, Kind},
-    tree::NodeId,
 };
 
 const WHITEOUT: &[u8] = b".wh.";

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read};
 
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder, errors::FrameDecoderError};
 
-use super::error::Error;
+use crate::pack::error::Error;
 
 /// The largest window that zstd(1) itself accepts without `--long`: 128 MiB.
 const WINDOW_MAX: u64 = 128 << 20;

@@ -2,10 +2,9 @@
 
 use std::io::Write;
 
-use super::{
-    super::error::{Error, Result},
-    BLOCK,
-};
+use crate::pack::error::{Error, Result};
+
+use super::BLOCK;
 
 /// Appends a file of owner 0:0, mode 0644 and time 0. `name` is at most 100 bytes and `data` below 8 GiB.
 ///

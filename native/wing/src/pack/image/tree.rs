@@ -7,9 +7,9 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
-use super::{
+use crate::pack::{
     error::{Error, Result, show},
-    path::{DEPTH_MAX, components, split},
+    path::{DEPTH_MAX, NAME_MAX, components, split},
 };
 
 /// Index of a node. Never used again after the node is gone.
@@ -343,7 +343,7 @@ impl Tree {
     }
 
     fn make_directory(&mut self, folder: NodeId, name: &[u8], path: &[u8]) -> Result<NodeId> {
-        if name.len() > super::path::NAME_MAX {
+        if name.len() > NAME_MAX {
             return Err(Error::Path {
                 path: show(path),
                 reason: "a symlink on its way names more than 255 bytes",

@@ -4,11 +4,12 @@ use std::{io, os::unix::fs::FileExt as _};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::pack::{
+    error::{Error, Result},
+    image::tree::{Body, NodeId, ROOT, Tree},
+};
+
 use super::{
-    super::{
-        error::{Error, Result},
-        tree::{Body, NodeId, ROOT, Tree},
-    },
     BLOCK, DataArea, SLOT,
     dirent::Listing,
     inode::{self, Shape},

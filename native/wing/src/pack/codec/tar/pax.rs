@@ -1,6 +1,6 @@
 //! PAX extended headers: records `LENGTH KEY=VALUE\n` (POSIX.1-2017 `pax`, "Extended Header").
 
-use super::super::error::{Error, Result};
+use crate::pack::error::{Error, Result};
 
 /// Attributes per entry and bytes of them: what an EROFS inode can hold at most.
 const XATTRS_BYTES_MAX: usize = 128 << 10;

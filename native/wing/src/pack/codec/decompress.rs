@@ -9,7 +9,8 @@ use std::{
 use flate2::bufread::GzDecoder;
 use lzma_rust2::XzReader;
 
-use super::{error::Error, lz4_legacy::Lz4Legacy, zstd::Zstd};
+use super::{lz4_legacy::Lz4Legacy, zstd::Zstd};
+use crate::pack::error::Error;
 
 /// `xz -9` asks for a window of 64 MiB; twice that leaves room for nothing that is in use.
 const XZ_MEMORY_KIB_MAX: u32 = 128 << 10;

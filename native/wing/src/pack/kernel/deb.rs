@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Take};
 
-use super::error::{Error, Result, show};
+use crate::pack::error::{Error, Result, show};
 
 /// The first bytes of every `ar` archive.
 pub const MAGIC: &[u8; 8] = b"!<arch>\n";

@@ -1,9 +1,8 @@
 //! The 512 bytes before each entry.
 
-use super::{
-    super::error::{Error, Result},
-    BLOCK,
-};
+use crate::pack::error::{Error, Result};
+
+use super::BLOCK;
 
 /// A header block, its fields read on demand.
 pub struct Header {

@@ -1,5 +1,12 @@
 //! `wing pack kernel`: a kernel and the modules that a guest may need, out of a Debian package or a tar.
 
+mod banner;
+mod builtin;
+pub mod bzimage;
+mod deb;
+pub mod initramfs;
+mod modules;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -11,19 +18,20 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     args::Limits,
-    banner::Banner,
-    builtin::Names,
-    bzimage::{HEAD_LEN, Head, Shape, each_part, is_version},
-    deb,
-    decompress::{self, Format, decoder},
+    codec::{
+        decompress::{self, Format, decoder},
+        tar::{self, Archive, Entry, Kind},
+    },
     error::{Error, Result, show},
-    hex,
+    hex::hex,
     input::{Limited, read_all, stdin},
-    modules::{self, Catalog, Info, REQUIRED, WANTED, canonical},
     output::FileWriter,
     path::{normalize, split},
-    tar::{self, Archive, Entry, Kind},
 };
+use banner::Banner;
+use builtin::Names;
+use bzimage::{HEAD_LEN, Head, Shape, each_part, is_version};
+use modules::{Catalog, Info, REQUIRED, WANTED, canonical};
 
 /// The largest module of a distribution (amdgpu) has 20 MiB, with debug data ten times that.
 const MODULE_MAX: u64 = 256 << 20;

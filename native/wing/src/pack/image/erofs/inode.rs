@@ -1,9 +1,8 @@
 //! One inode on disk (`struct erofs_inode_compact`, `struct erofs_inode_extended`).
 
-use super::{
-    super::tree::{Body, Node},
-    xattr,
-};
+use crate::pack::image::tree::{Body, Node};
+
+use super::xattr;
 
 /// Which of the two records an inode gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -137,7 +136,8 @@ fn device(major: u32, minor: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::tree::Attributes, *};
+    use super::*;
+    use crate::pack::image::tree::Attributes;
 
     fn node(uid: u32, mtime: i64) -> Node {
         Node {

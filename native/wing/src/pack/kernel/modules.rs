@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::error::{Error, Result};
+use crate::pack::error::{Error, Result};
 
 /// What a guest may need, in the order of its boot: see `native/README.md`.
 pub const WANTED: [&str; 19] = [

@@ -8,13 +8,12 @@ use std::{
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
 };
 
-use super::{
-    super::{
-        error::{Error, Result},
-        tree::Contents,
-    },
-    BLOCK,
+use crate::pack::{
+    error::{Error, Result},
+    image::tree::Contents,
 };
+
+use super::BLOCK;
 
 const BUFFER: usize = 1 << 20;
 /// Tails kept in RAM, bytes; a Debian tree of 100,000 files has 150 MiB of them.

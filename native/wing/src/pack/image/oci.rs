@@ -6,10 +6,10 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    docker::{Image, ambiguous, check_digest, parse},
-    error::{Error, Result, show},
+    model::{Image, ambiguous, check_digest, parse},
     scratch::Scratch,
 };
+use crate::pack::error::{Error, Result, show};
 
 /// Indexes inside indexes.
 const DEPTH_MAX: u32 = 4;

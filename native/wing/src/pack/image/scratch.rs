@@ -7,11 +7,11 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use super::{
+use crate::pack::{
+    codec::tar::{Entry, Kind},
     error::{Error, Result, show},
     input::read_all,
     path::{components, split},
-    tar::{Entry, Kind},
 };
 
 /// Symlinks from one file of an archive to another.

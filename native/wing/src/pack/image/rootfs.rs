@@ -5,12 +5,14 @@ use std::{fs::File, io::Read};
 use serde::Serialize;
 
 use super::{
-    args::Limits,
     erofs::{self, DataArea, Summary},
+    tree::{Attributes, Body, Tree},
+};
+use crate::pack::{
+    args::Limits,
+    codec::tar::{Archive, Entry, Kind},
     error::{Error, Result, show},
     path::normalize,
-    tar::{Archive, Entry, Kind},
-    tree::{Attributes, Body, Tree},
 };
 
 /// What is left out is listed up to here; then it is only counted.

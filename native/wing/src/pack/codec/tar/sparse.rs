@@ -1,7 +1,8 @@
 //! Sparse files: which pieces of a file are stored, and that the rest is zeros (GNU tar manual, "Sparse Formats").
 
+use crate::pack::error::{Error, Result};
+
 use super::{
-    super::error::{Error, Result},
     BLOCK,
     header::{Header, parse_number},
     pax::decimal,

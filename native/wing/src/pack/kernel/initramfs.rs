@@ -1,5 +1,4 @@
-//! The initramfs: a cpio archive in the format "newc" (`Documentation/driver-api/early-userspace/buffer-format.rst`),
-//! the same bytes for the same inputs.
+//! The initramfs: the agent and the modules of one kernel, the same bytes for the same inputs.
 
 use std::{
     fs::File,
@@ -8,12 +7,14 @@ use std::{
 
 use serde::Serialize;
 
-use super::{
+use crate::pack::{
+    codec::{
+        cpio::Cpio,
+        tar::{Archive, Kind},
+    },
     error::{Error, Result, show},
     input::read_all,
-    output::FileWriter,
     path::split,
-    tar::{Archive, Kind},
 };
 
 /// Bounds of what goes into a guest's memory before anything runs there.
@@ -40,10 +41,7 @@ pub fn run(mut kestrel: File, modules: Option<File>, out: File) -> Result<Report
         });
     }
     let modules = modules.map(read_modules).transpose()?.unwrap_or_default();
-    let mut cpio = Cpio {
-        out: FileWriter::new(out, "the initramfs")?,
-        inode: 0,
-    };
+    let mut cpio = Cpio::new(out, "the initramfs")?;
     for folder in ["dev", "modules", "proc", "run", "sys", "tmp"] {
         cpio.add(folder, 0o040_755, (0, 0), b"")?;
     }
@@ -107,55 +105,4 @@ fn is_module_name(name: &str) -> bool {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"_-.+".contains(&byte))
     })
-}
-
-struct Cpio {
-    out: FileWriter,
-    inode: u32,
-}
-
-impl Cpio {
-    /// Adds an entry of owner 0:0 and time 0; device numbers are those of a node.
-    fn add(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) -> Result<()> {
-        self.inode += 1;
-        let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
-        self.entry(name, [self.inode, mode, links], device, data)
-    }
-
-    fn entry(
-        &mut self,
-        name: &str,
-        [inode, mode, links]: [u32; 3],
-        (major, minor): (u32, u32),
-        data: &[u8],
-    ) -> Result<()> {
-        let len = data.len();
-        let name_len = name.len() + 1;
-        // magic, inode, mode, uid, gid, links, mtime, size, device of the file (2), of the node (2), name size, check
-        let header = format!(
-            "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{links:08x}{0:08x}{len:08x}{0:08x}{0:08x}{major:08x}{minor:08x}{name_len:08x}{0:08x}",
-            0
-        );
-        self.out.put(header.as_bytes())?;
-        self.out.put(name.as_bytes())?;
-        self.out.put(&[0])?;
-        self.pad(4)?;
-        self.out.put(data)?;
-        self.pad(4)
-    }
-
-    /// The end mark; gives the size of the archive.
-    fn finish(mut self) -> Result<u64> {
-        self.entry("TRAILER!!!", [0, 0, 1], (0, 0), b"")?;
-        self.pad(512)?;
-        self.out.finish()?;
-        Ok(self.out.position())
-    }
-
-    fn pad(&mut self, to: u64) -> Result<()> {
-        let missing =
-            usize::try_from(self.out.position().next_multiple_of(to) - self.out.position())
-                .unwrap_or(0);
-        self.out.put(&[0; 512][..missing])
-    }
 }

@@ -1,9 +1,8 @@
 //! Directories on disk: blocks of fixed records, sorted by name, the names behind them (`struct erofs_dirent`).
 
-use super::{
-    super::tree::{Body, NodeId, Tree},
-    BLOCK,
-};
+use crate::pack::image::tree::{Body, NodeId, Tree};
+
+use super::BLOCK;
 
 /// `struct erofs_dirent`.
 const DIRENT: usize = 12;
@@ -97,7 +96,8 @@ fn file_type(body: &Body) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::tree::Attributes, *};
+    use super::*;
+    use crate::pack::image::tree::Attributes;
 
     #[test]
     fn dots_are_sorted_among_the_names() {

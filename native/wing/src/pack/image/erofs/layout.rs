@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
+use crate::pack::{
+    error::{Error, Result},
+    image::tree::{Body, NodeId, ROOT, Tree},
+};
+
 use super::{
-    super::{
-        error::{Error, Result},
-        tree::{Body, NodeId, ROOT, Tree},
-    },
     BLOCK, DataArea, SLOT, SLOTS,
     dirent::Listing,
     inode::{Form, Shape},
