@@ -10,6 +10,8 @@
 mod decode;
 mod encode;
 mod frame;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
 mod json;
 mod kind;
 pub mod message;
