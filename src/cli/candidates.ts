@@ -1,5 +1,6 @@
-import { COMMANDS, findEntry, GROUPS } from './commands.ts'
-import { flagsOf, GLOBAL_FLAGS, type Noun, type Programs } from './command.ts'
+import { COMMANDS, findEntry } from './commands.ts'
+import { flagsOf, GLOBAL_FLAGS, type Programs } from './command.ts'
+import { NOUNS, nounOf, type ArgumentNoun } from './nouns.ts'
 import { kebab, parseFlags, type Flag, type Flags } from './flags.ts'
 import { splitName } from './cli.ts'
 
@@ -22,7 +23,7 @@ const named = (flags: Flags, word: string): Flag<unknown> | undefined => {
 export const candidates = async (
   words: readonly string[],
   programs: Programs,
-  names: (noun: Noun) => Promise<readonly string[]>,
+  names: (noun: ArgumentNoun) => Promise<readonly string[]>,
 ): Promise<readonly string[]> => {
   const typed = words.at(-1) ?? ''
   const before = words.slice(0, -1)
@@ -34,15 +35,15 @@ export const candidates = async (
   if (!entry) {
     if (before.length > 0 && named(GLOBAL_FLAGS, before.at(-1) ?? '')?.kind === 'one') return []
     const all = COMMANDS.filter((one) => one.hidden !== true).flatMap((one) => one.names)
-    if (name in GROUPS)
+    if (nounOf(name))
       return fitting(all.filter((one) => one.startsWith(`${name} `)).map((one) => one.slice(name.length + 1)))
     if (name !== '') return []
     if (typed.startsWith('-'))
       return fitting([...Object.keys(GLOBAL_FLAGS).map((key) => `--${kebab(key)}`), '--version'])
-    return fitting([...all.filter((one) => !one.includes(' ')), ...Object.keys(GROUPS)])
+    return fitting([...all.filter((one) => !one.includes(' ')), ...Object.keys(NOUNS)])
   }
 
-  const command = (await entry.load()).default
+  const command = await entry.load()
   const flags: Flags = { ...GLOBAL_FLAGS, ...(await flagsOf(command, programs)) }
   if (split.after.includes('--')) return [FILES]
   const waiting = named(flags, split.after.at(-1) ?? '')
@@ -77,8 +78,7 @@ export const candidates = async (
   const noun = nouns[Math.min(given, nouns.length - 1)] ?? 'none'
   if (noun === 'none') return []
   if (noun === 'file') return [FILES]
-  const found = fitting(
-    name === 'cp' || name === 'vm cp' ? (await names('vm')).map((one) => `${one}:`) : await names(noun),
-  )
-  return found.length === 0 && (name === 'cp' || name === 'vm cp') ? [FILES] : found
+  if (noun !== 'place') return fitting(await names(noun))
+  const found = fitting((await names('vm')).map((one) => `${one}:`))
+  return found.length === 0 ? [FILES] : found
 }

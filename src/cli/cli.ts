@@ -1,6 +1,7 @@
 import { Fault } from '../lib/fault.ts'
 import { systemPlaces, userPlaces, type Environment } from '../lib/paths.ts'
-import { COMMANDS, findEntry, GROUPS, type Entry } from './commands.ts'
+import { COMMANDS, findEntry, type Entry } from './commands.ts'
+import { NOUNS, nounOf } from './nouns.ts'
 import { flagsOf, GLOBAL_FLAGS, type Context, type Globals, type Programs } from './command.ts'
 import { EXIT, EXIT_OURS, EXIT_PIPE } from './exit.ts'
 import { parseFlags, usageInvalid } from './flags.ts'
@@ -36,7 +37,7 @@ const unknownCommand = (words: readonly string[], after: readonly string[]): Fau
   const typed = words.join(' ')
   const verb = after.find((word) => !word.startsWith('-'))
   const names = COMMANDS.filter((entry) => entry.hidden !== true).flatMap((entry) => entry.names)
-  if (typed in GROUPS) {
+  if (nounOf(typed)) {
     const verbs = names.filter((name) => name.startsWith(`${typed} `)).map((name) => name.slice(typed.length + 1))
     const near = verb === undefined ? undefined : suggest(verb, verbs)
     return usageInvalid({
@@ -47,7 +48,7 @@ const unknownCommand = (words: readonly string[], after: readonly string[]): Fau
       hint: near === undefined ? `Verbs of ${typed}: ${verbs.join(', ')}` : `Did you mean "${typed} ${near}"?`,
     })
   }
-  const near = suggest(typed, names.filter((name) => !name.includes(' ')).concat(Object.keys(GROUPS)))
+  const near = suggest(typed, names.filter((name) => !name.includes(' ')).concat(Object.keys(NOUNS)))
   return usageInvalid({
     reason: `Cannot do "${typed}": there is no such command`,
     hint: near === undefined ? 'See "aerie help"' : `Did you mean "${near}"?`,
@@ -67,7 +68,6 @@ const fatal = (error: unknown): never => {
 /** argv → exit code. Every error ends here. */
 export const main = async (argv: readonly string[], env: Environment, programs: Programs): Promise<number> => {
   let entry: Entry | undefined
-  let guestCode = false
   // Before the flags are read: an error in the flags also wants its format.
   const ours = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
   const json = ours.some(
@@ -89,15 +89,14 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
     }
     entry = findEntry(name)
     if (!entry) {
-      if (name in GROUPS && [...before, ...after].some((word) => word === '--help' || word === '-h')) {
+      if (nounOf(name) && [...before, ...after].some((word) => word === '--help' || word === '-h')) {
         const { groupHelp } = await import('./help.ts')
         await new Out('table', false, env).text(groupHelp(name))
         return 0
       }
       throw unknownCommand(words, after)
     }
-    const command = (await entry.load()).default
-    guestCode = command.guestCode === true
+    const command = await entry.load()
     const flags = await flagsOf(command, programs)
     const parsed = parseFlags({ ...GLOBAL_FLAGS, ...flags }, [...before, ...after], {
       verb: name,
@@ -135,11 +134,9 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
     const fault = asFault(error)
     if (env['AERIE_DEBUG']) complain(Bun.inspect(error))
     complain(json ? JSON.stringify(problemOf(fault)) : sayFault(fault))
-    return guestCode || entry?.names.some((name) => GUEST_CODE.has(name)) ? EXIT_OURS : EXIT[fault.kind]
+    return entry?.guestCode ? EXIT_OURS : EXIT[fault.kind]
   }
 }
-/** Known before the command is loaded, should that fail. */
-const GUEST_CODE = new Set(['run', 'exec', 'attach'])
 
 const newContext = (env: Environment, globals: Globals, out: Out, programs: Programs): Context => ({
   env,
@@ -148,7 +145,7 @@ const newContext = (env: Environment, globals: Globals, out: Out, programs: Prog
   programs,
   async client(need = 'use') {
     const [{ reach, selfOf }, { connect }, { sayEndpoint }] = await Promise.all([
-      import('./reach.ts'),
+      import('./choose-daemon.ts'),
       import('../client/client.ts'),
       import('../client/endpoint.ts'),
     ])

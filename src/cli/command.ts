@@ -3,6 +3,7 @@ import type { Client } from '../client/client.ts'
 import type { Doctor } from '../contract/system.ts'
 import type { Environment } from '../lib/paths.ts'
 import type { Out } from './out.ts'
+import type { ArgumentNoun } from './nouns.ts'
 import { text, word, yes, type Flags, type Values } from './flags.ts'
 import { FORMATS } from './out.ts'
 
@@ -58,19 +59,14 @@ export interface Input<F> {
   readonly rest: readonly string[] | undefined
 }
 
-/** What an argument can be, for completion. */
-export type Noun = 'vm' | 'image' | 'kernel' | 'token' | 'file' | 'none'
-
 export interface CommandOf<F extends Flags> {
   /** `NAME [COMMAND…]`: what follows the command's own name. */
   readonly usage: string
   readonly detail?: string
   readonly flags: F
-  readonly args: { readonly min: number; readonly max: number; readonly nouns?: readonly Noun[] }
+  readonly args: { readonly min: number; readonly max: number; readonly nouns?: readonly ArgumentNoun[] }
   /** A guest's command may follow the arguments, with or without `--`. */
   readonly command?: boolean
-  /** The exit code is the guest's: every fault of ours is 125. */
-  readonly guestCode?: boolean
   /** Flags that are known at run time only. */
   readonly moreFlags?: (programs: Programs) => Promise<Flags>
   run(context: Context, input: Input<F>): Promise<number>

@@ -4,110 +4,239 @@ import type { Command } from './command.ts'
 export interface Entry {
   readonly names: readonly [string, ...string[]]
   readonly summary: string
-  readonly load: () => Promise<{ readonly default: Command }>
+  /** Loads the command's file: what is not asked for costs nothing. */
+  readonly load: () => Promise<Command>
+  /** The exit code is the guest's: every fault of ours is 125. Known before the command is loaded, should that fail. */
+  readonly guestCode?: true
   readonly hidden?: boolean
 }
 
 export const COMMANDS: readonly Entry[] = [
-  { names: ['run'], summary: 'Run a command in a fresh microVM', load: () => import('./commands/run.ts') },
-  { names: ['exec', 'vm exec'], summary: 'Run a command in a running vm', load: () => import('./commands/exec.ts') },
-  { names: ['attach', 'vm attach'], summary: 'Join the workload of a vm', load: () => import('./commands/attach.ts') },
-  { names: ['logs', 'vm logs'], summary: 'Show what a vm has said', load: () => import('./commands/logs.ts') },
-  { names: ['cp', 'vm cp'], summary: 'Copy files into and out of a vm', load: () => import('./commands/cp.ts') },
-  { names: ['ps'], summary: 'List running vms', load: () => import('./commands/ps.ts') },
-  { names: ['ls', 'vm list'], summary: 'List all vms', load: () => import('./commands/list.ts') },
-  { names: ['create', 'vm create'], summary: 'Create a vm and start it', load: () => import('./commands/create.ts') },
-  { names: ['start', 'vm start'], summary: 'Start stopped vms', load: () => import('./commands/start.ts') },
-  { names: ['stop', 'vm stop'], summary: 'Stop vms', load: () => import('./commands/stop.ts') },
-  { names: ['restart', 'vm restart'], summary: 'Stop and start vms', load: () => import('./commands/restart.ts') },
-  { names: ['pause', 'vm pause'], summary: 'Halt vms; their memory stays', load: () => import('./commands/pause.ts') },
-  { names: ['resume', 'vm resume'], summary: 'Run paused vms on', load: () => import('./commands/resume.ts') },
+  {
+    names: ['run'],
+    summary: 'Run a command in a fresh microVM',
+    load: () => import('./commands/vm/run.ts').then((file) => file.run),
+    guestCode: true,
+  },
+  {
+    names: ['exec', 'vm exec'],
+    summary: 'Run a command in a running vm',
+    load: () => import('./commands/vm/exec.ts').then((file) => file.exec),
+    guestCode: true,
+  },
+  {
+    names: ['attach', 'vm attach'],
+    summary: 'Join the workload of a vm',
+    load: () => import('./commands/vm/attach.ts').then((file) => file.attach),
+    guestCode: true,
+  },
+  {
+    names: ['logs', 'vm logs'],
+    summary: 'Show what a vm has said',
+    load: () => import('./commands/vm/logs.ts').then((file) => file.logs),
+  },
+  {
+    names: ['cp', 'vm cp'],
+    summary: 'Copy files into and out of a vm',
+    load: () => import('./commands/vm/cp.ts').then((file) => file.cp),
+  },
+  { names: ['ps'], summary: 'List running vms', load: () => import('./commands/vm/list.ts').then((file) => file.ps) },
+  {
+    names: ['ls', 'vm list'],
+    summary: 'List all vms',
+    load: () => import('./commands/vm/list.ts').then((file) => file.list),
+  },
+  {
+    names: ['create', 'vm create'],
+    summary: 'Create a vm and start it',
+    load: () => import('./commands/vm/create.ts').then((file) => file.create),
+  },
+  {
+    names: ['start', 'vm start'],
+    summary: 'Start stopped vms',
+    load: () => import('./commands/vm/start.ts').then((file) => file.start),
+  },
+  {
+    names: ['stop', 'vm stop'],
+    summary: 'Stop vms',
+    load: () => import('./commands/vm/moves.ts').then((file) => file.stop),
+  },
+  {
+    names: ['restart', 'vm restart'],
+    summary: 'Stop and start vms',
+    load: () => import('./commands/vm/moves.ts').then((file) => file.restart),
+  },
+  {
+    names: ['pause', 'vm pause'],
+    summary: 'Halt vms; their memory stays',
+    load: () => import('./commands/vm/moves.ts').then((file) => file.pause),
+  },
+  {
+    names: ['resume', 'vm resume'],
+    summary: 'Run paused vms on',
+    load: () => import('./commands/vm/moves.ts').then((file) => file.resume),
+  },
   {
     names: ['standby', 'vm standby'],
     summary: 'Move the memory of vms to disk',
-    load: () => import('./commands/standby.ts'),
+    load: () => import('./commands/vm/moves.ts').then((file) => file.standby),
   },
-  { names: ['restore', 'vm restore'], summary: 'Run vms in standby on', load: () => import('./commands/restore.ts') },
-  { names: ['fork', 'vm fork'], summary: 'Clone a vm, running or not', load: () => import('./commands/fork.ts') },
-  { names: ['rm', 'vm delete'], summary: 'Delete vms', load: () => import('./commands/delete.ts') },
-  { names: ['inspect', 'vm get'], summary: 'Show everything about vms', load: () => import('./commands/inspect.ts') },
-  { names: ['stats', 'vm stats'], summary: 'Show what vms use', load: () => import('./commands/stats.ts') },
-  { names: ['events'], summary: 'Show what happens', load: () => import('./commands/events.ts') },
+  {
+    names: ['restore', 'vm restore'],
+    summary: 'Run vms in standby on',
+    load: () => import('./commands/vm/moves.ts').then((file) => file.restore),
+  },
+  {
+    names: ['fork', 'vm fork'],
+    summary: 'Clone a vm, running or not',
+    load: () => import('./commands/vm/fork.ts').then((file) => file.fork),
+  },
+  {
+    names: ['rm', 'vm delete'],
+    summary: 'Delete vms',
+    load: () => import('./commands/vm/delete.ts').then((file) => file.remove),
+  },
+  {
+    names: ['inspect', 'vm get'],
+    summary: 'Show everything about vms',
+    load: () => import('./commands/vm/inspect.ts').then((file) => file.inspect),
+  },
+  {
+    names: ['stats', 'vm stats'],
+    summary: 'Show what vms use',
+    load: () => import('./commands/vm/stats.ts').then((file) => file.stats),
+  },
+  {
+    names: ['events'],
+    summary: 'Show what happens',
+    load: () => import('./commands/system/events.ts').then((file) => file.events),
+  },
   {
     names: ['wait', 'vm wait'],
     summary: 'Wait for a vm, and print its exit code',
-    load: () => import('./commands/wait.ts'),
+    load: () => import('./commands/vm/wait.ts').then((file) => file.wait),
   },
   {
     names: ['forward', 'vm forward'],
     summary: 'Open a port of this host into a vm',
-    load: () => import('./commands/forward.ts'),
+    load: () => import('./commands/vm/forward.ts').then((file) => file.forward),
   },
   {
     names: ['console', 'vm console'],
     summary: 'Use the serial console of a vm',
-    load: () => import('./commands/console.ts'),
+    load: () => import('./commands/vm/console.ts').then((file) => file.console),
   },
-  { names: ['vm stat'], summary: 'Show what stands at a path of a vm', load: () => import('./commands/stat.ts') },
-  { names: ['vm ls'], summary: 'List a folder of a vm', load: () => import('./commands/files.ts') },
+  {
+    names: ['vm stat'],
+    summary: 'Show what stands at a path of a vm',
+    load: () => import('./commands/vm/stat.ts').then((file) => file.stat),
+  },
+  {
+    names: ['vm ls'],
+    summary: 'List a folder of a vm',
+    load: () => import('./commands/vm/files.ts').then((file) => file.files),
+  },
   {
     names: ['image import'],
     summary: 'Make an image from a tar or a folder',
-    load: () => import('./commands/image-import.ts'),
+    load: () => import('./commands/image/import-image.ts').then((file) => file.importImage),
   },
-  { names: ['image ls', 'images'], summary: 'List images', load: () => import('./commands/image-list.ts') },
+  {
+    names: ['image ls', 'images'],
+    summary: 'List images',
+    load: () => import('./commands/image/images.ts').then((file) => file.list),
+  },
   {
     names: ['image inspect'],
     summary: 'Show everything about images',
-    load: () => import('./commands/image-inspect.ts'),
+    load: () => import('./commands/image/images.ts').then((file) => file.inspect),
   },
-  { names: ['image rm'], summary: 'Delete images', load: () => import('./commands/image-delete.ts') },
-  { names: ['kernel import'], summary: 'Take a guest kernel', load: () => import('./commands/kernel-import.ts') },
-  { names: ['kernel ls'], summary: 'List guest kernels', load: () => import('./commands/kernel-list.ts') },
-  { names: ['kernel rm'], summary: 'Delete guest kernels', load: () => import('./commands/kernel-delete.ts') },
+  {
+    names: ['image rm'],
+    summary: 'Delete images',
+    load: () => import('./commands/image/images.ts').then((file) => file.remove),
+  },
+  {
+    names: ['kernel import'],
+    summary: 'Take a guest kernel',
+    load: () => import('./commands/kernel/import-kernel.ts').then((file) => file.importKernel),
+  },
+  {
+    names: ['kernel ls'],
+    summary: 'List guest kernels',
+    load: () => import('./commands/kernel/kernels.ts').then((file) => file.list),
+  },
+  {
+    names: ['kernel rm'],
+    summary: 'Delete guest kernels',
+    load: () => import('./commands/kernel/kernels.ts').then((file) => file.remove),
+  },
   {
     names: ['system info', 'info'],
     summary: 'Show what the daemon is',
-    load: () => import('./commands/system-info.ts'),
+    load: () => import('./commands/system/info.ts').then((file) => file.info),
   },
   {
     names: ['system summary'],
     summary: 'Show counts and capacity',
-    load: () => import('./commands/system-summary.ts'),
+    load: () => import('./commands/system/summary.ts').then((file) => file.summary),
   },
   {
     names: ['doctor', 'system doctor'],
     summary: 'Check what this host can do',
-    load: () => import('./commands/doctor.ts'),
+    load: () => import('./commands/system/doctor.ts').then((file) => file.doctor),
   },
-  { names: ['token create'], summary: 'Make a token for the API', load: () => import('./commands/token-create.ts') },
-  { names: ['token ls'], summary: 'List tokens', load: () => import('./commands/token-list.ts') },
-  { names: ['token rm'], summary: 'Revoke tokens', load: () => import('./commands/token-delete.ts') },
-  { names: ['api'], summary: 'Ask any address of the API', load: () => import('./commands/api.ts') },
-  { names: ['openapi'], summary: 'Print the description of the API', load: () => import('./commands/openapi.ts') },
-  { names: ['serve', 'system serve'], summary: 'Run the daemon', load: () => import('./commands/serve.ts') },
-  { names: ['completion'], summary: 'Print the completion of a shell', load: () => import('./commands/completion.ts') },
+  {
+    names: ['token create'],
+    summary: 'Make a token for the API',
+    load: () => import('./commands/token/tokens.ts').then((file) => file.create),
+  },
+  {
+    names: ['token ls'],
+    summary: 'List tokens',
+    load: () => import('./commands/token/tokens.ts').then((file) => file.list),
+  },
+  {
+    names: ['token rm'],
+    summary: 'Revoke tokens',
+    load: () => import('./commands/token/tokens.ts').then((file) => file.remove),
+  },
+  {
+    names: ['api'],
+    summary: 'Ask any address of the API',
+    load: () => import('./commands/system/api.ts').then((file) => file.api),
+  },
+  {
+    names: ['openapi'],
+    summary: 'Print the description of the API',
+    load: () => import('./commands/system/openapi.ts').then((file) => file.openapi),
+  },
+  {
+    names: ['serve', 'system serve'],
+    summary: 'Run the daemon',
+    load: () => import('./commands/system/serve.ts').then((file) => file.serve),
+  },
+  {
+    names: ['completion'],
+    summary: 'Print the completion of a shell',
+    load: () => import('./commands/self/completion.ts').then((file) => file.completion),
+  },
   {
     names: ['version'],
     summary: 'Show the versions of program and daemon',
-    load: () => import('./commands/version.ts'),
+    load: () => import('./commands/self/version.ts').then((file) => file.version),
   },
-  { names: ['help'], summary: 'Show help; --all shows every command', load: () => import('./commands/help.ts') },
+  {
+    names: ['help'],
+    summary: 'Show help; --all shows every command',
+    load: () => import('./commands/self/help.ts').then((file) => file.help),
+  },
   {
     names: ['__complete'],
     summary: 'Words that may follow',
-    load: () => import('./commands/complete.ts'),
+    load: () => import('./commands/self/complete.ts').then((file) => file.complete),
     hidden: true,
   },
 ]
-
-/** Nouns in front of verbs, with what they are. */
-export const GROUPS: Readonly<Record<string, string>> = {
-  vm: 'microVMs',
-  image: 'Root file systems',
-  kernel: 'Guest kernels',
-  system: 'The daemon and this host',
-  token: 'Tokens of the API',
-}
 
 export const findEntry = (name: string): Entry | undefined => COMMANDS.find((entry) => entry.names.includes(name))

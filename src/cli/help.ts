@@ -1,4 +1,5 @@
-import { COMMANDS, GROUPS, type Entry } from './commands.ts'
+import { COMMANDS, type Entry } from './commands.ts'
+import { NOUNS, nounOf } from './nouns.ts'
 import { flagsOf, GLOBAL_FLAGS, type Command, type Programs } from './command.ts'
 import { flagLines, type Flags } from './flags.ts'
 
@@ -9,7 +10,7 @@ export const overview = (): string => {
   const short = shown
     .filter((entry) => !entry.names[0].includes(' '))
     .map((entry) => line(entry.names[0], entry.summary))
-  const groups = Object.entries(GROUPS).map(([noun, summary]) => {
+  const groups = Object.entries(NOUNS).map(([noun, { summary }]) => {
     const verbs = shown
       .flatMap((entry) => entry.names)
       .filter((name) => name.startsWith(`${noun} `))
@@ -36,7 +37,7 @@ ${flagLines(GLOBAL_FLAGS).join('\n')}
 }
 
 export const groupHelp = (noun: string): string =>
-  `${GROUPS[noun] ?? noun}\n\n${shown.flatMap((entry) => entry.names.filter((name) => name.startsWith(`${noun} `)).map((name) => line(name, entry.summary))).join('\n')}\n`
+  `${nounOf(noun)?.summary ?? noun}\n\n${shown.flatMap((entry) => entry.names.filter((name) => name.startsWith(`${noun} `)).map((name) => line(name, entry.summary))).join('\n')}\n`
 
 export const commandHelp = (entry: Entry, command: Command, its: Flags): string => {
   const flags = flagLines(its)
@@ -74,7 +75,7 @@ Flags of every command: ${Object.keys(GLOBAL_FLAGS)
 export const everything = async (programs: Programs): Promise<string> => {
   const parts: string[] = []
   for (const entry of shown) {
-    const { default: command } = await entry.load()
+    const command = await entry.load()
     parts.push(
       commandHelp(entry, command, await flagsOf(command, programs)).replace(/\nFlags of every command:.*\n$/, ''),
     )

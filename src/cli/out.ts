@@ -1,5 +1,5 @@
 import { writeSync } from 'node:fs'
-import { isTerminal, terminalSize, writeAll } from './terminal.ts'
+import { isTerminal, terminalSize, writeAll } from './stdio.ts'
 import { plain, renderTable, wantsColour, type Look, type Table } from './table.ts'
 
 export const FORMATS = ['table', 'json', 'yaml', 'name'] as const

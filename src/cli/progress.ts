@@ -1,6 +1,6 @@
 import { sayBytes } from '../lib/bytes.ts'
 import { complain } from './out.ts'
-import { isTerminal } from './terminal.ts'
+import { isTerminal } from './stdio.ts'
 import { writeSync } from 'node:fs'
 
 /** Between two looks of a person. */

@@ -4,7 +4,7 @@ import { packPath, pathUnreadable, realLocal, statLocal } from '../client/tar.ts
 import { fault } from '../lib/fault.ts'
 import type { Context } from './command.ts'
 import type { Progress } from './progress.ts'
-import { stdin } from './terminal.ts'
+import { stdin } from './stdio.ts'
 
 export const notAFile = fault(
   'path_unusable',

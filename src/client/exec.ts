@@ -2,7 +2,7 @@ import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../
 import { deferred } from '../lib/wait.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'
-import { openSocket } from './socket.ts'
+import { openSocket } from './websocket.ts'
 
 /** How a command ended: its code, the signal that ended it, and a sentence where it could not be run at all. */
 export interface Ended {

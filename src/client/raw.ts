@@ -1,6 +1,6 @@
 import { RAW_END } from '../contract/forward.ts'
 import type { Endpoint } from './endpoint.ts'
-import { openSocket } from './socket.ts'
+import { openSocket } from './websocket.ts'
 
 /** Bytes both ways: one forwarded connection, or a console. */
 export interface Raw {

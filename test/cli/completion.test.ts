@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'bun:test'
 import { candidates, FILES } from '../../src/cli/candidates.ts'
 import { COMMANDS } from '../../src/cli/commands.ts'
-import type { Noun, Programs } from '../../src/cli/command.ts'
+import type { Programs } from '../../src/cli/command.ts'
+import type { ArgumentNoun } from '../../src/cli/nouns.ts'
 import { FakeDaemon } from '../client/daemon.ts'
 import { aerie, envOf, PROGRAM } from './aerie.ts'
 
@@ -13,7 +14,7 @@ const programs: Programs = {
   contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }),
   doctor: () => Promise.resolve({ healthy: true, checks: [] }),
 }
-const names = (noun: Noun) =>
+const names = (noun: ArgumentNoun) =>
   Promise.resolve(noun === 'vm' ? ['web', 'db'] : noun === 'image' ? ['alpine', 'base'] : [])
 const complete = (line: string) => candidates(line.split(' '), programs, names)
 
@@ -73,7 +74,7 @@ test('every command has help that names its flags, and its words are one of a ki
   const all = COMMANDS.flatMap((entry) => entry.names)
   expect(new Set(all).size).toBe(all.length)
   for (const entry of COMMANDS) {
-    const { default: command } = await entry.load()
+    const command = await entry.load()
     expect(entry.summary).not.toEndWith('.')
     for (const [key, flag] of Object.entries(command.flags))
       if (flag.hidden !== true) expect(`${key}: ${flag.help}`).toMatch(/: .{3}/)

@@ -13,11 +13,11 @@ import {
   yes,
   type Flags,
 } from '../../src/cli/flags.ts'
-import { parseForward } from '../../src/cli/forward-spec.ts'
-import { parsePlace } from '../../src/cli/copy.ts'
+import { parseForward } from '../../src/cli/commands/vm/forward-spec.ts'
+import { parsePlace } from '../../src/cli/commands/vm/copy-plan.ts'
 import { splitName } from '../../src/cli/cli.ts'
 import { distance, suggest } from '../../src/cli/suggest.ts'
-import { detachFilter } from '../../src/cli/session.ts'
+import { detachFilter } from '../../src/cli/stay.ts'
 import { readArgv, readMetadata } from '../../src/cli/vm-flags.ts'
 import { readEnv } from '../../src/cli/guest-flags.ts'
 import { Fault } from '../../src/lib/fault.ts'

@@ -1,0 +1,29 @@
+import { command } from '../../command.ts'
+import { yes } from '../../flags.ts'
+import { chooseJoin, codeOf, stay } from '../../stay.ts'
+import { terminalSize } from '../../stdio.ts'
+
+export const attach = command({
+  usage: '[FLAGS] NAME',
+  detail: `Joins the workload of a vm: its output from now on, your input, its exit code. ^P ^Q leaves a terminal, the workload goes on.`,
+  flags: {
+    stdin: yes('Send stdin; --no-stdin only looks'),
+    replay: yes('Show what was said so far first'),
+  },
+  args: { min: 1, max: 1, nouns: ['vm'] },
+  async run(context, { flags, args }) {
+    const name = args[0] ?? ''
+    const client = await context.client()
+    const vm = await client.call('vm.get', { params: { name } })
+    const join = { ...chooseJoin(flags), tty: vm.tty }
+    const exec = await client.attach(
+      { params: { name: vm.uid } },
+      { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) },
+    )
+    const left = await stay(exec, { ...join, detachable: join.tty, rawTerminal: context.programs.rawTerminal })
+    if (left.how === 'gone') return left.exit
+    if (left.how !== 'ended') return 0
+    if (left.message !== null) context.out.warn(left.message)
+    return codeOf(left)
+  },
+})

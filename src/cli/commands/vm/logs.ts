@@ -1,0 +1,40 @@
+import { LogSource, type LogLine } from '../../../contract/log.ts'
+import { command } from '../../command.ts'
+import { bySchema, integer, text, yes } from '../../flags.ts'
+import { writeAll } from '../../stdio.ts'
+
+export const logs = command({
+  usage: '[FLAGS] NAME',
+  detail: 'What the workload wrote to its stderr goes to stderr. Works on stopped vms too.',
+  flags: {
+    follow: yes('Go on as more is said', { short: 'f' }),
+    tail: integer('Only the last lines', 0, 1_000_000, { short: 'n' }),
+    since: text('Only from then on: RFC 3339, or a time back from now (5m)', 'TIME'),
+    source: bySchema(LogSource, { help: 'Whose words: the workload (app), the serial console, the VMM, our agent' }),
+    timestamps: yes('Put the time before each line', { short: 't' }),
+  },
+  args: { min: 1, max: 1, nouns: ['vm'] },
+  async run(context, { flags, args }) {
+    const client = await context.client()
+    const events = client.sse('vm.logs', {
+      params: { name: args[0] ?? '' },
+      query: {
+        follow: flags.follow === true,
+        ...(flags.tail !== undefined && { tail: flags.tail }),
+        ...(flags.since !== undefined && { since: flags.since }),
+        ...(flags.source !== undefined && { source: flags.source }),
+      },
+    })
+    for await (const event of events) {
+      const line = JSON.parse(event.data) as LogLine
+      if (context.out.format === 'json' || context.out.format === 'yaml') {
+        await context.out.item(line, () => '')
+        continue
+      }
+      const source = flags.source === 'all' ? `${line.source.padEnd(7)} ` : ''
+      const time = flags.timestamps ? `${line.timestamp ?? '-'} ` : ''
+      await writeAll(line.stream === 'stderr' ? 2 : 1, Buffer.from(`${time}${source}${line.line}\n`))
+    }
+    return 0
+  },
+})

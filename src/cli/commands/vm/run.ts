@@ -1,0 +1,132 @@
+import type { Client } from '../../../client/client.ts'
+import type { Vm } from '../../../contract/vm.ts'
+import type { VmCreate } from '../../../contract/vm-spec.ts'
+import { Fault } from '../../../lib/fault.ts'
+import { newName } from '../../../lib/id.ts'
+import { command, type Context } from '../../command.ts'
+import { EXIT_INTERRUPTED, EXIT_TIMEOUT } from '../../exit.ts'
+import { duration, usageInvalid, yes } from '../../flags.ts'
+import { TERMINAL_FLAGS, ttyChoice } from '../../guest-flags.ts'
+import { chooseJoin, codeOf, stay } from '../../stay.ts'
+import { terminalSize } from '../../stdio.ts'
+import { VM_FLAGS, vmCreateOf } from '../../vm-flags.ts'
+
+const FLAGS = {
+  ...VM_FLAGS,
+  ...TERMINAL_FLAGS,
+  rm: yes('Delete the vm at its end (without --name that is so anyway; --no-rm keeps it)'),
+  detach: yes('Print the name when the vm is ready, and leave it running', { short: 'd' }),
+  timeout: duration('End the command after so long, with code 124', 7 * 86_400_000),
+} as const
+
+/** Names that we make up may be taken; the odds are one in ten million. */
+const NAME_TRIES = 3
+
+/** What a vm of ours is deleted with: not the caller's patience, he may be gone. */
+const REMOVE_MS = 15_000
+
+const create = async (client: Client, body: VmCreate, named: boolean, signal: AbortSignal): Promise<Vm> => {
+  for (let tries = 1; ; tries++) {
+    const name = body.name ?? newName()
+    try {
+      return await client.call('vm.create', { body: { ...body, name } }, { signal })
+    } catch (error) {
+      // The create goes on without its caller, so an interrupted run takes it back by the name that it gave.
+      if (signal.aborted) await remove(client, name)
+      if (named || tries === NAME_TRIES || !(error instanceof Fault && error.code === 'vm_exists')) throw error
+    }
+  }
+}
+
+const remove = async (client: Client, name: string): Promise<void> => {
+  try {
+    await client.call('vm.delete', { params: { name } }, { signal: AbortSignal.timeout(REMOVE_MS) })
+  } catch (error) {
+    if (error instanceof Fault && (error.kind === 'not_found' || error.kind === 'conflict')) return // it went by itself, or is going
+    throw error
+  }
+}
+
+const detached = async (context: Context, client: Client, body: VmCreate): Promise<number> => {
+  const vm = await client.call('vm.create', { body })
+  await context.out.done(vm)
+  return 0
+}
+
+export const run = command({
+  usage: '[FLAGS] IMAGE [--] [COMMAND…]',
+  detail: `Boots a fresh microVM, runs a command in it and ends with the command's own exit code.
+Without --name the vm is deleted at the end; with --name it stays, stopped.
+Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a shell; 124 after --timeout; 125 for every fault of aerie.`,
+  flags: FLAGS,
+  args: { min: 1, max: 1, nouns: ['image'] },
+  command: true,
+  async run(context, { flags, args, rest }) {
+    const keep = flags.rm === undefined ? flags.name !== undefined || flags.detach === true : !flags.rm
+    const base = vmCreateOf(args[0] ?? '', flags, rest, context.env)
+    if (flags.detach) {
+      if (flags.timeout !== undefined)
+        throw usageInvalid({ reason: 'Cannot use --timeout with --detach: nobody waits for the command' })
+      return detached(context, await context.client('start'), { ...base, tty: flags.tty === true, auto_remove: !keep })
+    }
+    const join = chooseJoin({ ...flags, ...ttyChoice(flags) })
+
+    const interrupted = new AbortController()
+    let interruptedBy = EXIT_INTERRUPTED
+    const interrupt = (name: NodeJS.Signals, number: number) => {
+      interruptedBy = 128 + number
+      interrupted.abort(new DOMException(name, 'AbortError'))
+    }
+    process.on('SIGINT', interrupt).on('SIGTERM', interrupt).on('SIGHUP', interrupt)
+    const client = await context.client('start')
+    let vm: Vm
+    try {
+      vm = await create(
+        client,
+        { ...base, tty: join.tty, hold: true, auto_remove: !keep },
+        flags.name !== undefined,
+        interrupted.signal,
+      )
+    } catch (error) {
+      if (interrupted.signal.aborted) return interruptedBy
+      throw error
+    }
+    await using cleanup = new AsyncDisposableStack()
+    if (!keep) {
+      // The command's exit code is the answer; a vm that stays behind is only worth a word.
+      cleanup.defer(() =>
+        remove(client, vm.uid).catch((error: unknown) => {
+          context.out.warn(error instanceof Error ? error.message : String(error))
+        }),
+      )
+    }
+    const exec = await client.attach(
+      { params: { name: vm.uid } },
+      { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) },
+    )
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
+    if (interrupted.signal.aborted) {
+      exec.close()
+      return interruptedBy
+    }
+
+    const left = await stay(exec, {
+      ...join,
+      detachable: keep && join.tty,
+      timeoutMs: flags.timeout,
+      rawTerminal: context.programs.rawTerminal,
+    })
+    if (left.how === 'ended') {
+      if (left.message !== null) context.out.warn(left.message)
+      return codeOf(left)
+    }
+    if (left.how === 'gone') return left.exit
+    if (left.how === 'detached') {
+      context.out.note(`${vm.name} runs on; "aerie attach ${vm.name}" comes back`)
+      return 0
+    }
+    if (keep) await client.call('vm.stop', { params: { name: vm.uid }, body: {} })
+    context.out.note(`${vm.name} was ended after ${(flags.timeout ?? 0) / 1000} s`)
+    return EXIT_TIMEOUT
+  },
+})
