@@ -2,6 +2,7 @@ import { Duplex } from 'node:stream'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
+import { share } from '../lib/turn.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
 import {
@@ -45,7 +46,13 @@ export class Conversation {
 
   async *#read(): AsyncGenerator<Frame> {
     const reader = new FrameReader()
-    for await (const chunk of this.#stream) yield* reader.push(chunk as Buffer)
+    for await (const chunk of this.#stream) {
+      for (const frame of reader.push(chunk as Buffer)) {
+        yield frame
+        const turn = share()
+        if (turn) await turn
+      }
+    }
     reader.end()
   }
 

@@ -2,11 +2,12 @@ import { chmodSync, chownSync, rmSync } from 'node:fs'
 import { createHash, timingSafeEqual } from 'node:crypto'
 import { createServer, type Server, type Socket } from 'node:net'
 import { agentUnavailable } from '../hypervisor/errors.ts'
+import { Allowance, type Rate } from '../lib/allowance.ts'
 import { Fault } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { Conversation } from './conversation.ts'
-import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, GENERATION, KIND } from './frames.ts'
+import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, FrameError, GENERATION, KIND } from './frames.ts'
 import { AgentEvent, readAs } from './messages.ts'
 
 /** What kestrel is told before it starts anything (`native/protocol/README.md`, "Session"). */
@@ -58,6 +59,14 @@ const sameHash = (a: string, b: string): boolean => timingSafeEqual(Buffer.from(
 const HELLO_MS = 10_000
 /** Connections to port 1024 that have not said hello, at once: the oldest goes for a new one, so that the silent never keep the agent out. */
 const STRANGERS_MAX = 8
+/** New connections to port 1024: an agent makes one a boot or a wake, and any process of the guest may make as many as it likes. */
+const CONNECTIONS: Rate = { perSecond: 20, burst: 200 }
+/** The host does not listen for this long after a guest has used up its connections: a refusal costs its VMM, and nothing here. */
+const DEAF_MS = 1000
+/** What an agent says on its own, repeats too: it has some four events a boot, and each new one costs the host a synced write. */
+const EVENTS: Rate = { perSecond: 1, burst: 20 }
+/** An agent's hello is its secret and a few words more; JSON of a stranger is not read beyond this. */
+const HELLO_BYTES_MAX = 1024
 
 /**
  * The agent's own connection, guest to host, on port 1024: configuration, events, requests. It is re-made by the guest whenever it
@@ -70,27 +79,72 @@ export class GuestSession {
   readonly #path: string
   readonly #owner: SessionOwner
   readonly #log: Log
-  readonly #server: Server
   readonly #helloMs: number
+  readonly #connections = new Allowance(CONNECTIONS)
+  readonly #events = new Allowance(EVENTS)
+  #server: Server
+  #deaf: NodeJS.Timeout | undefined
   readonly #strangers = new Set<Conversation>()
   #current: Conversation | undefined
   #connected: Deferred<Conversation> = deferred()
   #welcomed = false
   #requests = new Map<number, Deferred<Record<string, unknown>>>()
   #nextRequest = 1
+  /** The newest event that was taken, as far as this daemon knows: the row is asked once. */
+  #acked: number | undefined
   #closed = false
+  readonly #jail: { uid: number; gid: number } | undefined
 
-  private constructor(path: string, owner: SessionOwner, log: Log, helloMs: number) {
+  private constructor(
+    path: string,
+    jail: { uid: number; gid: number } | undefined,
+    owner: SessionOwner,
+    log: Log,
+    helloMs: number,
+  ) {
     this.#path = path
+    this.#jail = jail
     this.#owner = owner
     this.#log = log
     this.#helloMs = helloMs
-    this.#server = createServer({ allowHalfOpen: true }, (socket) => {
+    this.#server = this.#makeServer()
+  }
+
+  #makeServer(): Server {
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
       void this.#meet(socket)
     })
-    this.#server.on('error', (error) => {
-      this.#log.warn({ path, reason: error.message }, 'cannot take a connection of a guest')
+    server.on('error', (error) => {
+      this.#log.warn({ path: this.#path, reason: error.message }, 'cannot take a connection of a guest')
     })
+    return server
+  }
+
+  async #listen(): Promise<void> {
+    rmSync(this.#path, { force: true })
+    const listening = Promise.withResolvers<void>()
+    this.#server.once('error', listening.reject)
+    this.#server.listen(this.#path, listening.resolve)
+    await listening.promise
+    this.#server.off('error', listening.reject)
+    chmodSync(this.#path, 0o600)
+    if (this.#jail) chownSync(this.#path, this.#jail.uid, this.#jail.gid)
+  }
+
+  /** Stops listening for a moment: what a guest connects to is then not there, which its VMM tells it. */
+  #rest(): void {
+    if (this.#deaf !== undefined || this.#closed) return
+    this.#log.warn({ path: this.#path }, 'a guest connects too often: it is not listened to for a second')
+    this.#server.close()
+    rmSync(this.#path, { force: true })
+    this.#deaf = setTimeout(() => {
+      this.#deaf = undefined
+      if (this.#closed) return
+      this.#server = this.#makeServer()
+      this.#listen().catch((error: unknown) => {
+        this.#log.error({ path: this.#path, err: error }, 'cannot listen for a guest again')
+      })
+    }, DEAF_MS)
   }
 
   /** Listens at `path`, which only root and `jail` may use. A socket left by an earlier daemon is replaced. */
@@ -101,23 +155,18 @@ export class GuestSession {
     log: Log,
     helloMs = HELLO_MS,
   ): Promise<GuestSession> {
-    const session = new GuestSession(path, owner, log, helloMs)
-    rmSync(path, { force: true })
-    const listening = Promise.withResolvers<void>()
-    session.#server.once('error', listening.reject)
-    session.#server.listen(path, listening.resolve)
-    await listening.promise
-    chmodSync(path, 0o600)
-    if (jail) chownSync(path, jail.uid, jail.gid)
+    const session = new GuestSession(path, jail, owner, log, helloMs)
+    await session.#listen()
     return session
   }
 
   async #meet(socket: Socket): Promise<void> {
-    const conversation = new Conversation(socket)
-    if (this.#closed) {
-      conversation.close()
+    if (this.#closed || this.#deaf !== undefined || !this.#connections.take()) {
+      socket.destroy()
+      this.#rest()
       return
     }
+    const conversation = new Conversation(socket)
     const [oldest] = this.#strangers
     if (oldest && this.#strangers.size >= STRANGERS_MAX) {
       this.#strangers.delete(oldest)
@@ -160,6 +209,7 @@ export class GuestSession {
   async #welcome(conversation: Conversation): Promise<boolean> {
     const frame = await conversation.next()
     if (!frame) return false
+    if (frame.payload.byteLength > HELLO_BYTES_MAX) throw new FrameError('frame_too_long', 'a hello is shorter')
     const open = decodeOpen(frame)
     const refuse = async (code: string, message: string, more: object = {}): Promise<false> => {
       await conversation.send(encodeJson(FRAME.error, { code, message, ...more }))
@@ -176,10 +226,9 @@ export class GuestSession {
         return await refuse('refused', "the secret is not this session's")
       if (this.#current) this.#disconnect() // the agent itself says that the older connection is dead
       this.#current = conversation
-      await conversation.send(encodeJson(FRAME.ok, { resumed: true, acked: this.#owner.acked() }))
+      await conversation.send(encodeJson(FRAME.ok, { resumed: true, acked: this.#taken() }))
     } else {
-      if (this.#current !== undefined || this.#owner.acked() > 0)
-        return await refuse('refused', 'this guest has its session')
+      if (this.#current !== undefined || this.#taken() > 0) return await refuse('refused', 'this guest has its session')
       this.#current = conversation
       await conversation.send(encodeJson(FRAME.ok, { resumed: false, ...this.#owner.configure() }))
     }
@@ -191,18 +240,30 @@ export class GuestSession {
   async #serve(conversation: Conversation): Promise<void> {
     for await (const frame of conversation) {
       if (frame.type === FRAME.event) {
+        if (!this.#events.take()) throw new Error('it sends more events than an agent has')
         const event = readAs(AgentEvent, decodeJson(frame))
-        if (event.seq > this.#owner.acked()) await this.#owner.event(event)
+        if (event.seq > this.#taken()) {
+          await this.#owner.event(event)
+          this.#acked = event.seq
+        }
         await conversation.send(encodeAck(event.seq))
       } else if (frame.type === FRAME.reply) {
         const reply = decodeJson(frame)
         const id = Number(reply['id'])
-        this.#requests.get(id)?.resolve(reply)
+        const request = this.#requests.get(id)
+        // An answer may come when nobody waits any more, but not often.
+        if (!request && !this.#events.take()) throw new Error('it answers what nobody asked')
+        request?.resolve(reply)
         this.#requests.delete(id)
       } else {
         throw new Error(`frame 0x${frame.type.toString(16)} has no place in a session`)
       }
     }
+  }
+
+  #taken(): number {
+    this.#acked ??= this.#owner.acked()
+    return this.#acked
   }
 
   /** @throws `agent_unavailable` where the agent is not connected in time, or refuses */
@@ -236,6 +297,7 @@ export class GuestSession {
 
   close(): void {
     this.#closed = true
+    clearTimeout(this.#deaf)
     if (this.#current) this.#disconnect()
     for (const stranger of this.#strangers) stranger.close()
     this.#server.close()

@@ -331,6 +331,74 @@ describe('a stranger', () => {
   })
 })
 
+describe('a guest that is never quiet', () => {
+  /** Sends frames until the connection ends, and tells how many the owner took. */
+  const flood = async (frames: (n: number) => Uint8Array): Promise<void> => {
+    const { agent } = await begin()
+    for (let n = 1; n <= 500; n++) agent.send(frames(n))
+    while (await agent.next());
+  }
+
+  test('loses its connection after a few new events, and is not written down without end', async () => {
+    await flood((n) => encodeJson(FRAME.event, { seq: n, type: 'button' }))
+
+    expect(owner.taken.length).toBeGreaterThan(3)
+    expect(owner.taken.length).toBeLessThan(30)
+  })
+
+  test('loses its connection after a few that were taken already', async () => {
+    await flood(() => encodeJson(FRAME.event, { seq: 1, type: 'button' }))
+
+    expect(owner.taken.length).toBe(1)
+  })
+
+  test('loses its connection after a few answers that nobody asked for', async () => {
+    await flood((n) => encodeJson(FRAME.reply, { id: n, ok: true }))
+
+    expect(owner.taken).toEqual([])
+  })
+
+  test('gets no new allowance by connecting again', async () => {
+    await flood((n) => encodeJson(FRAME.event, { seq: n, type: 'button' }))
+    const before = owner.taken.length
+    const again = (await connect()).open('1'.repeat(64))
+    expect(await again.json()).toMatchObject({ resumed: true })
+    for (let n = 0; n < 100; n++) again.event({ seq: before + 1 + n, type: 'button' })
+    while (await again.next());
+
+    expect(owner.taken.length - before).toBeLessThan(5)
+  })
+
+  test('is not listened to for a moment when it connects without end, and is then heard again', async () => {
+    const { secret } = await begin()
+    let refused = 0
+    for (let n = 0; n < 400; n++) {
+      const peer = await Peer.connect(path).catch(() => undefined)
+      if (peer) peers.push(peer)
+      else refused++
+    }
+    expect(refused).toBeGreaterThan(50)
+
+    let back: Record<string, unknown> | undefined
+    while (back?.['resumed'] !== true) {
+      const peer = await Peer.connect(path).catch(() => undefined)
+      back = await peer
+        ?.open(secret)
+        .json()
+        .catch(() => undefined)
+      peer?.close()
+      await Bun.sleep(20)
+    }
+    expect(statSync(path).mode & 0o777).toBe(0o600)
+  })
+
+  test('that sends a hello of a quarter of a megabyte is not read', async () => {
+    const stranger = (await connect()).send(encodeOpen(KIND.session, { secret: 'x'.repeat(200_000) }))
+
+    expect(await stranger.next()).toBeUndefined()
+  })
+})
+
 test("the socket is for the machine's own user alone, and one that an earlier daemon left is replaced", async () => {
   expect(statSync(path).mode & 0o777).toBe(0o600)
   session.close()
