@@ -26,6 +26,7 @@ export interface Programs {
   readonly settings: () => Promise<Readonly<Record<string, TSchema>>>
   readonly doctor: () => Promise<Doctor>
   readonly contents: () => Promise<Contents>
+  readonly licenses: () => Promise<string>
   /** Every key and every byte as it is, ^C included, until the disposal; undefined where stdin is no terminal. */
   readonly rawTerminal: () => Promise<Disposable | undefined>
 }

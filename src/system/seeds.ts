@@ -5,6 +5,7 @@ import baseErofs from '../../dist/seed/base.erofs' with { type: 'file' }
 import kernelConfig from '../../dist/seed/kernel.config' with { type: 'file' }
 import kernelImage from '../../dist/seed/kernel' with { type: 'file' }
 import kernelModules from '../../dist/seed/modules.tar' with { type: 'file' }
+import licensesPath from '../../dist/seed/licenses.seed' with { type: 'file' }
 import manifestPath from '../../dist/seed/manifest.seed' with { type: 'file' }
 import { ImageConfig } from '../contract/image.ts'
 import type { Host } from '../host.ts'
@@ -41,6 +42,9 @@ export const seedContents = () => {
     base: base ? { name: 'base', size_bytes: statSync(baseErofs).size } : null,
   }
 }
+
+/** The licences of this program and of everything in its file, as text. */
+export const licenses = (): string => readFileSync(licensesPath, 'utf8')
 
 /** A released executable brings a kernel and an image: on a fresh state folder they are taken once, and a person may delete or replace them. */
 export const adoptSeeds = async (host: Host): Promise<void> => {

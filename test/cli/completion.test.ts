@@ -12,6 +12,7 @@ const programs: Programs = {
   settings: () => Promise.resolve({}),
   rawTerminal: () => Promise.resolve(undefined),
   contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }),
+  licenses: () => Promise.resolve(''),
   doctor: () => Promise.resolve({ healthy: true, checks: [] }),
 }
 const names = (noun: ArgumentNoun) =>

@@ -17,12 +17,17 @@ export const version = command({
     short: yes('The version of this program only'),
     contents: yes('The guest kernel and the image in this file, and where the source of the kernel is'),
     kernelConfig: yes('The configuration that the guest kernel in this file was built with'),
+    licenses: yes('The licences of this program and of everything in its file'),
   },
   args: { min: 0, max: 0 },
   async run(context, { flags }) {
     const { version } = context.programs
     if (flags.short) {
       await context.out.line(version)
+      return 0
+    }
+    if (flags.licenses) {
+      await context.out.text(await context.programs.licenses())
       return 0
     }
     if (flags.contents || flags.kernelConfig) {
