@@ -4,12 +4,12 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use crate::events::Events;
-use crate::mounts::Mounted;
-use crate::power::Power;
-use crate::reap::Reaper;
-use crate::ring::Ring;
-use crate::workload::Workloads;
+use crate::end::power::Power;
+use crate::observe::ring::Ring;
+use crate::process::reap::Reaper;
+use crate::process::workload::Workloads;
+use crate::setup::mounts::Mounted;
+use crate::talk::events::Events;
 
 /// Conversations at once; the host's own limit for one guest.
 pub const CONVERSATIONS_MAX: usize = 256;

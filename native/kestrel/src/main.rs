@@ -5,45 +5,17 @@
 #![cfg_attr(not(test), no_main)]
 
 mod agent;
-mod attach;
-mod boot;
-mod button;
-mod conn;
-mod console;
-mod copy_in;
-mod copy_out;
-mod disks;
-mod encoding;
-mod events;
-mod exec;
+mod end;
 mod files;
-mod freeze;
-mod identity;
-mod listen;
-mod logs;
-mod metrics;
-mod modules;
-mod mounts;
-mod network;
-mod oom;
-mod power;
-mod proxy;
-mod pty;
-mod reap;
-mod ring;
-mod session;
-mod settings;
-mod spawn;
-mod stdin;
+mod observe;
+mod process;
+mod setup;
 mod sys;
-mod tar;
+mod talk;
 #[cfg(test)]
 mod test_folder;
 #[cfg(test)]
 mod test_reaper;
-mod users;
-mod vsock;
-mod workload;
 
 /// The entry, called by the C library. std's own would abort in a guest without a console: it wants descriptors 0 to 2 open
 /// and opens `/dev/null` for them, which an initramfs need not have.
@@ -58,7 +30,7 @@ extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
     // SAFETY: ignoring a signal installs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     std::panic::set_hook(Box::new(|panic| {
-        power::last_resort(&panic.to_string().replace('\n', " "))
+        end::power::last_resort(&panic.to_string().replace('\n', " "))
     }));
-    boot::run()
+    setup::boot::run()
 }

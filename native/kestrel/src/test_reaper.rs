@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::reap::Reaper;
+use crate::process::reap::Reaper;
 
 pub fn reaper() -> &'static Reaper {
     static REAPER: OnceLock<&'static Reaper> = OnceLock::new();
@@ -13,9 +13,9 @@ pub fn reaper() -> &'static Reaper {
 pub fn run(argv: &[&str]) -> i32 {
     use std::os::fd::AsFd;
 
-    use crate::spawn::{Program, Stdio, spawn};
+    use crate::process::spawn::{Program, Stdio, spawn};
+    use crate::setup::users::User;
     use crate::sys::{poll, poll_entry};
-    use crate::users::User;
 
     let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
     let null = std::fs::OpenOptions::new()

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use aerie_protocol::message::EventKind;
 
 use crate::agent::Agent;
-use crate::button::Buttons;
-use crate::conn::WRITTEN_BYTES;
-use crate::console::{say, say_now};
+use crate::end::button::Buttons;
+use crate::end::freeze;
+use crate::observe::console::{say, say_now};
+use crate::setup::mounts;
 use crate::sys::{Wake, is_ready, lock, own, poll, poll_entry, read_now};
-use crate::{freeze, mounts};
+use crate::talk::conn::WRITTEN_BYTES;
 
 /// An exit code that nobody fetched: a guest without a host ends after this.
 const HOSTLESS: Duration = Duration::from_secs(3600);

@@ -3,10 +3,10 @@
 use aerie_protocol::message::Identity;
 
 use crate::agent::Agent;
-use crate::boot::Failure;
-use crate::console::chain;
+use crate::observe::console::chain;
+use crate::setup::boot::Failure;
+use crate::setup::{network, settings};
 use crate::sys::lock;
-use crate::{network, settings};
 
 /// Applies an identity. Entropy and clock come first: what is generated from now on must be this guest's own, even if a
 /// later step fails.

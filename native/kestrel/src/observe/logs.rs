@@ -7,9 +7,9 @@ use aerie_protocol::message::{Logs, LogsOk};
 use aerie_protocol::{Frame, kind_byte};
 
 use crate::agent::Agent;
-use crate::conn::{Conn, ConnError, frame_name};
-use crate::ring::Ring;
+use crate::observe::ring::Ring;
 use crate::sys::{NO_FD, Wake, poll, poll_entry};
+use crate::talk::conn::{Conn, ConnError, frame_name};
 
 /// A follower's registration, gone when dropped.
 struct Follower {

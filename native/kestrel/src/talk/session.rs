@@ -15,10 +15,11 @@ use aerie_protocol::message::{
 use aerie_protocol::{Frame, GENERATION, Kind, kind_byte, parse_json};
 
 use crate::agent::Agent;
-use crate::conn::{Conn, ConnError, frame_name};
-use crate::console::{chain, say};
+use crate::observe::console::{chain, say};
+use crate::setup::settings;
 use crate::sys::{is_ready, poll, poll_entry};
-use crate::{settings, vsock};
+use crate::talk::conn::{Conn, ConnError, frame_name};
+use crate::talk::vsock;
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);

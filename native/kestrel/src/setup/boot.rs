@@ -13,9 +13,12 @@ use std::time::Duration;
 use aerie_protocol::message::{Configuration, EventKind};
 
 use crate::agent::Agent;
-use crate::console::{self, chain, say};
+use crate::end::power;
+use crate::observe::console::{self, chain, say};
+use crate::setup::{modules, mounts, network, settings};
+use crate::sys;
 use crate::sys::{lock, spawn_thread};
-use crate::{listen, modules, mounts, network, power, session, settings, sys, vsock};
+use crate::talk::{listen, session, vsock};
 
 /// A step of the boot that failed, by the name that the host shows.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use aerie_protocol::{
 };
 use serde::Serialize;
 
-use crate::stdin::WindowExceeded;
+use crate::process::stdin::WindowExceeded;
 use crate::sys::{
     check, is_ready, poll, poll_entry, read_now, read_spare, set_nonblocking, write_now,
 };

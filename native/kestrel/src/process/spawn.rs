@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
-use crate::reap::{Child, Reaper};
+use crate::process::reap::{Child, Reaper};
+use crate::setup::users::{self, User, UserError};
 use crate::sys::{check, pipe, read_now};
-use crate::users::{self, User, UserError};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -399,7 +399,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::reap::Status;
+    use crate::process::reap::Status;
     use crate::sys::{poll, poll_entry};
     use crate::test_folder::TestFolder;
     use crate::test_reaper::reaper;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock};
 
 use aerie_protocol::LogStream;
 
-use crate::ring::Ring;
+use crate::observe::ring::Ring;
 use crate::sys::lock;
 
 static CONSOLE: OnceLock<Mutex<Option<File>>> = OnceLock::new();

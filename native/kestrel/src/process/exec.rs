@@ -18,13 +18,13 @@ use aerie_protocol::message::{ErrorBody, Exec, ExecOk, Exit, code};
 use aerie_protocol::{Frame, kind_byte};
 
 use crate::agent::Agent;
-use crate::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
-use crate::console::chain;
-use crate::pty::{self, Size};
-use crate::reap::{Child, Status};
-use crate::spawn::{self, Program, SpawnError, Stdio};
-use crate::stdin::Stdin;
+use crate::observe::console::chain;
+use crate::process::pty::{self, Size};
+use crate::process::reap::{Child, Status};
+use crate::process::spawn::{self, Program, SpawnError, Stdio};
+use crate::process::stdin::Stdin;
 use crate::sys::{NO_FD, is_ready, pipe, poll, poll_entry, readable_bytes, set_nonblocking};
+use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 
 /// From the SIGHUP of a host that has gone to the SIGKILL.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);

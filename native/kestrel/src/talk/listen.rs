@@ -10,9 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::{Agent, CONVERSATIONS_MAX};
-use crate::conn::{Conn, ConnError, frame_name};
+use crate::files::{copy_in, copy_out, stat};
+use crate::observe::{logs, metrics};
+use crate::process::{attach, exec};
+use crate::setup::identity;
 use crate::sys::spawn_thread;
-use crate::{attach, copy_in, copy_out, exec, files, identity, logs, metrics, proxy, vsock};
+use crate::talk::conn::{Conn, ConnError, frame_name};
+use crate::talk::{proxy, vsock};
 
 /// How long a host may take to say what it wants.
 const OPEN: Duration = Duration::from_secs(30);
@@ -95,8 +99,8 @@ fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {
         Kind::Attach => with(conn, body, |conn, body| attach::serve(agent, conn, &body)),
         Kind::CopyIn => with(conn, body, |conn, body| copy_in::serve(conn, &body)),
         Kind::CopyOut => with(conn, body, |conn, body| copy_out::serve(conn, &body)),
-        Kind::Stat => with(conn, body, |conn, body| answer(conn, files::stat(&body))),
-        Kind::List => with(conn, body, |conn, body| answer(conn, files::list(&body))),
+        Kind::Stat => with(conn, body, |conn, body| answer(conn, stat::stat(&body))),
+        Kind::List => with(conn, body, |conn, body| answer(conn, stat::list(&body))),
         Kind::Logs => with(conn, body, |conn, body| logs::serve(agent, conn, &body)),
         Kind::Proxy => with(conn, body, |conn, body| proxy::serve(conn, &body)),
         Kind::Metrics => with(conn, body, |conn, Empty {}| {

@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use aerie_protocol::message::{CopyOut, CopyOutOk};
 use aerie_protocol::{Frame, kind_byte};
 
-use crate::conn::{Conn, ConnError};
-use crate::files::{absolute, error_body};
+use crate::files::stat::{absolute, error_body};
+use crate::files::tar::{Entry, EntryKind, end, header, padding};
 use crate::sys::{c_path, check};
-use crate::tar::{Entry, EntryKind, end, header, padding};
+use crate::talk::conn::{Conn, ConnError};
 
 const DEPTH_MAX: usize = 256;
 /// Files with several names that are remembered; later ones are archived anew.
@@ -380,7 +380,7 @@ mod tests {
     use aerie_protocol::message::Owner;
 
     use super::*;
-    use crate::copy_in;
+    use crate::files::copy_in;
     use crate::test_folder::TestFolder;
 
     impl Sink for Vec<u8> {

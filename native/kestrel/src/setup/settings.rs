@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use aerie_protocol::message::FileSpec;
 
-use crate::encoding::{base64, hex};
 use crate::sys::{check, ioctl_request};
+use crate::talk::encoding::{base64, hex};
 
 /// `_IOW('R', 0x03, int[2])`, include/uapi/linux/random.h.
 const RNDADDENTROPY: u32 = 0x4008_5203;

@@ -2,7 +2,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::tar::{end, header, padding};
+use crate::files::tar::{end, header, padding};
 use crate::test_folder::TestFolder;
 
 /// The owner that a test without root can give.

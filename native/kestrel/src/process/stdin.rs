@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aerie_protocol::{Frame, STDIN_WINDOW_BYTES};
 
-use crate::conn::{ConnError, Output};
-use crate::pty::EOF_CHARACTER;
+use crate::process::pty::EOF_CHARACTER;
 use crate::sys::{NO_FD, poll_entry, write_now};
+use crate::talk::conn::{ConnError, Output};
 
 /// Credit is given back in portions, so that a window frame does not answer every byte.
 const CREDIT_BYTES: usize = 32 * 1024;

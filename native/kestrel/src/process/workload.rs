@@ -20,14 +20,14 @@ use aerie_protocol::LogStream;
 use aerie_protocol::message::{EventKind, Exit, Workload, WorkloadState};
 
 use crate::agent::Agent;
-use crate::console::chain;
-use crate::exec::{Running, Streams, start};
-use crate::oom::OomWatch;
-use crate::pty::{self, Size};
-use crate::reap::Child;
-use crate::ring::Record;
-use crate::spawn::Program;
-use crate::stdin::Stdin;
+use crate::observe::console::chain;
+use crate::observe::ring::Record;
+use crate::process::exec::{Running, Streams, start};
+use crate::process::oom::OomWatch;
+use crate::process::pty::{self, Size};
+use crate::process::reap::Child;
+use crate::process::spawn::Program;
+use crate::process::stdin::Stdin;
 use crate::sys::{
     NO_FD, Wake, is_ready, lock, poll, poll_entry, read_now, readable_bytes, spawn_thread,
 };
@@ -458,7 +458,7 @@ fn rest(agent: &Agent, streams: &Streams, buffer: &mut [u8]) {
     ] {
         let Some(fd) = fd else { continue };
         let mut left = match streams.is_terminal {
-            true => crate::exec::TERMINAL_REST_BYTES,
+            true => crate::process::exec::TERMINAL_REST_BYTES,
             false => readable_bytes(fd.as_fd()).unwrap_or(0),
         };
         while left > 0 {

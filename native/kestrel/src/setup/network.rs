@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use aerie_protocol::message::{Network, NetworkMode};
 
-use crate::encoding::hex;
 use crate::sys::{check, ioctl_request, own};
+use crate::talk::encoding::hex;
 
 /// include/uapi/linux/sockios.h.
 const SIOCADDRT: u32 = 0x890b;

@@ -16,11 +16,11 @@ use std::path::{Component, Path, PathBuf};
 use aerie_protocol::message::{CopyIn, CopyInDone, ErrorBody, Owner, code};
 use aerie_protocol::{Frame, kind_byte};
 
-use crate::conn::{Conn, ConnError, frame_name};
-use crate::console::chain;
-use crate::files::{absolute, error_code};
+use crate::files::stat::{absolute, error_code};
+use crate::files::tar::{Entry, EntryKind, Reader, TarError};
+use crate::observe::console::chain;
 use crate::sys::{c_path, check};
-use crate::tar::{Entry, EntryKind, Reader, TarError};
+use crate::talk::conn::{Conn, ConnError, frame_name};
 
 const DEPTH_MAX: usize = 256;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use aerie_protocol::message::{Empty, ErrorBody, Proxy, code};
 use aerie_protocol::{Frame, kind_byte};
 
-use crate::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 use crate::sys::{NO_FD, is_ready, poll, poll_entry, set_nonblocking, write_now};
+use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 
 /// A server on the loopback answers at once or its queue is full.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use aerie_protocol::message::{Root, RootMode, Volume, VolumeFs};
 
-use crate::disks::{self, Disk};
+use crate::setup::disks::{self, Disk};
 use crate::sys::{c_path, check};
 
 /// Why the guest has no root or not all of its volumes.
@@ -403,7 +403,7 @@ pub fn undo(mounted: Mounted) {
         if mount("none", &here, "none", flags, "").is_err()
             && let Ok(folder) = File::open(&here)
         {
-            let _ = crate::freeze::freeze(&folder);
+            let _ = crate::end::freeze::freeze(&folder);
         }
     }
     // SAFETY: as above.

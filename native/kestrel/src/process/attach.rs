@@ -6,11 +6,11 @@ use aerie_protocol::message::{Attach, AttachOk, ErrorBody, code};
 use aerie_protocol::{Frame, LogStream, kind_byte};
 
 use crate::agent::Agent;
-use crate::conn::{Conn, ConnError, frame_name};
-use crate::pty::{self, Size};
-use crate::stdin::Stdin;
+use crate::process::pty::{self, Size};
+use crate::process::stdin::Stdin;
+use crate::process::workload::{AttachAs, AttachError, Attached, Taken};
 use crate::sys::{NO_FD, is_ready, poll, poll_entry};
-use crate::workload::{AttachAs, AttachError, Attached, Taken};
+use crate::talk::conn::{Conn, ConnError, frame_name};
 
 /// Serves an attach conversation whose `open` had this body.
 pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Attach) {

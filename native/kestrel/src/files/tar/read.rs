@@ -373,7 +373,7 @@ fn time(text: &str) -> Option<(i64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tar::{end, header, padding};
+    use crate::files::tar::{end, header, padding};
 
     fn archive(entries: &[(Entry, &[u8])]) -> Vec<u8> {
         let mut bytes = Vec::new();
