@@ -1,5 +1,5 @@
 import { writeSync } from 'node:fs'
-import { isTerminal, terminalSize, writeAll } from './stdio.ts'
+import { isTerminal, terminalSize, writeAll, writeNow } from './stdio.ts'
 import { plain, renderTable, wantsColour, type Look, type Table } from './table.ts'
 
 export const FORMATS = ['table', 'json', 'yaml', 'name'] as const
@@ -56,13 +56,14 @@ export class Out {
         .name()
         .map((name) => `${plain(name)}\n`)
         .join('')
-    if (this.format === 'json') await this.text(`${JSON.stringify(value, null, 2)}\n`)
-    else if (this.format === 'yaml') await this.text(`${Bun.YAML.stringify(value, null, 2)}\n`)
-    else if (this.format === 'name' || this.quiet) await this.text(names())
-    else {
+    const text = (): string => {
+      if (this.format === 'json') return `${JSON.stringify(value, null, 2)}\n`
+      if (this.format === 'yaml') return `${Bun.YAML.stringify(value, null, 2)}\n`
+      if (this.format === 'name' || this.quiet) return names()
       const view = views.table()
-      await this.text(typeof view === 'string' ? view : renderTable(view, this.look))
+      return typeof view === 'string' ? view : renderTable(view, this.look)
     }
+    await writeNow(1, Buffer.from(text()))
   }
 
   /** One of a stream: a line of JSON, a document of YAML, or what people read. */

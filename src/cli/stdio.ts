@@ -1,5 +1,4 @@
-import { write } from 'node:fs'
-import { isatty } from 'node:tty'
+import { fstatSync, write, writeSync } from 'node:fs'
 import { sleep } from '../lib/wait.ts'
 
 const writeSome = (fd: number, bytes: Uint8Array): Promise<number> =>
@@ -26,9 +25,29 @@ export const writeAll = async (fd: number, bytes: Uint8Array): Promise<void> => 
   }
 }
 
-export const isTerminal = (fd: 0 | 1 | 2): boolean => isatty(fd)
+/** Writes bytes as far as the descriptor takes them at once, and the rest as `writeAll`: no thread is started for a short answer. */
+export const writeNow = async (fd: number, bytes: Uint8Array): Promise<void> => {
+  let at = 0
+  try {
+    at = writeSync(fd, bytes)
+  } catch (error) {
+    if ((error as { code?: unknown }).code !== 'EAGAIN') throw error
+  }
+  if (at < bytes.length) await writeAll(fd, bytes.subarray(at))
+}
+
+/** Whether a descriptor is a terminal. What is no character device is none: `node:tty` is loaded, which takes longer than the rest of a start, for those alone. */
+export const isTerminal = (fd: 0 | 1 | 2): boolean => {
+  try {
+    if (!fstatSync(fd).isCharacterDevice()) return false
+  } catch {
+    return false
+  }
+  return process.getBuiltinModule('node:tty').isatty(fd)
+}
 
 export const terminalSize = (): { readonly cols: number; readonly rows: number } | undefined => {
+  if (!isTerminal(1) && !isTerminal(2)) return undefined
   for (const stream of [process.stdout, process.stderr]) {
     if (stream.isTTY && stream.columns > 0) return { cols: stream.columns, rows: stream.rows }
   }
