@@ -19,6 +19,13 @@ export interface Contents {
   readonly base: { readonly name: string; readonly size_bytes: number } | null
 }
 
+/** What a command does with its terminal, and whether it may: linux/terminal.ts. */
+export interface Terminal {
+  foreground(): boolean
+  /** Hands on every key and every byte as it is, ^C included, until the disposal; undefined in the background. */
+  raw(): (Disposable & { renew(): void }) | undefined
+}
+
 /** What the command line starts and does not know: given by main.ts, so that no command imports the daemon. */
 export interface Programs {
   readonly version: string
@@ -27,8 +34,8 @@ export interface Programs {
   readonly doctor: () => Promise<Doctor>
   readonly contents: () => Promise<Contents>
   readonly licenses: () => Promise<string>
-  /** Every key and every byte as it is, ^C included, until the disposal; undefined where stdin is no terminal. */
-  readonly rawTerminal: () => Promise<Disposable | undefined>
+  /** The terminal that stdin is; undefined where it is none. */
+  readonly terminal: () => Promise<Terminal | undefined>
 }
 
 /** Flags of every command. They may also stand before its name. */

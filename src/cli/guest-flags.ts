@@ -3,10 +3,10 @@ import { absolute, list, text, usageInvalid, yes } from './flags.ts'
 
 /** Flags of everything that runs a command in a guest. */
 export const TERMINAL_FLAGS = {
-  interactive: yes('Send stdin (it is sent anyway, unless --no-stdin)', { short: 'i' }),
-  tty: yes('A terminal in the guest; without the flag: where ours is one', { short: 't' }),
+  interactive: yes('Send stdin; without it nothing of stdin is read', { short: 'i' }),
+  tty: yes('A terminal in the guest; on a terminal -it is what you get anyway', { short: 't' }),
   noTty: yes('No terminal in the guest', { short: 'T' }),
-  stdin: yes('Send stdin; --no-stdin leaves it to others', { hidden: true }),
+  stdin: yes('The same as --interactive', { hidden: true }),
 } as const
 
 export const ENV_FLAGS = {

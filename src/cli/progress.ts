@@ -1,6 +1,7 @@
 import { sayBytes } from '../lib/bytes.ts'
 import { complain } from './out.ts'
 import { isTerminal } from './stdio.ts'
+import { plain } from './table.ts'
 import { writeSync } from 'node:fs'
 
 /** Between two looks of a person. */
@@ -59,5 +60,47 @@ export class Progress implements Disposable {
 
   [Symbol.dispose](): void {
     this.#clear()
+  }
+}
+
+/** How long something may take before a person is told what it is, ms. */
+const SLOW_MS = 1000
+
+/** What a command is doing, on stderr where that is a terminal and it takes longer than a second. The line goes when it is done. */
+export class Doing implements Disposable {
+  readonly #live: boolean
+  readonly #startedAt = Date.now()
+  #what = ''
+  #timer: Timer | undefined
+  #shown = false
+
+  constructor(quiet: boolean) {
+    this.#live = !quiet && isTerminal(2)
+  }
+
+  say(what: string): void {
+    this.#what = what
+    if (!this.#live) return
+    if (this.#shown) this.#show()
+    this.#timer ??= setInterval(() => {
+      this.#show()
+    }, SLOW_MS)
+  }
+
+  #show(): void {
+    this.#shown = true
+    const seconds = Math.floor((Date.now() - this.#startedAt) / 1000)
+    writeSync(2, `\r\x1b[Kaerie: ${plain(this.#what)} … ${seconds} s`)
+  }
+
+  done(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+    if (this.#shown) writeSync(2, '\r\x1b[K')
+    this.#shown = false
+  }
+
+  [Symbol.dispose](): void {
+    this.done()
   }
 }

@@ -53,6 +53,3 @@ export const terminalSize = (): { readonly cols: number; readonly rows: number }
   }
   return undefined
 }
-
-/** What stdin says, until its end. Nothing is read ahead of what is asked for. */
-export const stdin = (): ReadableStream<Uint8Array> => Bun.stdin.stream()

@@ -4,7 +4,7 @@ import { packPath, pathUnreadable, realLocal, statLocal } from '../client/tar.ts
 import { fault } from '../lib/fault.ts'
 import type { Context } from './command.ts'
 import type { Progress } from './progress.ts'
-import { stdin } from './stdio.ts'
+import { stdin } from './stdin.ts'
 
 export const notAFile = fault(
   'path_unusable',
@@ -47,7 +47,7 @@ export const bodyOf = (
   progress: Progress,
   failed: (error: unknown) => void,
 ): ReadableStream<Uint8Array> => {
-  if (path === '-') return progress.count(stdin())
+  if (path === '-') return progress.count(stdin(failed))
   const real = realLocal(path)
   const stat = statLocal(real)
   if (stat.isDirectory()) {

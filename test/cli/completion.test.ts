@@ -10,7 +10,7 @@ const programs: Programs = {
   version: '0',
   serve: () => Promise.resolve(0),
   settings: () => Promise.resolve({}),
-  rawTerminal: () => Promise.resolve(undefined),
+  terminal: () => Promise.resolve(undefined),
   contents: () => Promise.resolve({ kernel: null, kernelConfig: '', base: null }),
   licenses: () => Promise.resolve(''),
   doctor: () => Promise.resolve({ healthy: true, checks: [] }),

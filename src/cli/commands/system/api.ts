@@ -2,7 +2,8 @@ import { faultOfResponse } from '../../../client/problem.ts'
 import { sayEndpoint } from '../../../client/endpoint.ts'
 import { command } from '../../command.ts'
 import { list, text, usageInvalid } from '../../flags.ts'
-import { stdin, writeAll } from '../../stdio.ts'
+import { writeAll } from '../../stdio.ts'
+import { stdin } from '../../stdin.ts'
 
 const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS']
 
@@ -31,21 +32,28 @@ export const api = command({
       headers[header.slice(0, colon).trim()] = header.slice(colon + 1).trim()
     }
     if (flags.idempotencyKey !== undefined) headers['idempotency-key'] = flags.idempotencyKey
+    let failure: unknown
     const body =
       flags.data === undefined
         ? undefined
         : flags.data === '-'
-          ? stdin()
+          ? stdin((error) => {
+              failure = error
+            })
           : flags.data.startsWith('@')
             ? await fileOf(flags.data.slice(1))
             : flags.data
     if (body !== undefined && !Object.keys(headers).some((name) => name.toLowerCase() === 'content-type'))
       headers['content-type'] = 'application/json'
     const client = await context.client()
-    const response = await client.request(method, path.startsWith('/') ? path : `/api/v1/${path}`, {
-      headers,
-      ...(body !== undefined && { body }),
-    })
+    const response = await client
+      .request(method, path.startsWith('/') ? path : `/api/v1/${path}`, {
+        headers,
+        ...(body !== undefined && { body }),
+      })
+      .catch((error: unknown) => {
+        throw failure ?? error
+      })
     if (!response.ok) throw await faultOfResponse(response, sayEndpoint(client.endpoint))
     let last = 10
     for await (const chunk of response.body ?? []) {

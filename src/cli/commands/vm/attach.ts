@@ -5,7 +5,8 @@ import { terminalSize } from '../../stdio.ts'
 
 export const attach = command({
   usage: '[FLAGS] NAME',
-  detail: `Joins the workload of a vm: its output from now on, your input, its exit code. ^P ^Q leaves a terminal, the workload goes on.`,
+  detail: `Joins the workload of a vm: its output from now on, your input, its exit code. ^P ^Q leaves a terminal, the workload goes on.
+With --no-stdin you only look: ^C and SIGTERM end this program and are not sent to the workload.`,
   flags: {
     stdin: yes('Send stdin; --no-stdin only looks'),
     replay: yes('Show what was said so far first'),
@@ -15,12 +16,25 @@ export const attach = command({
     const name = args[0] ?? ''
     const client = await context.client()
     const vm = await client.call('vm.get', { params: { name } })
-    const join = { ...chooseJoin(flags), tty: vm.tty }
+    const join = {
+      ...(await chooseJoin(flags, context.programs)),
+      tty: vm.tty,
+      stdin: flags.stdin !== false,
+    }
+    const params = { name: vm.uid }
     const exec = await client.attach(
-      { params: { name: vm.uid } },
+      { params },
       { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) },
     )
-    const left = await stay(exec, { ...join, detachable: join.tty, rawTerminal: context.programs.rawTerminal })
+    const left = await stay(exec, {
+      ...join,
+      detachable: join.tty,
+      looks: !join.stdin,
+      probe: (signal) => client.call('vm.stat', { params, query: { path: '/' } }, { signal }),
+      warn: (text) => {
+        context.out.warn(text)
+      },
+    })
     if (left.how === 'gone') return left.exit
     if (left.how !== 'ended') return 0
     if (left.message !== null) context.out.warn(left.message)

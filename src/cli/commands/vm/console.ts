@@ -1,6 +1,7 @@
 import { command } from '../../command.ts'
 import { yes } from '../../flags.ts'
-import { isTerminal, stdin, writeAll } from '../../stdio.ts'
+import { isTerminal, writeAll } from '../../stdio.ts'
+import { stdin } from '../../stdin.ts'
 
 const ESCAPE = 0x1d // ^]
 
@@ -14,10 +15,13 @@ export const console = command({
     const wire = await client.raw('vm.console', { params: { name: args[0] ?? '' } })
     using raw = new DisposableStack()
     const typing = flags.stdin !== false
-    const terminal = typing && isTerminal(0)
-    if (terminal) {
+    const ours = typing && isTerminal(0) ? await context.programs.terminal() : undefined
+    const terminal = ours !== undefined
+    // In the background of a shell it is the shell that is typed at: then the console is only shown.
+    const shares = ours !== undefined && !ours.foreground()
+    if (ours && !shares) {
       context.out.note('^] leaves the console')
-      raw.use(await context.programs.rawTerminal())
+      raw.use(ours.raw())
     }
     const typed = async () => {
       for await (const bytes of stdin()) {
@@ -32,7 +36,7 @@ export const console = command({
       for await (const bytes of wire.bytes()) await writeAll(1, bytes)
     }
     try {
-      await Promise.race(typing ? [shown(), typed()] : [shown()])
+      await Promise.race(typing && !shares ? [shown(), typed()] : [shown()])
     } finally {
       wire.close()
     }

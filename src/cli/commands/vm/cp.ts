@@ -10,7 +10,8 @@ import { command, type Context } from '../../command.ts'
 import { parsePlace, planCopy, renameTop, targetMissing, type Looked, type Source } from './copy-plan.ts'
 import { usageInvalid, yes } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
-import { stdin, writeAll } from '../../stdio.ts'
+import { writeAll } from '../../stdio.ts'
+import { stdin } from '../../stdin.ts'
 
 const guestPathMissing = fault(
   'guest_path_not_found',
@@ -69,11 +70,19 @@ const copyIn = async (
     const found = await lookGuest(client, vm)(to)
     if (!found.exists || !found.is_dir) throw targetMissing({ path: to, where: IN_GUEST })
     using progress = new Progress(`${vm}:${to}`, context.out.quiet)
-    await client.upload(
-      'vm.copy.in',
-      { params: { name: vm }, query: { path: to, owner: 'keep' } },
-      progress.count(stdin()),
-    )
+    let failure: unknown
+    const body = stdin((error) => {
+      failure = error
+    })
+    try {
+      await client.upload(
+        'vm.copy.in',
+        { params: { name: vm }, query: { path: to, owner: 'keep' } },
+        progress.count(body),
+      )
+    } catch (error) {
+      throw failure ?? error
+    }
     progress.done()
     return 0
   }

@@ -1,12 +1,17 @@
 import { command } from '../../command.ts'
 import { duration, usageInvalid } from '../../flags.ts'
 import { ENV_FLAGS, readEnv, TERMINAL_FLAGS, ttyChoice, USER_FLAGS } from '../../guest-flags.ts'
-import { chooseJoin, codeOf, stay } from '../../stay.ts'
+import { EXIT_TIMEOUT } from '../../exit.ts'
+import { beforeDeadline, chooseJoin, codeOf, stay } from '../../stay.ts'
 import { terminalSize } from '../../stdio.ts'
+
+/** How much later than the guest should have ended a command we stop waiting for the guest, ms. */
+const GUEST_LATE_MS = 1000
 
 export const exec = command({
   usage: '[FLAGS] NAME [--] COMMAND…',
   detail: `Runs a command in a running vm. When this program goes away, the command is ended.
+Nothing of stdin is read without -i, as with docker exec; on a terminal -it is what you get, but in a background job.
 Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a shell; 124 after --timeout; 125 for every fault of aerie.`,
   flags: {
     ...TERMINAL_FLAGS,
@@ -19,11 +24,14 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
   async run(context, { flags, args, rest = [] }) {
     if (rest.length === 0)
       throw usageInvalid({ reason: 'Cannot run nothing: there is no command', hint: 'aerie exec NAME -- COMMAND…' })
-    const join = chooseJoin({ ...flags, ...ttyChoice(flags) })
+    const join = await chooseJoin({ ...flags, ...ttyChoice(flags) }, context.programs)
     const env = readEnv(flags, context.env)
     const client = await context.client()
-    const exec = await client.exec(
-      { params: { name: args[0] ?? '' } },
+    const params = { name: args[0] ?? '' }
+    // The guest ends the command; the time of a guest that does not is over a little later.
+    const deadline = flags.timeout === undefined ? undefined : Date.now() + Math.max(1, flags.timeout) + GUEST_LATE_MS
+    const opening = client.exec(
+      { params },
       {
         argv: [...rest],
         tty: join.tty,
@@ -35,8 +43,23 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
         ...(flags.timeout !== undefined && { timeout_ms: Math.max(1, flags.timeout) }),
       },
     )
-    const left = await stay(exec, { ...join, detachable: false, rawTerminal: context.programs.rawTerminal })
+    const over = () => {
+      context.out.warn(`the guest did not end the command after ${(flags.timeout ?? 0) / 1000} s: nobody waits for it`)
+      return EXIT_TIMEOUT
+    }
+    const exec = await beforeDeadline(opening, deadline)
+    if (exec === undefined) return over()
+    const left = await stay(exec, {
+      ...join,
+      detachable: false,
+      timeoutMs: deadline === undefined ? undefined : Math.max(1, deadline - Date.now()),
+      probe: (signal) => client.call('vm.stat', { params, query: { path: '/' } }, { signal }),
+      warn: (text) => {
+        context.out.warn(text)
+      },
+    })
     if (left.how === 'gone') return left.exit
+    if (left.how === 'timeout') return over()
     if (left.how !== 'ended') return 0
     if (left.message !== null) context.out.warn(left.message)
     return codeOf(left)

@@ -2,6 +2,9 @@ import type { Client } from '../../../client/client.ts'
 import type { Vm } from '../../../contract/vm.ts'
 import type { VmCreate } from '../../../contract/vm-spec.ts'
 import { Fault } from '../../../lib/fault.ts'
+import { orAbort } from '../../../lib/wait.ts'
+import type { Exec } from '../../../client/exec.ts'
+import { Doing } from '../../progress.ts'
 import { newName } from '../../../lib/id.ts'
 import { command, type Context } from '../../command.ts'
 import { EXIT_INTERRUPTED, EXIT_TIMEOUT } from '../../exit.ts'
@@ -47,6 +50,18 @@ const remove = async (client: Client, name: string): Promise<void> => {
   }
 }
 
+/** The machine of a command that has ended powers off: what follows us finds the vm stopped. */
+const SETTLED_S = 15
+
+/** Waits until the row of a vm whose command has ended says so too. The command's exit code is the answer whatever comes of it. */
+const settled = async (client: Client, uid: string): Promise<void> => {
+  try {
+    await client.call('vm.wait', { params: { name: uid }, query: { for: 'stopped', timeout_s: SETTLED_S } })
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+  }
+}
+
 const detached = async (context: Context, client: Client, body: VmCreate): Promise<number> => {
   const vm = await client.call('vm.create', { body })
   await context.out.done(vm)
@@ -57,6 +72,7 @@ export const run = command({
   usage: '[FLAGS] IMAGE [--] [COMMAND…]',
   detail: `Boots a fresh microVM, runs a command in it and ends with the command's own exit code.
 Without --name the vm is deleted at the end; with --name it stays, stopped.
+Nothing of stdin is read without -i, as with docker run; on a terminal -it is what you get, but in a background job.
 Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a shell; 124 after --timeout; 125 for every fault of aerie.`,
   flags: FLAGS,
   args: { min: 1, max: 1, nouns: ['image'] },
@@ -69,16 +85,20 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
         throw usageInvalid({ reason: 'Cannot use --timeout with --detach: nobody waits for the command' })
       return detached(context, await context.client('start'), { ...base, tty: flags.tty === true, auto_remove: !keep })
     }
-    const join = chooseJoin({ ...flags, ...ttyChoice(flags) })
+    const join = await chooseJoin({ ...flags, ...ttyChoice(flags) }, context.programs)
 
     const interrupted = new AbortController()
     let interruptedBy = EXIT_INTERRUPTED
     const interrupt = (name: NodeJS.Signals, number: number) => {
+      if (interrupted.signal.aborted) process.exit(interruptedBy) // whoever asks twice does not wait for what is taken back
       interruptedBy = 128 + number
       interrupted.abort(new DOMException(name, 'AbortError'))
     }
     process.on('SIGINT', interrupt).on('SIGTERM', interrupt).on('SIGHUP', interrupt)
+    using doing = new Doing(context.out.quiet)
+    doing.say('looking for a daemon, or starting one')
     const client = await context.client('start')
+    doing.say(`booting a vm from "${base.image}"`)
     let vm: Vm
     try {
       vm = await create(
@@ -100,24 +120,31 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
         }),
       )
     }
-    const exec = await client.attach(
-      { params: { name: vm.uid } },
-      { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) },
-    )
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
-    if (interrupted.signal.aborted) {
-      exec.close()
-      return interruptedBy
+    doing.say(`starting the command in ${vm.name}`)
+    const params = { name: vm.uid }
+    const opening = client.attach({ params }, { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) })
+    let exec: Exec
+    try {
+      exec = await orAbort(opening, interrupted.signal)
+    } catch (error) {
+      if (interrupted.signal.aborted) return interruptedBy
+      throw error
     }
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
+    doing.done()
 
     const left = await stay(exec, {
       ...join,
       detachable: keep && join.tty,
       timeoutMs: flags.timeout,
-      rawTerminal: context.programs.rawTerminal,
+      probe: (signal) => client.call('vm.stat', { params, query: { path: '/' } }, { signal }),
+      warn: (text) => {
+        context.out.warn(text)
+      },
     })
     if (left.how === 'ended') {
       if (left.message !== null) context.out.warn(left.message)
+      if (keep) await settled(client, vm.uid)
       return codeOf(left)
     }
     if (left.how === 'gone') return left.exit
@@ -125,7 +152,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       context.out.note(`${vm.name} runs on; "aerie attach ${vm.name}" comes back`)
       return 0
     }
-    if (keep) await client.call('vm.stop', { params: { name: vm.uid }, body: {} })
+    if (keep) await client.call('vm.stop', { params, body: {} }, { signal: AbortSignal.timeout(REMOVE_MS) })
     context.out.note(`${vm.name} was ended after ${(flags.timeout ?? 0) / 1000} s`)
     return EXIT_TIMEOUT
   },
