@@ -3,6 +3,7 @@ import { cpus, totalmem } from 'node:os'
 import { isAbsolute, join } from 'node:path'
 import { Type, type Static } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
+import { HypervisorName } from './contract/hypervisor.ts'
 import { oneOf } from './contract/operation.ts'
 import { fault } from './lib/fault.ts'
 import { SOCKET_PATH_MAX, systemPlaces, userPlaces, type Environment } from './lib/paths.ts'
@@ -26,7 +27,7 @@ export const Settings = Type.Object(
       default: false,
       description: 'Allow an address other than the loopback without TLS',
     }),
-    hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
+    hypervisor: Type.Optional(HypervisorName),
     accelerator: oneOf('auto', 'kvm', 'tcg'),
     qemu: Type.String({ default: 'qemu-system-x86_64', description: 'The QEMU program' }),
     cpu_oversubscription: Type.Number({ default: 4, minimum: 0.1, maximum: 64 }),

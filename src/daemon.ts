@@ -4,11 +4,11 @@ import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { readConfig, type Config } from './config.ts'
 import type { Host } from './host.ts'
-import type { HypervisorDriver } from './hypervisor/driver.ts'
-import { fake } from './hypervisor/drivers/fake.ts'
-import { qemu } from './hypervisor/drivers/qemu.ts'
-import { talon } from './hypervisor/drivers/talon.ts'
-import { talonUnfit } from './hypervisor/talon-report.ts'
+import type { DriverOffer } from './hypervisor/driver.ts'
+import { fake } from './hypervisor/drivers/fake/fake.ts'
+import { qemu } from './hypervisor/drivers/qemu/qemu.ts'
+import { talon } from './hypervisor/drivers/talon/talon.ts'
+import { driverChecks, findHypervisors } from './hypervisor/hypervisors.ts'
 import { serveApi } from './http/server.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
@@ -17,15 +17,18 @@ import { ensureFolder } from './lib/folder.ts'
 import { newLog } from './lib/log.ts'
 import { Serial } from './lib/serial.ts'
 import { sleep } from './lib/wait.ts'
-import { kvmSupport } from './linux/kvm.ts'
 import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
 import { EventLog } from './store/events.ts'
 import { openStore } from './store/store.ts'
+import { doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
 import { punchConsoles } from './vm/console-size.ts'
+
+/** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
+const DRIVERS: readonly DriverOffer[] = [talon, qemu, fake]
 
 export const daemonRunning = fault(
   'daemon_running',
@@ -76,7 +79,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     events,
     images: new Images(store, events, config.state),
     kernels: new Kernels(store, events, config.state),
-    ...hypervisors(config),
+    hypervisors: findHypervisors(DRIVERS, config),
     stateId: stateId(config.state),
     queue: new Serial(),
     live: new Map(),
@@ -93,19 +96,19 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   const ending = Promise.withResolvers<void>()
   let going = false
   const api = await serveApi(host, new Tokens(store), () => going)
+  const chosen = host.hypervisors.default
   log.info(
     {
       addresses: api.addresses,
       state: config.state,
-      hypervisor: host.hypervisor.name,
-      accelerator: host.hypervisor.accelerator,
+      hypervisor: chosen.name,
+      accelerator: chosen.accelerator,
       version: VERSION,
     },
     'aerie serves',
   )
-  if (host.hypervisor.accelerator !== 'kvm') log.warn({ reason: host.hypervisor.reason }, 'guests run without KVM')
-  else if (host.hypervisor.name === 'qemu' && config.hypervisor === undefined)
-    log.warn({ reason: host.hypervisor.reason }, 'guests run on QEMU')
+  if (chosen.accelerator !== 'kvm') log.warn({ reason: chosen.reason }, 'guests run without KVM')
+  else if (chosen.insteadOf !== undefined) log.warn({ reason: chosen.reason }, `guests run on ${chosen.name}`)
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const)
     process.on(signal, () => {
       ending.resolve()
@@ -173,37 +176,5 @@ const stateId = (state: string): string => {
   return readFileSync(path, 'utf8').trim()
 }
 
-const hypervisors = (config: Config): Pick<Host, 'drivers' | 'lacking' | 'hypervisor'> => {
-  const support = kvmSupport()
-  const accelerator =
-    config.accelerator === 'auto' ? (support.usable ? ('kvm' as const) : ('tcg' as const)) : config.accelerator
-  const drivers = new Map<string, HypervisorDriver>()
-  const lacking = new Map<string, string>()
-  const program = Bun.which(config.qemu)
-  if (program) drivers.set('qemu', qemu({ program, accelerator }))
-  else lacking.set('qemu', `"${config.qemu}" is not installed`)
-  if (accelerator === 'kvm' && support.usable) drivers.set('talon', talon())
-  else
-    lacking.set(
-      'talon',
-      support.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${support.reason}`,
-    )
-  if (config.hypervisor === 'fake') drivers.set('fake', fake())
-  // One that cannot be jailed is no default, but its machines of before are adopted.
-  const unfit = drivers.has('talon') && config.hypervisor === undefined && program !== null ? talonUnfit() : undefined
-  const name = config.hypervisor ?? (drivers.has('talon') && unfit === undefined ? 'talon' : 'qemu')
-  const lack = lacking.get(name)
-  if (name === 'fake')
-    return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: 'the fake driver runs no guest' } }
-  if (lack !== undefined) return { drivers, lacking, hypervisor: { name, accelerator: 'none', reason: lack } }
-  const reason = config.accelerator === 'auto' ? support.reason : `the configuration says ${accelerator}`
-  return {
-    drivers,
-    lacking,
-    hypervisor: {
-      name,
-      accelerator,
-      reason: unfit === undefined ? reason : `${reason}; QEMU in place of talon: ${unfit}`,
-    },
-  }
-}
+/** What this host can do, for a command line that needs no daemon. */
+export const examine = () => doctor(driverChecks(DRIVERS))

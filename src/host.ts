@@ -1,5 +1,5 @@
 import type { Config } from './config.ts'
-import type { HypervisorDriver } from './hypervisor/driver.ts'
+import type { Hypervisors } from './hypervisor/hypervisors.ts'
 import type { Images } from './image/images.ts'
 import type { Kernels } from './kernel/kernels.ts'
 import type { Log } from './lib/log.ts'
@@ -16,11 +16,7 @@ export interface Host {
   readonly events: EventLog
   readonly images: Images
   readonly kernels: Kernels
-  /** The drivers that this host can run, by name. */
-  readonly drivers: ReadonlyMap<string, HypervisorDriver>
-  /** Why this host cannot run others, where there is a reason. */
-  readonly lacking?: ReadonlyMap<string, string>
-  readonly hypervisor: DefaultHypervisor
+  readonly hypervisors: Hypervisors
   /** Names this state folder in the environment of every process that belongs to it. */
   readonly stateId: string
   /** Effects of one vm run in one queue, by uid. */
@@ -33,10 +29,4 @@ export interface Host {
   readonly startedAt: number
   /** For crash tests: ends the daemon here if the configuration says so. */
   readonly step: (name: string) => void
-}
-
-export interface DefaultHypervisor {
-  readonly name: 'qemu' | 'talon' | 'fake'
-  readonly accelerator: 'kvm' | 'tcg' | 'none'
-  readonly reason: string
 }

@@ -19,7 +19,7 @@ if (argv.length === 2 && first === 'version' && second === '--short') {
   process.exit(0)
 }
 if (first === 'fake-machine') {
-  const { run } = await import('./hypervisor/drivers/fake-machine.ts')
+  const { run } = await import('./hypervisor/drivers/fake/guest.ts')
   process.exit(await run(argv.slice(1)))
 }
 
@@ -32,6 +32,6 @@ process.exit(
     licenses: async () => (await import('./system/seeds.ts')).licenses(),
     terminal: async () => (await import('./linux/terminal.ts')).openTerminal(0),
     contents: async () => (await import('./system/seeds.ts')).seedContents(),
-    doctor: async () => (await import('./system/doctor.ts')).doctor(),
+    doctor: async () => (await import('./daemon.ts')).examine(),
   }),
 )

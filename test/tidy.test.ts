@@ -1,7 +1,8 @@
 import { expect, test } from 'bun:test'
 import { Glob } from 'bun'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize, relative } from 'node:path'
+import { HypervisorName } from '../src/contract/hypervisor.ts'
 
 /*
  * The rules of the tree (style.md, "The tree"; design.md, "Layout"), read off the sources. A rule that no program checks is a wish.
@@ -173,6 +174,31 @@ test('a concrete driver is named by the composition root alone', () => {
 
   expect(ours.filter((one) => isDriver(one.target)).length).toBeGreaterThan(2)
   expect(wrong.map(say)).toEqual([])
+})
+
+test('a driver is a folder, known by name to the composition root and the one union of names alone', () => {
+  const names = HypervisorName.anyOf.map((one) => one.const)
+  const folders = readdirSync(join(SRC, 'hypervisor/drivers'), { withFileTypes: true }).filter((one) =>
+    one.isDirectory(),
+  )
+  const quoted = new RegExp(`(['"\`])(${names.join('|')})\\1`, 'i')
+  const mayName = (file: string) =>
+    file === 'daemon.ts' || file === 'contract/hypervisor.ts' || file.startsWith('hypervisor/drivers/')
+  const own = new RegExp(`^hypervisor/drivers/(${names.join('|')})/`)
+  const nameOf = (file: string) => own.exec(file)?.[1]
+
+  expect(folders.map((one) => one.name).sort()).toEqual([...names].sort())
+  expect(places(quoted, (file) => mayName(file)).length).toBeGreaterThan(names.length)
+  expect(places(quoted, (file) => !mayName(file))).toEqual([])
+  expect(
+    ours
+      .filter((one) => {
+        const to = nameOf(one.target)
+        const isMain = one.target === `hypervisor/drivers/${to}/${to}.ts`
+        return to !== undefined && to !== nameOf(one.file) && !isMain && one.file !== 'main.ts'
+      })
+      .map(say),
+  ).toEqual([])
 })
 
 test('the command line and the dashboard know the contract and the client, and nothing of a daemon', () => {

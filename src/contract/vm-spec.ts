@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { HypervisorName } from './hypervisor.ts'
 import { Argv, Env, GuestPath, GuestUser } from './guest.ts'
 import { oneOf } from './operation.ts'
 
@@ -80,7 +81,7 @@ export const VmCreate = Type.Object(
         description: 'Appended to the kernel command line',
       }),
     ),
-    hypervisor: Type.Optional(oneOf('qemu', 'talon', 'fake')),
+    hypervisor: Type.Optional(HypervisorName),
     forkable: Type.Optional(
       Type.Boolean({
         default: false,
@@ -119,7 +120,7 @@ export interface VmSpec {
   readonly user?: string
   readonly port?: number
   readonly kernel?: string
-  readonly hypervisor?: 'qemu' | 'talon' | 'fake'
+  readonly hypervisor?: HypervisorName
   readonly plugin?: string
   readonly runtime?: string
 }

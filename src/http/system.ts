@@ -31,7 +31,7 @@ export const systemRoutes = (host: Host, tokens: Tokens) => {
     .get(op['system.status'].path, ok)
     .get(op['system.info'].path, () => json(info(host)))
     .get(op['system.summary'].path, () => json(summary(host)))
-    .get(op['system.doctor'].path, async () => json(await doctor(host.config)))
+    .get(op['system.doctor'].path, async () => json(await doctor(host.hypervisors.checks, host.config)))
     .get('/openapi', () => new Response(document, { headers: { 'content-type': 'application/json' } }))
     .get(op['events'].path, events('all'), hook(op['events']))
     .get(op['events.vms'].path, events('vms'), hook(op['events.vms']))

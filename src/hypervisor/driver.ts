@@ -1,4 +1,8 @@
 import type { Duplex } from 'node:stream'
+import type { Config } from '../config.ts'
+import type { HypervisorName } from '../contract/hypervisor.ts'
+import type { Check } from '../contract/system.ts'
+import type { KvmSupport } from '../linux/kvm.ts'
 
 /*
  * The life of a machine
@@ -31,6 +35,9 @@ export interface DiskSpec {
   readonly serial: string
 }
 
+/** Where a guest's network card leads: `user` is the VMM's own network, through the host's sockets. */
+export type NicKind = 'user'
+
 /** Who a machine runs as, and the limits that its cgroup holds it to; absent for a daemon without root. */
 export interface JailSpec {
   readonly uid: number
@@ -50,7 +57,7 @@ export interface MachineSpec {
   readonly vcpus: number
   readonly memoryMib: number
   readonly disks: readonly DiskSpec[]
-  readonly nic: { readonly kind: 'user'; readonly mac: string } | undefined
+  readonly nic: { readonly kind: NicKind; readonly mac: string } | undefined
   /** 3 or more: virtio 1.2, section 5.10.4. */
   readonly cid: number
   /** Takes the serial console; made by the caller, appended to by the VMM. */
@@ -124,7 +131,11 @@ export interface Machine {
 }
 
 export interface HypervisorDriver {
-  readonly name: 'qemu' | 'talon' | 'fake'
+  readonly name: HypervisorName
+  /** The kinds of network card that it can give a guest. */
+  readonly nics: readonly NicKind[]
+  /** Its machines run nothing of a guest's, so no cgroup holds them. Absent: every process of a machine joins `MachineSpec.cgroups`. */
+  readonly unlimited?: true
   /** What `MachineSpec.kernel` must be; absent: a bzImage or a vmlinux. */
   readonly boots?: 'vmlinux'
   /** @throws `hypervisor_unavailable`, `machine_failed` */
@@ -137,4 +148,35 @@ export interface HypervisorDriver {
   restore?(spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine>
   /** A machine that outlived the daemon; undefined where it is gone. */
   adopt(identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined>
+}
+
+/** What a driver is offered of the host when it is asked whether it can run there. */
+export interface Ground {
+  readonly config: Config
+  readonly kvm: KvmSupport
+  /** What guests shall run on: the configuration's word, or what the host has. */
+  readonly accelerator: 'kvm' | 'tcg'
+}
+
+export interface Accelerator {
+  readonly accelerator: 'kvm' | 'tcg' | 'none'
+  /** One sentence for people: why this one. */
+  readonly reason: string
+}
+
+/** What a driver answers: itself, or why this host cannot run it. Nothing: it is not to be spoken of here. */
+export type Found = { readonly driver: HypervisorDriver } | { readonly lacks: string } | undefined
+
+/** One line of `daemon.ts`: a driver before the host was asked whether it can run there. */
+export interface DriverOffer {
+  readonly name: HypervisorName
+  /** Never the default: used where it was asked for by name. */
+  readonly onRequest?: true
+  /** What its guests run on, where that is not the ground's. */
+  readonly accelerator?: Accelerator
+  find(ground: Ground): Found
+  /** Why it should not be the default though it is there; asked only where another driver could be. */
+  unfit?(): string | undefined
+  /** What `aerie doctor` says of it. `another` is whether some other driver can run guests here. */
+  check?(ground: Ground, another: boolean): readonly Check[] | Promise<readonly Check[]>
 }

@@ -13,7 +13,7 @@ import { dirname, join } from 'node:path'
 import type { Config } from '../config.ts'
 import { readConfig } from '../config.ts'
 import type { Check, Doctor } from '../contract/system.ts'
-import { talonReport } from '../hypervisor/talon-report.ts'
+import type { DriverChecks } from '../hypervisor/hypervisors.ts'
 import { sayBytes } from '../lib/bytes.ts'
 import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
@@ -45,79 +45,6 @@ const kernel = (): Check => {
   return major > 5 || (major === 5 && minor >= 10)
     ? check('linux', 'ok', `Linux ${release}`)
     : check('linux', 'fail', `Linux ${release} is older than 5.10`, 'Run a newer kernel')
-}
-
-/** What talon's jail can enforce here, by its own word. */
-const talon = (config: Config): Check => {
-  const report = talonReport()
-  if (!report)
-    return check(
-      'talon',
-      'fail',
-      'the embedded talon does not run',
-      'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`',
-    )
-  const { landlock_abi: abi, seccomp_kill_process: seccomp, user_namespaces: namespaces } = report.jail
-  const missing = [
-    ...(namespaces ? [] : ['user namespaces']),
-    ...(seccomp ? [] : ['seccomp']),
-    ...(abi > 0 ? [] : ['Landlock']),
-  ]
-  const huge = `huge pages: ${report.memory.transparent_hugepages ?? 'none'}`
-  if (missing.length === 0) return check('talon', 'ok', `its jail has namespaces, seccomp and Landlock ${abi}; ${huge}`)
-  return check(
-    'talon',
-    (namespaces && seccomp) || !kvmSupport().usable || Bun.which(config.qemu) ? 'warn' : 'fail',
-    `its jail lacks ${missing.join(', ')}; ${huge}`,
-    namespaces
-      ? 'Run a kernel with Landlock, 5.13 or newer'
-      : 'QEMU runs guests meanwhile; `sysctl user.max_user_namespaces` must not be 0',
-  )
-}
-
-const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
-
-/** Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it boots, not 550. */
-const sharedMemory = (): Check => {
-  let said: string
-  try {
-    said = readFileSync(SHMEM, 'utf8')
-  } catch {
-    return check(
-      'shared-memory',
-      'warn',
-      'this kernel has no large pages for shared memory: vms created with --forkable boot slower',
-    )
-  }
-  const mode = /\[(\w+)\]/.exec(said)?.[1] ?? said.trim()
-  return mode === 'never' || mode === 'deny'
-    ? check(
-        'shared-memory',
-        'warn',
-        `shared memory comes in small pages (${mode}): vms created with --forkable boot slower`,
-        `echo advise > ${SHMEM}`,
-      )
-    : check('shared-memory', 'ok', `shared memory may come in large pages (${mode})`)
-}
-
-const qemu = (config: Config): Check => {
-  const found = Bun.which(config.qemu)
-  if (!found && kvmSupport().usable)
-    return check('qemu', 'warn', `"${config.qemu}" is not on the PATH: talon runs guests, but none with --network user`)
-  if (!found)
-    return check(
-      'qemu',
-      'fail',
-      `"${config.qemu}" is not on the PATH`,
-      'apt-get install --no-install-recommends qemu-system-x86',
-    )
-  const said = Bun.spawnSync([found, '--version']).stdout.toString()
-  const version = /version (\d+)\.(\d+)/.exec(said)
-  if (!version) return check('qemu', 'fail', `${found} does not say its version`)
-  const major = Number(version[1])
-  return major >= 7
-    ? check('qemu', 'ok', `${found} ${version[1]}.${version[2]}`)
-    : check('qemu', 'fail', `${found} ${version[1]}.${version[2]} is older than 7.0`, 'Install a newer QEMU')
 }
 
 /** The nearest folder that exists: the state folder itself may come with the first start. */
@@ -215,14 +142,13 @@ const port = async (config: Config): Promise<Check[]> => {
 
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (
+  drivers: DriverChecks,
   config: Config = readConfig({}, process.env, process.getuid?.() ?? 0),
 ): Promise<Doctor> => {
   const checks = [
     kernel(),
     kvm(),
-    talon(config),
-    sharedMemory(),
-    qemu(config),
+    ...(await drivers(config)),
     cgroups(),
     writable(config),
     disk(config),

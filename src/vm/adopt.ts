@@ -138,7 +138,7 @@ const later = (host: Host, row: VmRow, work: () => Promise<unknown>): void => {
 
 /** The machine of a row, if it is still there: its session listens, its end is watched. */
 const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
-  const driver = host.drivers.get(row.hypervisor)
+  const driver = host.hypervisors.get(row.hypervisor)
   if (!row.machine || !driver) return undefined
   const machine = await driver.adopt(row.machine, AbortSignal.timeout(PROBE_MS))
   if (!machine) return undefined

@@ -1,6 +1,5 @@
 import type { Host } from '../host.ts'
 import type { End, HypervisorDriver, Machine, MachineSpec } from '../hypervisor/driver.ts'
-import { hypervisorUnavailable } from '../hypervisor/errors.ts'
 import { guestSilent } from '../guest/errors.ts'
 import type { AgentEvent } from '../guest/messages.ts'
 import { GuestSession, hashSecret, type SessionOwner } from '../guest/session.ts'
@@ -178,10 +177,9 @@ const sayEnd = (end: End): string =>
  * @throws `vm_start_failed`, `hypervisor_unavailable`
  */
 export const boot = async (host: Host, row: VmRow): Promise<void> => {
-  const driver = host.drivers.get(row.hypervisor)
   let live: LiveVm | undefined
   try {
-    if (!driver) throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'this host has no such driver' })
+    const driver = host.hypervisors.need(row.hypervisor)
     live = await listen(host, row)
     live.log.restart()
     const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)

@@ -14,7 +14,7 @@ const nameOf = (host: Host, uid: string): string => `${host.stateId}-${uid}`
 
 /** The groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
 export const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
-  if (row.hypervisor === 'fake' || !host.config.jail) return []
+  if (host.hypervisors.get(row.hypervisor)?.unlimited || !host.config.jail) return []
   const { folders, ignored } = makeCgroup(nameOf(host, row.uid), {
     memoryMaxBytes: (row.memoryMb + OVERHEAD_MIB) * 2 ** 20,
     cpuWeight: Math.min(10_000, row.cpuCores * 100),
@@ -31,7 +31,7 @@ export const removeCgroups = async (
   row: VmRow | undefined,
   keep: ReadonlySet<string> = new Set(),
 ): Promise<void> => {
-  if (row?.hypervisor === 'fake') return
+  if (row && host.hypervisors.get(row.hypervisor)?.unlimited) return
   const own = `${host.stateId}-`
   const names = row
     ? [nameOf(host, row.uid)]

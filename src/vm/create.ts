@@ -5,7 +5,6 @@ import { Value } from '@sinclair/typebox/value'
 import type { Vm } from '../contract/vm.ts'
 import { VmCreate, type VmSpec } from '../contract/vm-spec.ts'
 import type { Host } from '../host.ts'
-import { hypervisorUnavailable } from '../hypervisor/errors.ts'
 import { diskExhausted, requestInvalid } from '../image/archive.ts'
 import { Fault, type FaultKind } from '../lib/fault.ts'
 import { hasCode } from '../linux/errno.ts'
@@ -100,10 +99,8 @@ export const making = async (host: Host, row: VmRow, work: () => Promise<void>):
 const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   const { name, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
   const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-  const hypervisor = spec.hypervisor ?? defaultFor(host, spec)
-  if (!host.drivers.has(hypervisor)) {
-    throw hypervisorUnavailable({ hypervisor, reason: host.lacking?.get(hypervisor) ?? 'this host has no such driver' })
-  }
+  const hypervisor = spec.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
+  host.hypervisors.need(hypervisor)
   return reserving(host, [name], (tx, [identity]) => {
     if (!identity) throw new Error('no identity for a vm')
     const image = host.images.resolve(spec.image, tx)
@@ -138,11 +135,8 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   })
 }
 
-/** QEMU where the default has no network of the kind that is wanted. */
-const defaultFor = (host: Host, spec: VmSpec): string =>
-  host.hypervisor.name === 'talon' && spec.network.mode === 'user' && host.drivers.has('qemu')
-    ? 'qemu'
-    : host.hypervisor.name
+/** The kind of network card that the vm's network asks for. */
+const nicOf = (spec: VmSpec) => (spec.network.mode === 'user' ? spec.network.mode : undefined)
 
 const prepare = (host: Host, row: VmRow): void => {
   makeFolder(host, row)

@@ -68,12 +68,9 @@ export interface Woken {
 
 /** A paused machine of what was saved, in the row and watched. What fails is taken back, the row's state is the caller's. */
 export const wake = async (host: Host, row: VmRow, saved: Saved): Promise<Woken> => {
-  const driver = host.drivers.get(row.hypervisor)
-  if (!driver?.restore)
-    throw hypervisorUnavailable({
-      hypervisor: row.hypervisor,
-      reason: driver ? 'it cannot restore a machine here' : 'this host has no such driver',
-    })
+  const driver = host.hypervisors.need(row.hypervisor)
+  if (!driver.restore)
+    throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'it cannot restore a machine here' })
   let live: LiveVm | undefined
   try {
     live = await listen(host, row)

@@ -37,7 +37,7 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
     const machine = live?.machine
     if ((row.state !== 'running' && row.state !== 'paused') || !machine)
       throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
-    if (!machine.snapshot || !host.drivers.get(row.hypervisor)?.restore)
+    if (!machine.snapshot || !host.hypervisors.get(row.hypervisor)?.restore)
       throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
     const { folder, overlay } = places(host.config, row)
     const runs = row.state === 'running'

@@ -61,7 +61,7 @@ const ofMachine = async (
   target: Target,
   session: Change,
 ): Promise<Template> => {
-  if (target !== 'stopped' && (!machine.snapshot || !host.drivers.get(source.hypervisor)?.restore))
+  if (target !== 'stopped' && (!machine.snapshot || !host.hypervisors.get(source.hypervisor)?.restore))
     throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
   const runs = source.state === 'running'
   if (!runs) return await ofHeld(host, source, machine, clones, target, session)

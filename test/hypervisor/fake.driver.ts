@@ -1,3 +1,1 @@
-import { fake } from '../../src/hypervisor/drivers/fake.ts'
-
-export default fake()
+export { driver as default } from '../../src/hypervisor/drivers/fake/fake.ts'

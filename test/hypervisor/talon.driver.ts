@@ -1,3 +1,1 @@
-import { talon } from '../../src/hypervisor/drivers/talon.ts'
-
-export default talon()
+export { driver as default } from '../../src/hypervisor/drivers/talon/talon.ts'

@@ -4,6 +4,7 @@ import { Value } from '@sinclair/typebox/value'
 import { readConfig } from '../../src/config.ts'
 import { VmCreate, type VmSpec } from '../../src/contract/vm-spec.ts'
 import type { Host } from '../../src/host.ts'
+import { Hypervisors } from '../../src/hypervisor/hypervisors.ts'
 import { Images } from '../../src/image/images.ts'
 import { Kernels } from '../../src/kernel/kernels.ts'
 import { newLog } from '../../src/lib/log.ts'
@@ -51,8 +52,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     events,
     images: new Images(store, events, config.state),
     kernels: new Kernels(store, events, config.state),
-    drivers: new Map(),
-    hypervisor: { name: 'fake', accelerator: 'none', reason: 'a test' },
+    hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
     stateId: '0'.repeat(16),
     queue: new Serial(),
     live: new Map(),

@@ -1,34 +1,24 @@
 import { closeSync, constants as open_, fstatSync, openSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
-import { Type, type Static } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { deferred, sleep } from '../../lib/wait.ts'
-import { embedded } from '../../linux/embedded.ts'
-import { closeFd } from '../../linux/fd.ts'
-import { memfdEmpty, memfdSealed } from '../../linux/memfd.ts'
-import { pidfdSignal, sayExit, type Exit } from '../../linux/pidfd.ts'
-import { bootId } from '../../linux/proc.ts'
-import { unixListen } from '../../linux/socket.ts'
-import { launch, launchedBefore, type Launched } from '../../linux/spawn.ts'
-import { WingError, wingErrorOf } from '../../linux/wing.ts'
-import { lastBytes, panicIn } from '../console-log.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
-import { hypervisorUnavailable, machineFailed } from '../errors.ts'
-import { connectVsock } from '../vsock.ts'
-import { endProcesses } from './end-processes.ts'
-import { Forked, VerbRefused, VmmApi, type VmEvent } from './talon-api.ts'
+import { embedded } from '../../../linux/embedded.ts'
+import { closeFd } from '../../../linux/fd.ts'
+import { memfdEmpty, memfdSealed } from '../../../linux/memfd.ts'
+import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
+import { bootId } from '../../../linux/proc.ts'
+import { unixListen } from '../../../linux/socket.ts'
+import { launch, launchedBefore, type Launched } from '../../../linux/spawn.ts'
+import { WingError, wingErrorOf } from '../../../linux/wing.ts'
+import { lastBytes } from '../../console-log.ts'
+import type { Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
+import { VmmApi } from './api.ts'
+import { ConsoleNote, TalonMachine } from './machine.ts'
 
 const SIGKILL = constants.signals.SIGKILL
-/** How long one request waits for an event; below what talon allows. */
-const WAIT_MS = 50_000
-/** Between two requests where one told nothing new before its time: a talon that its guest has taken over must not keep us busy. */
-const CALM_MS = 500
 /** What reading kernel and initramfs may take, from a disk that is slow. */
 const BUILD_MS = 60_000
-/** What the end of a process waits for an event that came over the socket before it. */
-const LAST_WORD_MS = 1000
-const CONSOLE_TAIL = 65_536
 
 /** What talon inherits, by its own number. */
 const FD = {
@@ -48,24 +38,6 @@ const FD = {
 /** Of the memory file, in /proc/PID/fd: the daemon that adopts knows it by this. */
 const RAM = 'aerie-ram'
 const CONSOLE_NOTE = 'console.json'
-
-/** Beside the sockets, for the daemon that adopts: where this boot's console begins. talon sees the file and may not read it. */
-const ConsoleNote = Type.Object({ log: Type.String(), from: Type.Integer({ minimum: 0 }) })
-type ConsoleNote = Static<typeof ConsoleNote>
-
-/**
- * talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing launch`, the empty root, Landlock and seccomp
- * are its own; every file is an inherited descriptor, and the folder with the vsock sockets is all that it sees.
- *
- * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
- */
-export const talon = (): HypervisorDriver => ({
-  name: 'talon',
-  boots: 'vmlinux',
-  adopt,
-  start: (spec, signal) => run(spec, undefined, signal),
-  restore: (spec, from, signal) => run(spec, from, signal),
-})
 
 /** In whole huge pages. */
 const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 2 ** 21
@@ -100,7 +72,8 @@ const launchOf = (spec: MachineSpec, from: Saved | undefined): unknown =>
     ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, false) } }
     : configOf(spec, spec.forkable)
 
-const run = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
+/** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
+export const start = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
   if (spec.nic)
     throw hypervisorUnavailable({
       hypervisor: 'talon',
@@ -242,7 +215,7 @@ const lastWords = (log: string, from: number): string | undefined => {
   return words === '' ? undefined : words.slice(0, 1000)
 }
 
-const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
+export const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
   const running = identity.bootId === bootId() ? launchedBefore(identity.process) : undefined
   if (!running) return Promise.resolve(undefined)
   return Promise.resolve(
@@ -266,172 +239,5 @@ const noteIn = (folder: string): ConsoleNote | undefined => {
     return Value.Check(ConsoleNote, note) ? note : undefined
   } catch {
     return undefined
-  }
-}
-
-class TalonMachine implements Machine {
-  readonly identity: MachineIdentity
-  readonly consoleSocket: string
-  readonly #process: Launched
-  readonly #api: VmmApi
-  readonly #note: ConsoleNote | undefined
-  readonly #ended = deferred<End>()
-  /** Aborted when there is nobody to ask any more. */
-  readonly #over = new AbortController()
-  readonly #lastWords: () => string | undefined
-  /** Its memory, until it has been frozen or the machine has ended. */
-  #ram: number | undefined
-  #isEnded = false
-  #killed: Promise<void> | undefined
-
-  constructor(
-    identity: MachineIdentity,
-    process: Launched,
-    note: ConsoleNote | undefined,
-    ram: number | undefined,
-    lastWords: () => string | undefined,
-  ) {
-    this.identity = identity
-    this.consoleSocket = join(identity.folder, 'console.sock')
-    this.#process = process
-    this.#api = new VmmApi(join(identity.folder, 'api.sock'))
-    this.#note = note
-    this.#ram = ram
-    this.#lastWords = lastWords
-    const heard = this.#follow()
-    void process.exited.then(async (exit) => {
-      await Promise.race([heard, sleep(LAST_WORD_MS)])
-      this.#over.abort()
-      this.#closeRam()
-      this.#end(this.#ofExit(exit))
-    })
-  }
-
-  get ended(): Promise<End> {
-    return this.#ended.promise
-  }
-
-  #end(end: End): void {
-    this.#isEnded = true
-    this.#ended.resolve(end)
-  }
-
-  /** Hears every event from the first one on, also those from before an adoption, until one is the end or the process has gone. */
-  async #follow(): Promise<void> {
-    const signal = this.#over.signal
-    let gone = false
-    void this.#process.exited.then(() => {
-      gone = true
-    })
-    for (let after = 0; !this.#isEnded && !signal.aborted; ) {
-      const asked = Date.now()
-      const before = after
-      try {
-        const { events, last } = await this.#api.events(after, WAIT_MS, signal)
-        for (const event of events) this.#hear(event)
-        after = Math.max(after, last)
-      } catch {
-        if (gone) return
-      }
-      if (after === before && Date.now() - asked < WAIT_MS) await sleep(CALM_MS, signal)
-    }
-  }
-
-  #hear({ source, event }: VmEvent): void {
-    if (source !== 'vm') return
-    if (event === 'panic') this.#end({ reason: 'panic', code: null, message: this.#panic() ?? '' })
-    else if (event === 'shutdown') this.#end({ reason: 'poweroff', code: null, message: '' })
-    else if (event === 'reset') {
-      // A guest without the driver of pvpanic resets when it panics, and only its console tells.
-      const panic = this.#panic()
-      this.#end(
-        panic === undefined
-          ? { reason: 'reboot', code: null, message: '' }
-          : { reason: 'panic', code: null, message: panic },
-      )
-    }
-  }
-
-  #panic(): string | undefined {
-    if (!this.#note) return undefined
-    try {
-      return panicIn(lastBytes(this.#note.log, CONSOLE_TAIL, this.#note.from))
-    } catch {
-      return undefined
-    }
-  }
-
-  #ofExit(exit: Exit): End {
-    if (exit.code !== null)
-      return { reason: 'failed', code: exit.code, message: this.#lastWords() ?? `talon ended with code ${exit.code}` }
-    if (exit.signal === null) return { reason: 'gone', code: null, message: 'talon has gone' }
-    return {
-      reason: exit.signal === SIGKILL ? 'killed' : 'failed',
-      code: null,
-      message: [`talon was killed by signal ${exit.signal}`, this.#lastWords() ?? []].flat().join(': '),
-    }
-  }
-
-  connect(port: number, signal: AbortSignal) {
-    return connectVsock(join(this.identity.folder, 'vsock'), port, signal)
-  }
-  pause(signal: AbortSignal): Promise<void> {
-    return this.#become('paused', 'vm.pause', signal)
-  }
-  resume(signal: AbortSignal): Promise<void> {
-    return this.#become('running', 'vm.resume', signal)
-  }
-  powerButton(signal: AbortSignal): Promise<void> {
-    return this.#api.put('vm.power-button', signal)
-  }
-
-  async snapshot(into: Saved, signal: AbortSignal): Promise<void> {
-    await this.#api.putFds('vm.snapshot', Type.Unknown(), [into.state, into.memory], signal)
-  }
-
-  async fork(into: Saved, signal: AbortSignal): Promise<Saved> {
-    const ram = this.#ram
-    if (ram === undefined) {
-      await this.snapshot(into, signal)
-      return into
-    }
-    const { memory } = await this.#api.putFds('vm.fork', Forked, [into.state, into.memory], signal)
-    if (memory === 'copy') return into
-    // Sealed, and the machine stands on a private view of it: it can be frozen once.
-    this.#ram = undefined
-    closeSync(into.memory)
-    return { state: into.state, memory: ram }
-  }
-
-  #closeRam(): void {
-    if (this.#ram !== undefined) closeSync(this.#ram)
-    this.#ram = undefined
-  }
-
-  /** talon refuses what is so already; here that is no error. */
-  async #become(state: 'running' | 'paused', verb: 'vm.pause' | 'vm.resume', signal: AbortSignal): Promise<void> {
-    try {
-      await this.#api.put(verb, signal)
-    } catch (error) {
-      if (!(error instanceof VerbRefused) || (await this.state(signal)) !== state) throw error
-    }
-  }
-
-  async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> {
-    if (this.#isEnded) return 'ended'
-    const { state } = await this.#api.info(signal)
-    return state === 'Running' ? 'running' : state === 'Paused' ? 'paused' : 'ended'
-  }
-
-  kill(): Promise<void> {
-    return (this.#killed ??= this.#kill())
-  }
-
-  async #kill(): Promise<void> {
-    try {
-      await endProcesses('talon', [this.#process])
-    } finally {
-      this.#over.abort()
-    }
   }
 }

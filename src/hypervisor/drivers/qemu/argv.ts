@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
-import type { MachineSpec } from '../driver.ts'
-import { VSOCK_PLUG, VSOCK_PORT } from './qemu-vsock.ts'
+import type { MachineSpec } from '../../driver.ts'
+import { VSOCK_PLUG, VSOCK_PORT } from './vsock-device.ts'
 
 export interface QemuOptions {
   /** Absolute path of the program. */
@@ -73,7 +73,7 @@ export const layoutOf = (options: QemuOptions): string =>
     .digest('hex')
     .slice(0, 16)
 
-/** Of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`qemu-vsock.ts`). */
+/** Of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`). */
 export const argv = (
   options: QemuOptions,
   spec: MachineSpec,

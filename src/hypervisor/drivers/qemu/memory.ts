@@ -1,6 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readdirSync, readlinkSync, statSync } from 'node:fs'
-import { nextData, nextHole } from '../../linux/file.ts'
-import { readInto, writeWhole } from '../../linux/positional.ts'
+import { nextData, nextHole } from '../../../linux/file.ts'
+import { readInto, writeWhole } from '../../../linux/positional.ts'
 
 /** What QEMU calls the memory file of `memory-backend-memfd`. */
 const NAME = '/memfd:memory-backend-memfd (deleted)'

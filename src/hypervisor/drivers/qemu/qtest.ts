@@ -1,5 +1,5 @@
 import { connect, type Socket } from 'node:net'
-import { deferred, orAbort, type Deferred } from '../../lib/wait.ts'
+import { deferred, orAbort, type Deferred } from '../../../lib/wait.ts'
 
 /** Of one answer: a VMM that a guest has taken over could send anything. */
 const LINE_MAX = 65_536

@@ -1,42 +1,26 @@
 import { closeSync, constants as open_, fchownSync, fstatSync, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
-import { embedded } from '../../linux/embedded.ts'
-import { closeFd } from '../../linux/fd.ts'
-import { MARK } from '../../linux/marked.ts'
-import { bootId } from '../../linux/proc.ts'
-import { pidfdSignal, sayExit } from '../../linux/pidfd.ts'
-import { socketPair, unixListen } from '../../linux/socket.ts'
-import { launch, launchedBefore, type Launched, type LaunchSpec } from '../../linux/spawn.ts'
-import { deferred, orAbort } from '../../lib/wait.ts'
-import { lastBytes } from '../console-log.ts'
-import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
-import { hypervisorUnavailable, machineFailed } from '../errors.ts'
-import { argv, FD, type QemuOptions } from './qemu-argv.ts'
-import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './qemu-machine.ts'
-import { copyMemory, openMemory } from './qemu-memory.ts'
-import { qemuVersion, readState, shapeOf, type Trailer } from './qemu-saved.ts'
-import { tellReset } from './qemu-vsock.ts'
+import { embedded } from '../../../linux/embedded.ts'
+import { closeFd } from '../../../linux/fd.ts'
+import { MARK } from '../../../linux/marked.ts'
+import { bootId } from '../../../linux/proc.ts'
+import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
+import { socketPair, unixListen } from '../../../linux/socket.ts'
+import { launch, launchedBefore, type Launched, type LaunchSpec } from '../../../linux/spawn.ts'
+import { deferred, orAbort } from '../../../lib/wait.ts'
+import { lastBytes } from '../../console-log.ts'
+import type { Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
+import { argv, FD, type QemuOptions } from './argv.ts'
+import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './machine.ts'
+import { copyMemory, openMemory } from './memory.ts'
+import { qemuVersion, readState, shapeOf, type Trailer } from './saved.ts'
+import { tellReset } from './vsock-device.ts'
 import { Qmp } from './qmp.ts'
 import { Qtest } from './qtest.ts'
 
-export type { QemuOptions } from './qemu-argv.ts'
-
 const SIGKILL = constants.signals.SIGKILL
-
-/**
- * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend, every file an
- * inherited descriptor: no folder of ours need be open to the user that it runs as.
- *
- * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later; `-no-reboot`: a reboot
- * ends the machine too. A panic arrives as a reset, and the console tells the two apart.
- */
-export const qemu = (options: QemuOptions): HypervisorDriver => ({
-  name: 'qemu',
-  start: (spec, signal) => boot(options, spec, undefined, signal),
-  restore: (spec, from, signal) => boot(options, spec, from, signal),
-  adopt,
-})
 
 /** What both processes of a machine have in common. */
 const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> => ({
@@ -49,7 +33,8 @@ const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> =
   ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: spec.jail.groups } : {}),
 })
 
-const boot = async (
+/** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
+export const start = async (
   options: QemuOptions,
   spec: MachineSpec,
   from: Saved | undefined,
@@ -221,7 +206,7 @@ const load = async (
   }
 }
 
-const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
+export const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
   if (identity.bootId !== bootId()) return undefined
   const main = launchedBefore(identity.process)
   if (!main) return undefined

@@ -1,8 +1,8 @@
 import { connect } from 'node:net'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { orAbort } from '../../lib/wait.ts'
-import { sendFds } from '../../linux/socket.ts'
+import { orAbort } from '../../../lib/wait.ts'
+import { sendFds } from '../../../linux/socket.ts'
 
 export interface RawAnswer {
   readonly status: number

@@ -2,11 +2,11 @@ import { createHash } from 'node:crypto'
 import { fstatSync, statSync } from 'node:fs'
 import { Type, type Static } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import type { MachineSpec, Saved } from '../driver.ts'
-import { cpuFlags } from '../../linux/proc.ts'
-import { fsync, readInto, writeWhole } from '../../linux/positional.ts'
-import { layoutOf, type QemuOptions } from './qemu-argv.ts'
-import { VirtioRegisters } from './qemu-vsock.ts'
+import type { MachineSpec, Saved } from '../../driver.ts'
+import { cpuFlags } from '../../../linux/proc.ts'
+import { fsync, readInto, writeWhole } from '../../../linux/positional.ts'
+import { layoutOf, type QemuOptions } from './argv.ts'
+import { VirtioRegisters } from './vsock-device.ts'
 
 /*
  * A saved machine of QEMU's

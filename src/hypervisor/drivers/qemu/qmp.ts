@@ -1,6 +1,6 @@
 import { EventEmitter } from 'node:events'
 import { connect, type Socket } from 'node:net'
-import { orAbort } from '../../lib/wait.ts'
+import { orAbort } from '../../../lib/wait.ts'
 
 export interface QmpEvent {
   readonly event: string

@@ -5,19 +5,19 @@ import { constants } from 'node:os'
 import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { deferred, orAbort } from '../../lib/wait.ts'
-import { closeFd } from '../../linux/fd.ts'
-import { MARK } from '../../linux/marked.ts'
-import { pidfdOpen, pidfdSignal } from '../../linux/pidfd.ts'
-import { bootId, startTimeOf } from '../../linux/proc.ts'
-import { unixListen } from '../../linux/socket.ts'
-import { launchedBefore, type Launched } from '../../linux/spawn.ts'
-import type { End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../driver.ts'
-import { agentUnavailable, machineFailed } from '../errors.ts'
-import { connectVsock } from '../vsock.ts'
+import { deferred, orAbort } from '../../../lib/wait.ts'
+import { closeFd } from '../../../linux/fd.ts'
+import { MARK } from '../../../linux/marked.ts'
+import { pidfdOpen, pidfdSignal } from '../../../linux/pidfd.ts'
+import { bootId, startTimeOf } from '../../../linux/proc.ts'
+import { unixListen } from '../../../linux/socket.ts'
+import { launchedBefore, type Launched } from '../../../linux/spawn.ts'
+import type { DriverOffer, End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import { agentUnavailable, machineFailed } from '../../errors.ts'
+import { connectVsock } from '../../vsock.ts'
 
 /*
- * A machine without a guest: one process (`fake-machine.ts`, this executable again) that speaks the agent's protocol and runs no command of
+ * A machine without a guest: one process (`guest.ts`, this executable again) that speaks the agent's protocol and runs no command of
  * anybody's. It outlives the daemon, is adopted, ends and is killed as a real one, so what stands above the drivers is tested on it.
  */
 
@@ -25,9 +25,7 @@ import { connectVsock } from '../vsock.ts'
 const command = (): string[] =>
   import.meta.dir.startsWith('/$bunfs')
     ? [process.execPath]
-    : [process.execPath, join(import.meta.dir, '../../main.ts')]
-
-export const fake = (): HypervisorDriver => ({ name: 'fake', start, restore, adopt })
+    : [process.execPath, join(import.meta.dir, '../../../main.ts')]
 
 /** Of a file of what was saved: the guest's memory as text, and beside it whose it is and its digest. */
 const MEMORY_MAX = 16 * 2 ** 20
@@ -126,6 +124,24 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
   const machine = new FakeMachine(identity, held)
   await machine.watch(signal).catch(() => undefined)
   return machine
+}
+
+/** A driver whose machines run no guest. */
+export const driver: HypervisorDriver = {
+  name: 'fake',
+  nics: ['user'], // as little of one as of a guest
+  unlimited: true,
+  start,
+  restore,
+  adopt,
+}
+
+/** The fake driver, there for whoever asked for it and unheard of by everybody else. */
+export const fake: DriverOffer = {
+  name: 'fake',
+  onRequest: true,
+  accelerator: { accelerator: 'none', reason: 'the fake driver runs no guest' },
+  find: ({ config }) => (config.hypervisor === 'fake' ? { driver } : undefined),
 }
 
 class FakeMachine implements Machine {

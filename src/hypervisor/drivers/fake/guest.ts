@@ -1,7 +1,7 @@
 import { appendFileSync } from 'node:fs'
 import { createServer, connect, type Socket } from 'node:net'
 import { join } from 'node:path'
-import { Conversation } from '../../guest/conversation.ts'
+import { Conversation } from '../../../guest/conversation.ts'
 import {
   decodeJson,
   decodeOpen,
@@ -13,8 +13,8 @@ import {
   GENERATION,
   KIND,
   type Frame,
-} from '../../guest/frames.ts'
-import { deferred, sleep } from '../../lib/wait.ts'
+} from '../../../guest/frames.ts'
+import { deferred, sleep } from '../../../lib/wait.ts'
 
 /*
  * What stands in for VMM, guest and agent under the fake driver: the agent's protocol over the vsock socket, and a handful of commands that
