@@ -6,6 +6,7 @@
 pub mod coverage;
 pub mod frames;
 pub mod mutate;
+pub mod talon;
 
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Names of all targets; each has a folder in the corpus.
 #[must_use]
 pub fn targets() -> Vec<&'static str> {
-    let mut names = talon::hostile::TARGETS.to_vec();
+    let mut names = talon::TARGETS.to_vec();
     names.push("frames");
     names
 }
@@ -27,7 +28,7 @@ pub fn run(target: &str, input: &[u8]) {
     if target == "frames" {
         frames::read(input);
     } else {
-        talon::hostile::run(target, input);
+        talon::run(target, input);
     }
 }
 

@@ -6,9 +6,8 @@ pub mod arena;
 pub mod boot;
 pub mod bytes;
 pub mod config;
+pub mod console;
 pub mod events;
-#[cfg(any(test, feature = "hostile"))]
-pub mod hostile;
 pub mod jail;
 pub mod layout;
 pub mod machine;
@@ -18,8 +17,7 @@ pub mod reactor;
 pub mod resources;
 pub mod sigbus;
 pub mod snapshot;
-pub mod state;
-pub mod verbs;
+
 pub mod virtio;
 pub mod vmm;
 

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::bytes::to_usize;
 use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
@@ -311,7 +311,7 @@ impl Ram {
 
     /// [`Ram::discard`] by guest-physical address, whole pages inside the range only; what is not RAM is ignored.
     pub fn discard_guest(&self, start: GuestAddress, bytes: u64) {
-        let Some((first, bytes)) = crate::virtio::balloon::whole_pages(start, bytes) else {
+        let Some((first, bytes)) = whole_pages(start, bytes) else {
             return;
         };
         let end = first + bytes;
@@ -356,6 +356,13 @@ impl Drop for Ram {
         // SAFETY: the reservation was made by `new` and covers the mapping; `guest` does not outlive `self`.
         unsafe { libc::munmap(address, bytes) };
     }
+}
+
+/// Rounds a reported range inwards to whole pages of the host.
+fn whole_pages(start: GuestAddress, bytes: u64) -> Option<(u64, u64)> {
+    let first = start.raw_value().checked_next_multiple_of(PAGE)?;
+    let end = start.raw_value().checked_add(bytes)? & !(PAGE - 1);
+    (end > first).then_some((first, end - first))
 }
 
 #[cfg(test)]
@@ -416,5 +423,15 @@ mod tests {
             Ram::new(HUGE_PAGE, Backing::Shared(file), false),
             Err(MemoryError::FileTooShort { .. })
         ));
+    }
+
+    #[test]
+    fn a_part_of_a_page_is_not_given_back() {
+        assert_eq!(
+            whole_pages(GuestAddress(0x1001), 0x2fff),
+            Some((0x2000, 0x2000))
+        );
+        assert_eq!(whole_pages(GuestAddress(0x1001), 0x0fff), None);
+        assert_eq!(whole_pages(GuestAddress(u64::MAX), 2), None);
     }
 }

@@ -11,9 +11,9 @@ pub enum Token {
     Listener,
     /// An API connection.
     Connection(u32),
-    /// A doorbell of the function in this slot.
+    /// A doorbell of the device in this slot.
     Kick(u8),
-    /// A source of the function in this slot.
+    /// A source of the device in this slot.
     Source(u8),
     /// A processor or worker has something to say.
     Stops,

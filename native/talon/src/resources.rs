@@ -11,9 +11,9 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use crate::config::{ConfigError, ConsoleConfig, ConsoleMode, Source, VmConfig};
-use crate::machine::console::Outlet;
-use crate::machine::log::Log;
-use crate::machine::terminal::Terminal;
+use crate::console::Outlet;
+use crate::console::log::Log;
+use crate::console::terminal::Terminal;
 
 /// How a path is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,32 +27,32 @@ enum Mode {
 #[derive(Debug)]
 pub struct Resources {
     /// vmlinux.
-    pub kernel: Held,
+    pub kernel: Descriptor,
     /// Initial RAM file system.
-    pub initramfs: Option<Held>,
+    pub initramfs: Option<Descriptor>,
     /// The launcher's memfd.
-    pub ram: Option<Held>,
+    pub ram: Option<Descriptor>,
     /// Images, in the configuration's order.
-    pub disks: Vec<Held>,
+    pub disks: Vec<Descriptor>,
     /// Taps, in the configuration's order.
-    pub taps: Vec<Held>,
+    pub taps: Vec<Descriptor>,
     /// The host's side of the serial port.
     pub serial: Outlet,
     /// The host's side of the virtio console.
     pub console: Outlet,
     /// Where host-initiated vsock connections arrive.
-    pub vsock: Option<Held>,
+    pub vsock: Option<Descriptor>,
 }
 
 /// A descriptor that a configuration names: opened by us, or the launcher's, which stays open for the next machine of this
 /// process whatever becomes of this one.
 #[derive(Debug)]
-pub struct Held {
+pub struct Descriptor {
     file: ManuallyDrop<File>,
     own: bool,
 }
 
-impl Held {
+impl Descriptor {
     /// The launcher's descriptor `fd`; talon's own (which are all close-on-exec) are not to be had.
     fn inherited(fd: RawFd) -> io::Result<Self> {
         // SAFETY: fcntl with integers; a number that is no descriptor is refused.
@@ -94,7 +94,7 @@ impl Held {
     }
 }
 
-impl From<OwnedFd> for Held {
+impl From<OwnedFd> for Descriptor {
     fn from(fd: OwnedFd) -> Self {
         Self {
             file: ManuallyDrop::new(fd.into()),
@@ -103,7 +103,7 @@ impl From<OwnedFd> for Held {
     }
 }
 
-impl Deref for Held {
+impl Deref for Descriptor {
     type Target = File;
 
     fn deref(&self) -> &File {
@@ -111,7 +111,7 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Descriptor {
     fn drop(&mut self) {
         if self.own {
             // SAFETY: dropped here and nowhere else; `self` is not used afterwards.
@@ -148,9 +148,9 @@ pub struct Opener {
 }
 
 impl Opener {
-    fn open(self, field: &str, source: &Source, mode: Mode) -> Result<Held, ConfigError> {
+    fn open(self, field: &str, source: &Source, mode: Mode) -> Result<Descriptor, ConfigError> {
         let opened = match source {
-            Source::Fd(fd) => Held::inherited(*fd),
+            Source::Fd(fd) => Descriptor::inherited(*fd),
             Source::Path(_) if self.jailed => {
                 return Err(ConfigError::new(
                     field,
@@ -171,10 +171,10 @@ impl Opener {
     }
 
     /// A listening socket: inherited, or bound at a path.
-    fn listener(self, field: &str, source: &Source) -> Result<Held, ConfigError> {
+    fn listener(self, field: &str, source: &Source) -> Result<Descriptor, ConfigError> {
         let listener = match source {
             Source::Fd(fd) => {
-                Held::inherited(*fd).and_then(|socket| listening(&socket).map(|()| socket))
+                Descriptor::inherited(*fd).and_then(|socket| listening(&socket).map(|()| socket))
             }
             Source::Path(_) if self.jailed => {
                 return Err(ConfigError::new(
@@ -189,7 +189,7 @@ impl Opener {
         listener.map_err(|error| ConfigError::new(field, format!("cannot be used: {error}")))
     }
 
-    fn vsock(self, config: &VmConfig) -> Result<Option<Held>, ConfigError> {
+    fn vsock(self, config: &VmConfig) -> Result<Option<Descriptor>, ConfigError> {
         let Some(vsock) = &config.vsock else {
             return Ok(None);
         };

@@ -15,7 +15,7 @@ use talon::memory::{Backing, Ram};
 use talon::pci::{MsiSink, Window};
 use talon::virtio::chain::PIECES_MAX;
 use talon::virtio::rng::Rng;
-use talon::virtio::{Function, Io, Next, ServeError};
+use talon::virtio::{Io, Next, ServeError, VirtioPciDevice};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -39,7 +39,7 @@ impl MsiSink for Count {
 }
 
 struct Rig {
-    function: Function,
+    device: VirtioPciDevice,
     ram: Arc<Ram>,
     raised: Arc<Count>,
 }
@@ -68,10 +68,11 @@ impl Rig {
         let sink: Arc<dyn MsiSink> = Arc::<Count>::clone(&raised);
         let window = Arc::new(Window::new().unwrap());
         let backend = Box::new(Rng::default());
-        let function =
-            Function::new(5, "rng".to_owned(), backend, Arc::clone(&ram), window, sink).unwrap();
+        let device =
+            VirtioPciDevice::new(5, "rng".to_owned(), backend, Arc::clone(&ram), window, sink)
+                .unwrap();
         let rig = Self {
-            function,
+            device,
             ram,
             raised,
         };
@@ -80,7 +81,7 @@ impl Rig {
     }
 
     fn set(&self, offset: usize, bytes: &[u8]) {
-        self.function.write_registers(offset, bytes);
+        self.device.write_registers(offset, bytes);
     }
 
     /// Reset, negotiation, one queue, ready; MSI-X with one vector.
@@ -89,7 +90,7 @@ impl Rig {
         memory
             .write_slice(&[0; 0x3000], GuestAddress(TABLE))
             .unwrap();
-        self.function.write_config(0x86, &[0, 0x80]);
+        self.device.write_config(0x86, &[0, 0x80]);
         self.set(0x800 + 12, &[0; 4]);
         for status in [0, 3] {
             self.set(0x14, &[status]);
@@ -109,11 +110,11 @@ impl Rig {
     /// The device stands still, says so, serves nothing, and works again after a reset.
     #[track_caller]
     fn assert_broken(&self, what: &str) {
-        assert!(self.function.serve().is_err(), "{what}");
-        assert!(self.function.is_broken(), "{what}");
+        assert!(self.device.serve().is_err(), "{what}");
+        assert!(self.device.is_broken(), "{what}");
         let memory = self.ram.guest();
         let before: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
-        assert_eq!(self.function.serve().unwrap(), Next::Wait, "{what}");
+        assert_eq!(self.device.serve().unwrap(), Next::Wait, "{what}");
         assert_eq!(
             memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(),
             before
@@ -124,11 +125,11 @@ impl Rig {
 
     #[track_caller]
     fn assert_works(&self, what: &str) {
-        assert!(!self.function.is_broken(), "{what}");
+        assert!(!self.device.is_broken(), "{what}");
         let memory = self.ram.guest();
         describe(memory, 0, BUFFER, 64, WRITE, 0);
         offer(memory, &[0], 1);
-        assert_eq!(self.function.serve().unwrap(), Next::Wait, "{what}");
+        assert_eq!(self.device.serve().unwrap(), Next::Wait, "{what}");
         assert_eq!(
             memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(),
             1,
@@ -156,7 +157,7 @@ fn a_table_in_a_table_that_was_not_agreed_on() {
     offer(rig.ram.guest(), &[0], 1);
 
     // It points at itself; whether it is taken for a table or for a buffer, it has an end.
-    let _ = rig.function.serve();
+    let _ = rig.device.serve();
     rig.start();
     rig.assert_works("an indirect table");
 }
@@ -200,7 +201,7 @@ fn lengths_of_zero_and_of_all_memory_have_an_end() {
     }
     offer(memory, &[0, 1, 2], 3);
 
-    assert_eq!(rig.function.serve().unwrap(), Next::Wait);
+    assert_eq!(rig.device.serve().unwrap(), Next::Wait);
 
     assert_eq!(memory.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 3);
     let written: u32 = memory.read_obj(GuestAddress(USED + 4 + 8 * 2 + 4)).unwrap();
@@ -225,7 +226,7 @@ fn a_head_that_is_no_descriptor() {
         offer(rig.ram.guest(), &[head], 1);
 
         // It is refused, or is nothing; the device lives or says that it does not.
-        let _ = rig.function.serve();
+        let _ = rig.device.serve();
         rig.start();
         rig.assert_works(&format!("head {head}"));
     }
@@ -251,7 +252,7 @@ fn rings_outside_memory_are_refused_when_the_driver_is_ready() {
             rig.set(0x1c, &1u16.to_le_bytes());
             rig.set(0x14, &[15]);
 
-            assert!(rig.function.is_broken(), "{register:#x} {high:#x}");
+            assert!(rig.device.is_broken(), "{register:#x} {high:#x}");
             rig.start();
             rig.assert_works("rings outside memory");
         }
@@ -265,11 +266,11 @@ fn a_storm_of_doorbells_costs_no_interrupt_and_no_work() {
     let raised = rig.raised.0.load(Ordering::Relaxed);
 
     for _ in 0..100_000 {
-        rig.function.ring();
+        rig.device.ring();
     }
 
     // Entropy is served by who rings: its own time, and nothing to do.
-    assert_eq!(rig.function.serve().unwrap(), Next::Wait);
+    assert_eq!(rig.device.serve().unwrap(), Next::Wait);
     assert_eq!(rig.raised.0.load(Ordering::Relaxed), raised);
 }
 
@@ -278,8 +279,8 @@ fn any_write_to_the_configuration_leaves_a_function_that_works() {
     let rig = Rig::new();
     for offset in 0..0x1000 {
         for data in [&[0xff_u8; 8][..], &[0x00; 4], &[0xa5; 1]] {
-            rig.function.write_config(offset, data);
-            rig.function.write_registers(0x200 + offset % 0xe00, data);
+            rig.device.write_config(offset, data);
+            rig.device.write_registers(0x200 + offset % 0xe00, data);
         }
     }
     // Vectors, BARs and commands are the guest's to set wrongly; the device is not.

@@ -18,7 +18,7 @@ use talon::config::VsockConfig;
 use talon::memory::{Backing, Ram};
 use talon::pci::{MsiSink, Window};
 use talon::virtio::vsock::Vsock;
-use talon::virtio::{Function, Next};
+use talon::virtio::{Next, VirtioPciDevice};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,7 +35,7 @@ impl MsiSink for Raised {
 }
 
 struct Device {
-    function: Function,
+    device: VirtioPciDevice,
     raised: Arc<Raised>,
     ram: Arc<Ram>,
     limits: Limits,
@@ -58,7 +58,7 @@ fn device(limits: Limits) -> Device {
     let raised = Arc::new(Raised::default());
     let sink: Arc<dyn MsiSink> = Arc::<Raised>::clone(&raised);
     let window = Arc::new(Window::new().unwrap());
-    let function = Function::new(
+    let device = VirtioPciDevice::new(
         3,
         "vsock".to_owned(),
         backend,
@@ -68,14 +68,14 @@ fn device(limits: Limits) -> Device {
     )
     .unwrap();
     // MSI-X on, both vectors open, each with its number as data.
-    function.write_config(0x86, &[0, 0x80]);
+    device.write_config(0x86, &[0, 0x80]);
     for vector in 0..2u8 {
         let entry = 0x800 + 16 * usize::from(vector);
-        function.write_registers(entry + 8, &u32::from(vector).to_le_bytes());
-        function.write_registers(entry + 12, &[0; 4]);
+        device.write_registers(entry + 8, &u32::from(vector).to_le_bytes());
+        device.write_registers(entry + 12, &[0; 4]);
     }
     Device {
-        function,
+        device,
         raised,
         ram,
         limits,
@@ -87,12 +87,12 @@ fn device(limits: Limits) -> Device {
 
 impl Device {
     fn doorbell(&self) -> &EventFd {
-        self.function.doorbell().unwrap()
+        self.device.doorbell().unwrap()
     }
 
     fn work(&mut self) -> [bool; 2] {
         let _ = self.doorbell().read();
-        self.again = match self.function.serve() {
+        self.again = match self.device.serve() {
             Ok(next) => next == Next::Again,
             Err(error) => panic!("{error}: {:?}", talon::chain_of(&error)),
         };
@@ -123,7 +123,7 @@ impl Rig for Device {
     }
 
     fn start(&mut self, setup: &Setup) {
-        let write = |offset: usize, bytes: &[u8]| self.function.write_registers(offset, bytes);
+        let write = |offset: usize, bytes: &[u8]| self.device.write_registers(offset, bytes);
         write(0x14, &[0]);
         write(0x14, &[3]);
         if setup.event_idx {
@@ -152,7 +152,7 @@ impl Rig for Device {
     }
 
     fn reset(&mut self) {
-        self.function.write_registers(0x14, &[0]);
+        self.device.write_registers(0x14, &[0]);
     }
 
     fn kick(&mut self, _queue: usize) {
@@ -167,7 +167,7 @@ impl Rig for Device {
             } else {
                 until.saturating_duration_since(Instant::now())
             };
-            let source = self.function.sources()[0];
+            let source = self.device.sources()[0];
             let mut ready = [self.doorbell().as_raw_fd(), source.fd].map(|fd| libc::pollfd {
                 fd,
                 events: libc::POLLIN,
@@ -177,7 +177,7 @@ impl Rig for Device {
             // SAFETY: two descriptors that live through the call.
             let woken = unsafe { libc::poll(ready.as_mut_ptr(), 2, milliseconds) } > 0;
             if ready[1].revents != 0 {
-                self.function.source_ready();
+                self.device.source_ready();
             }
             if woken || self.again {
                 let interrupts = self.work();
@@ -192,7 +192,7 @@ impl Rig for Device {
     }
 
     fn streams(&self) -> usize {
-        let counters = self.function.counters();
+        let counters = self.device.counters();
         let streams = counters
             .iter()
             .find(|(name, _)| *name == "streams")

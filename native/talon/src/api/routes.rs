@@ -154,14 +154,14 @@ fn info(vmm: &Vmm) -> Result<Value, VerbError> {
     let devices: serde_json::Map<String, Value> = vmm
         .machine
         .iter()
-        .flat_map(|machine| machine.functions())
-        .map(|function| {
+        .flat_map(|machine| machine.devices())
+        .map(|device| {
             let state = json!({
-                "id": function.id(),
-                "pci_bdf": format!("0000:00:{:02x}.0", function.slot()),
-                "broken": function.is_broken(),
+                "id": device.id(),
+                "pci_bdf": format!("0000:00:{:02x}.0", device.slot()),
+                "broken": device.is_broken(),
             });
-            (function.id().to_owned(), state)
+            (device.id().to_owned(), state)
         })
         .collect();
     Ok(json!({
@@ -178,16 +178,16 @@ fn counters(vmm: &Vmm) -> Result<Value, VerbError> {
         .as_ref()
         .ok_or(VerbError::State("not running"))?;
     let mut all = serde_json::Map::new();
-    for function in machine.functions() {
-        let counters: serde_json::Map<String, Value> = function
+    for device in machine.devices() {
+        let counters: serde_json::Map<String, Value> = device
             .counters()
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.into()))
             .collect();
-        all.insert(function.id().to_owned(), Value::Object(counters));
-        if function.id() == "balloon" {
-            function.command(&Command::RefreshStatistics);
-            function.ring();
+        all.insert(device.id().to_owned(), Value::Object(counters));
+        if device.id() == "balloon" {
+            device.command(&Command::RefreshStatistics);
+            device.ring();
         }
     }
     if let Some(terminal) = machine.bus().terminal() {
@@ -212,9 +212,7 @@ fn resize(vmm: &mut Vmm, value: &Value) -> Result<(), VerbError> {
         .as_ref()
         .ok_or(VerbError::State("not running"))?;
     if let Some(bytes) = wanted {
-        let balloon = machine
-            .functions()
-            .find(|function| function.id() == "balloon");
+        let balloon = machine.devices().find(|device| device.id() == "balloon");
         balloon
             .ok_or(VerbError::NoDevice("balloon"))?
             .command(&Command::Balloon(bytes));

@@ -1,7 +1,12 @@
 //! Consoles: what they are connected to, and where their output is kept.
 
-use super::{ConfigError, Fields, Source, source};
-use crate::machine::log::{KEPT_BYTES, KEPT_BYTES_MIN};
+use super::source::{Source, source};
+use super::{ConfigError, Fields};
+
+/// Bytes that a log keeps at least, where nobody says otherwise.
+pub const KEPT_BYTES: u64 = 64 << 20;
+/// The least that can be asked for.
+pub const KEPT_BYTES_MIN: u64 = 64 << 10;
 
 /// What a console is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Devices but for consoles: disks, network cards, balloon and vsock, with their limits.
 
-use super::{ConfigError, Fields, ID_MAX, Source, source};
+use super::source::{ID_MAX, Source, source};
+use super::{ConfigError, Fields};
 
 /// A token bucket as in Firecracker and Cloud Hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,10 +4,12 @@
 mod console;
 mod device;
 mod node;
+mod source;
 
-pub use console::{ConsoleConfig, ConsoleMode};
+pub use console::{ConsoleConfig, ConsoleMode, KEPT_BYTES_MIN};
 pub use device::{BalloonConfig, BucketConfig, DiskConfig, NetConfig, RateConfig, VsockConfig};
 pub use node::{ConfigError, Fields};
+pub use source::Source;
 
 use serde_json::Value;
 
@@ -15,39 +17,12 @@ use crate::layout;
 use crate::memory::HUGE_PAGE;
 use console::parse_console;
 use device::{parse_balloon, parse_disk, parse_net, parse_vsock};
+use source::{ID_MAX, PATH_MAX, source};
 
 /// Processors at most: the local APIC ids of the ACPI table.
 pub const CPUS_MAX: u8 = 64;
 /// RAM at most: what a 46-bit physical address space and the layout allow with ease.
 pub const RAM_MAX: u64 = 1 << 42;
-const PATH_MAX: usize = 4096;
-const ID_MAX: usize = 64;
-
-/// Where bytes come from or go to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// An inherited descriptor.
-    Fd(i32),
-    /// A file to open, outside the jail only.
-    Path(String),
-}
-
-impl Source {
-    fn parse(text: &str) -> Result<Self, String> {
-        let number = text
-            .strip_prefix("/dev/fd/")
-            .or_else(|| text.strip_prefix("/proc/self/fd/"));
-        match number {
-            None if text.is_empty() => Err("is empty".to_owned()),
-            None => Ok(Self::Path(text.to_owned())),
-            Some(number) => match number.parse::<i32>() {
-                Ok(fd) if fd >= 0 => Ok(Self::Fd(fd)),
-                _ => Err(format!("{text} names no descriptor")),
-            },
-        }
-    }
-}
-
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
@@ -83,6 +58,27 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
 }
 
+/// Fields of Cloud Hypervisor's that are not done here.
+const UNSUPPORTED: [&str; 17] = [
+    "landlock_enable",
+    "rate_limit_groups",
+    "fs",
+    "generic_vhost_user",
+    "pmem",
+    "debug_console",
+    "devices",
+    "user_devices",
+    "vdpa",
+    "numa",
+    "iommu",
+    "watchdog",
+    "rtc",
+    "pci_segments",
+    "platform",
+    "tpm",
+    "landlock_rules",
+];
+
 impl VmConfig {
     /// Reads a `VmConfig`.
     ///
@@ -90,111 +86,32 @@ impl VmConfig {
     /// With the path of the first field that is unknown or bad.
     pub fn parse(value: &Value) -> Result<Self, ConfigError> {
         let mut root = Fields::new("", value)?;
-        let mut payload = root
-            .object("payload")?
-            .ok_or_else(|| root.problem("payload", "is missing"))?;
-        let kernel = source(&mut payload, "kernel")?
-            .ok_or_else(|| payload.problem("kernel", "is missing"))?;
-        let initramfs = source(&mut payload, "initramfs")?;
-        let command_line = payload
-            .text("cmdline", layout::COMMAND_LINE_BYTES_MAX - 1)?
-            .unwrap_or_default()
-            .to_owned();
-        for key in ["firmware", "igvm", "host_data"] {
-            payload.unsupported(key)?;
-        }
-        payload.finish()?;
-
-        let mut cpus = 1;
-        if let Some(mut fields) = root.object("cpus")? {
-            let limit = u64::from(CPUS_MAX);
-            let boot = fields.number("boot_vcpus", 1, limit)?.unwrap_or(1);
-            let max = fields.number("max_vcpus", boot, limit)?.unwrap_or(boot);
-            if max != boot {
-                return Err(fields.problem(
-                    "max_vcpus",
-                    "must equal boot_vcpus: processors are not hot-plugged",
-                ));
-            }
-            fields.finish()?;
-            cpus = u8::try_from(boot).unwrap_or(CPUS_MAX);
-        }
-
-        let mut fields = root
-            .object("memory")?
-            .ok_or_else(|| root.problem("memory", "is missing"))?;
-        let memory = parse_memory(&mut fields)?;
-        fields.finish()?;
-
-        let mut disks = Vec::new();
-        for (index, (path, value)) in root
-            .array("disks", usize::from(layout::DISKS_MAX))?
-            .into_iter()
-            .enumerate()
-        {
-            disks.push(parse_disk(index, Fields::new(path, value)?)?);
-        }
-        let mut nets = Vec::new();
-        for (index, (path, value)) in root
-            .array("net", usize::from(layout::NETS_MAX))?
-            .into_iter()
-            .enumerate()
-        {
-            nets.push(parse_net(index, Fields::new(path, value)?)?);
-        }
-        let rng = match root.object("rng")? {
-            None => false,
-            Some(mut fields) => {
-                if fields
-                    .text("src", PATH_MAX)?
-                    .is_some_and(|src| src != "/dev/urandom")
-                {
-                    return Err(fields.problem("src", "must be /dev/urandom"));
-                }
-                fields.unsupported("iommu")?;
-                fields.finish()?;
-                true
-            }
-        };
+        let payload = parse_payload(&mut root)?;
+        let cpus = parse_cpus(&mut root)?;
+        let memory = parse_memory(&mut root)?;
+        let disks = parse_list(&mut root, "disks", layout::DISKS_MAX, parse_disk)?;
+        let nets = parse_list(&mut root, "net", layout::NETS_MAX, parse_net)?;
+        let rng = parse_rng(&mut root)?;
         let balloon = root
             .object("balloon")?
             .map(|fields| parse_balloon(fields, memory.size))
             .transpose()?;
         let vsock = root.object("vsock")?.map(parse_vsock).transpose()?;
-        let serial = root
-            .object("serial")?
-            .map_or(Ok(ConsoleConfig::OFF), parse_console)?;
-        let console = root
-            .object("console")?
-            .map_or(Ok(ConsoleConfig::OFF), parse_console)?;
+        let mut console = |key| {
+            root.object(key)?
+                .map_or(Ok(ConsoleConfig::OFF), parse_console)
+        };
+        let (serial, console) = (console("serial")?, console("console")?);
         // pvpanic and the generation id are always there: they cost nothing.
         root.flag("pvpanic")?;
-        root.unsupported("landlock_enable")?;
-        for key in [
-            "rate_limit_groups",
-            "fs",
-            "generic_vhost_user",
-            "pmem",
-            "debug_console",
-            "devices",
-            "user_devices",
-            "vdpa",
-            "numa",
-            "iommu",
-            "watchdog",
-            "rtc",
-            "pci_segments",
-            "platform",
-            "tpm",
-            "landlock_rules",
-        ] {
+        for key in UNSUPPORTED {
             root.unsupported(key)?;
         }
         root.finish()?;
         let config = Self {
-            kernel,
-            initramfs,
-            command_line,
+            kernel: payload.kernel,
+            initramfs: payload.initramfs,
+            command_line: payload.command_line,
             cpus,
             ram: memory.size,
             shared: memory.shared,
@@ -234,11 +151,77 @@ impl VmConfig {
     }
 }
 
-fn source(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<Source>, ConfigError> {
-    fields
-        .text(key, PATH_MAX)?
-        .map(|text| Source::parse(text).map_err(|problem| fields.problem(key, problem)))
-        .transpose()
+struct Payload {
+    kernel: Source,
+    initramfs: Option<Source>,
+    command_line: String,
+}
+
+fn parse_payload(root: &mut Fields<'_>) -> Result<Payload, ConfigError> {
+    let mut fields = root
+        .object("payload")?
+        .ok_or_else(|| root.problem("payload", "is missing"))?;
+    let kernel =
+        source(&mut fields, "kernel")?.ok_or_else(|| fields.problem("kernel", "is missing"))?;
+    let initramfs = source(&mut fields, "initramfs")?;
+    let command_line = fields
+        .text("cmdline", layout::COMMAND_LINE_BYTES_MAX - 1)?
+        .unwrap_or_default()
+        .to_owned();
+    for key in ["firmware", "igvm", "host_data"] {
+        fields.unsupported(key)?;
+    }
+    fields.finish()?;
+    Ok(Payload {
+        kernel,
+        initramfs,
+        command_line,
+    })
+}
+
+fn parse_cpus(root: &mut Fields<'_>) -> Result<u8, ConfigError> {
+    let Some(mut fields) = root.object("cpus")? else {
+        return Ok(1);
+    };
+    let limit = u64::from(CPUS_MAX);
+    let boot = fields.number("boot_vcpus", 1, limit)?.unwrap_or(1);
+    let max = fields.number("max_vcpus", boot, limit)?.unwrap_or(boot);
+    if max != boot {
+        return Err(fields.problem(
+            "max_vcpus",
+            "must equal boot_vcpus: processors are not hot-plugged",
+        ));
+    }
+    fields.finish()?;
+    Ok(u8::try_from(boot).unwrap_or(CPUS_MAX))
+}
+
+fn parse_list<T>(
+    root: &mut Fields<'_>,
+    key: &'static str,
+    max: u8,
+    parse: fn(usize, Fields<'_>) -> Result<T, ConfigError>,
+) -> Result<Vec<T>, ConfigError> {
+    root.array(key, usize::from(max))?
+        .into_iter()
+        .enumerate()
+        .map(|(index, (path, value))| parse(index, Fields::new(path, value)?))
+        .collect()
+}
+
+fn parse_rng(root: &mut Fields<'_>) -> Result<bool, ConfigError> {
+    let Some(mut fields) = root.object("rng")? else {
+        return Ok(false);
+    };
+    if fields
+        .text("src", PATH_MAX)?
+        .is_some_and(|src| src != "/dev/urandom")
+    {
+        return Err(fields.problem("src", "must be /dev/urandom"));
+    }
+    fields.unsupported("iommu")?;
+    fields.finish()?;
+    Ok(true)
 }
 
 struct Memory {
@@ -248,7 +231,10 @@ struct Memory {
     thp: bool,
 }
 
-fn parse_memory(fields: &mut Fields<'_>) -> Result<Memory, ConfigError> {
+fn parse_memory(root: &mut Fields<'_>) -> Result<Memory, ConfigError> {
+    let mut fields = root
+        .object("memory")?
+        .ok_or_else(|| root.problem("memory", "is missing"))?;
     let mut size = fields.number("size", 0, RAM_MAX)?.unwrap_or(0);
     let mut shared = fields.flag("shared")?.unwrap_or(false);
     let thp = fields.flag("thp")?.unwrap_or(true);
@@ -305,6 +291,7 @@ fn parse_memory(fields: &mut Fields<'_>) -> Result<Memory, ConfigError> {
     {
         return Err(fields.problem("hotplug_method", "is not supported"));
     }
+    fields.finish()?;
     Ok(Memory {
         size,
         shared,

@@ -67,7 +67,7 @@ pub fn report() -> Value {
     json!({
         "kvm": kvm(),
         "machine_generation": crate::layout::GENERATION,
-        "state_format": crate::state::FORMAT,
+        "state_format": crate::snapshot::codec::FORMAT,
         "jail": {
             "landlock_abi": abi,
             "landlock": {

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{JailError, checked, step};
+use super::error::{JailError, checked, step};
 
 const CREATE_RULESET_VERSION: u32 = 1;
 /// The newest ABI whose rights are known here.

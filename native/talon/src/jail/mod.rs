@@ -5,6 +5,7 @@
 //! and seccomp last. Nothing is opened afterwards.
 
 pub mod check;
+mod error;
 pub mod landlock;
 pub mod root;
 pub mod seccomp;
@@ -12,41 +13,8 @@ pub mod seccomp;
 use std::io;
 use std::path::Path;
 
-/// Why the jail could not be shut. The process must not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum JailError {
-    /// A step was refused.
-    #[error("cannot {step}")]
-    Step {
-        /// What was tried.
-        step: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel's Landlock is older than what was asked.
-    #[error("this kernel has Landlock ABI {found}, {wanted} was asked for")]
-    Landlock {
-        /// What there is; 0 is none.
-        found: u32,
-        /// What was asked.
-        wanted: u32,
-    },
-}
-
-/// A step's result with its name.
-pub(crate) fn step(step: &'static str, done: io::Result<()>) -> Result<(), JailError> {
-    done.map_err(|source| JailError::Step { step, source })
-}
-
-/// What a call of libc returned, as a result.
-pub(crate) fn checked(returned: i64) -> io::Result<i64> {
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(returned)
-    }
-}
+pub use error::JailError;
+use error::{checked, step};
 
 /// How the jail is shut.
 #[derive(Debug, Clone, Copy)]

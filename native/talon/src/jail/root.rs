@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::checked;
+use super::error::checked;
 
 /// Where the folder appears.
 pub const VSOCK_FOLDER: &str = "/vsock";

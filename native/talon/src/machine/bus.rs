@@ -6,11 +6,11 @@ use kvm_ioctls::VmFd;
 use vm_superio::serial::SerialState;
 use vm_superio::{Serial, Trigger};
 
-use super::console::{Outlet, Thirst};
-use super::terminal::Terminal;
+use crate::console::terminal::Terminal;
+use crate::console::{InputEvents, Outlet};
 use crate::layout;
 use crate::pci::{MsiSink, Window};
-use crate::virtio::Function;
+use crate::virtio::VirtioPciDevice;
 
 /// What a guest wants of the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,11 +21,11 @@ pub enum Request {
     Reset,
 }
 
-/// Interrupt lines and messages of a VM.
+/// The KVM virtual machine: its interrupt lines and messages.
 #[derive(Debug, Clone)]
-pub struct Lines(pub Arc<VmFd>);
+pub struct Vm(pub Arc<VmFd>);
 
-impl Lines {
+impl Vm {
     /// An edge on a line of the IOAPIC.
     pub fn pulse(&self, gsi: u32) {
         // A guest that did not set the line up does not hear it; there is nobody else to tell.
@@ -34,7 +34,7 @@ impl Lines {
     }
 }
 
-impl MsiSink for Lines {
+impl MsiSink for Vm {
     fn signal(&self, address: u64, data: u32) {
         let message = kvm_bindings::kvm_msi {
             address_lo: crate::bytes::low(address),
@@ -48,7 +48,7 @@ impl MsiSink for Lines {
 
 /// The serial port's line.
 #[derive(Debug, Clone)]
-pub struct SerialLine(pub Lines);
+pub struct SerialLine(pub Vm);
 
 impl Trigger for SerialLine {
     type E = std::convert::Infallible;
@@ -60,15 +60,15 @@ impl Trigger for SerialLine {
 }
 
 /// The serial port.
-pub type Uart = Serial<SerialLine, Thirst, Outlet>;
+pub type Uart = Serial<SerialLine, InputEvents, Outlet>;
 
 /// Everything that a processor can reach by an exit.
 #[derive(Debug)]
 pub struct Bus {
     /// Pages that are read without exits.
     pub window: Arc<Window>,
-    /// Functions by slot.
-    pub functions: [Option<Arc<Function>>; layout::SLOTS as usize],
+    /// Devices by slot.
+    pub devices: [Option<Arc<VirtioPciDevice>>; layout::SLOTS as usize],
     /// Serial port.
     pub serial: Option<Mutex<Uart>>,
     /// Called when the guest tells of its panic.
@@ -105,8 +105,8 @@ impl Bus {
         }
     }
 
-    fn function(&self, slot: u64) -> Option<&Arc<Function>> {
-        self.functions
+    fn device(&self, slot: u64) -> Option<&Arc<VirtioPciDevice>> {
+        self.devices
             .get(crate::bytes::to_usize(slot))
             .and_then(Option::as_ref)
     }
@@ -119,16 +119,16 @@ impl Bus {
         {
             // Only function 0 of a slot is there.
             if offset & 0x7000 == 0
-                && let Some(function) = self.function(offset >> 15)
+                && let Some(device) = self.device(offset >> 15)
             {
-                function.write_config(crate::bytes::to_usize(offset & 0xfff), data);
+                device.write_config(crate::bytes::to_usize(offset & 0xfff), data);
             }
             return false;
         }
         if let Some(offset) = address.checked_sub(layout::REGISTERS)
-            && let Some(function) = self.function(offset / layout::REGISTERS_BYTES)
+            && let Some(device) = self.device(offset / layout::REGISTERS_BYTES)
         {
-            function.write_registers(
+            device.write_registers(
                 crate::bytes::to_usize(offset % layout::REGISTERS_BYTES),
                 data,
             );
@@ -136,9 +136,9 @@ impl Bus {
         }
         // Only doorbells that no ioeventfd takes come here.
         if let Some(offset) = address.checked_sub(layout::DOORBELLS)
-            && let Some(function) = self.function(offset / layout::DOORBELL_BYTES)
+            && let Some(device) = self.device(offset / layout::DOORBELL_BYTES)
         {
-            function.ring();
+            device.ring();
             return false;
         }
         if address == layout::PVPANIC && data.first().is_some_and(|byte| byte & PANICKED != 0) {
@@ -219,8 +219,8 @@ fn write_serial(serial: &mut Uart, offset: u8, byte: u8) {
             ..state
         };
         let line = serial.interrupt_evt().clone();
-        let (thirst, outlet) = (serial.events().clone(), serial.writer().clone());
-        if let Ok(raised) = Uart::from_state(&state, line, thirst, outlet) {
+        let (events, outlet) = (serial.events().clone(), serial.writer().clone());
+        if let Ok(raised) = Uart::from_state(&state, line, events, outlet) {
             *serial = raised;
         }
     }

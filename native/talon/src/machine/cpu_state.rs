@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 
 use super::cpuid;
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;

@@ -5,39 +5,39 @@ use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 
-use super::bus::Lines;
+use super::bus::Vm;
 use super::{MachineError, kvm_error};
 use crate::config::{ConsoleMode, DiskConfig, VmConfig};
 use crate::layout;
 use crate::memory::Ram;
 use crate::pci::{MsiSink, Window};
-use crate::resources::{Held, Resources, image_bytes};
+use crate::resources::{Descriptor, Resources, image_bytes};
 use crate::virtio::rate::Limiter;
 use crate::virtio::{
-    Backend, Function, balloon, block, console as virtio_console, net, rng, vsock,
+    Backend, VirtioPciDevice, balloon, block, console as virtio_console, net, rng, vsock,
 };
 
 /// The parts that exist before there are processors.
-pub(super) struct Frame {
-    pub lines: Lines,
+pub(super) struct Parts {
+    pub vm: Vm,
     pub ram: Arc<Ram>,
     pub window: Arc<Window>,
     pub sink: Arc<dyn MsiSink>,
-    pub functions: [Option<Arc<Function>>; layout::SLOTS as usize],
+    pub devices: [Option<Arc<VirtioPciDevice>>; layout::SLOTS as usize],
 }
 
-impl Frame {
+impl Parts {
     fn add(
         &mut self,
         slot: u8,
         id: &str,
         backend: Box<dyn Backend>,
-    ) -> Result<Arc<Function>, MachineError> {
+    ) -> Result<Arc<VirtioPciDevice>, MachineError> {
         let device = |source| MachineError::Device {
             id: id.to_owned(),
             source,
         };
-        let function = Function::new(
+        let device = VirtioPciDevice::new(
             slot,
             id.to_owned(),
             backend,
@@ -46,20 +46,20 @@ impl Frame {
             Arc::clone(&self.sink),
         )
         .map_err(device)?;
-        if let Some(doorbell) = function.doorbell() {
+        if let Some(doorbell) = device.doorbell() {
             let address = IoEventAddress::Mmio(layout::doorbell(slot));
-            self.lines
+            self.vm
                 .0
                 .register_ioevent(doorbell, &address, NoDatamatch)
                 .map_err(kvm_error("take a doorbell"))?;
         }
-        let function = Arc::new(function);
-        self.functions[usize::from(slot)] = Some(Arc::clone(&function));
-        Ok(function)
+        let device = Arc::new(device);
+        self.devices[usize::from(slot)] = Some(Arc::clone(&device));
+        Ok(device)
     }
 }
 
-fn block_backend(disk: &DiskConfig, image: &Held) -> io::Result<Box<dyn Backend>> {
+fn block_backend(disk: &DiskConfig, image: &Descriptor) -> io::Result<Box<dyn Backend>> {
     let bytes = image_bytes(image)?;
     let engine = Box::new(block::FileEngine(image.duplicate()?.into()));
     let serial = disk.serial.as_deref().unwrap_or(&disk.id);
@@ -72,21 +72,21 @@ fn block_backend(disk: &DiskConfig, image: &Held) -> io::Result<Box<dyn Backend>
     )))
 }
 
-pub(super) type Functions = Vec<Arc<Function>>;
+pub(super) type Devices = Vec<Arc<VirtioPciDevice>>;
 
 /// Puts the configured devices in their slots: those of the main thread, and those with a thread of their own.
 pub(super) fn add_devices(
-    frame: &mut Frame,
+    parts: &mut Parts,
     config: &VmConfig,
     resources: &Resources,
-) -> Result<(Functions, Functions), MachineError> {
+) -> Result<(Devices, Devices), MachineError> {
     let (mut on_loop, mut on_workers) = (Vec::new(), Vec::new());
     if config.rng {
-        on_loop.push(frame.add(layout::SLOT_RNG, "rng", Box::new(rng::Rng::default()))?);
+        on_loop.push(parts.add(layout::SLOT_RNG, "rng", Box::new(rng::Rng::default()))?);
     }
     if let Some(balloon) = config.balloon {
-        let backend = balloon::Balloon::new(Arc::clone(&frame.ram), balloon);
-        on_loop.push(frame.add(layout::SLOT_BALLOON, "balloon", Box::new(backend))?);
+        let backend = balloon::Balloon::new(Arc::clone(&parts.ram), balloon);
+        on_loop.push(parts.add(layout::SLOT_BALLOON, "balloon", Box::new(backend))?);
     }
     if let (Some(vsock), Some(listener)) = (&config.vsock, &resources.vsock) {
         let backend = listener
@@ -99,11 +99,11 @@ pub(super) fn add_devices(
                 id: "vsock".to_owned(),
                 source,
             })?;
-        on_loop.push(frame.add(layout::SLOT_VSOCK, "vsock", Box::new(backend))?);
+        on_loop.push(parts.add(layout::SLOT_VSOCK, "vsock", Box::new(backend))?);
     }
     if config.console.mode != ConsoleMode::Off {
         let backend = virtio_console::Console::new(resources.console.clone());
-        on_loop.push(frame.add(layout::SLOT_CONSOLE, "console", Box::new(backend))?);
+        on_loop.push(parts.add(layout::SLOT_CONSOLE, "console", Box::new(backend))?);
     }
     for ((slot, net), tap) in (layout::SLOT_NET..).zip(&config.nets).zip(&resources.taps) {
         let backend = tap
@@ -113,7 +113,7 @@ pub(super) fn add_devices(
                 id: net.id.clone(),
                 source,
             })?;
-        on_loop.push(frame.add(slot, &net.id, Box::new(backend))?);
+        on_loop.push(parts.add(slot, &net.id, Box::new(backend))?);
     }
     for ((slot, disk), image) in (layout::SLOT_DISK..)
         .zip(&config.disks)
@@ -123,7 +123,7 @@ pub(super) fn add_devices(
             id: disk.id.clone(),
             source,
         })?;
-        on_workers.push(frame.add(slot, &disk.id, backend)?);
+        on_workers.push(parts.add(slot, &disk.id, backend)?);
     }
     Ok((on_loop, on_workers))
 }

@@ -59,7 +59,7 @@ pub enum MachineError {
     },
 }
 
-pub(super) fn kvm_error(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+pub(crate) fn kvm_error(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |error| MachineError::Kvm {
         action,
         source: io::Error::from_raw_os_error(error.errno()),

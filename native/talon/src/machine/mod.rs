@@ -1,15 +1,11 @@
 //! A machine: guest memory, processors, devices, and the threads that run them.
 
 pub mod bus;
-pub mod console;
 pub mod cpu_state;
 pub mod cpuid;
 mod devices;
 mod entry;
 mod error;
-pub mod log;
-pub mod save;
-pub mod terminal;
 pub mod vcpu;
 pub mod worker;
 
@@ -24,20 +20,20 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::boot::{acpi, elf, params};
 use crate::bytes::to_usize;
 use crate::config::{ConsoleMode, VmConfig};
+use crate::console::InputEvents;
 use crate::layout;
 use crate::memory::{Backing, MemoryError, PAGE, Ram, regions};
 use crate::pci::{MsiSink, Window};
 use crate::resources::Resources;
-use crate::virtio::{Function, rng};
-use bus::{Bus, Lines, SerialLine};
-use console::Thirst;
-use devices::{Frame, add_devices};
+use crate::virtio::{VirtioPciDevice, rng};
+use bus::{Bus, SerialLine, Vm};
+use devices::{Parts, add_devices};
 use entry::{enter_kernel, set_boot_msrs};
-use error::kvm_error;
 use vcpu::{StopSink, Vcpu};
 use worker::Worker;
 
 pub use error::MachineError;
+pub(crate) use error::kvm_error;
 
 /// What the machine's threads do before their work.
 #[derive(Debug, Clone, Copy)]
@@ -54,9 +50,9 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     workers: Vec<Worker>,
     bus: Arc<Bus>,
-    on_loop: Vec<Arc<Function>>,
-    on_workers: Vec<Arc<Function>>,
-    lines: Lines,
+    on_loop: Vec<Arc<VirtioPciDevice>>,
+    on_workers: Vec<Arc<VirtioPciDevice>>,
+    vm: Vm,
     ram: Arc<Ram>,
     supported: CpuId,
 }
@@ -106,25 +102,25 @@ impl Machine {
         vm.create_irq_chip()
             .map_err(kvm_error("create the interrupt controllers"))?;
 
-        let lines = Lines(vm);
-        let sink: Arc<dyn MsiSink> = Arc::new(lines.clone());
-        let mut frame = Frame {
-            lines,
+        let vm = Vm(vm);
+        let sink: Arc<dyn MsiSink> = Arc::new(vm.clone());
+        let mut parts = Parts {
+            vm,
             ram,
             window,
             sink,
-            functions: [const { None }; layout::SLOTS as usize],
+            devices: [const { None }; layout::SLOTS as usize],
         };
-        let (on_loop, on_workers) = add_devices(&mut frame, config, resources)?;
+        let (on_loop, on_workers) = add_devices(&mut parts, config, resources)?;
         let serial = (config.serial.mode != ConsoleMode::Off).then(|| {
             let outlet = resources.serial.clone();
-            let thirst = Thirst(outlet.terminal().cloned());
-            let line = SerialLine(frame.lines.clone());
-            Mutex::new(bus::Uart::with_events(line, thirst, outlet))
+            let events = InputEvents(outlet.terminal().cloned());
+            let line = SerialLine(parts.vm.clone());
+            Mutex::new(bus::Uart::with_events(line, events, outlet))
         });
         let bus = Arc::new(Bus {
-            window: frame.window,
-            functions: frame.functions,
+            window: parts.window,
+            devices: parts.devices,
             serial,
             panicked: AtomicBool::new(false),
         });
@@ -134,8 +130,8 @@ impl Machine {
             .map_err(kvm_error("tell its CPUID"))?;
         let mut vcpus = Vec::new();
         for cpu in 0..config.cpus {
-            let vcpu = frame
-                .lines
+            let vcpu = parts
+                .vm
                 .0
                 .create_vcpu(u64::from(cpu))
                 .map_err(kvm_error("create a processor"))?;
@@ -147,8 +143,8 @@ impl Machine {
             bus,
             on_loop,
             on_workers,
-            lines: frame.lines,
-            ram: frame.ram,
+            vm: parts.vm,
+            ram: parts.ram,
             supported,
         })
     }
@@ -164,9 +160,9 @@ impl Machine {
         running: bool,
     ) -> Result<(), MachineError> {
         let refused = |what| move |source| MachineError::Host { what, source };
-        for function in &self.on_workers {
+        for device in &self.on_workers {
             self.workers.push(
-                Worker::spawn(Arc::clone(function), prepare.worker)
+                Worker::spawn(Arc::clone(device), prepare.worker)
                     .map_err(refused("worker thread"))?,
             );
         }
@@ -265,12 +261,12 @@ impl Machine {
 
     /// Devices served by the main thread.
     #[must_use]
-    pub fn on_loop(&self) -> &[Arc<Function>] {
+    pub fn on_loop(&self) -> &[Arc<VirtioPciDevice>] {
         &self.on_loop
     }
 
     /// All devices.
-    pub fn functions(&self) -> impl Iterator<Item = &Arc<Function>> {
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<VirtioPciDevice>> {
         self.on_loop.iter().chain(&self.on_workers)
     }
 
@@ -280,10 +276,16 @@ impl Machine {
         &self.ram
     }
 
-    /// Interrupt lines.
+    /// The KVM virtual machine.
     #[must_use]
-    pub fn lines(&self) -> &Lines {
-        &self.lines
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// What KVM lets a guest see of the processor.
+    #[must_use]
+    pub fn supported(&self) -> &CpuId {
+        &self.supported
     }
 
     /// Processors.
@@ -299,16 +301,16 @@ impl Machine {
     }
 
     fn resume_devices(&self) {
-        for function in self.functions() {
-            function.resume();
+        for device in self.devices() {
+            device.resume();
         }
         // What came while they were paused has already rung. The loop looks at its own by itself.
-        for function in self
-            .functions()
-            .filter(|function| function.doorbell().is_none())
+        for device in self
+            .devices()
+            .filter(|device| device.doorbell().is_none())
             .chain(&self.on_workers)
         {
-            function.ring();
+            device.ring();
         }
     }
 
@@ -328,8 +330,8 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.wait_parked();
         }
-        for function in self.functions() {
-            function.pause();
+        for device in self.devices() {
+            device.pause();
         }
     }
 

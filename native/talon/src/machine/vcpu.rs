@@ -40,14 +40,14 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Desk {
+struct RunState {
     wanted: Phase,
-    is: Phase,
+    actual: Phase,
 }
 
 #[derive(Debug)]
 struct Shared {
-    desk: Mutex<Desk>,
+    state: Mutex<RunState>,
     changed: Condvar,
     vcpu: Mutex<VcpuFd>,
     immediate_exit: AtomicPtr<u8>,
@@ -98,9 +98,9 @@ impl Vcpu {
     pub fn new(mut vcpu: VcpuFd) -> Self {
         let immediate_exit = AtomicPtr::new(&raw mut vcpu.get_kvm_run().immediate_exit);
         let shared = Arc::new(Shared {
-            desk: Mutex::new(Desk {
+            state: Mutex::new(RunState {
                 wanted: Phase::Parked,
-                is: Phase::Parked,
+                actual: Phase::Parked,
             }),
             changed: Condvar::new(),
             vcpu: Mutex::new(vcpu),
@@ -126,7 +126,7 @@ impl Vcpu {
     ) -> io::Result<()> {
         if running {
             // So that the thread finds its order and nobody has to wake it.
-            lock(&self.shared.desk).wanted = Phase::Running;
+            lock(&self.shared.state).wanted = Phase::Running;
         }
         let own = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
@@ -147,9 +147,9 @@ impl Vcpu {
     }
 
     fn ask(&self, wanted: Phase) {
-        let mut desk = lock(&self.shared.desk);
-        if desk.wanted != Phase::Ended {
-            desk.wanted = wanted;
+        let mut state = lock(&self.shared.state);
+        if state.wanted != Phase::Ended {
+            state.wanted = wanted;
         }
         self.shared.changed.notify_all();
     }
@@ -177,12 +177,12 @@ impl Vcpu {
 
     /// Waits until the thread is parked.
     pub fn wait_parked(&self) {
-        let mut desk = lock(&self.shared.desk);
-        while desk.is == Phase::Running {
-            desk = self
+        let mut state = lock(&self.shared.state);
+        while state.actual == Phase::Running {
+            state = self
                 .shared
                 .changed
-                .wait(desk)
+                .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -217,31 +217,31 @@ impl Shared {
 
     fn live(&self, cpu: u8, bus: &Bus, stops: &dyn StopSink) {
         loop {
-            let mut desk = lock(&self.desk);
-            while desk.wanted == Phase::Parked {
-                if desk.is != Phase::Parked {
-                    desk.is = Phase::Parked;
+            let mut state = lock(&self.state);
+            while state.wanted == Phase::Parked {
+                if state.actual != Phase::Parked {
+                    state.actual = Phase::Parked;
                     self.changed.notify_all();
                 }
-                desk = self
+                state = self
                     .changed
-                    .wait(desk)
+                    .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
             }
-            desk.is = desk.wanted;
-            if desk.is == Phase::Ended {
+            state.actual = state.wanted;
+            if state.actual == Phase::Ended {
                 return;
             }
-            drop(desk);
+            drop(state);
             if let Some(stop) = run(&mut lock(&self.vcpu), cpu, bus, stops) {
                 // Parks itself first, so that whoever hears of the stop finds it parked.
-                let mut desk = lock(&self.desk);
-                if desk.wanted == Phase::Running {
-                    desk.wanted = Phase::Parked;
+                let mut state = lock(&self.state);
+                if state.wanted == Phase::Running {
+                    state.wanted = Phase::Parked;
                 }
-                desk.is = Phase::Parked;
+                state.actual = Phase::Parked;
                 self.changed.notify_all();
-                drop(desk);
+                drop(state);
                 stops.stopped(cpu, stop);
             }
         }

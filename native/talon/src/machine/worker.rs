@@ -1,4 +1,4 @@
-//! A thread that serves one function whose I/O may wait, so that no other device waits with it.
+//! A thread that serves one device whose I/O may wait, so that no other device waits with it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::virtio::{Function, Next};
+use crate::virtio::{Next, VirtioPciDevice};
 
 /// A worker's calls are shallow; its buffers are guest memory.
 const STACK_BYTES: usize = 256 << 10;
@@ -15,7 +15,7 @@ const STACK_BYTES: usize = 256 << 10;
 /// The thread.
 #[derive(Debug)]
 pub struct Worker {
-    function: Arc<Function>,
+    device: Arc<VirtioPciDevice>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -25,10 +25,13 @@ impl Worker {
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn spawn(function: Arc<Function>, prepare: fn() -> io::Result<()>) -> io::Result<Self> {
+    pub fn spawn(
+        device: Arc<VirtioPciDevice>,
+        prepare: fn() -> io::Result<()>,
+    ) -> io::Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
-        let (own, over) = (Arc::clone(&function), Arc::clone(&ended));
-        let name = format!("io{}", function.slot());
+        let (own, over) = (Arc::clone(&device), Arc::clone(&ended));
+        let name = format!("io{}", device.slot());
         let thread = std::thread::Builder::new()
             .name(name)
             .stack_size(STACK_BYTES)
@@ -39,16 +42,16 @@ impl Worker {
                 }
             })?;
         Ok(Self {
-            function,
+            device,
             ended,
             thread: Some(thread),
         })
     }
 }
 
-fn work(function: &Function, ended: &AtomicBool) {
+fn work(device: &VirtioPciDevice, ended: &AtomicBool) {
     // A backend that has a worker waits, so it is not served at once.
-    let Some(doorbell) = function.doorbell() else {
+    let Some(doorbell) = device.doorbell() else {
         return;
     };
     let mut deadline: Option<Instant> = None;
@@ -71,7 +74,7 @@ fn work(function: &Function, ended: &AtomicBool) {
         if ready.revents != 0 {
             let _ = doorbell.read();
         }
-        deadline = match function.serve() {
+        deadline = match device.serve() {
             Ok(Next::Again) => Some(Instant::now()),
             Ok(Next::At(at)) => Some(at),
             // A broken device stands still until its driver resets it, which rings.
@@ -83,7 +86,7 @@ fn work(function: &Function, ended: &AtomicBool) {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
-        self.function.ring();
+        self.device.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -2,7 +2,7 @@
 //! routing table to keep, to change at every unmask, or to restore.
 
 use super::window::Window;
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 /// Vectors of a function: one for configuration changes, one for all queues.
 pub const VECTORS: usize = 2;

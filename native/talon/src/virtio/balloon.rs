@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use vm_memory::{Address, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::{Backend, CONFIG_BYTES, Chain, Command, Io, Kind, Next, ServeError};
 use crate::config::BalloonConfig;
 use crate::memory::{PAGE, Ram};
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
@@ -48,7 +48,7 @@ pub struct Balloon {
     actual_pages: u32,
     statistics: [Option<u64>; STATISTIC_NAMES.len()],
     /// The guest's statistics buffer, given back when new ones are wanted.
-    held: Option<u16>,
+    statistics_buffer: Option<u16>,
     wanted: bool,
     inflated: u64,
     reported_bytes: u64,
@@ -68,7 +68,7 @@ impl Balloon {
             target_pages: pages(config.size),
             actual_pages: 0,
             statistics: [None; STATISTIC_NAMES.len()],
-            held: None,
+            statistics_buffer: None,
             wanted: false,
             inflated: 0,
             reported_bytes: 0,
@@ -123,12 +123,12 @@ impl Balloon {
         while let Some(chain) = io.pop(STATISTICS)? {
             self.take_statistics(io, &chain);
             // One buffer is all that a driver lends; a second one means that the first is forgotten.
-            if let Some(old) = self.held.replace(chain.head) {
+            if let Some(old) = self.statistics_buffer.replace(chain.head) {
                 io.push(STATISTICS, old, 0)?;
             }
         }
         if self.wanted
-            && let Some(head) = self.held.take()
+            && let Some(head) = self.statistics_buffer.take()
         {
             self.wanted = false;
             io.push(STATISTICS, head, 0)?;
@@ -167,7 +167,7 @@ impl Backend for Balloon {
 
     fn reset(&mut self) {
         self.actual_pages = 0;
-        self.held = None;
+        self.statistics_buffer = None;
         self.wanted = false;
     }
 
@@ -230,39 +230,16 @@ impl Backend for Balloon {
     fn save(&self, out: &mut Encoder) {
         out.u32(self.target_pages);
         out.u32(self.actual_pages);
-        out.bool(self.held.is_some());
-        out.u16(self.held.unwrap_or(0));
+        out.bool(self.statistics_buffer.is_some());
+        out.u16(self.statistics_buffer.unwrap_or(0));
     }
 
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         self.target_pages = from.u32()?;
         self.actual_pages = from.u32()?;
-        let held = from.bool()?;
+        let lent = from.bool()?;
         let head = from.u16()?;
-        self.held = held.then_some(head).filter(|head| *head < 8);
+        self.statistics_buffer = lent.then_some(head).filter(|head| *head < 8);
         Ok(())
-    }
-}
-
-/// Rounds a reported range inwards to whole pages of the host.
-#[must_use]
-pub fn whole_pages(start: GuestAddress, bytes: u64) -> Option<(u64, u64)> {
-    let first = start.raw_value().checked_next_multiple_of(PAGE)?;
-    let end = start.raw_value().checked_add(bytes)? & !(PAGE - 1);
-    (end > first).then_some((first, end - first))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_page_is_not_given_back() {
-        assert_eq!(
-            whole_pages(GuestAddress(0x1001), 0x2fff),
-            Some((0x2000, 0x2000))
-        );
-        assert_eq!(whole_pages(GuestAddress(0x1001), 0x0fff), None);
-        assert_eq!(whole_pages(GuestAddress(u64::MAX), 2), None);
     }
 }

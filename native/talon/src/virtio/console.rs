@@ -1,7 +1,7 @@
 //! virtio console (virtio 1.2, section 5.3) with one port: a console without an exit for each byte.
 
 use super::{Backend, CONFIG_BYTES, Io, Kind, Next, ServeError, Source};
-use crate::machine::console::Outlet;
+use crate::console::Outlet;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

@@ -1,26 +1,26 @@
 //! Virtio 1.2 devices on PCI.
 //!
-//! A [`Function`] is the transport: registers, negotiation, queues, interrupts. Behind it a [`Backend`] does the device's
-//! own work in `serve`, always under the function's lock. So whoever holds the lock knows that no request is under way:
+//! A [`VirtioPciDevice`] is the transport: registers, negotiation, queues, interrupts. Behind it a [`Backend`] does the device's
+//! own work in `serve`, always under the device's lock. So whoever holds the lock knows that no request is under way:
 //! reset, pause and snapshot are that simple.
 
 pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
-pub mod function;
 pub mod net;
+pub mod pci;
 pub mod rate;
 pub mod rng;
 pub mod vsock;
 
 pub use chain::{Chain, Io, ServeError};
-pub use function::Function;
+pub use pci::VirtioPciDevice;
 
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 /// Largest device configuration.
 pub const CONFIG_BYTES: usize = 128;

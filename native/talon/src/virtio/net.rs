@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::rate::Limiter;
 use super::{Backend, CONFIG_BYTES, Chain, Command, Io, Kind, Next, ServeError, Source};
 use crate::config::NetConfig;
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -89,7 +89,8 @@ impl Net {
     }
 
     /// On whatever gives a packet with its header for a read, and does not wait.
-    pub(crate) fn over(tap: File, config: NetConfig) -> Self {
+    #[must_use]
+    pub fn over(tap: File, config: NetConfig) -> Self {
         let limiter = Limiter::new(&config.rate);
         Self {
             tap,

@@ -10,7 +10,7 @@ use aerie_vsock::{Config, Limits, Muxer, MuxerError, Rings, TransportReset, serv
 
 use super::{Backend, CONFIG_BYTES, Command, Io, Kind, Next, ServeError, Source};
 use crate::config::VsockConfig;
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

@@ -5,8 +5,8 @@ use std::io;
 use crate::config::ConfigError;
 use crate::machine::MachineError;
 use crate::machine::cpu_state::CpuStateError;
-use crate::machine::save::SaveError;
-use crate::snapshot::SnapshotError;
+use crate::snapshot::files::SnapshotError;
+use crate::snapshot::machine::SaveError;
 
 /// Why the process ends otherwise than asked.
 #[derive(Debug, thiserror::Error)]

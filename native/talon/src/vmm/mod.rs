@@ -22,13 +22,14 @@ use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::server::Server;
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, Fields, VmConfig};
 use crate::events::Events;
 use crate::layout;
 use crate::machine::vcpu::{Stop, StopSink};
 use crate::machine::{Machine, MachineError, Prepare, RamSource};
 use crate::reactor::{EDGE, READ, Reactor, Token};
 use crate::resources::{Opener, Resources};
+use crate::virtio::Command;
 
 pub use fault::{Fatal, VerbError};
 
@@ -70,7 +71,7 @@ pub struct Vmm {
     pub(crate) paused: bool,
     pub(crate) events: Events,
     stops: Arc<Stops>,
-    /// Functions that want to be served again, and when.
+    /// Devices that want to be served again, and when.
     later: Vec<(u8, Instant)>,
     hold: bool,
     ended: bool,
@@ -190,25 +191,25 @@ impl Vmm {
                 source,
             })
         };
-        for function in machine.on_loop() {
-            if let Some(doorbell) = function.doorbell() {
+        for device in machine.on_loop() {
+            if let Some(doorbell) = device.doorbell() {
                 // Told once for each ring, so that nobody has to read it.
                 self.reactor
                     .add(
                         doorbell.as_raw_fd(),
                         READ | EDGE,
-                        Token::Kick(function.slot()),
+                        Token::Kick(device.slot()),
                     )
                     .map_err(refused)?;
             }
-            for source in function.sources() {
+            for source in device.sources() {
                 let events = match (source.edge, live) {
                     (true, _) => READ | EDGE,
                     (false, true) => READ,
                     (false, false) => 0,
                 };
                 self.reactor
-                    .add(source.fd, events, Token::Source(function.slot()))
+                    .add(source.fd, events, Token::Source(device.slot()))
                     .map_err(refused)?;
             }
         }
@@ -234,8 +235,7 @@ impl Vmm {
     fn serve_all_soon(&mut self) {
         let now = Instant::now();
         let slots = self.machine.iter().flat_map(Machine::on_loop);
-        self.later
-            .extend(slots.map(|function| (function.slot(), now)));
+        self.later.extend(slots.map(|device| (device.slot(), now)));
     }
 
     /// `vm.boot`.
@@ -257,14 +257,14 @@ impl Vmm {
 
     /// A paused device takes nothing from its sources, so those that tell a state rather than a change must be silent.
     fn listen_to_sources(&self, on: bool) {
-        let functions = self.machine.iter().flat_map(Machine::on_loop);
-        for function in functions {
-            let levels = function.sources().into_iter().filter(|source| !source.edge);
+        let devices = self.machine.iter().flat_map(Machine::on_loop);
+        for device in devices {
+            let levels = device.sources().into_iter().filter(|source| !source.edge);
             for source in levels {
                 let events = if on { READ } else { 0 };
                 let _ = self
                     .reactor
-                    .change(source.fd, events, Token::Source(function.slot()));
+                    .change(source.fd, events, Token::Source(device.slot()));
             }
         }
         if let Some(terminal) = self
@@ -292,11 +292,11 @@ impl Vmm {
     /// Ends the machine; its configuration stays.
     pub(crate) fn stop_machine(&mut self) {
         if let Some(machine) = self.machine.take() {
-            for function in machine.on_loop() {
-                if let Some(doorbell) = function.doorbell() {
+            for device in machine.on_loop() {
+                if let Some(doorbell) = device.doorbell() {
                     self.reactor.remove(doorbell.as_raw_fd());
                 }
-                for source in function.sources() {
+                for source in device.sources() {
                     self.reactor.remove(source.fd);
                 }
             }
@@ -371,7 +371,7 @@ impl Vmm {
     pub fn press_power_button(&mut self) -> Result<(), VerbError> {
         match &self.machine {
             Some(machine) if !self.paused => {
-                machine.lines().pulse(layout::POWER_BUTTON_GSI);
+                machine.vm().pulse(layout::POWER_BUTTON_GSI);
                 Ok(())
             }
             _ => Err(VerbError::State("not running")),
@@ -407,6 +407,38 @@ impl Vmm {
         self.listen_to_sources(true);
         self.resume_machine();
         self.events.note("vm", "resumed", Value::Null);
+        Ok(())
+    }
+
+    /// `vm.link`: shows a network device's link up or down. After a restore links are down until the guest has its new
+    /// identity.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn link(&mut self, body: &Value) -> Result<(), VerbError> {
+        let mut fields = Fields::new("", body)?;
+        let id = fields.text("id", 64)?;
+        let up = fields
+            .flag("up")?
+            .ok_or_else(|| fields.problem("up", "is missing"))?;
+        fields.finish()?;
+        let machine = self
+            .machine
+            .as_ref()
+            .ok_or(VerbError::State("not running"))?;
+        let created = self.created.as_ref().ok_or(VerbError::NotCreated)?;
+        let is_net = |name: &str| created.config.nets.iter().any(|net| net.id == name);
+        let wanted: Vec<_> = machine
+            .devices()
+            .filter(|device| is_net(device.id()) && id.is_none_or(|id| id == device.id()))
+            .collect();
+        if wanted.is_empty() {
+            return Err(VerbError::NoDevice("such network device"));
+        }
+        for device in wanted {
+            device.command(&Command::Link(up));
+            device.ring();
+        }
         Ok(())
     }
 }

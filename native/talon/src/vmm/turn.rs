@@ -11,7 +11,7 @@ use crate::api::server::{Incoming, Server};
 use crate::machine::bus::Request;
 use crate::machine::vcpu::Stop;
 use crate::reactor::Token;
-use crate::virtio::{Function, Next};
+use crate::virtio::{Next, VirtioPciDevice};
 
 impl Vmm {
     /// The loop. Returns when the guest powered off or somebody asked for the end.
@@ -44,12 +44,12 @@ impl Vmm {
                             .and_then(|server| server.ready(number, events, &self.reactor));
                         self.serve_requests(incoming);
                     }
-                    Token::Kick(slot) => self.serve_function(slot),
+                    Token::Kick(slot) => self.serve_device(slot),
                     Token::Source(slot) => {
-                        if let Some(function) = self.function(slot) {
-                            function.source_ready();
+                        if let Some(device) = self.device(slot) {
+                            device.source_ready();
                         }
-                        self.serve_function(slot);
+                        self.serve_device(slot);
                     }
                     Token::Stops => self.hear_stops()?,
                     Token::Serial => {
@@ -69,21 +69,21 @@ impl Vmm {
         Ok(())
     }
 
-    fn function(&self, slot: u8) -> Option<Arc<Function>> {
+    fn device(&self, slot: u8) -> Option<Arc<VirtioPciDevice>> {
         self.machine
             .as_ref()?
             .on_loop()
             .iter()
-            .find(|function| function.slot() == slot)
+            .find(|device| device.slot() == slot)
             .cloned()
     }
 
-    fn serve_function(&mut self, slot: u8) {
-        let Some(function) = self.function(slot) else {
+    fn serve_device(&mut self, slot: u8) {
+        let Some(device) = self.device(slot) else {
             return;
         };
         self.later.retain(|(waiting, _)| *waiting != slot);
-        match function.serve() {
+        match device.serve() {
             Ok(Next::Wait) => {}
             Ok(Next::Again) => self.later.push((slot, Instant::now())),
             Ok(Next::At(at)) => self.later.push((slot, at)),
@@ -92,7 +92,7 @@ impl Vmm {
                 self.events.note(
                     "virtio-device",
                     "broken",
-                    json!({ "id": function.id(), "chain": chain }),
+                    json!({ "id": device.id(), "chain": chain }),
                 );
             }
         }
@@ -107,7 +107,7 @@ impl Vmm {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in due {
-            self.serve_function(slot);
+            self.serve_device(slot);
         }
     }
 

@@ -1,12 +1,15 @@
 //! Where a console goes on the host: into a log, to a client, both or neither.
 
+pub mod log;
+pub mod terminal;
+
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use vm_superio::serial::SerialEvents;
 
-use super::log::Log;
-use super::terminal::Terminal;
+use log::Log;
+use terminal::Terminal;
 
 /// The host's side of a console. Copies are of the same log and the same client.
 #[derive(Debug, Clone, Default)]
@@ -52,9 +55,9 @@ impl Write for Outlet {
 
 /// Tells the terminal that the serial port has room again.
 #[derive(Debug, Clone)]
-pub struct Thirst(pub Option<Arc<Terminal>>);
+pub struct InputEvents(pub Option<Arc<Terminal>>);
 
-impl SerialEvents for Thirst {
+impl SerialEvents for InputEvents {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}

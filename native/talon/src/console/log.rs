@@ -6,12 +6,9 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use crate::config::KEPT_BYTES_MIN;
 use crate::memory::PAGE;
 
-/// Bytes that a log keeps at least, where nobody says otherwise.
-pub const KEPT_BYTES: u64 = 64 << 20;
-/// The least that can be asked for.
-pub const KEPT_BYTES_MIN: u64 = 64 << 10;
 /// Bytes between two looks at the length of a log, at most.
 const LOOK_BYTES_MAX: u64 = 1 << 20;
 

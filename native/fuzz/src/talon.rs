@@ -15,17 +15,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::api::http;
-use crate::boot::elf;
-use crate::config::{BalloonConfig, NetConfig, RateConfig, VmConfig, VsockConfig};
-use crate::machine::console::Outlet;
-use crate::machine::terminal::Terminal;
-use crate::memory::{Backing, HUGE_PAGE, Ram};
-use crate::pci::{MsiSink, Window};
-use crate::snapshot;
-use crate::state::{Decoder, Encoder};
-use crate::virtio::rate::Limiter;
-use crate::virtio::{Backend, Command, Function, balloon, block, console, net, rng, vsock};
+use ::talon::api::http;
+use ::talon::boot::elf;
+use ::talon::config::{BalloonConfig, NetConfig, RateConfig, VmConfig, VsockConfig};
+use ::talon::console::Outlet;
+use ::talon::console::terminal::Terminal;
+use ::talon::memory::{Backing, HUGE_PAGE, Ram};
+use ::talon::pci::{MsiSink, Window};
+use ::talon::snapshot::codec::{Decoder, Encoder};
+use ::talon::snapshot::files;
+use ::talon::virtio::rate::Limiter;
+use ::talon::virtio::{
+    Backend, Command, VirtioPciDevice, balloon, block, console, net, rng, vsock,
+};
 
 /// Names of the targets, as in the corpus and for the fuzzer.
 pub const TARGETS: [&str; 11] = [
@@ -51,15 +53,15 @@ pub fn run(target: &str, input: &[u8]) {
 }
 
 fn state(input: &[u8]) {
-    if let Ok((head, _)) = snapshot::look(input) {
+    if let Ok((head, _)) = files::look(input) {
         let memory = Ram::memfd(0).expect("a memfd");
-        assert!(snapshot::check_memory(&memory, &head).is_err());
+        assert!(files::check_memory(&memory, &head).is_err());
     }
     // The checksum keeps most inputs out; behind it everything is untrusted all the same.
     let mut sections = Decoder::new(input);
     while let Ok(Some((_, mut body))) = sections.section() {
-        let _ = snapshot::Head::decode(&mut body.clone());
-        let device = device(backend("block"));
+        let _ = files::Head::decode(&mut body.clone());
+        let device = device_alone(backend("block"));
         let _ = device.load(&mut body);
     }
 }
@@ -199,15 +201,15 @@ fn backend(name: &str) -> Box<dyn Backend> {
     }
 }
 
-fn device(backend: Box<dyn Backend>) -> Function {
+fn device_alone(backend: Box<dyn Backend>) -> VirtioPciDevice {
     let ram = Arc::new(Ram::new(HUGE_PAGE, Backing::Anonymous, false).expect("memory"));
-    function(backend, ram)
+    device(backend, ram)
 }
 
-fn function(backend: Box<dyn Backend>, ram: Arc<Ram>) -> Function {
+fn device(backend: Box<dyn Backend>, ram: Arc<Ram>) -> VirtioPciDevice {
     let window = Arc::new(Window::new().expect("a window"));
     let sink: Arc<dyn MsiSink> = Arc::new(Counter::default());
-    Function::new(9, "hostile".to_owned(), backend, ram, window, sink).expect("a function")
+    VirtioPciDevice::new(9, "hostile".to_owned(), backend, ram, window, sink).expect("a device")
 }
 
 /// Where the well-formed part of the program puts a queue.
@@ -239,44 +241,44 @@ impl Program<'_> {
     }
 }
 
-fn common(function: &Function, offset: usize, bytes: &[u8]) {
-    function.write_registers(offset, bytes);
+fn common(device: &VirtioPciDevice, offset: usize, bytes: &[u8]) {
+    device.write_registers(offset, bytes);
 }
 
-fn set_up(function: &Function, memory: &GuestMemoryMmap, queues: u16) {
-    common(function, 0x14, &[0]);
-    common(function, 0x14, &[3]);
-    common(function, 0x08, &1u32.to_le_bytes());
-    common(function, 0x0c, &1u32.to_le_bytes());
-    common(function, 0x14, &[11]);
+fn set_up(device: &VirtioPciDevice, memory: &GuestMemoryMmap, queues: u16) {
+    common(device, 0x14, &[0]);
+    common(device, 0x14, &[3]);
+    common(device, 0x08, &1u32.to_le_bytes());
+    common(device, 0x0c, &1u32.to_le_bytes());
+    common(device, 0x14, &[11]);
     for queue in 0..queues {
         let base = RINGS + RING_STRIDE * u64::from(queue);
-        common(function, 0x16, &queue.to_le_bytes());
-        common(function, 0x18, &QUEUE_SIZE.to_le_bytes());
-        common(function, 0x1a, &1u16.to_le_bytes());
+        common(device, 0x16, &queue.to_le_bytes());
+        common(device, 0x18, &QUEUE_SIZE.to_le_bytes());
+        common(device, 0x1a, &1u16.to_le_bytes());
         for (offset, address) in [(0x20, base), (0x28, base + 0x1000), (0x30, base + 0x2000)] {
-            common(function, offset, &crate::bytes::low(address).to_le_bytes());
-            common(function, offset + 4, &[0; 4]);
+            common(device, offset, &::talon::bytes::low(address).to_le_bytes());
+            common(device, offset + 4, &[0; 4]);
         }
         let _ = memory.write_slice(&[0; 0x3000], GuestAddress(base));
-        common(function, 0x1c, &1u16.to_le_bytes());
+        common(device, 0x1c, &1u16.to_le_bytes());
     }
-    common(function, 0x14, &[15]);
+    common(device, 0x14, &[15]);
 }
 
 /// Drives a device by a program.
 fn drive(backend: Box<dyn Backend>, input: &[u8], queues: u16, speak: Speak<'_>) {
     let ram = Arc::new(Ram::new(HUGE_PAGE, Backing::Anonymous, false).expect("memory"));
-    let function = function(backend, Arc::clone(&ram));
+    let device = device(backend, Arc::clone(&ram));
     let mut program = Program { bytes: input };
-    // A program is bounded by its bytes, and one serve by the function itself.
-    while step(&function, &ram, &mut program, queues, speak).is_some() {}
+    // A program is bounded by its bytes, and one serve by the device itself.
+    while step(&device, &ram, &mut program, queues, speak).is_some() {}
     let mut saved = Encoder::new();
-    function.save(&mut saved);
+    device.save(&mut saved);
 }
 
 fn step(
-    function: &Function,
+    device: &VirtioPciDevice,
     ram: &Arc<Ram>,
     program: &mut Program<'_>,
     queues: u16,
@@ -284,7 +286,7 @@ fn step(
 ) -> Option<()> {
     let memory = ram.guest();
     match program.u8()? % 13 {
-        0 => set_up(function, memory, queues.min(function.queues())),
+        0 => set_up(device, memory, queues.min(device.queues())),
         1 => {
             // A descriptor: table entry, address, length, flags, next.
             let (queue, index) = (u64::from(program.u8()? % 8), u64::from(program.u8()? % 8));
@@ -321,7 +323,7 @@ fn step(
             let _ = memory.write_obj(next, GuestAddress(base + 2));
         }
         3 | 4 => {
-            let _ = function.serve();
+            let _ = device.serve();
         }
         5 => {
             let (offset, bytes) = (
@@ -329,7 +331,7 @@ fn step(
                 program.u64()?.to_le_bytes(),
             );
             let length = [1, 2, 4, 8][usize::from(program.u8()? % 4)];
-            function.write_registers(offset, &bytes[..length]);
+            device.write_registers(offset, &bytes[..length]);
         }
         6 => {
             let (offset, bytes) = (
@@ -337,39 +339,39 @@ fn step(
                 program.u64()?.to_le_bytes(),
             );
             let length = [1, 2, 4, 8][usize::from(program.u8()? % 4)];
-            function.write_config(offset, &bytes[..length]);
+            device.write_config(offset, &bytes[..length]);
         }
         7 => {
             let (address, value) = (u64::from(program.u16()?) * 8 + 0x10_0000, program.u64()?);
             let _ = memory.write_obj(value, GuestAddress(address));
         }
-        8 => function.command(&Command::Balloon(program.u64()?)),
+        8 => device.command(&Command::Balloon(program.u64()?)),
         9 => {
             // What was saved can be loaded, and saving it again gives the same.
             let mut saved = Encoder::new();
-            function.pause();
-            function.save(&mut saved);
+            device.pause();
+            device.save(&mut saved);
             let saved = saved.into_bytes();
             let mut from = Decoder::new(&saved);
             let _ = from.u8();
-            if function.load(&mut from).is_ok() {
+            if device.load(&mut from).is_ok() {
                 let mut again = Encoder::new();
-                function.save(&mut again);
+                device.save(&mut again);
                 assert_eq!(again.into_bytes(), saved);
             }
-            function.resume();
+            device.resume();
         }
-        10 => common(function, 0x14, &[program.u8()?]),
+        10 => common(device, 0x14, &[program.u8()?]),
         11 => {
             speak(program.u8()?);
-            function.source_ready();
-            let _ = function.serve();
+            device.source_ready();
+            let _ = device.serve();
         }
         _ => {
             // MSI-X: enable, and write anything into the table.
-            function.write_config(0x86, &[0, program.u8()?]);
+            device.write_config(0x86, &[0, program.u8()?]);
             let bytes = program.u64()?.to_le_bytes();
-            function.write_registers(0x800 + usize::from(program.u8()? % 64), &bytes[..4]);
+            device.write_registers(0x800 + usize::from(program.u8()? % 64), &bytes[..4]);
         }
     }
     Some(())

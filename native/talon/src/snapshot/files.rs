@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::bytes::to_usize;
 use crate::memory::{PAGE, Ram};
-use crate::state::{self, Decoder, Encoder, StateError, checksum};
+use crate::snapshot::codec::{self, Decoder, Encoder, StateError, checksum};
 
 /// Sections of a state file.
 pub mod section {
@@ -28,8 +28,8 @@ pub mod section {
     pub const PLATFORM: u32 = 4;
     /// Serial port.
     pub const SERIAL: u32 = 5;
-    /// One function.
-    pub const FUNCTION: u32 = 6;
+    /// One device.
+    pub const DEVICE: u32 = 6;
 }
 
 const MEMORY_MAGIC: [u8; 8] = *b"TALONMEM";
@@ -338,7 +338,7 @@ pub fn read_state(file: &File) -> Result<Vec<u8>, SnapshotError> {
         if filled < content.len() {
             break;
         }
-        if filled > state::BYTES_MAX {
+        if filled > codec::BYTES_MAX {
             return Err(StateError::Length.into());
         }
         content.resize(filled * 2, 0);

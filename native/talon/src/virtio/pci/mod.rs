@@ -1,8 +1,8 @@
-//! A virtio device as a PCI function (virtio 1.2, section 4.1): registers, negotiation, queues and interrupts.
+//! A virtio device as a PCI device (virtio 1.2, section 4.1): registers, negotiation, queues and interrupts.
 //!
 //! All registers lie in one page of the read-only slot: common configuration at 0, ISR at 0x80, device configuration at
 //! 0x100, MSI-X table at 0x800, pending bits at 0xc00. Doorbells are BAR 2, one address for all queues, so one ioeventfd
-//! serves the function.
+//! serves the device.
 
 mod common;
 mod state;
@@ -51,8 +51,8 @@ struct Inner {
     broken: u64,
 }
 
-/// One virtio PCI function.
-pub struct Function {
+/// One virtio PCI device.
+pub struct VirtioPciDevice {
     slot: u8,
     id: String,
     ram: Arc<Ram>,
@@ -62,9 +62,9 @@ pub struct Function {
     inner: Mutex<Inner>,
 }
 
-impl std::fmt::Debug for Function {
+impl std::fmt::Debug for VirtioPciDevice {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Function")
+        out.debug_struct("VirtioPciDevice")
             .field("slot", &self.slot)
             .field("id", &self.id)
             .finish_non_exhaustive()
@@ -79,7 +79,7 @@ fn new_queues(sizes: &[u16]) -> Vec<Queue> {
         .collect()
 }
 
-impl Function {
+impl VirtioPciDevice {
     /// Puts `backend` in `slot` and shows it to the guest.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Function {
             returned: VecDeque::new(),
             broken: 0,
         };
-        let function = Self {
+        let device = Self {
             slot,
             id,
             ram,
@@ -159,13 +159,13 @@ impl Function {
             doorbell,
             inner: Mutex::new(inner),
         };
-        let inner = function.lock();
-        inner.config.publish(&function.window);
-        inner.msix.publish(&function.window);
-        function.publish_config(&inner);
-        function.publish_common(&inner);
+        let inner = device.lock();
+        inner.config.publish(&device.window);
+        inner.msix.publish(&device.window);
+        device.publish_config(&inner);
+        device.publish_common(&inner);
         drop(inner);
-        Ok(function)
+        Ok(device)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -191,7 +191,7 @@ impl Function {
         self.doorbell.as_ref()
     }
 
-    /// Rings: whoever serves the function looks at it, which may be the caller, before this returns.
+    /// Rings: whoever serves the device looks at it, which may be the caller, before this returns.
     pub fn ring(&self) {
         match &self.doorbell {
             Some(doorbell) => drop(doorbell.write(1)),

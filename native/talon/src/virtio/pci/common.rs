@@ -2,11 +2,13 @@
 
 use virtio_queue::QueueT;
 
-use super::{COMMON_BYTES, DRIVER_OK, FEATURES_OK, Function, Inner, NEEDS_RESET, new_queues};
+use super::{
+    COMMON_BYTES, DRIVER_OK, FEATURES_OK, Inner, NEEDS_RESET, VirtioPciDevice, new_queues,
+};
 use crate::pci::msix::{NO_VECTOR, VECTORS};
 use crate::virtio::feature;
 
-impl Function {
+impl VirtioPciDevice {
     pub(super) fn publish_common(&self, inner: &Inner) {
         let mut page = [0u8; COMMON_BYTES];
         let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,14 +1,14 @@
-//! A function into a snapshot, and back.
+//! A device into a snapshot, and back.
 
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::{DRIVER_OK, Function};
+use super::{DRIVER_OK, VirtioPciDevice};
 use crate::pci::msix::{NO_VECTOR, VECTORS};
-use crate::state::{Decoder, Encoder, StateError};
+use crate::snapshot::codec::{Decoder, Encoder, StateError};
 use crate::virtio::feature;
 
-impl Function {
-    /// State for a snapshot; the caller has paused the function.
+impl VirtioPciDevice {
+    /// State for a snapshot; the caller has paused the device.
     pub fn save(&self, out: &mut Encoder) {
         let inner = self.lock();
         out.u8(self.slot);
@@ -39,7 +39,7 @@ impl Function {
         out.bytes(&backend.into_bytes());
     }
 
-    /// Takes a state over; the function is left paused.
+    /// Takes a state over; the device is left paused.
     ///
     /// # Errors
     /// When the state is of another device or impossible.

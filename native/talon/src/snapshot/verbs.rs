@@ -9,14 +9,14 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::config::{ConfigError, Fields, VmConfig};
-use crate::machine::{MachineError, RamSource};
-use crate::memory::Backing;
-use crate::snapshot::{
+use super::files::{
     Head, MemoryKind, NewFile, SnapshotError, check_memory, close_memory, look, read_state,
     write_memory,
 };
-use crate::virtio::{Command, rng};
+use crate::config::{ConfigError, Fields, VmConfig};
+use crate::machine::{MachineError, RamSource};
+use crate::memory::Backing;
+use crate::virtio::rng;
 use crate::vmm::{Created, VerbError, Vmm};
 
 const URL_BYTES_MAX: usize = 4096;
@@ -109,7 +109,12 @@ impl Vmm {
             .machine
             .as_ref()
             .ok_or(VerbError::State("not running"))?;
-        Ok(machine.save(&self.kvm, head, &created.value)?)
+        Ok(super::machine::save(
+            machine,
+            &self.kvm,
+            head,
+            &created.value,
+        )?)
     }
 
     fn require_paused(&self) -> Result<(), VerbError> {
@@ -251,43 +256,11 @@ impl Vmm {
 
     fn fill(&mut self, memory: File, content: &[u8], resume: bool) -> Result<(), VerbError> {
         let machine = self.build(RamSource::Template(memory))?;
-        for function in machine.functions() {
-            function.pause();
+        for device in machine.devices() {
+            device.pause();
         }
-        machine.fill(content)?;
+        super::machine::fill(&machine, content)?;
         self.install(machine, resume)
-    }
-
-    /// `vm.link`: shows a network device's link up or down. After a restore links are down until the guest has its new
-    /// identity.
-    ///
-    /// # Errors
-    /// When there is no such device.
-    pub fn link(&mut self, body: &Value) -> Result<(), VerbError> {
-        let mut fields = Fields::new("", body)?;
-        let id = fields.text("id", 64)?;
-        let up = fields
-            .flag("up")?
-            .ok_or_else(|| fields.problem("up", "is missing"))?;
-        fields.finish()?;
-        let machine = self
-            .machine
-            .as_ref()
-            .ok_or(VerbError::State("not running"))?;
-        let created = self.created.as_ref().ok_or(VerbError::NotCreated)?;
-        let is_net = |name: &str| created.config.nets.iter().any(|net| net.id == name);
-        let wanted: Vec<_> = machine
-            .functions()
-            .filter(|function| is_net(function.id()) && id.is_none_or(|id| id == function.id()))
-            .collect();
-        if wanted.is_empty() {
-            return Err(VerbError::NoDevice("such network device"));
-        }
-        for function in wanted {
-            function.command(&Command::Link(up));
-            function.ring();
-        }
-        Ok(())
     }
 }
 
