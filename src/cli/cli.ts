@@ -1,4 +1,5 @@
 import { Fault } from '../lib/fault.ts'
+import { plain, plainJson } from '../lib/plain.ts'
 import { systemPlaces, userPlaces, type Environment } from '../lib/paths.ts'
 import { COMMANDS, findEntry, type Entry } from './commands.ts'
 import { NOUNS, nounOf } from './nouns.ts'
@@ -132,8 +133,8 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
   } catch (error) {
     if (isPipe(error)) return EXIT_PIPE
     const fault = asFault(error)
-    if (env['AERIE_DEBUG']) complain(Bun.inspect(error))
-    complain(json ? JSON.stringify(problemOf(fault)) : sayFault(fault))
+    if (env['AERIE_DEBUG']) complain(Bun.inspect(error).split('\n').map(plain).join('\n'))
+    complain(json ? plainJson(problemOf(fault)) : sayFault(fault))
     return entry?.guestCode ? EXIT_OURS : EXIT[fault.kind]
   }
 }

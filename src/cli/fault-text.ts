@@ -1,5 +1,5 @@
 import { Fault } from '../lib/fault.ts'
-import { plain } from './table.ts'
+import { plain } from '../lib/plain.ts'
 
 /** A failure as a program reads it: the shape of the API's problems, whoever found it. */
 export const problemOf = (fault: Fault): Record<string, unknown> => ({

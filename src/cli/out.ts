@@ -1,6 +1,7 @@
 import { writeSync } from 'node:fs'
 import { isTerminal, terminalSize, writeAll, writeNow } from './stdio.ts'
-import { plain, renderTable, wantsColour, type Look, type Table } from './table.ts'
+import { plain, plainJson } from '../lib/plain.ts'
+import { renderTable, wantsColour, type Look, type Table } from './table.ts'
 
 export const FORMATS = ['table', 'json', 'yaml', 'name'] as const
 export type Format = (typeof FORMATS)[number]
@@ -22,6 +23,12 @@ export const complain = (text: string): void => {
 export interface Views {
   readonly table: () => Table | string
   readonly name: () => readonly string[]
+}
+
+/** Writes YAML; a value with control characters as JSON, which is YAML too: Bun's writer leaves some of them as they are. */
+const yaml = (value: unknown): string => {
+  const text = Bun.YAML.stringify(value, null, 2)
+  return `${/[\u007f-\u009f]/.test(text) ? plainJson(value, 2) : text}\n`
 }
 
 /** The one layer between a command and stdout: results only; messages and progress go to stderr. */
@@ -57,8 +64,8 @@ export class Out {
         .map((name) => `${plain(name)}\n`)
         .join('')
     const text = (): string => {
-      if (this.format === 'json') return `${JSON.stringify(value, null, 2)}\n`
-      if (this.format === 'yaml') return `${Bun.YAML.stringify(value, null, 2)}\n`
+      if (this.format === 'json') return `${plainJson(value, 2)}\n`
+      if (this.format === 'yaml') return yaml(value)
       if (this.format === 'name' || this.quiet) return names()
       const view = views.table()
       return typeof view === 'string' ? view : renderTable(view, this.look)
@@ -68,8 +75,8 @@ export class Out {
 
   /** One of a stream: a line of JSON, a document of YAML, or what people read. */
   async item(value: unknown, people: () => string): Promise<void> {
-    if (this.format === 'json') await this.line(JSON.stringify(value))
-    else if (this.format === 'yaml') await this.text(`---\n${Bun.YAML.stringify(value, null, 2)}\n`)
+    if (this.format === 'json') await this.line(plainJson(value))
+    else if (this.format === 'yaml') await this.text(`---\n${yaml(value)}`)
     else await this.line(people())
   }
 

@@ -1,7 +1,7 @@
 import { sayBytes } from '../lib/bytes.ts'
 import { complain } from './out.ts'
 import { isTerminal } from './stdio.ts'
-import { plain } from './table.ts'
+import { plain } from '../lib/plain.ts'
 import { writeSync } from 'node:fs'
 
 /** Between two looks of a person. */
@@ -17,7 +17,7 @@ export class Progress implements Disposable {
   #shownAt = 0
 
   constructor(label: string, quiet: boolean) {
-    this.#label = label
+    this.#label = plain(label)
     this.#quiet = quiet
     this.#live = !quiet && isTerminal(2)
   }

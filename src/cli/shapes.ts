@@ -4,6 +4,7 @@
  * Such a command is a few words (what it asks the daemon, and how an answer looks); what is the same in all of them stands here.
  */
 import type { Client } from '../client/client.ts'
+import { plainJson } from '../lib/plain.ts'
 import { command, type Command, type Context } from './command.ts'
 import { EXIT } from './exit.ts'
 import { asFault, problemOf, sayFault } from './fault-text.ts'
@@ -27,7 +28,7 @@ export const each = async (
       await act(name)
     } catch (error) {
       const fault = asFault(error)
-      complain(context.out.format === 'json' ? JSON.stringify(problemOf(fault)) : sayFault(fault))
+      complain(context.out.format === 'json' ? plainJson(problemOf(fault)) : sayFault(fault))
       if (code === 0) code = EXIT[fault.kind]
     }
   }
@@ -80,7 +81,7 @@ export const inspecting = <T>(
       if (found.length === 0) return code
       const value: unknown = args.length === 1 ? found[0] : found
       await context.out.show(value, {
-        table: () => `${JSON.stringify(value, null, 2)}\n`,
+        table: () => `${plainJson(value, 2)}\n`,
         name: () => found.map((thing) => it.nameOf(thing)),
       })
       return code

@@ -1,3 +1,5 @@
+import { plain } from '../lib/plain.ts'
+
 export interface Column {
   readonly title: string
   readonly right?: boolean
@@ -22,13 +24,6 @@ export const paint = (text: string, how: Paint | undefined, colour: boolean): st
 /** Colours where a person looks at it: NO_COLOR (no-color.org) and TERM=dumb say no, FORCE_COLOR says yes. */
 export const wantsColour = (env: Readonly<Record<string, string | undefined>>, terminal: boolean): boolean =>
   env['NO_COLOR'] ? false : env['FORCE_COLOR'] ? env['FORCE_COLOR'] !== '0' : terminal && env['TERM'] !== 'dumb'
-
-/** One line that no terminal obeys: a guest chooses some of what we print. */
-export const plain = (text: string): string =>
-  // oxlint-disable-next-line no-control-regex
-  text.replace(/[\u0000-\u001f\u007f-\u009f]/g, (char) =>
-    char === '\n' ? '⏎' : char === '\t' ? ' ' : `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`,
-  )
 
 const GAP = 3
 const CUT_MIN = 8

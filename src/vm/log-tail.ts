@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import type { LogLine } from '../contract/log.ts'
 import type { AppLine } from './app-log.ts'
-import { plain } from './console-log.ts'
+import { withoutControls } from '../lib/plain.ts'
 import { firstByte, piecesBackwards } from './line-file.ts'
 import { Line, Joiner } from './log-line.ts'
 
@@ -172,7 +172,7 @@ export class Tail {
 
   /** A line of the file as a record; undefined where it is of another source, or was cut by a crash. */
   #record(text: string): AppLine | undefined {
-    if (this.#isPlain) return { o: 0, t: 0, s: 1, d: plain(text.replace(/\r$/, '')) }
+    if (this.#isPlain) return { o: 0, t: 0, s: 1, d: withoutControls(text.replace(/\r$/, '')) }
     try {
       const record = JSON.parse(text) as AppLine
       return record.s === 0 || (record.s === 3) === (this.#source === 'agent') ? record : undefined

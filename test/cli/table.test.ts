@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
-import { cut, plain, renderFields, renderTable, sayAgo, wantsColour, type Table } from '../../src/cli/table.ts'
+import { plain } from '../../src/lib/plain.ts'
+import { cut, renderFields, renderTable, sayAgo, wantsColour, type Table } from '../../src/cli/table.ts'
 import { sayMode } from '../../src/cli/commands/vm/file-table.ts'
 
 const table: Table = {

@@ -1,8 +1,9 @@
 import { faultOfResponse } from '../../../client/problem.ts'
 import { sayEndpoint } from '../../../client/endpoint.ts'
+import { plainJsonText } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'
 import { list, text, usageInvalid } from '../../flags.ts'
-import { writeAll } from '../../stdio.ts'
+import { isTerminal, writeAll } from '../../stdio.ts'
 import { stdin } from '../../stdin.ts'
 
 const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS']
@@ -55,12 +56,18 @@ export const api = command({
         throw failure ?? error
       })
     if (!response.ok) throw await faultOfResponse(response, sayEndpoint(client.endpoint))
+    const json = response.headers.get('content-type')?.includes('json') === true
+    if (json && isTerminal(1)) {
+      // What a guest said is in there too, and a terminal would obey it.
+      await context.out.text(`${plainJsonText(await response.text())}\n`)
+      return 0
+    }
     let last = 10
     for await (const chunk of response.body ?? []) {
       await writeAll(1, chunk)
       last = chunk.at(-1) ?? last
     }
-    if (last !== 10 && response.headers.get('content-type')?.includes('json')) await context.out.text('\n')
+    if (last !== 10 && json) await context.out.text('\n')
     return 0
   },
 })

@@ -1,7 +1,8 @@
 import type { Check } from '../../../contract/system.ts'
 import { command } from '../../command.ts'
 import { yes } from '../../flags.ts'
-import { paint, plain, type Paint } from '../../table.ts'
+import { plain, plainJson } from '../../../lib/plain.ts'
+import { paint, type Paint } from '../../table.ts'
 
 const MARK: Readonly<Record<Check['status'], readonly [string, Paint]>> = {
   ok: ['ok  ', 'green'],
@@ -17,7 +18,7 @@ export const doctor = command({
   async run(context, { flags }) {
     const report = await context.programs.doctor()
     const { out } = context
-    if (flags.json) await out.text(`${JSON.stringify(report, null, 2)}\n`)
+    if (flags.json) await out.text(`${plainJson(report, 2)}\n`)
     else {
       await out.show(report, {
         table: () => {

@@ -2,7 +2,7 @@ import type { Event } from '../../../contract/system.ts'
 import { EVENT_TYPES } from '../../../contract/system.ts'
 import { command } from '../../command.ts'
 import { integer, list, text, yes } from '../../flags.ts'
-import { plain } from '../../table.ts'
+import { plain } from '../../../lib/plain.ts'
 
 export const events = command({
   usage: '[FLAGS]',

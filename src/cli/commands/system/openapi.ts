@@ -1,5 +1,6 @@
 import { faultOfResponse } from '../../../client/problem.ts'
 import { sayEndpoint } from '../../../client/endpoint.ts'
+import { plainJson } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'
 
 export const openapi = command({
@@ -12,7 +13,7 @@ export const openapi = command({
     const response = await client.request('GET', '/openapi', { headers: { accept: 'application/json' } })
     if (!response.ok) throw await faultOfResponse(response, sayEndpoint(client.endpoint))
     const description: unknown = await response.json()
-    const json = `${JSON.stringify(description, null, 2)}\n`
+    const json = `${plainJson(description, 2)}\n`
     await context.out.show(description, { table: () => json, name: () => [] })
     return 0
   },

@@ -2,7 +2,7 @@ import { FORKS_MAX } from '../../../contract/vm.ts'
 import { command } from '../../command.ts'
 import { EXIT } from '../../exit.ts'
 import { integer, list, word } from '../../flags.ts'
-import { plain } from '../../table.ts'
+import { plain } from '../../../lib/plain.ts'
 import { readMetadata } from '../../vm-flags.ts'
 
 export const fork = command({

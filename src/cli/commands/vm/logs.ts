@@ -1,4 +1,5 @@
 import { LogSource, type LogLine } from '../../../contract/log.ts'
+import { plain } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'
 import { bySchema, integer, text, yes } from '../../flags.ts'
 import { writeAll } from '../../stdio.ts'
@@ -33,7 +34,9 @@ export const logs = command({
       }
       const source = flags.source === 'all' ? `${line.source.padEnd(7)} ` : ''
       const time = flags.timestamps ? `${line.timestamp ?? '-'} ` : ''
-      await writeAll(line.stream === 'stderr' ? 2 : 1, Buffer.from(`${time}${source}${line.line}\n`))
+      // The workload's own output is its own, as with docker logs; the rest is told by us, and no terminal obeys it.
+      const said = line.source === 'app' ? line.line : plain(line.line)
+      await writeAll(line.stream === 'stderr' ? 2 : 1, Buffer.from(`${time}${source}${said}\n`))
     }
     return 0
   },
