@@ -25,7 +25,7 @@ import { doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
-import { punchConsoles } from './vm/console-size.ts'
+import { punchConsoles } from './vm/log/console-trim.ts'
 
 /** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
 const DRIVERS: readonly DriverOffer[] = [talon, qemu, fake]

@@ -6,7 +6,7 @@ import type { Log } from './lib/log.ts'
 import type { Serial } from './lib/serial.ts'
 import type { EventLog } from './store/events.ts'
 import type { Store } from './store/store.ts'
-import type { LiveVm } from './vm/live.ts'
+import type { LiveVm } from './vm/machine/live.ts'
 
 /** What `daemon.ts` puts together once and every verb takes what it uses from. */
 export interface Host {

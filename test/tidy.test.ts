@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import { Glob } from 'bun'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
-import { dirname, join, normalize, relative } from 'node:path'
+import { basename, dirname, join, normalize, relative } from 'node:path'
 import { HypervisorName } from '../src/contract/hypervisor.ts'
 
 /*
@@ -13,10 +13,12 @@ const SRC = join(import.meta.dir, '../src')
 /** A folder imports its own row and the rows above it here. */
 const ROWS: readonly (readonly string[])[] = [
   ['contract', 'lib'],
-  ['linux', 'store'],
-  ['hypervisor', 'network', 'volume', 'image', 'kernel', 'device', 'guest', 'client'],
-  ['vm', 'deployment', 'function', 'job', 'system'],
-  ['http', 'gateway', 'cli', 'web'],
+  ['linux', 'store', 'event'],
+  ['job'],
+  ['hypervisor', 'network', 'volume', 'image', 'kernel', 'device', 'guest', 'snapshot', 'cloudinit', 'client'],
+  ['vm'],
+  ['deployment', 'manifest', 'function', 'provision', 'system'],
+  ['http', 'gateway', 'cli', 'web', 'mcp'],
 ]
 
 /**
@@ -26,10 +28,10 @@ const ROWS: readonly (readonly string[])[] = [
 const ROOT_ROWS: Readonly<Record<string, number>> = {
   'version.ts': 0,
   'declarations.d.ts': 0,
-  'config.ts': 2,
-  'host.ts': 3,
-  'daemon.ts': 5,
-  'main.ts': 6,
+  'config.ts': 3,
+  'host.ts': 4,
+  'daemon.ts': 6,
+  'main.ts': 7,
 }
 /** The edges that speak to a daemon and never are one. */
 const THIN = ['cli', 'web']
@@ -158,6 +160,41 @@ test('a folder imports its own row and the rows before it', () => {
   })
 
   expect(wrong.map(say)).toEqual([])
+})
+
+/** The rooms below the verbs of `vm`, the lowest first: each imports itself and those before it. */
+const VM_ROOMS = ['vm/row', 'vm/log', 'vm/machine']
+
+test('no verb of a vm imports a verb, and no room below them does', () => {
+  const isVerb = (file: string) => dirname(file) === 'vm'
+  const wrong = ours.filter((one) => one.file.startsWith('vm/') && isVerb(one.target))
+
+  expect(sources.filter((source) => isVerb(source.file)).length).toBeGreaterThan(10)
+  expect(wrong.map(say)).toEqual([])
+})
+
+test('a room of a vm imports itself and the rooms below it', () => {
+  const wrong = ours.filter((one) => {
+    const from = VM_ROOMS.indexOf(dirname(one.file))
+    return from >= 0 && VM_ROOMS.indexOf(dirname(one.target)) > from
+  })
+
+  expect(
+    sources.map((source) => dirname(source.file)).filter((room) => room.startsWith('vm/') && !VM_ROOMS.includes(room)),
+  ).toEqual([])
+  expect(wrong.map(say)).toEqual([])
+})
+
+test('no two files of a vm, and of the rooms that it stands on, have one base name', () => {
+  const near = ['vm', ...VM_ROOMS, 'snapshot', 'hypervisor', 'volume', 'guest', 'linux']
+  const rooms = new Map<string, string[]>()
+  for (const { file } of sources) {
+    const room = dirname(file)
+    const name = basename(file)
+    if (near.includes(room) && name !== 'errors.ts') rooms.set(name, [...(rooms.get(name) ?? []), room])
+  }
+
+  expect([...rooms].filter(([, where]) => where.length > 1)).toEqual([])
 })
 
 test('nobody imports the two roots, but the one the other', () => {

@@ -3,7 +3,7 @@ import type { SystemInfo, SystemSummary } from '../contract/system.ts'
 import { GENERATION } from '../guest/frames.ts'
 import type { Host } from '../host.ts'
 import { images, kernels, vms } from '../store/schema.ts'
-import { capacity } from '../vm/capacity.ts'
+import { capacity } from '../vm/row/capacity.ts'
 
 export const info = (host: Host): SystemInfo => ({
   status: 'ok',

@@ -5,19 +5,22 @@ import { ON_BOOT } from '../contract/vm-state.ts'
 import type { Host } from '../host.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { chain } from '../lib/fault.ts'
-import { endMarked } from '../linux/marked.ts'
-import { idempotency, vms, type VmRow } from '../store/schema.ts'
-import { abandon, expireUnattached, listen, watch } from './boot.ts'
-import { removeCgroups } from './cgroups.ts'
-import { erase } from './erase.ts'
-import type { LiveVm } from './live.ts'
-import { letGo } from './hold.ts'
-import { places } from './places.ts'
-import { byUid, move } from './record.ts'
-import { goOn } from './restore.ts'
-import { dropSaved } from './saved.ts'
 import { orAbort } from '../lib/wait.ts'
-import { stopNow } from './stop.ts'
+import { endMarked } from '../linux/marked.ts'
+import { dropSaved } from '../snapshot/saved-files.ts'
+import { type VmRow, idempotency, vms } from '../store/schema.ts'
+import { listenForAgent } from './machine/agent.ts'
+import { expireUnattached, watch } from './machine/boot.ts'
+import { removeCgroups } from './machine/cgroups.ts'
+import { unfreeze } from './machine/freeze.ts'
+import type { LiveVm } from './machine/live.ts'
+import { purge } from './machine/purge.ts'
+import { completeRestore } from './machine/restored.ts'
+import { shutDown } from './machine/shutdown.ts'
+import { tearDown } from './machine/teardown.ts'
+import { pathsOf } from './row/layout.ts'
+import { byUid } from './row/lookup.ts'
+import { move } from './row/moves.ts'
 
 /** How long one machine may take to answer at the daemon's start. */
 const PROBE_MS = 10_000
@@ -50,12 +53,12 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
       return
     case 'finish':
       if (row.state === 'deleting') {
-        await abandon(host, row, await probe(host, row))
+        await tearDown(host, row, await probe(host, row))
         await endMarked(markOf(host, row))
-        await erase(host, row.uid)
+        await purge(host, row.uid)
         return
       }
-      if (await probe(host, row)) later(host, row, () => stopNow(host, row.uid, {}))
+      if (await probe(host, row)) later(host, row, () => shutDown(host, row.uid, {}))
       else await lostMeanwhile(host, row)
       return
     case 'probe': {
@@ -75,13 +78,13 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
 /** A restore that was cut short: it is taken back while nothing of the guest has run, else it is completed. Of a clone nobody was told. */
 const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
   if (row.state === 'starting') {
-    await abandon(host, row, live)
+    await tearDown(host, row, live)
     await undoCreate(host, row)
   } else if (row.saved !== null) {
-    await abandon(host, row, live)
+    await tearDown(host, row, live)
     await backToStandby(host, row)
   } else {
-    later(host, row, () => goOn(host, row, { live, machine }))
+    later(host, row, () => completeRestore(host, row, { live, machine }))
   }
 }
 
@@ -102,7 +105,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   } else if (row.state === 'unknown' && state !== 'ended') {
     move(host.store, host.events, row.uid, state === 'paused' ? 'found_paused' : 'found')
   } else if (row.state === 'running' && state === 'paused') {
-    await letGo(live, machine) // a pause that nobody was told of, or a fork or standby that was cut short
+    await unfreeze(live, machine) // a pause that nobody was told of, or a fork or standby that was cut short
   } else if (row.state === 'paused' && state === 'running') {
     move(host.store, host.events, row.uid, 'resume')
   } else if (row.state === 'starting' && state !== 'ended') {
@@ -118,7 +121,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
         ])
       } catch (error) {
         if (byUid(host.store, row.uid)?.state !== 'starting') return
-        await abandon(host, row, live)
+        await tearDown(host, row, live)
         if (row.wasReady)
           move(host.store, host.events, row.uid, 'broke', {
             machine: null,
@@ -142,7 +145,7 @@ const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
   if (!row.machine || !driver) return undefined
   const machine = await driver.adopt(row.machine, AbortSignal.timeout(PROBE_MS))
   if (!machine) return undefined
-  const live = await listen(host, row)
+  const live = await listenForAgent(host, row)
   watch(host, live, machine)
   return live
 }
@@ -152,7 +155,7 @@ const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   if (row.state !== 'deleting')
     move(host.store, host.events, row.uid, 'delete', { statusMessage: 'its create was cut short' })
-  await erase(host, row.uid)
+  await purge(host, row.uid)
 }
 
 /** The machine of a vm that was ready has gone while no daemon looked. */
@@ -177,7 +180,7 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   const after = byUid(host.store, row.uid)
   if (after?.spec.auto_remove) {
     move(host.store, host.events, row.uid, 'delete')
-    await erase(host, row.uid)
+    await purge(host, row.uid)
   }
 }
 
@@ -196,7 +199,7 @@ const sweep = async (host: Host): Promise<void> => {
     new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
   )
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
-  for (const row of rows) dropSaved(places(host.config, row).folder, row.saved)
+  for (const row of rows) dropSaved(pathsOf(host.config, row).folder, row.saved)
   if (rows.length > 0) {
     host.store
       .delete(idempotency)

@@ -1,9 +1,9 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import type { Host } from '../host.ts'
-import { places } from './places.ts'
-import { find } from './record.ts'
-import type { LiveVm } from './live.ts'
+import type { LiveVm } from './machine/live.ts'
+import { pathsOf } from './row/layout.ts'
+import { find } from './row/lookup.ts'
 
 /** What a new viewer is shown of what was before. */
 const SCROLL_BACK = 65_536
@@ -67,7 +67,7 @@ export const viewConsole = (
   const row = find(host.store, ref)
   const live = host.live.get(row.uid)
   try {
-    const before = scrollBack(places(host.config, row).consoleLog)
+    const before = scrollBack(pathsOf(host.config, row).consoleLog)
     if (before.byteLength > 0) void take(before) // an empty message would be the end
   } catch {
     /* it has never said anything */

@@ -1,8 +1,9 @@
 import type { Host } from '../host.ts'
-import { abandon } from './boot.ts'
-import { erase } from './erase.ts'
-import { byUid, find, move } from './record.ts'
-import { cancelBoot } from './stop.ts'
+import { purge } from './machine/purge.ts'
+import { cancelBoot } from './machine/shutdown.ts'
+import { tearDown } from './machine/teardown.ts'
+import { byUid, find } from './row/lookup.ts'
+import { move } from './row/moves.ts'
 
 /**
  * Ends a vm at once and deletes all that is its own. Stop it first for a graceful end.
@@ -18,8 +19,8 @@ export const remove = async (host: Host, ref: string): Promise<void> => {
     if (!row) return // the create that was cancelled, or an end that came first, has done it
     move(host.store, host.events, uid, 'delete')
     host.step('deleting')
-    await abandon(host, row, host.live.get(uid))
+    await tearDown(host, row, host.live.get(uid))
     host.step('machine-gone')
-    await erase(host, uid)
+    await purge(host, uid)
   })
 }

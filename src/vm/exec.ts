@@ -1,25 +1,25 @@
-import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/exec.ts'
-import type { Host } from '../host.ts'
-import { type Conversation, converse, asFault } from '../guest/conversation.ts'
+import { type AttachStart, CHANNEL, type ExecControl, type ExecStart } from '../contract/exec.ts'
+import { type Conversation, asFault, converse } from '../guest/conversation.ts'
 import {
+  FRAME,
+  type Frame,
+  FrameError,
+  KIND,
+  STDIN_WINDOW,
   decodeJson,
   decodeWindow,
   encode,
   encodeEmpty,
   encodeResize,
   encodeSignal,
-  FRAME,
-  FrameError,
-  KIND,
-  STDIN_WINDOW,
-  type Frame,
 } from '../guest/frames.ts'
 import { ExitMessage, readAs } from '../guest/messages.ts'
+import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { Fault } from '../lib/fault.ts'
-import { running } from './reach.ts'
-import { byUid } from './record.ts'
-import { stop } from './stop.ts'
+import { running } from './machine/running.ts'
+import { byUid } from './row/lookup.ts'
+import { shutDown } from './machine/shutdown.ts'
 
 /** How long the agent may take to start a process. */
 const START_MS = 30_000
@@ -146,7 +146,7 @@ export const attach = async (
       attached.close()
       const now = byUid(host.store, row.uid)
       if (now?.state === 'running' && host.live.get(row.uid) === live)
-        void stop(host, row.uid, { timeout_s: 1 }).catch(() => undefined)
+        void host.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
     },
   }
 }

@@ -1,10 +1,10 @@
 import type { FileStat } from '../contract/files.ts'
-import type { Host } from '../host.ts'
 import { accepted, asFault, converse, open } from '../guest/conversation.ts'
-import { decodeJson, encode, encodeEmpty, FRAME, KIND } from '../guest/frames.ts'
+import { FRAME, KIND, decodeJson, encode, encodeEmpty } from '../guest/frames.ts'
 import { answerOf } from '../guest/messages.ts'
+import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
-import { running } from './reach.ts'
+import { running } from './machine/running.ts'
 
 const ANSWER_MS = 30_000
 const CHUNK = 65_536

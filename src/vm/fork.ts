@@ -1,26 +1,28 @@
-import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
 import { VM_NAME_MAX } from '../contract/vm-spec.ts'
+import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../image/archive.ts'
 import { Fault } from '../lib/fault.ts'
 import { deferred } from '../lib/wait.ts'
+import { closeSaved, durable } from '../snapshot/saved-files.ts'
 import type { VmRow } from '../store/schema.ts'
-import { abandon, boot } from './boot.ts'
-import { admit } from './capacity.ts'
-import { making } from './create.ts'
-import { vmWrongState } from './errors.ts'
-import { places } from './places.ts'
-import { find, move, newBoot } from './record.ts'
-import { insert, reserving } from './reserve.ts'
-import { introduce, wake } from './restore.ts'
-import { closeSaved, durable } from './saved.ts'
-import { takeTemplate, type Target, type Template } from './template.ts'
+import { boot } from './machine/boot.ts'
+import { createOrUndo } from './machine/creation.ts'
+import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
+import { restoreMachine, resumeRestored } from './machine/restored.ts'
+import { tearDown } from './machine/teardown.ts'
+import { admit } from './row/capacity.ts'
+import { vmWrongState } from './row/errors.ts'
+import { pathsOf } from './row/layout.ts'
+import { find } from './row/lookup.ts'
+import { move, newBoot } from './row/moves.ts'
+import { insert, reserving } from './row/reserve.ts'
 
 /**
  * Clones a vm. Order of effects:
  *
  *   rows of all clones, `pending`, with names, CIDs and capacity (one transaction) → the source is held, saved, its disk cloned for each, and
- *   let go (`vm/template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
+ *   let go (`vm/machine/fork-template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
  *   is → `running`; or `standby`, or `stopped`
  *
  * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any case.
@@ -34,8 +36,8 @@ export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmFor
   const rows = reserve(host, source.uid, want, target)
   const template = deferred<Template>()
   host.step('clones-reserved')
-  const growing = rows.map((row) => host.queue.run(row.uid, () => grow(host, row, template.promise)))
-  const settled = Promise.allSettled(growing) // heard from the first on: a template that fails rejects them all
+  const making = rows.map((row) => host.queue.run(row.uid, () => makeClone(host, row, template.promise)))
+  const settled = Promise.allSettled(making) // heard from the first on: a template that fails rejects them all
   try {
     const made = await host.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
     host.step('template-taken')
@@ -117,14 +119,14 @@ const problemOf = (error: unknown): { code: string; message: string } =>
     : { code: 'internal', message: 'Cannot complete the request' }
 
 /** One clone, in its own queue, from its row to what it shall be. */
-const grow = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
-  making(host, row, async () => {
+const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
+  createOrUndo(host, row, async () => {
     const template = await coming
-    await durable(places(host.config, row).overlay)
-    await become(host, row, template)
+    await durable(pathsOf(host.config, row).overlay)
+    await finishClone(host, row, template)
   })
 
-const become = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
+const finishClone = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
   if (target === 'stopped') {
     move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() })
     return
@@ -148,11 +150,11 @@ const become = async (host: Host, row: VmRow, { target, session, saved, savedNam
     await boot(host, starting)
     return
   }
-  const woken = await wake(host, starting, saved)
+  const woken = await restoreMachine(host, starting, saved)
   try {
-    await introduce(host, starting, woken)
+    await resumeRestored(host, starting, woken)
   } catch (error) {
-    await abandon(host, row, woken.live)
+    await tearDown(host, row, woken.live)
     throw error
   }
   move(host.store, host.events, row.uid, 'ready', {

@@ -3,10 +3,10 @@ import type { LogLine, LogQuery } from '../contract/log.ts'
 import type { Host } from '../host.ts'
 import { parseDuration } from '../lib/bytes.ts'
 import type { VmRow } from '../store/schema.ts'
-import { sinceInvalid } from './errors.ts'
-import { Tail, type Source } from './log-tail.ts'
-import { places } from './places.ts'
-import { byUid, find } from './record.ts'
+import { type Source, Tail } from './log/tail.ts'
+import { sinceInvalid } from './row/errors.ts'
+import { pathsOf } from './row/layout.ts'
+import { byUid, find } from './row/lookup.ts'
 
 /** @throws `since_invalid` */
 const sinceMs = (text: string | undefined): number => {
@@ -20,7 +20,7 @@ const sinceMs = (text: string | undefined): number => {
 }
 
 const fileOf = (host: Host, row: VmRow, source: Source): string => {
-  const at = places(host.config, row)
+  const at = pathsOf(host.config, row)
   return source === 'console' ? at.consoleLog : source === 'vmm' ? at.vmmLog : at.appLog
 }
 

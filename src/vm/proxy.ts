@@ -2,12 +2,12 @@ import { request as httpRequest } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
-import type { Host } from '../host.ts'
 import { accepted, converse, open } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
+import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
-import { portUndeclared, proxyFailed, upgradeUnsupported } from './errors.ts'
-import { running } from './reach.ts'
+import { running } from './machine/running.ts'
+import { portUndeclared, proxyFailed, upgradeUnsupported } from './row/errors.ts'
 
 const CONNECT_MS = 10_000
 

@@ -1,23 +1,15 @@
 import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
-import { hypervisorUnable, snapshotFailed } from '../hypervisor/errors.ts'
-import { diskExhausted } from '../image/archive.ts'
-import { Fault } from '../lib/fault.ts'
-import { hasCode } from '../linux/errno.ts'
-import type { VmRow } from '../store/schema.ts'
-import { abandon } from './boot.ts'
-import { vmWrongState } from './errors.ts'
-import { hold, letGo } from './hold.ts'
-import { places } from './places.ts'
-import { find, move, view } from './record.ts'
-import { closeSaved, dropSaved, durable, keepSaved, newSaved } from './saved.ts'
-
-/** What saving may take: some time, and a second for this many MiB. */
-const SAVE_MS = 30_000
-const SAVE_MIB_S = 20
-
-export const saveDeadline = (row: VmRow): AbortSignal =>
-  AbortSignal.timeout(SAVE_MS + (row.memoryMb / SAVE_MIB_S) * 1000)
+import { hypervisorUnable } from '../hypervisor/errors.ts'
+import { closeSaved, dropSaved, durable, keepSaved, newSaved } from '../snapshot/saved-files.ts'
+import { saveDeadline, saveFault } from '../snapshot/saving.ts'
+import { freeze, unfreeze } from './machine/freeze.ts'
+import { tearDown } from './machine/teardown.ts'
+import { vmWrongState } from './row/errors.ts'
+import { pathsOf } from './row/layout.ts'
+import { find } from './row/lookup.ts'
+import { move } from './row/moves.ts'
+import { view } from './row/view.ts'
 
 /**
  * Moves the memory of a vm to disk and ends its machine. Order of effects:
@@ -39,10 +31,10 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
       throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
     if (!machine.snapshot || !host.hypervisors.get(row.hypervisor)?.restore)
       throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
-    const { folder, overlay } = places(host.config, row)
+    const { folder, overlay } = pathsOf(host.config, row)
     const runs = row.state === 'running'
     if (runs) {
-      await hold(host, live, machine)
+      await freeze(host, live, machine)
       host.step('held')
       move(host.store, host.events, uid, 'pause')
     }
@@ -61,26 +53,15 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
     } catch (error) {
       dropSaved(folder, null)
       if (runs) {
-        await letGo(live, machine)
+        await unfreeze(live, machine)
         move(host.store, host.events, uid, 'resume')
       }
       throw saveFault(error)
     }
     const asleep = move(host.store, host.events, uid, 'standby', { saved: name, machine: null, stoppedAt: Date.now() })
     host.step('standby-recorded')
-    await abandon(host, row, live)
+    await tearDown(host, row, live)
     dropSaved(folder, name)
     return view(asleep)
   })
-}
-
-/** What went wrong while a machine was saved. */
-export const saveFault = (error: unknown): Fault => {
-  if (error instanceof Fault) return error
-  if (hasCode(error, 'ENOSPC', 'EDQUOT'))
-    return diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
-  const reason = error instanceof Error ? error.message : String(error)
-  return /No space left|os error 28/.test(reason)
-    ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
-    : snapshotFailed({ reason }, error)
 }

@@ -1,12 +1,12 @@
 import { statSync } from 'node:fs'
 import type { VmStats } from '../contract/stats.ts'
-import type { Host } from '../host.ts'
 import { converse } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
 import { answerOf } from '../guest/messages.ts'
+import type { Host } from '../host.ts'
 import { processUsage } from '../linux/usage.ts'
-import { places } from './places.ts'
-import { running } from './reach.ts'
+import { running } from './machine/running.ts'
+import { pathsOf } from './row/layout.ts'
 
 /** Bytes of a block as stat(2) counts them. */
 const STAT_BLOCK = 512
@@ -32,7 +32,7 @@ export const stats = async (host: Host, ref: string): Promise<VmStats> => {
     host: {
       memory_bytes: sum(usage.map((one) => one?.residentBytes)),
       cpu_ms: sum(usage.map((one) => one?.cpuMs)),
-      disk_bytes: (statSync(places(host.config, row).overlay, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK,
+      disk_bytes: (statSync(pathsOf(host.config, row).overlay, { throwIfNoEntry: false })?.blocks ?? 0) * STAT_BLOCK,
     },
   }
 }

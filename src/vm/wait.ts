@@ -1,8 +1,9 @@
 import type { Vm, WaitQuery } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import type { VmRow } from '../store/schema.ts'
-import { vmEnded, vmNotFound, waitTimeout } from './errors.ts'
-import { byUid, find, view } from './record.ts'
+import { vmEnded, vmNotFound, waitTimeout } from './row/errors.ts'
+import { byUid, find } from './row/lookup.ts'
+import { view } from './row/view.ts'
 
 type Goal = NonNullable<WaitQuery['for']>
 
@@ -18,7 +19,7 @@ const reached = (row: VmRow, goal: Goal): boolean => {
 }
 
 /**
- * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Woken by the log of events, nobody polls.
+ * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Restored by the log of events, nobody polls.
  *
  * @throws `wait_timeout`, `vm_ended` (it waits for ready, and the vm has ended)
  */

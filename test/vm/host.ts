@@ -12,7 +12,7 @@ import { Serial } from '../../src/lib/serial.ts'
 import { EventLog } from '../../src/store/events.ts'
 import { images, imageNames, kernels, vms, type VmRow } from '../../src/store/schema.ts'
 import { openStore } from '../../src/store/store.ts'
-import { places } from '../../src/vm/places.ts'
+import { pathsOf } from '../../src/vm/row/layout.ts'
 
 export const DIGEST = `sha256:${'0'.repeat(64)}`
 
@@ -35,7 +35,7 @@ export interface TestHost extends AsyncDisposable {
   readonly events: CountedEvents
   /** Inserts a row as it is, with the defaults of the contract. */
   vm(name: string, row?: Partial<typeof vms.$inferInsert>, want?: VmCreate): VmRow
-  places(row: VmRow): ReturnType<typeof places>
+  paths(row: VmRow): ReturnType<typeof pathsOf>
 }
 
 /** The daemon's record over a real store in a folder of the test's own, without drivers: rows and files, no machines. */
@@ -119,8 +119,8 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
         .returning()
         .get()
     },
-    places: (row) => {
-      const at = places(config, row)
+    paths: (row) => {
+      const at = pathsOf(config, row)
       mkdirSync(at.folder, { recursive: true })
       return at
     },

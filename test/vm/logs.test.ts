@@ -3,21 +3,21 @@ import { appendFileSync, closeSync, openSync, truncateSync, writeFileSync } from
 import type { LogLine, LogQuery } from '../../src/contract/log.ts'
 import { punchHole } from '../../src/linux/file.ts'
 import type { VmRow } from '../../src/store/schema.ts'
-import { AppLog } from '../../src/vm/app-log.ts'
-import { lastLines } from '../../src/vm/console-log.ts'
+import { AppLog } from '../../src/vm/log/app-log.ts'
+import { lastLines } from '../../src/vm/log/console-lines.ts'
 import { logs } from '../../src/vm/logs.ts'
-import { move } from '../../src/vm/record.ts'
+import { move } from '../../src/vm/row/moves.ts'
 import { testHost, type TestHost } from './host.ts'
 
 let bed: TestHost
 let row: VmRow
-let at: ReturnType<TestHost['places']>
+let at: ReturnType<TestHost['paths']>
 let log: AppLog
 let offset = 0
 beforeEach(() => {
   bed = testHost()
   row = bed.vm('web')
-  at = bed.places(row)
+  at = bed.paths(row)
   offset = 0
   log = new AppLog(at.appLog, 100_000)
   writeFileSync(at.consoleLog, '')
@@ -64,7 +64,7 @@ describe('a log', () => {
 
   test('of a vm that said nothing is empty, and so is one whose files are not there', async () => {
     expect(await read()).toEqual([])
-    bed.places(bed.vm('new'))
+    bed.paths(bed.vm('new'))
     expect(await Array.fromAsync(logs(bed.host, 'new', { source: 'all', tail: 3 }, never))).toEqual([])
   })
 

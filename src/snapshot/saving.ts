@@ -1,0 +1,24 @@
+import { snapshotFailed } from '../hypervisor/errors.ts'
+import { diskExhausted } from '../image/archive.ts'
+import { Fault } from '../lib/fault.ts'
+import { hasCode } from '../linux/errno.ts'
+import type { VmRow } from '../store/schema.ts'
+
+/** What saving may take: some time, and a second for this many MiB. */
+const SAVE_MS = 30_000
+
+const SAVE_MIB_S = 20
+
+export const saveDeadline = (row: VmRow): AbortSignal =>
+  AbortSignal.timeout(SAVE_MS + (row.memoryMb / SAVE_MIB_S) * 1000)
+
+/** What went wrong while a machine was saved. */
+export const saveFault = (error: unknown): Fault => {
+  if (error instanceof Fault) return error
+  if (hasCode(error, 'ENOSPC', 'EDQUOT'))
+    return diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
+  const reason = error instanceof Error ? error.message : String(error)
+  return /No space left|os error 28/.test(reason)
+    ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
+    : snapshotFailed({ reason }, error)
+}

@@ -1,0 +1,83 @@
+import type { AgentEvent } from '../../guest/messages.ts'
+import { GuestSession, type SessionOwner, hashSecret } from '../../guest/session.ts'
+import type { Host } from '../../host.ts'
+import { ensureFolder } from '../../lib/folder.ts'
+import type { VmRow } from '../../store/schema.ts'
+import { AppLog } from '../log/app-log.ts'
+import { configure } from './configuration.ts'
+import { jailOf } from './jail.ts'
+import { LiveVm } from './live.ts'
+import { pathsOf } from '../row/layout.ts'
+import { byUid, sessionOf } from '../row/lookup.ts'
+import { change, move } from '../row/moves.ts'
+
+/** What the agent is told and what its events do to the row. Every change is durable before the agent hears that it was taken. */
+const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => ({
+  configure: () => {
+    const row = byUid(host.store, uid)
+    if (!row) throw new Error('the vm has gone')
+    const configuration = configure(row, host.images.byDigest(row.imageDigest).config)
+    change(host.store, uid, { sessionSecret: hashSecret(configuration.secret) })
+    return configuration
+  },
+  secretHash: () => sessionOf(host.store, uid)?.secret ?? undefined,
+  acked: () => sessionOf(host.store, uid)?.acked ?? 0,
+  event: async (event: AgentEvent) => {
+    await take(host, live(), event)
+  },
+})
+
+const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> => {
+  await live.recorded() // a row that is `running` without its machine would lose it in a crash
+  const row = byUid(host.store, live.uid)
+  if (!row) return
+  switch (event.type) {
+    case 'ready': {
+      const bootMs = row.startedAt === null ? event.boot_ms : Date.now() - row.startedAt
+      if (row.state === 'starting' && !row.identityDue)
+        move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
+      else change(host.store, live.uid, { ackedSeq: event.seq, wasReady: true, bootMs })
+      live.ready.resolve(event.boot_ms)
+      live.follow()
+      return
+    }
+    case 'exited': {
+      await live.drain()
+      change(host.store, live.uid, {
+        ackedSeq: event.seq,
+        exitCode: event.code,
+        exitSignal: event.signal,
+        exitMessage:
+          [event.message ?? '', ...(event.oom ? ['OOM'] : [])]
+            .filter((word) => word !== '')
+            .join(' - ')
+            .slice(0, 1000) || null,
+      })
+      return
+    }
+    case 'failed': {
+      const message = `the agent failed at ${event.stage}: ${event.message}`.slice(0, 1000)
+      change(host.store, live.uid, { ackedSeq: event.seq, statusMessage: message, exitMessage: message })
+      live.ready.reject(new Error(message))
+      return
+    }
+    default:
+      change(host.store, live.uid, { ackedSeq: event.seq })
+  }
+}
+
+/** Listens for the agent of a vm and makes its live record. */
+export const listenForAgent = async (host: Host, row: VmRow): Promise<LiveVm> => {
+  const at = pathsOf(host.config, row)
+  ensureFolder(at.run, 0o711)
+  const appLog = new AppLog(at.appLog, host.config.log_max_mb * 2 ** 20)
+  const found: { live?: LiveVm } = {}
+  const owner = ownerOf(host, row.uid, () => {
+    if (!found.live) throw new Error('no vm yet')
+    return found.live
+  })
+  const session = await GuestSession.listen(at.session, jailOf(host.config, row), owner, host.log)
+  found.live = new LiveVm(row.uid, row.name, appLog, session, host.log)
+  host.live.set(row.uid, found.live)
+  return found.live
+}

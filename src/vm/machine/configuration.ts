@@ -1,0 +1,91 @@
+import { randomBytes } from 'node:crypto'
+import type { ImageConfig } from '../../contract/image.ts'
+import type { VmSpec } from '../../contract/vm-spec.ts'
+import { requestTooLarge } from '../../guest/errors.ts'
+import { OK_MAX } from '../../guest/frames.ts'
+import type { Configuration } from '../../guest/session.ts'
+
+/** Of the agent's memory, for what the workload says while the daemon is away. */
+const LOG_BYTES = 1_048_576
+const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+const SIGNALS: Readonly<Record<string, number>> = {
+  HUP: 1,
+  INT: 2,
+  QUIT: 3,
+  ABRT: 6,
+  KILL: 9,
+  USR1: 10,
+  USR2: 12,
+  ALRM: 14,
+  TERM: 15,
+  WINCH: 28,
+}
+
+/** `SIGQUIT`, `QUIT` or `3` → 3; SIGTERM where it is none of them. */
+const stopSignal = (text: string): number => {
+  const number = Number(text)
+  return Number.isInteger(number) && number >= 1 && number <= 64
+    ? number
+    : (SIGNALS[text.toUpperCase().replace(/^SIG/, '')] ?? 15)
+}
+
+/** What the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
+export const argvOf = (
+  spec: Pick<VmSpec, 'entrypoint' | 'cmd'>,
+  image: Pick<ImageConfig, 'entrypoint' | 'cmd'>,
+): string[] => [...(spec.entrypoint ?? image.entrypoint), ...(spec.cmd ?? (spec.entrypoint ? [] : image.cmd))]
+
+const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record<string, string> => ({
+  PATH: DEFAULT_PATH,
+  HOSTNAME: hostname,
+  ...(spec.tty ? { TERM: 'xterm-256color' } : {}),
+  ...Object.fromEntries(
+    image.env
+      .filter((pair) => pair.indexOf('=') > 0)
+      .map((pair) => [pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1)]),
+  ),
+  ...spec.env,
+})
+
+/** A new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
+export const configure = (
+  vm: { readonly name: string; readonly machineId: string; readonly spec: VmSpec },
+  image: ImageConfig,
+): Configuration => {
+  const { spec } = vm
+  const argv = argvOf(spec, image)
+  return {
+    secret: randomBytes(32).toString('hex'),
+    entropy: randomBytes(32).toString('hex'),
+    time_ns: Date.now() * 1_000_000,
+    hostname: vm.name,
+    machine_id: vm.machineId,
+    root: { mode: 'overlay', overlay_size_bytes: spec.disk_mb * 2 ** 20 },
+    volumes: [],
+    files: [],
+    network: { mode: spec.network.mode === 'user' ? 'user' : 'none' },
+    workload:
+      argv.length === 0
+        ? null
+        : {
+            argv,
+            env: environment(spec, image, vm.name),
+            cwd: spec.workdir ?? (image.working_dir || '/'),
+            user: spec.user ?? image.user,
+            tty: spec.tty,
+            hold: spec.hold,
+            stop_signal: stopSignal(image.stop_signal),
+          },
+    grace_ms: spec.stop_timeout_s * 1000,
+    log_bytes: LOG_BYTES,
+  }
+}
+
+/** Of what stands round a configuration in its frame. */
+const FRAME_BYTES = 64
+
+/** @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
+export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
+  const limit = OK_MAX - FRAME_BYTES
+  if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })
+}

@@ -1,0 +1,69 @@
+import { eq } from 'drizzle-orm'
+import type { Vm } from '../../contract/vm.ts'
+import type { Host } from '../../host.ts'
+import { Fault } from '../../lib/fault.ts'
+import { type VmRow, idempotency } from '../../store/schema.ts'
+import { immediate } from '../../store/store.ts'
+import { lastLines } from '../log/console-lines.ts'
+import { purge } from './purge.ts'
+import { pathsOf } from '../row/layout.ts'
+import { byUid } from '../row/lookup.ts'
+import { move } from '../row/moves.ts'
+import { view } from '../row/view.ts'
+
+/** A new vm whole, or nothing of it. Call it in the vm's queue. */
+export const createOrUndo = async (host: Host, row: VmRow, work: () => Promise<void>): Promise<Vm> => {
+  try {
+    await work()
+    const made = byUid(host.store, row.uid)
+    if (!made) throw new Error('the row has gone')
+    return view(made)
+  } catch (error) {
+    await undo(host, row, error)
+    throw error
+  }
+}
+
+/** Takes back a vm that nobody was told of: its reason stays in a durable event. */
+const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+  const now = byUid(host.store, row.uid)
+  if (!now || now.state === 'deleting') return
+  const fault =
+    error instanceof Fault
+      ? error
+      : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })
+  const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
+  immediate(host.store, (tx) => {
+    host.events.append(tx, {
+      type: 'VM_CREATE_FAILED',
+      name: row.name,
+      uid: row.uid,
+      status: 'failed',
+      mac: row.mac,
+      message,
+    })
+  })
+  const kept = host.store.select().from(idempotency).where(eq(idempotency.vmUid, row.uid)).get()
+  move(host.store, host.events, row.uid, 'delete')
+  await purge(host, row.uid)
+  if (kept) {
+    host.store
+      .insert(idempotency)
+      .values({
+        ...kept,
+        fault: { code: fault.code, kind: fault.kind, message: fault.message, data: { ...fault.data } },
+      })
+      .onConflictDoNothing()
+      .run()
+  }
+}
+
+/** The last lines of the console, which is gone with the vm. */
+const consoleTail = (host: Host, row: VmRow): string => {
+  try {
+    const lines = lastLines(pathsOf(host.config, row).consoleLog, 5)
+    return lines.length === 0 ? '' : `\nconsole: ${lines.join('\nconsole: ')}`
+  } catch {
+    return ''
+  }
+}

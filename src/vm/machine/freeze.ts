@@ -1,0 +1,39 @@
+import type { Host } from '../../host.ts'
+import type { Machine } from '../../hypervisor/driver.ts'
+import type { LiveVm } from './live.ts'
+
+/** How long the agent may take to write the guest's disks out; a guest without an agent is held all the same. */
+const QUIESCE_MS = 10_000
+const VERB_MS = 10_000
+
+/**
+ * Holds a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
+ * is whole by itself, not with the memory alone.
+ */
+export const freeze = async (host: Host, live: LiveVm, machine: Machine): Promise<void> => {
+  try {
+    await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
+  } catch (error) {
+    host.log.warn(
+      { vm: live.name, reason: error instanceof Error ? error.message : String(error) },
+      'the guest does not write out its disks',
+    )
+  }
+  try {
+    await machine.pause(AbortSignal.timeout(VERB_MS))
+  } catch (error) {
+    thaw(live)
+    throw error
+  }
+}
+
+/** Lets a held guest go on. */
+export const unfreeze = async (live: LiveVm, machine: Machine): Promise<void> => {
+  await machine.resume(AbortSignal.timeout(VERB_MS))
+  thaw(live)
+}
+
+/** Nobody waits for it: disks that nobody thaws thaw by themselves. */
+export const thaw = (live: LiveVm): void => {
+  void live.session.request('thaw', {}, AbortSignal.timeout(VERB_MS)).catch(() => undefined)
+}

@@ -1,0 +1,137 @@
+import { type Conversation, converse } from '../../guest/conversation.ts'
+import { FRAME, KIND, decodeLog } from '../../guest/frames.ts'
+import type { GuestSession } from '../../guest/session.ts'
+import type { Machine } from '../../hypervisor/driver.ts'
+import type { Log } from '../../lib/log.ts'
+import { type Deferred, deferred, orAbort, sleep } from '../../lib/wait.ts'
+import type { AppLog } from '../log/app-log.ts'
+
+/** How long the last lines of a workload may take to arrive once it has ended. */
+const DRAIN_MS = 5000
+
+/**
+ * A vm that has a machine now: the process, the agent's session, the stream of the workload's log. In memory only; the row is the truth,
+ * and `vm/adopt.ts` makes one of these anew for each machine that outlived the daemon.
+ *
+ * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares `host.live.get(uid)` with the one it
+ * knew, so an end that comes late never touches a newer boot.
+ */
+export class LiveVm {
+  readonly uid: string
+  readonly name: string
+  readonly log: AppLog
+  readonly session: GuestSession
+  /** Resolves at the agent's `ready`; rejects where the agent reported that it failed. */
+  readonly ready: Deferred<number> = deferred()
+  /** Aborted when the vm is stopped or deleted while it boots. */
+  readonly cancel = new AbortController()
+  #machine: Machine | undefined
+  readonly #hasMachine: Deferred<Machine> = deferred()
+  /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
+  attached = false
+  #following: Promise<void> | undefined
+  #draining = false
+  #followed: Conversation | undefined
+  readonly #logger: Log
+  readonly #done = new AbortController()
+
+  constructor(uid: string, name: string, log: AppLog, session: GuestSession, logger: Log) {
+    this.uid = uid
+    this.name = name
+    this.log = log
+    this.session = session
+    this.#logger = logger
+  }
+
+  get machine(): Machine | undefined {
+    return this.#machine
+  }
+
+  /** The agent may speak before the driver has said that its machine runs: what needs the machine waits for this. */
+  set machine(machine: Machine) {
+    this.#machine = machine
+    this.#hasMachine.resolve(machine)
+  }
+
+  /** Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is taken. */
+  async recorded(): Promise<void> {
+    await orAbort(this.#hasMachine.promise, this.#done.signal)
+  }
+
+  /** Keeps the workload's log on disk: from where the file ends, until the log ends or the machine has gone. */
+  follow(): void {
+    this.#following ??= this.#followAll()
+  }
+
+  async #followAll(): Promise<void> {
+    const { signal } = this.#done
+    for (let wait = 100; !signal.aborted && !this.#draining; wait = Math.min(wait * 2, 5000)) {
+      try {
+        if (await this.#followOnce(signal)) return
+        wait = 50
+      } catch (error) {
+        this.#logger.debug(
+          { vm: this.name, reason: error instanceof Error ? error.message : String(error) },
+          'the log stream broke',
+        )
+      }
+      if (!this.#draining) await sleep(wait, signal) // whoever drains reads the rest at once
+    }
+  }
+
+  /** True when the log has ended, false when the stream broke before. */
+  async #followOnce(signal: AbortSignal): Promise<boolean> {
+    const machine = await orAbort(this.#hasMachine.promise, signal)
+    const { conversation, ok } = await converse(
+      machine,
+      KIND.logs,
+      { from: this.log.resume(), follow: !this.#draining },
+      signal,
+    )
+    if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
+    this.#followed = conversation
+    const close = () => {
+      conversation.close()
+    }
+    signal.addEventListener('abort', close, { once: true })
+    try {
+      for await (const frame of conversation) {
+        if (frame.type === FRAME.log) this.log.take(decodeLog(frame))
+        else if (frame.type === FRAME.eof) return true
+      }
+      return false
+    } finally {
+      signal.removeEventListener('abort', close)
+      conversation.close()
+      this.#followed = undefined
+    }
+  }
+
+  /** After the workload's end all that it said is in the agent's log: reads the rest of it, but not for ever. */
+  async drain(): Promise<void> {
+    this.#draining = true
+    this.#followed?.close()
+    const rest = async () => {
+      await this.#following
+      while (!this.#done.signal.aborted && !(await this.#followOnce(this.#done.signal))) {
+        /* cut short: what is left is asked for again */
+      }
+    }
+    await Promise.race([rest().catch(() => undefined), sleep(DRAIN_MS)])
+    this.log.flush()
+  }
+
+  /** The same where the machine may be gone already: what is on its way is taken, nothing new is asked for. */
+  async drainIfConnected(): Promise<void> {
+    if (this.#followed && !this.#followed.closed) await Promise.race([this.#following, sleep(500)])
+    this.log.flush()
+  }
+
+  /** Lets go of all that is the daemon's own; the machine is not touched. */
+  close(): void {
+    this.#done.abort()
+    this.#followed?.close()
+    this.session.close()
+    this.log.flush()
+  }
+}

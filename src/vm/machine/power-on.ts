@@ -1,0 +1,32 @@
+import { eq } from 'drizzle-orm'
+import type { VmSpec } from '../../contract/vm-spec.ts'
+import type { Vm, VmStart } from '../../contract/vm.ts'
+import type { Host } from '../../host.ts'
+import { vms } from '../../store/schema.ts'
+import { immediate } from '../../store/store.ts'
+import { boot } from './boot.ts'
+import { fits } from './configuration.ts'
+import { admit } from '../row/capacity.ts'
+import { byUid, find } from '../row/lookup.ts'
+import { move, newBoot } from '../row/moves.ts'
+import { view } from '../row/view.ts'
+
+/** The same for who is in the vm's queue already. */
+export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<Vm> => {
+  immediate(host.store, (tx) => {
+    const row = find(tx, uid)
+    if (row.state === 'stopped' || row.state === 'crashed') {
+      const kernel =
+        row.spec.kernel === undefined ? host.kernels.byDigest(row.kernelDigest) : host.kernels.resolve(row.spec.kernel)
+      const spec: VmSpec = { ...row.spec, ...want, hold: false }
+      fits({ ...row, spec }, host.images.byDigest(row.imageDigest).config)
+      admit(tx, host.config, row)
+      tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
+    }
+    move(tx, host.events, uid, 'start', newBoot())
+  })
+  host.step('starting')
+  const row = byUid(host.store, uid)
+  if (row) await boot(host, row)
+  return view(find(host.store, uid))
+}

@@ -1,0 +1,44 @@
+import { rmSync } from 'node:fs'
+import { eq, sql } from 'drizzle-orm'
+import type { Host } from '../../host.ts'
+import { idempotency, vms } from '../../store/schema.ts'
+import { immediate, prepared } from '../../store/store.ts'
+import { removeRuntime } from './runtime.ts'
+import { pathsOf } from '../row/layout.ts'
+import { byUid } from '../row/lookup.ts'
+
+const deleteVm = prepared((store) =>
+  store
+    .delete(vms)
+    .where(eq(vms.uid, sql.placeholder('uid')))
+    .prepare(),
+)
+const deleteKeys = prepared((store) =>
+  store
+    .delete(idempotency)
+    .where(eq(idempotency.vmUid, sql.placeholder('uid')))
+    .prepare(),
+)
+
+/** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
+export const purge = async (host: Host, uid: string): Promise<void> => {
+  const row = byUid(host.store, uid)
+  if (!row) return
+  await removeRuntime(host, row)
+  host.step('before-files-removed')
+  rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
+  host.step('files-removed')
+  immediate(host.store, (tx) => {
+    deleteVm(tx).run({ uid })
+    deleteKeys(tx).run({ uid })
+    host.events.append(tx, {
+      type: 'VM_DELETED',
+      name: row.name,
+      uid,
+      status: 'deleted',
+      ip: row.ip,
+      mac: row.mac,
+      message: row.statusMessage ?? '',
+    })
+  })
+}

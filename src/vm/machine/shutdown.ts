@@ -1,0 +1,93 @@
+import type { Vm, VmStop } from '../../contract/vm.ts'
+import type { Host } from '../../host.ts'
+import type { End, Machine } from '../../hypervisor/driver.ts'
+import { sleep } from '../../lib/wait.ts'
+import { dropSaved } from '../../snapshot/saved-files.ts'
+import type { VmRow } from '../../store/schema.ts'
+import { recordEnd } from './end.ts'
+import type { LiveVm } from './live.ts'
+import { stopTimeout, vmDeleted, vmWrongState } from '../row/errors.ts'
+import { pathsOf } from '../row/layout.ts'
+import { byUid, find } from '../row/lookup.ts'
+import { move } from '../row/moves.ts'
+import { view } from '../row/view.ts'
+
+/** How long the agent may take to say that it will stop, before the power button is tried. */
+const AGENT_MS = 2000
+
+/** What a guest that was asked to stop may need beyond its workload's grace: sync, unmount, power off. */
+const POWEROFF_MS = 5000
+
+export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<Vm> => {
+  const before = find(host.store, uid)
+  if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
+  // one that a daemon before this one began is asked again
+  const row =
+    before.state === 'stopping'
+      ? before
+      : move(
+          host.store,
+          host.events,
+          uid,
+          'stop',
+          before.state === 'standby' ? { saved: null, exitMessage: 'its memory was let go in standby' } : {},
+        )
+  host.step('stopping')
+  if (before.state === 'standby') return view(forget(host, row))
+  const live = host.live.get(uid)
+  if (!live?.machine) {
+    move(host.store, host.events, uid, 'exited', {
+      machine: null,
+      stoppedAt: Date.now(),
+      exitMessage: 'the machine was not there any more',
+    })
+    return view(find(host.store, uid))
+  }
+  const graceMs = (want.timeout_s ?? row.spec.stop_timeout_s) * 1000
+  if (before.state === 'paused') await live.machine.resume(AbortSignal.timeout(AGENT_MS)).catch(() => undefined)
+  const end = await ask(live, live.machine, graceMs)
+  if (end === undefined && want.kill === false) {
+    move(host.store, host.events, uid, 'stayed')
+    throw stopTimeout({ name: row.name, seconds: (graceMs + POWEROFF_MS) / 1000 })
+  }
+  if (end === undefined) await live.machine.kill()
+  await recordEnd(host, live, end ?? { reason: 'killed', code: null, message: 'it did not power off in time' })
+  return endedView(host, uid, row.name)
+}
+
+/** A vm in standby has no machine to end: what was saved of it goes. */
+const forget = (host: Host, row: VmRow): VmRow => {
+  dropSaved(pathsOf(host.config, row).folder, null)
+  return row
+}
+
+const endedView = (host: Host, uid: string, name: string): Vm => {
+  const row = byUid(host.store, uid)
+  if (!row) throw vmDeleted({ name }) // it was one that deletes itself
+  return view(row)
+}
+
+/** Agent first, button second; undefined where the guest is still there when its time is over. */
+const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End | undefined> => {
+  const over = sleep(graceMs + POWEROFF_MS).then(() => undefined)
+  try {
+    await live.session.request('stop', { grace_ms: graceMs }, AbortSignal.timeout(AGENT_MS))
+  } catch {
+    await machine.powerButton(AbortSignal.timeout(AGENT_MS)).catch(() => undefined)
+  }
+  return await Promise.race([machine.ended, over])
+}
+
+/** A boot that is under way holds the vm's queue: it is ended, so that the verb behind it gets its turn. */
+export const cancelBoot = (host: Host, uid: string, verb: string): void => {
+  const row = byUid(host.store, uid)
+  if (row?.state === 'starting' || row?.state === 'pending') {
+    host.live
+      .get(uid)
+      ?.cancel.abort(
+        verb === 'delete'
+          ? vmDeleted({ name: row.name })
+          : vmWrongState({ name: row.name, status: 'stopping', verb: 'start' }),
+      )
+  }
+}

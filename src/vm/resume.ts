@@ -1,0 +1,27 @@
+import { after } from '../contract/vm-state.ts'
+import type { Vm } from '../contract/vm.ts'
+import type { Host } from '../host.ts'
+import { unfreeze } from './machine/freeze.ts'
+import { completeRestore } from './machine/restored.ts'
+import { vmWrongState } from './row/errors.ts'
+import { find } from './row/lookup.ts'
+import { move } from './row/moves.ts'
+import { view } from './row/view.ts'
+
+/** @throws `vm_wrong_state`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
+export const resume = async (host: Host, ref: string): Promise<Vm> => {
+  const { uid } = find(host.store, ref)
+  return await host.queue.run(uid, async () => {
+    const row = find(host.store, uid)
+    const live = host.live.get(uid)
+    const machine = live?.machine
+    if (!after(row.state, 'resume') || !machine)
+      throw vmWrongState({ name: row.name, status: row.state, verb: 'resume' })
+    if (row.identityDue) {
+      await completeRestore(host, row, { live, machine })
+      return view(find(host.store, uid))
+    }
+    await unfreeze(live, machine)
+    return view(move(host.store, host.events, uid, 'resume'))
+  })
+}

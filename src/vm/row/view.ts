@@ -1,0 +1,48 @@
+import type { Vm } from '../../contract/vm.ts'
+import type { VmRow } from '../../store/schema.ts'
+
+const iso = (ms: number): string => new Date(ms).toISOString()
+
+/** A row as the API shows it. No values of the environment: they may be secrets. */
+export const view = (row: VmRow): Vm => ({
+  id: row.id,
+  uid: row.uid,
+  name: row.name,
+  status: row.state,
+  status_message: row.statusMessage,
+  runtime: row.runtime,
+  plugin: row.plugin,
+  image: row.spec.image,
+  image_digest: row.imageDigest,
+  kernel: row.kernelDigest,
+  hypervisor: row.hypervisor,
+  pid: row.machine?.process.pid ?? null,
+  ip_address: row.ip,
+  mac_address: row.mac,
+  vsock_cid: row.cid,
+  cpu_cores: row.cpuCores,
+  memory_mb: row.memoryMb,
+  disk_mb: row.spec.disk_mb,
+  kernel_cmdline: row.spec.kernel_cmdline,
+  serial_socket: row.machine ? `${row.machine.folder}/console.sock` : '',
+  network: row.spec.network,
+  port: row.spec.port ?? null,
+  tty: row.spec.tty,
+  auto_remove: row.spec.auto_remove,
+  entrypoint: row.spec.entrypoint ? [...row.spec.entrypoint] : null,
+  cmd: row.spec.cmd ? [...row.spec.cmd] : null,
+  env_names: Object.keys(row.spec.env),
+  metadata: { ...row.spec.metadata },
+  stop_timeout_s: row.spec.stop_timeout_s,
+  forkable: row.spec.forkable ?? false,
+  forked_from: row.forkedFrom,
+  exit_code: row.exitCode,
+  exit_signal: row.exitSignal,
+  exit_message: row.exitMessage,
+  boot_ms: row.bootMs,
+  gen: row.gen,
+  created_at: iso(row.createdAt),
+  updated_at: iso(row.updatedAt),
+  started_at: row.startedAt === null ? null : iso(row.startedAt),
+  stopped_at: row.stoppedAt === null ? null : iso(row.stoppedAt),
+})
