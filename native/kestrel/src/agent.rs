@@ -18,9 +18,9 @@ pub const CONVERSATIONS_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Agent {
     pub reaper: &'static Reaper,
-    pub events: Events,
+    pub events: &'static Events,
     pub ring: &'static Ring,
-    pub workload: Workloads,
+    pub workload: &'static Workloads,
     pub power: Power,
     /// The session's secret, from the configuration on.
     pub secret: OnceLock<String>,
@@ -42,11 +42,14 @@ impl Agent {
     /// No descriptor or no thread to be had.
     pub fn start() -> io::Result<&'static Self> {
         let ring: &'static Ring = Box::leak(Box::new(Ring::new(64 * 1024)));
+        let events: &'static Events = Box::leak(Box::new(Events::new()?));
+        let reaper = Reaper::start()?;
+        let workload = Workloads::new(reaper, events, ring)?;
         let agent: &'static Self = Box::leak(Box::new(Self {
-            reaper: Reaper::start()?,
-            events: Events::new()?,
+            reaper,
+            events,
             ring,
-            workload: Workloads::new()?,
+            workload: Box::leak(Box::new(workload)),
             power: Power::new()?,
             secret: OnceLock::new(),
             hostname: Mutex::default(),
@@ -62,14 +65,14 @@ impl Agent {
         RUNNING.get().copied()
     }
 
-    /// A place for one more conversation, free again when dropped.
-    pub fn conversation(&'static self) -> Option<Place> {
+    /// A slot for one more conversation, free again when dropped.
+    pub fn conversation(&'static self) -> Option<Slot> {
         let taken = self
             .conversations
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
                 (count < CONVERSATIONS_MAX).then_some(count + 1)
             });
-        taken.ok().map(|_| Place(self))
+        taken.ok().map(|_| Slot(self))
     }
 
     pub fn conversations(&self) -> usize {
@@ -79,9 +82,9 @@ impl Agent {
 
 /// See [`Agent::conversation`].
 #[derive(Debug)]
-pub struct Place(&'static Agent);
+pub struct Slot(&'static Agent);
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.conversations.fetch_sub(1, Ordering::AcqRel);
     }

@@ -30,7 +30,7 @@ extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
     // SAFETY: ignoring a signal installs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     std::panic::set_hook(Box::new(|panic| {
-        end::power::last_resort(&panic.to_string().replace('\n', " "))
+        end::supervisor::last_resort(&panic.to_string().replace('\n', " "))
     }));
     setup::boot::run()
 }

@@ -3,3 +3,4 @@
 pub mod button;
 pub mod freeze;
 pub mod power;
+pub mod supervisor;

@@ -1,55 +1,29 @@
-//! The end of a guest: who asks for it, and what happens then, in order.
-//!
-//! ```text
-//! stop request, power button, a signal to PID 1 ──▶ stop signal to the workload ─ grace ─ SIGKILL ─┐
-//! the workload ended ──▶ its `exited` is acknowledged (or an hour passes) ─────────────────────────┤
-//! kestrel failed ──▶ `failed` is acknowledged (or five seconds pass) ──────────────────────────────┤
-//!                                                                                                  ▼
-//!   everybody: SIGTERM ─ SIGKILL ▶ conversations end ▶ events acknowledged ▶ disks clean ▶ power off
-//! ```
+//! What is asked of the supervisor: an end, a standstill for a snapshot; and the power itself.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::RawFd;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aerie_protocol::message::EventKind;
-
-use crate::agent::Agent;
-use crate::end::button::Buttons;
 use crate::end::freeze;
-use crate::observe::console::{say, say_now};
-use crate::setup::mounts;
-use crate::sys::{Wake, is_ready, lock, own, poll, poll_entry, read_now};
-use crate::talk::conn::WRITTEN_BYTES;
+use crate::setup::mounts::Mounted;
+use crate::sys::{Wake, lock};
 
-/// An exit code that nobody fetched: a guest without a host ends after this.
-const HOSTLESS: Duration = Duration::from_secs(3600);
-/// How long the last events may take to be acknowledged when an end was asked for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-/// What is left after the workload (its children, execs) gets this between SIGTERM and SIGKILL.
-const REST_GRACE: Duration = Duration::from_millis(500);
-/// Conversations may go on writing what their processes left, as long as it moves.
-const TALK_STALLED: Duration = Duration::from_secs(3);
-const TALK_MAX: Duration = Duration::from_secs(60);
 /// A snapshot that takes longer than this was forgotten: writers go on.
 const FROZEN_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Inner {
     stop: Option<Stop>,
-    /// The number of the `exited` event.
-    ended: Option<u64>,
     thaw_at: Option<Instant>,
 }
 
 /// How an end was asked for.
 #[derive(Clone, Copy, Debug)]
-struct Stop {
+pub struct Stop {
     /// `None`: the configuration's.
-    grace: Option<Duration>,
-    restart: bool,
+    pub grace: Option<Duration>,
+    pub restart: bool,
 }
 
 /// What other threads tell the supervisor.
@@ -75,15 +49,28 @@ impl Power {
         });
     }
 
-    fn ask(&self, stop: Stop) {
+    pub fn ask(&self, stop: Stop) {
         lock(&self.inner).stop = Some(stop);
         self.wake.set();
     }
 
-    /// The workload's `exited` event has this number.
-    pub fn workload_ended(&self, seq: u64) {
-        lock(&self.inner).ended = Some(seq);
-        self.wake.set();
+    /// How the end was asked for, if it was.
+    pub fn asked(&self) -> Option<Stop> {
+        lock(&self.inner).stop
+    }
+
+    /// When writers go on by themselves, while disks are frozen.
+    pub fn thaw_at(&self) -> Option<Instant> {
+        lock(&self.inner).thaw_at
+    }
+
+    /// For the supervisor: something was asked for or may have happened.
+    pub fn wake_fd(&self) -> RawFd {
+        self.wake.fd()
+    }
+
+    pub fn clear_wake(&self) {
+        self.wake.clear();
     }
 
     /// Something that the supervisor waits for may have happened.
@@ -95,184 +82,29 @@ impl Power {
     ///
     /// # Errors
     /// A file system that refuses; none is frozen then.
-    pub fn quiesce(&self, agent: &Agent) -> io::Result<()> {
+    pub fn quiesce(&self, mounted: &Mutex<Mounted>) -> io::Result<()> {
         // SAFETY: sync touches no memory.
         unsafe { libc::sync() };
         lock(&self.inner).thaw_at = Some(Instant::now() + FROZEN_MAX);
         self.wake.set();
-        let frozen: io::Result<()> = lock(&agent.mounted)
+        let frozen: io::Result<()> = lock(mounted)
             .writable
             .iter()
             .try_for_each(|held| freeze::freeze(&held.folder));
         if frozen.is_err() {
-            self.thaw(agent);
+            self.thaw(mounted);
         }
         frozen
     }
 
     /// Undoes [`quiesce`](Self::quiesce); fine when there was none.
-    pub fn thaw(&self, agent: &Agent) {
+    pub fn thaw(&self, mounted: &Mutex<Mounted>) {
         lock(&self.inner).thaw_at = None;
-        for held in &lock(&agent.mounted).writable {
+        for held in &lock(mounted).writable {
             // Not frozen is thawed; nothing else can be done about a refusal.
             let _ = freeze::thaw(&held.folder);
         }
     }
-}
-
-/// Blocks the signals that PID 1 is asked by, for all threads to come: the supervisor reads them from a descriptor.
-pub fn block_signals() -> io::Result<OwnedFd> {
-    // SAFETY: sigset_t is plain data, and the calls touch only it.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in [
-            libc::SIGINT,
-            libc::SIGTERM,
-            libc::SIGUSR1,
-            libc::SIGUSR2,
-            libc::SIGPWR,
-        ] {
-            libc::sigaddset(&raw mut set, signal);
-        }
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        own(libc::signalfd(
-            -1,
-            &raw const set,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        ))
-    }
-}
-
-/// The main thread's last loop.
-pub fn supervise(agent: &'static Agent, signals: &OwnedFd, grace: Duration) -> ! {
-    let mut buttons = Buttons::open();
-    let mut hostless_since: Option<Instant> = None;
-    let stop = loop {
-        let (stop, ended, thaw_at) = {
-            let inner = lock(&agent.power.inner);
-            (inner.stop, inner.ended, inner.thaw_at)
-        };
-        if let Some(stop) = stop {
-            break stop;
-        }
-        let mut until = thaw_at;
-        if let Some(seq) = ended {
-            let end_at = *hostless_since.get_or_insert_with(Instant::now) + HOSTLESS;
-            if agent.events.is_acked(seq) || Instant::now() >= end_at {
-                break Stop {
-                    grace: None,
-                    restart: false,
-                };
-            }
-            until = Some(until.map_or(end_at, |at| at.min(end_at)));
-        }
-        if thaw_at.is_some_and(|at| Instant::now() >= at) {
-            say("the disks were frozen for too long and go on");
-            agent.power.thaw(agent);
-            continue;
-        }
-        let mut entries = vec![
-            poll_entry(agent.power.wake.fd(), libc::POLLIN),
-            poll_entry(signals.as_raw_fd(), libc::POLLIN),
-        ];
-        entries.extend(buttons.entries());
-        if poll(&mut entries, until).is_err() {
-            continue;
-        }
-        agent.power.wake.clear();
-        if entries.get(1).is_some_and(is_ready)
-            && let Some(stop) = signalled(signals)
-        {
-            agent.power.ask(stop);
-        }
-        if buttons.is_pressed(entries.get(2..).unwrap_or_default()) {
-            agent.events.push(EventKind::Button);
-            agent.power.stop(None);
-        }
-    };
-    let deadline = Instant::now() + stop.grace.unwrap_or(grace);
-    agent.power.thaw(agent);
-    stop_workload(agent, deadline);
-    end(agent, deadline, stop.restart)
-}
-
-/// As other inits understand them: SIGTERM and SIGINT (control-alt-delete) restart, the others power off.
-fn signalled(signals: &OwnedFd) -> Option<Stop> {
-    let mut bytes = [0_u8; size_of::<libc::signalfd_siginfo>()];
-    read_now(signals.as_fd(), &mut bytes).ok()??;
-    // ssi_signo is its first field, a u32.
-    let signal = u32::from_ne_bytes(*bytes.first_chunk()?);
-    let restart = [libc::SIGTERM, libc::SIGINT]
-        .iter()
-        .any(|&known| u32::try_from(known) == Ok(signal));
-    Some(Stop {
-        grace: None,
-        restart,
-    })
-}
-
-fn stop_workload(agent: &'static Agent, mut deadline: Instant) {
-    if !agent.workload.is_running() {
-        return;
-    }
-    agent.workload.ask_to_stop();
-    let began = Instant::now();
-    while agent.workload.is_running() {
-        // A second stop with less patience.
-        let asked = lock(&agent.power.inner).stop.and_then(|stop| stop.grace);
-        if let Some(grace) = asked {
-            deadline = deadline.min(began + grace);
-        }
-        if Instant::now() >= deadline {
-            agent.workload.signal(9);
-            deadline += LAST_WORDS;
-            if Instant::now() >= deadline {
-                return;
-            }
-        }
-        let mut entries = [poll_entry(agent.power.wake.fd(), libc::POLLIN)];
-        if poll(&mut entries, Some(deadline)).is_err() {
-            return;
-        }
-        agent.power.wake.clear();
-    }
-}
-
-/// Everything from "nobody may begin anything" to the power.
-fn end(agent: &'static Agent, deadline: Instant, restart: bool) -> ! {
-    agent.is_open.store(false, Ordering::Release);
-    // Without a workload the grace is that of everybody else.
-    let grace = deadline
-        .saturating_duration_since(Instant::now())
-        .max(REST_GRACE);
-    let grace = match lock(&agent.power.inner).ended {
-        Some(_) => REST_GRACE,
-        None => grace,
-    };
-    signal_everybody(libc::SIGTERM);
-    wait_for_nobody(grace);
-    signal_everybody(libc::SIGKILL);
-    wait_for_nobody(Duration::from_secs(2));
-    agent.ring.close();
-    wait_for_silence(agent);
-    agent.events.wait_acked(agent.events.last(), LAST_WORDS);
-    let mounted = std::mem::take(&mut *lock(&agent.mounted));
-    mounts::undo(mounted);
-    power_off(restart)
-}
-
-/// Reports that kestrel cannot go on, and ends.
-pub fn fail(agent: &'static Agent, stage: &str, message: &str) -> ! {
-    say(&format!("{stage}: {message}"));
-    let seq = agent.events.push(EventKind::Failed {
-        stage: stage.to_owned(),
-        message: message.to_owned(),
-    });
-    agent.events.wait_acked(seq, LAST_WORDS);
-    let mounted = std::mem::take(&mut *lock(&agent.mounted));
-    mounts::undo(mounted);
-    power_off(false)
 }
 
 /// The end, whatever the kernel makes of it.
@@ -287,70 +119,4 @@ pub fn power_off(restart: bool) -> ! {
     loop {
         std::thread::park();
     }
-}
-
-fn signal_everybody(signal: libc::c_int) {
-    // From PID 1 that is everybody but itself; and on no other process may this ever be called.
-    // SAFETY: getpid and kill touch no memory.
-    unsafe {
-        if libc::getpid() == 1 {
-            libc::kill(-1, signal);
-        }
-    }
-}
-
-fn wait_for_nobody(within: Duration) {
-    let deadline = Instant::now() + within;
-    while somebody_runs() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Kernel threads and the dead have no executable.
-fn somebody_runs() -> bool {
-    std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .any(|pid| pid != 1 && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok())
-}
-
-/// Every process is gone; what they wrote may still be on its way to the host.
-fn wait_for_silence(agent: &Agent) {
-    let deadline = Instant::now() + TALK_MAX;
-    let mut written = WRITTEN_BYTES.load(Ordering::Relaxed);
-    let mut moved = Instant::now();
-    while agent.conversations() > 0 && Instant::now() < deadline {
-        let now = WRITTEN_BYTES.load(Ordering::Relaxed);
-        if now != written {
-            written = now;
-            moved = Instant::now();
-        }
-        if moved.elapsed() > TALK_STALLED {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// For a panic: tells the host if that can be done without a lock that the broken thread may hold, and ends. The session's
-/// thread may be the broken one, so nothing here is waited for but time.
-pub fn last_resort(message: &str) -> ! {
-    say_now(&format!("bug: {message}"));
-    if let Some(agent) = Agent::running() {
-        let failed = EventKind::Failed {
-            stage: "panic".to_owned(),
-            message: message.to_owned(),
-        };
-        if let Some(seq) = agent.events.try_push(failed) {
-            let deadline = Instant::now() + LAST_WORDS;
-            while !agent.events.try_is_acked(seq) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
-    // SAFETY: sync touches no memory.
-    unsafe { libc::sync() };
-    power_off(false)
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use aerie_protocol::message::{Logs, LogsOk};
 use aerie_protocol::{Frame, kind_byte};
 
-use crate::agent::Agent;
 use crate::observe::ring::Ring;
 use crate::sys::{NO_FD, Wake, poll, poll_entry};
 use crate::talk::conn::{Conn, ConnError, frame_name};
@@ -32,8 +31,8 @@ impl Drop for Follower {
 }
 
 /// Serves a logs conversation whose `open` had this body.
-pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Logs) {
-    let done = carry(agent.ring, &mut conn, body);
+pub fn serve(ring: &'static Ring, mut conn: Conn, body: &Logs) {
+    let done = carry(ring, &mut conn, body);
     conn.end(done);
 }
 

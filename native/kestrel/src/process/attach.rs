@@ -5,22 +5,21 @@ use std::os::fd::AsFd;
 use aerie_protocol::message::{Attach, AttachOk, ErrorBody, code};
 use aerie_protocol::{Frame, LogStream, kind_byte};
 
-use crate::agent::Agent;
 use crate::process::pty::{self, Size};
 use crate::process::stdin::Stdin;
-use crate::process::workload::{AttachAs, AttachError, Attached, Taken};
+use crate::process::workload::{AttachAs, AttachError, Attached, Taken, Workloads};
 use crate::sys::{NO_FD, is_ready, poll, poll_entry};
 use crate::talk::conn::{Conn, ConnError, frame_name};
 
 /// Serves an attach conversation whose `open` had this body.
-pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Attach) {
+pub fn serve(workload: &'static Workloads, mut conn: Conn, body: &Attach) {
     let how = AttachAs {
         stdin: body.stdin,
         replay: body.replay,
         size: (body.cols.is_some() || body.rows.is_some())
             .then(|| Size::or_default(body.cols, body.rows)),
     };
-    let mut attached = match agent.workload.attach(agent, how) {
+    let mut attached = match workload.attach(how) {
         Ok(attached) => attached,
         Err(error) => {
             let code = match error {
@@ -35,12 +34,12 @@ pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Attach) {
     let done = conn
         .output
         .queue_json(kind_byte::OK, &ok)
-        .and_then(|()| carry(agent, &mut conn, &mut attached));
-    agent.workload.detach(attached);
+        .and_then(|()| carry(workload, &mut conn, &mut attached));
+    workload.detach(attached);
     conn.end(done);
 }
 
-fn carry(agent: &Agent, conn: &mut Conn, attached: &mut Attached) -> Result<(), ConnError> {
+fn carry(workload: &Workloads, conn: &mut Conn, attached: &mut Attached) -> Result<(), ConnError> {
     loop {
         conn.flush_now()?;
         let wants_output = conn.output.is_flushed();
@@ -69,7 +68,7 @@ fn carry(agent: &Agent, conn: &mut Conn, attached: &mut Attached) -> Result<(), 
             stdin.give_credit(&mut conn.output)?;
         }
         if is_ready(&sink) {
-            match agent.workload.take(&attached.sink) {
+            match workload.take(&attached.sink) {
                 Taken::Chunk(LogStream::Stderr, data) => {
                     conn.output.queue(&Frame::Stderr(&data))?
                 }

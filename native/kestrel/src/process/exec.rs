@@ -15,30 +15,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{ErrorBody, Exec, ExecOk, Exit, code};
-use aerie_protocol::{Frame, kind_byte};
+use aerie_protocol::{Frame, LogStream, kind_byte};
 
-use crate::agent::Agent;
 use crate::observe::console::chain;
 use crate::process::pty::{self, Size};
-use crate::process::reap::{Child, Status};
+use crate::process::reap::{Child, Reaper, Status};
 use crate::process::spawn::{self, Program, SpawnError, Stdio};
 use crate::process::stdin::Stdin;
-use crate::sys::{NO_FD, is_ready, pipe, poll, poll_entry, readable_bytes, set_nonblocking};
+use crate::process::streams::Streams;
+use crate::sys::{NO_FD, is_ready, pipe, poll, poll_entry, set_nonblocking};
 use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 
 /// From the SIGHUP of a host that has gone to the SIGKILL.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
-
-/// Output that a terminal still holds at its process's end is at most this.
-pub const TERMINAL_REST_BYTES: usize = 1024 * 1024;
-
-/// What a running process gives us to read.
-#[derive(Debug)]
-pub struct Streams {
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-    pub is_terminal: bool,
-}
 
 /// A process and the host's ends of its streams.
 #[derive(Debug)]
@@ -55,7 +44,7 @@ pub struct Running {
 /// # Errors
 /// See [`SpawnError`].
 pub fn start(
-    agent: &Agent,
+    reaper: &'static Reaper,
     program: &Program<'_>,
     has_stdin: bool,
     size: Size,
@@ -75,7 +64,7 @@ pub fn start(
             stderr: slave,
             cgroup,
         };
-        let child = spawn::spawn(agent.reaper, program, &user, stdio)?;
+        let child = spawn::spawn(reaper, program, &user, stdio)?;
         let stdin = match has_stdin {
             true => Stdin::terminal(master.try_clone().map_err(prepare)?),
             false => Stdin::nobody(),
@@ -117,7 +106,7 @@ pub fn start(
     for ours in [&stdout, &stderr] {
         set_nonblocking(ours.as_fd(), true).map_err(prepare)?;
     }
-    let child = spawn::spawn(agent.reaper, program, &user, stdio)?;
+    let child = spawn::spawn(reaper, program, &user, stdio)?;
     Ok(Running {
         child,
         stdin,
@@ -136,7 +125,7 @@ fn null() -> io::Result<OwnedFd> {
 }
 
 /// Serves an exec conversation whose `open` had this body.
-pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Exec) {
+pub fn serve(reaper: &'static Reaper, mut conn: Conn, body: &Exec) {
     let program = Program {
         argv: &body.argv,
         env: &body.env,
@@ -145,7 +134,7 @@ pub fn serve(agent: &'static Agent, mut conn: Conn, body: &Exec) {
         tty: body.tty,
     };
     let size = Size::or_default(body.cols, body.rows);
-    let running = match start(agent, &program, body.stdin, size, None) {
+    let running = match start(reaper, &program, body.stdin, size, None) {
         Ok(running) => running,
         Err(error @ SpawnError::User(_)) => {
             return conn.fail(&ErrorBody::new(code::NOT_FOUND, chain(&error)));
@@ -232,7 +221,7 @@ fn carry(
     let mut timed_out = false;
     loop {
         if let Some(status) = child.status() {
-            streams.rest(conn)?;
+            queue_rest(conn, streams)?;
             return Ok(match timed_out {
                 true => Ended::TimedOut,
                 false => Ended::ByItself(status),
@@ -269,7 +258,7 @@ fn carry(
         }
         stdin.pump();
         stdin.give_credit(&mut conn.output)?;
-        streams.read(conn, is_ready(&stdout), is_ready(&stderr))?;
+        queue_ready(conn, streams, is_ready(&stdout), is_ready(&stderr))?;
         conn.flush_now()?;
     }
 }
@@ -308,55 +297,39 @@ fn hang_up(child: &Child) {
     }
 }
 
-impl Streams {
-    /// Queues what is there now of the streams that poll named; closes those that ended.
-    fn read(&mut self, conn: &mut Conn, stdout: bool, stderr: bool) -> Result<(), ConnError> {
-        for (ready, source, kind) in [
-            (stdout, &mut self.stdout, kind_byte::STDOUT),
-            (stderr, &mut self.stderr, kind_byte::STDERR),
-        ] {
-            if let Some(fd) = source.as_ref().filter(|_| ready)
-                && is_end(conn.output.queue_read(kind, fd.as_fd(), CHUNK_BYTES))?
-            {
-                *source = None;
-            }
+/// Queues what is there now of the streams that poll named; closes those that ended.
+fn queue_ready(
+    conn: &mut Conn,
+    streams: &mut Streams,
+    stdout: bool,
+    stderr: bool,
+) -> Result<(), ConnError> {
+    for (ready, source, kind) in [
+        (stdout, &mut streams.stdout, kind_byte::STDOUT),
+        (stderr, &mut streams.stderr, kind_byte::STDERR),
+    ] {
+        if let Some(fd) = source.as_ref().filter(|_| ready)
+            && is_end(conn.output.queue_read(kind, fd.as_fd(), CHUNK_BYTES))?
+        {
+            *source = None;
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Queues what was written before the process ended. Of a pipe that is exactly what it holds now: what comes later is
-    /// not the process's.
-    fn rest(&mut self, conn: &mut Conn) -> Result<(), ConnError> {
-        for (source, kind) in [
-            (&self.stdout, kind_byte::STDOUT),
-            (&self.stderr, kind_byte::STDERR),
-        ] {
-            let Some(fd) = source else { continue };
-            let mut left = match self.is_terminal {
-                true => TERMINAL_REST_BYTES,
-                false => readable_bytes(fd.as_fd()).map_err(ConnError::Io)?,
-            };
-            while left > 0 {
-                conn.flush(None)?;
-                if self.is_terminal {
-                    // Polling makes the terminal's line discipline hand over what is under way.
-                    let mut entries = [poll_entry(fd.as_raw_fd(), libc::POLLIN)];
-                    poll(&mut entries, Some(Instant::now())).map_err(ConnError::Io)?;
-                }
-                match conn
-                    .output
-                    .queue_read(kind, fd.as_fd(), left.min(CHUNK_BYTES))
-                {
-                    Ok(Some(count)) if count > 0 => left -= count.min(left),
-                    other => {
-                        is_end(other)?;
-                        break;
-                    }
-                }
-            }
+/// Queues what was written before the process ended.
+fn queue_rest(conn: &mut Conn, streams: &Streams) -> Result<(), ConnError> {
+    streams.read_rest(|stream, fd, max| {
+        let kind = match stream {
+            LogStream::Stderr => kind_byte::STDERR,
+            _ => kind_byte::STDOUT,
+        };
+        conn.flush(None)?;
+        match conn.output.queue_read(kind, fd, max.min(CHUNK_BYTES)) {
+            Ok(Some(count)) => Ok(count),
+            other => is_end(other).map(|_| 0),
         }
-        Ok(())
-    }
+    })
 }
 
 /// Tells an end from nothing-yet; a terminal without processes ends with EIO (pty(7) calls it a hang-up).

@@ -7,4 +7,5 @@ pub mod pty;
 pub mod reap;
 pub mod spawn;
 pub mod stdin;
+pub mod streams;
 pub mod workload;

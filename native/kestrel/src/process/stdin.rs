@@ -7,15 +7,10 @@ use aerie_protocol::{Frame, STDIN_WINDOW_BYTES};
 
 use crate::process::pty::EOF_CHARACTER;
 use crate::sys::{NO_FD, poll_entry, write_now};
-use crate::talk::conn::{ConnError, Output};
+use crate::talk::conn::{ConnError, Output, WindowExceeded};
 
 /// Credit is given back in portions, so that a window frame does not answer every byte.
 const CREDIT_BYTES: usize = 32 * 1024;
-
-/// More input than the windows allowed: the host is broken, and memory is not its to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more stdin than the window allows")]
-pub struct WindowExceeded;
 
 /// Where input goes.
 #[derive(Debug)]

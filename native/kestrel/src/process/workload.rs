@@ -10,27 +10,26 @@
 //! up, as a terminal would; nobody attached never does: the ring forgets instead.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use aerie_protocol::LogStream;
 use aerie_protocol::message::{EventKind, Exit, Workload, WorkloadState};
 
-use crate::agent::Agent;
 use crate::observe::console::chain;
-use crate::observe::ring::Record;
-use crate::process::exec::{Running, Streams, start};
+use crate::observe::ring::{Record, Ring};
+use crate::process::exec::{Running, start};
 use crate::process::oom::OomWatch;
 use crate::process::pty::{self, Size};
-use crate::process::reap::Child;
+use crate::process::reap::{Child, Reaper};
 use crate::process::spawn::Program;
 use crate::process::stdin::Stdin;
-use crate::sys::{
-    NO_FD, Wake, is_ready, lock, poll, poll_entry, read_now, readable_bytes, spawn_thread,
-};
+use crate::process::streams::Streams;
+use crate::sys::{NO_FD, Wake, is_ready, lock, poll, poll_entry, read_now, spawn_thread};
+use crate::talk::events::Events;
 
 /// What one attached reader may have waiting before the workload is held up.
 const SINK_BYTES_MAX: usize = 256 * 1024;
@@ -85,7 +84,8 @@ enum Phase {
     Absent,
     Held(Box<Workload>),
     Running(Child),
-    Ended(Exit),
+    /// With the number of its `exited` event.
+    Ended(Exit, u64),
 }
 
 #[derive(Debug)]
@@ -102,9 +102,14 @@ struct Inner {
 /// The workload of this guest; see the module.
 #[derive(Debug)]
 pub struct Workloads {
+    reaper: &'static Reaper,
+    events: &'static Events,
+    ring: &'static Ring,
     inner: Mutex<Inner>,
     /// For the pump: a reader has taken something, come or gone.
     pump: Wake,
+    /// For the supervisor: the workload has ended.
+    end: Wake,
 }
 
 /// What an attach gets.
@@ -139,8 +144,16 @@ pub struct AttachAs {
 }
 
 impl Workloads {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(
+        reaper: &'static Reaper,
+        events: &'static Events,
+        ring: &'static Ring,
+    ) -> io::Result<Self> {
         Ok(Self {
+            reaper,
+            events,
+            ring,
+            end: Wake::new()?,
             inner: Mutex::new(Inner {
                 phase: Phase::Absent,
                 tty: false,
@@ -155,7 +168,7 @@ impl Workloads {
     }
 
     /// Takes the workload of the configuration: held, or started now.
-    pub fn configure(&self, agent: &'static Agent, workload: Workload) {
+    pub fn configure(&'static self, workload: Workload) {
         let mut inner = lock(&self.inner);
         inner.tty = workload.tty;
         inner.stop_signal = workload.stop_signal.clamp(1, 64);
@@ -165,7 +178,7 @@ impl Workloads {
             // A terminal always has an input: whoever attaches may type.
             let has_stdin = workload.tty;
             let size = Size::or_default(workload.cols, workload.rows);
-            inner.start(agent, &workload, has_stdin, size);
+            self.start(&mut inner, &workload, has_stdin, size);
         }
     }
 
@@ -173,7 +186,7 @@ impl Workloads {
     ///
     /// # Errors
     /// See [`AttachError`].
-    pub fn attach(&self, agent: &'static Agent, how: AttachAs) -> Result<Attached, AttachError> {
+    pub fn attach(&'static self, how: AttachAs) -> Result<Attached, AttachError> {
         let wake = Wake::new().map_err(|_| AttachError::Exhausted)?;
         let sink = Arc::new(Sink {
             queue: Mutex::default(),
@@ -187,7 +200,7 @@ impl Workloads {
             return Err(AttachError::Busy);
         }
         if how.replay {
-            for Record { stream, data, .. } in agent.ring.all() {
+            for Record { stream, data, .. } in self.ring.all() {
                 if stream != LogStream::Kestrel {
                     sink.push(stream, &data);
                 }
@@ -199,12 +212,12 @@ impl Workloads {
             let size = how
                 .size
                 .unwrap_or_else(|| Size::or_default(workload.cols, workload.rows));
-            inner.start(agent, &workload, how.stdin || workload.tty, size);
+            self.start(&mut inner, &workload, how.stdin || workload.tty, size);
         } else if let (Some(size), Some(master)) = (how.size, &inner.master) {
             // A terminal whose process just ended needs no size.
             let _ = pty::resize(master.as_fd(), size);
         }
-        if let Phase::Ended(exit) = &inner.phase {
+        if let Phase::Ended(exit, _) = &inner.phase {
             sink.end(exit.clone());
         }
         let stdin = how.stdin.then(|| {
@@ -278,6 +291,19 @@ impl Workloads {
         matches!(lock(&self.inner).phase, Phase::Running(_))
     }
 
+    /// The number of the `exited` event, once the workload has ended.
+    pub fn ended(&self) -> Option<u64> {
+        match lock(&self.inner).phase {
+            Phase::Ended(_, seq) => Some(seq),
+            _ => None,
+        }
+    }
+
+    /// Becomes readable when the workload ends, and stays so.
+    pub fn end_fd(&self) -> RawFd {
+        self.end.fd()
+    }
+
     /// For metrics.
     pub fn state(&self) -> WorkloadState {
         match &lock(&self.inner).phase {
@@ -289,11 +315,11 @@ impl Workloads {
         }
     }
 
-    fn deliver(&self, agent: &Agent, stream: LogStream, data: &[u8]) {
+    fn deliver(&self, stream: LogStream, data: &[u8]) {
         let inner = lock(&self.inner);
         // What a person types and reads at a terminal is theirs; without one, or unwatched, it is the log.
         if !inner.tty || inner.sinks.is_empty() {
-            agent.ring.append(stream, data);
+            self.ring.append(stream, data);
         }
         if !inner.sinks.is_empty() {
             let data: Arc<[u8]> = Arc::from(data);
@@ -307,14 +333,7 @@ impl Workloads {
         lock(&self.inner).sinks.iter().all(|sink| sink.has_room())
     }
 
-    fn ended(&self, agent: &Agent, exit: Exit, oom: bool) {
-        let mut inner = lock(&self.inner);
-        inner.end(agent, exit, oom);
-    }
-}
-
-impl Inner {
-    fn start(&mut self, agent: &'static Agent, workload: &Workload, has_stdin: bool, size: Size) {
+    fn start(&'static self, inner: &mut Inner, workload: &Workload, has_stdin: bool, size: Size) {
         let cwd = workload.cwd.as_deref().filter(|cwd| !cwd.is_empty());
         if let Some(cwd) = cwd {
             // Images name folders that they do not hold; a failure shows when the workload enters it.
@@ -330,7 +349,7 @@ impl Inner {
         let oom = OomWatch::start();
         let group = oom.procs();
         match start(
-            agent,
+            self.reaper,
             &program,
             has_stdin,
             size,
@@ -342,58 +361,57 @@ impl Inner {
                 streams,
                 master,
             }) => {
-                self.stdin = Some(stdin);
-                self.master = master.map(Arc::new);
-                self.phase = Phase::Running(child.clone());
-                agent.events.push(EventKind::Started {
+                inner.stdin = Some(stdin);
+                inner.master = master.map(Arc::new);
+                inner.phase = Phase::Running(child.clone());
+                self.events.push(EventKind::Started {
                     pid: u32::try_from(child.pid()).unwrap_or(0),
                 });
                 let pumped = child.clone();
                 if let Err(error) =
-                    spawn_thread("workload", move || pump(agent, &pumped, streams, &oom))
+                    spawn_thread("workload", move || pump(self, &pumped, streams, &oom))
                 {
                     child.signal_session(9);
-                    self.fail(agent, 126, format!("cannot watch the workload: {error}"));
+                    self.fail(inner, 126, format!("cannot watch the workload: {error}"));
                 }
             }
-            Err(error) => self.fail(agent, error.exit_code(), chain(&error)),
+            Err(error) => self.fail(inner, error.exit_code(), chain(&error)),
         }
     }
 
-    fn fail(&mut self, agent: &Agent, code: i32, message: String) {
+    fn fail(&self, inner: &mut Inner, code: i32, message: String) {
         let exit = Exit {
             code,
             signal: None,
             message: Some(message),
         };
-        self.end(agent, exit, false);
+        self.end(inner, exit, false);
     }
 
-    fn end(&mut self, agent: &Agent, exit: Exit, oom: bool) {
-        self.stdin = None;
-        self.master = None;
-        for sink in &self.sinks {
+    fn end(&self, inner: &mut Inner, exit: Exit, oom: bool) {
+        inner.stdin = None;
+        inner.master = None;
+        for sink in &inner.sinks {
             sink.end(exit.clone());
         }
-        self.phase = Phase::Ended(exit.clone());
         let Exit {
             code,
             signal,
             message,
-        } = exit;
-        let seq = agent.events.push(EventKind::Exited {
+        } = exit.clone();
+        let seq = self.events.push(EventKind::Exited {
             code,
             signal,
             oom,
             message,
         });
-        agent.power.workload_ended(seq);
+        inner.phase = Phase::Ended(exit, seq);
+        self.end.set();
     }
 }
 
 /// Reads the workload's output until it has ended and its pipes are empty.
-fn pump(agent: &'static Agent, child: &Child, mut streams: Streams, oom: &OomWatch) {
-    let workload = &agent.workload;
+fn pump(workload: &Workloads, child: &Child, mut streams: Streams, oom: &OomWatch) {
     let mut buffer = vec![0; READ_BYTES];
     let status = loop {
         if let Some(status) = child.status() {
@@ -421,58 +439,41 @@ fn pump(agent: &'static Agent, child: &Child, mut streams: Streams, oom: &OomWat
         ] {
             if is_ready(&entry)
                 && let Some(open) = fd.as_ref()
-                && read_some(agent, open, stream, &mut buffer).is_none()
+                && read_some(workload, open.as_fd(), stream, &mut buffer).is_none()
             {
                 *fd = None;
             }
         }
     };
-    rest(agent, &streams, &mut buffer);
+    // Bounded by what pipes and terminals hold, so readers need no room for it.
+    let _: Result<(), Infallible> = streams.read_rest(|stream, fd, max| {
+        let room = max.min(READ_BYTES);
+        let part = buffer.get_mut(..room).unwrap_or_default();
+        Ok(read_some(workload, fd, stream, part).unwrap_or(0))
+    });
     let exit = Exit {
         code: status.code(),
         signal: status.signal(),
         message: None,
     };
     let was_oom = exit.code != 0 && oom.has_killed();
-    workload.ended(agent, exit, was_oom);
+    workload.end(&mut lock(&workload.inner), exit, was_oom);
 }
 
 /// Reads once; `None` at the end of the stream.
-fn read_some(agent: &Agent, fd: &OwnedFd, stream: LogStream, buffer: &mut [u8]) -> Option<usize> {
-    match read_now(fd.as_fd(), buffer) {
+fn read_some(
+    workload: &Workloads,
+    fd: BorrowedFd<'_>,
+    stream: LogStream,
+    buffer: &mut [u8],
+) -> Option<usize> {
+    match read_now(fd, buffer) {
         Ok(Some(0)) | Err(_) => None,
         Ok(None) => Some(0),
         Ok(Some(count)) => {
             let data = buffer.get(..count).unwrap_or_default();
-            agent.workload.deliver(agent, stream, data);
+            workload.deliver(stream, data);
             Some(count)
-        }
-    }
-}
-
-/// What was written before the end; bounded by what pipes and terminals hold, so readers need no room for it.
-fn rest(agent: &Agent, streams: &Streams, buffer: &mut [u8]) {
-    for (fd, stream) in [
-        (&streams.stdout, LogStream::Stdout),
-        (&streams.stderr, LogStream::Stderr),
-    ] {
-        let Some(fd) = fd else { continue };
-        let mut left = match streams.is_terminal {
-            true => crate::process::exec::TERMINAL_REST_BYTES,
-            false => readable_bytes(fd.as_fd()).unwrap_or(0),
-        };
-        while left > 0 {
-            let mut entries = [poll_entry(fd.as_raw_fd(), libc::POLLIN)];
-            // Polling makes a terminal's line discipline hand over what is under way.
-            if !poll(&mut entries, Some(Instant::now())).unwrap_or(false) {
-                break;
-            }
-            let room = left.min(buffer.len());
-            let part = buffer.get_mut(..room).unwrap_or_default();
-            match read_some(agent, fd, stream, part) {
-                Some(count) if count > 0 => left -= count.min(left),
-                _ => break,
-            }
         }
     }
 }

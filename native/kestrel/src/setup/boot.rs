@@ -4,7 +4,6 @@
 //! listener → workload → `ready`. Nothing of the guest's own runs before the session, so nobody can call the host in
 //! kestrel's name.
 
-use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -13,27 +12,13 @@ use std::time::Duration;
 use aerie_protocol::message::{Configuration, EventKind};
 
 use crate::agent::Agent;
-use crate::end::power;
+use crate::end::{power, supervisor};
 use crate::observe::console::{self, chain, say};
-use crate::setup::{modules, mounts, network, settings};
+use crate::setup::settings::{self, Failure, at};
+use crate::setup::{modules, mounts, network};
 use crate::sys;
 use crate::sys::{lock, spawn_thread};
 use crate::talk::{listen, session, vsock};
-
-/// A step of the boot that failed, by the name that the host shows.
-#[derive(Debug)]
-pub struct Failure {
-    pub stage: &'static str,
-    pub message: String,
-}
-
-/// Names the stage of an error.
-fn at<E: Error>(stage: &'static str) -> impl Fn(E) -> Failure {
-    move |error| Failure {
-        stage,
-        message: chain(&error),
-    }
-}
 
 /// The whole boot, then the supervisor. Never returns.
 pub fn run() -> ! {
@@ -57,13 +42,13 @@ pub fn run() -> ! {
         }
     };
     match boot(agent) {
-        Ok(grace) => power::supervise(agent, &signals, grace),
-        Err(failure) => power::fail(agent, failure.stage, &failure.message),
+        Ok(grace) => supervisor::supervise(agent, &signals, grace),
+        Err(failure) => supervisor::fail(agent, failure.stage, &failure.message),
     }
 }
 
 fn start() -> Result<(OwnedFd, &'static Agent), Failure> {
-    let signals = power::block_signals().map_err(at("signals"))?;
+    let signals = supervisor::block_signals().map_err(at("signals"))?;
     raise_limits();
     let agent = Agent::start().map_err(at("agent"))?;
     console::keep_in(agent.ring);
@@ -99,7 +84,7 @@ fn boot(agent: &'static Agent) -> Result<Duration, Failure> {
     agent.is_open.store(true, Ordering::Release);
     let grace = Duration::from_millis(configuration.grace_ms);
     if let Some(workload) = configuration.workload {
-        agent.workload.configure(agent, workload);
+        agent.workload.configure(workload);
     }
     agent.events.push(EventKind::Ready {
         boot_ms: since_boot_ms(),

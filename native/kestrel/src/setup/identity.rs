@@ -3,9 +3,8 @@
 use aerie_protocol::message::Identity;
 
 use crate::agent::Agent;
-use crate::observe::console::chain;
-use crate::setup::boot::Failure;
-use crate::setup::{network, settings};
+use crate::setup::network;
+use crate::setup::settings::{self, Failure, at};
 use crate::sys::lock;
 
 /// Applies an identity. Entropy and clock come first: what is generated from now on must be this guest's own, even if a
@@ -14,14 +13,8 @@ use crate::sys::lock;
 /// # Errors
 /// The first step that fails, by its name.
 pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
-    fn at(stage: &'static str) -> impl Fn(settings::SettingError) -> Failure {
-        move |error| Failure {
-            stage,
-            message: chain(&error),
-        }
-    }
     // A snapshot may have been taken of a frozen guest, whose files could not be written below.
-    agent.power.thaw(agent);
+    agent.power.thaw(&agent.mounted);
     settings::entropy(&identity.entropy).map_err(at("entropy"))?;
     settings::clock(identity.time_ns).map_err(at("clock"))?;
     settings::hostname(&identity.hostname).map_err(at("hostname"))?;
@@ -31,10 +24,7 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
     drop(hostname);
     settings::machine_id(&identity.machine_id).map_err(at("machine_id"))?;
     match &identity.network {
-        Some(network) => network::apply(network).map_err(|error| Failure {
-            stage: "network",
-            message: chain(&error),
-        }),
+        Some(network) => network::apply(network).map_err(at("network")),
         None => Ok(()),
     }
 }

@@ -60,7 +60,7 @@ const NEW: &str = "/k/new";
 
 /// A writable file system on a disk, held open for freezing and for the end.
 #[derive(Debug)]
-pub struct Held {
+pub struct WritableMount {
     pub folder: File,
     /// Where it is mounted in the guest; `None` for the overlay's own, which no path reaches.
     pub path: Option<PathBuf>,
@@ -69,7 +69,7 @@ pub struct Held {
 /// What [`root`] and [`volumes`] leave to be undone.
 #[derive(Debug, Default)]
 pub struct Mounted {
-    pub writable: Vec<Held>,
+    pub writable: Vec<WritableMount>,
 }
 
 /// mount(2).
@@ -182,7 +182,7 @@ fn file_system(device: &Path) -> Option<&'static str> {
     }
 }
 
-fn top(size: Option<u64>) -> Result<Option<Held>, MountError> {
+fn top(size: Option<u64>) -> Result<Option<WritableMount>, MountError> {
     let at = Path::new(TOP);
     make(at)?;
     let disk = match size {
@@ -206,7 +206,7 @@ fn top(size: Option<u64>) -> Result<Option<Held>, MountError> {
                 path: at.to_owned(),
                 source,
             })?;
-            Some(Held { folder, path: None })
+            Some(WritableMount { folder, path: None })
         }
     };
     for folder in ["upper", "work"] {
@@ -359,7 +359,7 @@ pub fn volumes(volumes: &[Volume], mounted: &mut Mounted) -> Result<(), MountErr
                     path: at.to_owned(),
                     source,
                 })?;
-                mounted.writable.push(Held {
+                mounted.writable.push(WritableMount {
                     folder,
                     path: Some(at.to_owned()),
                 });
@@ -382,7 +382,7 @@ pub fn undo(mounted: Mounted) {
         libc::MS_REMOUNT | libc::MS_RDONLY,
         "",
     );
-    for Held { folder, path } in mounted.writable.into_iter().rev() {
+    for WritableMount { folder, path } in mounted.writable.into_iter().rev() {
         let here = match path {
             Some(path) => {
                 // An open folder would keep the mount busy.

@@ -1,5 +1,6 @@
 //! What makes a guest this guest: clock, entropy, names, files of the configuration.
 
+use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aerie_protocol::message::FileSpec;
 
+use crate::observe::console::chain;
 use crate::sys::{check, ioctl_request};
 use crate::talk::encoding::{base64, hex};
 
@@ -15,6 +17,21 @@ use crate::talk::encoding::{base64, hex};
 const RNDADDENTROPY: u32 = 0x4008_5203;
 /// `_IO('R', 0x07)`.
 const RNDRESEEDCRNG: u32 = 0x5207;
+
+/// A step of the boot or of a new identity that failed, by the name that the host shows.
+#[derive(Debug)]
+pub struct Failure {
+    pub stage: &'static str,
+    pub message: String,
+}
+
+/// Names the stage of an error.
+pub fn at<E: Error>(stage: &'static str) -> impl Fn(E) -> Failure {
+    move |error| Failure {
+        stage,
+        message: chain(&error),
+    }
+}
 
 /// A setting that cannot be applied.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,6 @@ use aerie_protocol::{
 };
 use serde::Serialize;
 
-use crate::process::stdin::WindowExceeded;
 use crate::sys::{
     check, is_ready, poll, poll_entry, read_now, read_spare, set_nonblocking, write_now,
 };
@@ -48,6 +47,11 @@ const STALLED: Duration = Duration::from_secs(60);
 
 /// Bytes written to any connection since boot: power-off waits as long as this moves.
 pub static WRITTEN_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// More input than the windows allowed: the host is broken, and memory is not its to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more stdin than the window allows")]
+pub struct WindowExceeded;
 
 /// Why a conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,7 @@ pub fn run(agent: &'static Agent, listener: &OwnedFd) -> ! {
 
 fn greet(agent: &'static Agent, socket: OwnedFd) {
     let Ok(conn) = Conn::new(socket) else { return };
-    let Some(place) = agent.conversation() else {
+    let Some(slot) = agent.conversation() else {
         refuse_now(
             conn,
             &format!("{CONVERSATIONS_MAX} conversations are open already"),
@@ -45,7 +45,7 @@ fn greet(agent: &'static Agent, socket: OwnedFd) {
     };
     let body = move || {
         serve(agent, conn);
-        drop(place);
+        drop(slot);
     };
     // Without a thread the connection is closed by dropping it.
     let _ = spawn_thread("talk", body);
@@ -95,13 +95,19 @@ fn serve(agent: &'static Agent, mut conn: Conn) {
 
 fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {
     match kind {
-        Kind::Exec => with(conn, body, |conn, body| exec::serve(agent, conn, &body)),
-        Kind::Attach => with(conn, body, |conn, body| attach::serve(agent, conn, &body)),
+        Kind::Exec => with(conn, body, |conn, body| {
+            exec::serve(agent.reaper, conn, &body)
+        }),
+        Kind::Attach => with(conn, body, |conn, body| {
+            attach::serve(agent.workload, conn, &body)
+        }),
         Kind::CopyIn => with(conn, body, |conn, body| copy_in::serve(conn, &body)),
         Kind::CopyOut => with(conn, body, |conn, body| copy_out::serve(conn, &body)),
         Kind::Stat => with(conn, body, |conn, body| answer(conn, stat::stat(&body))),
         Kind::List => with(conn, body, |conn, body| answer(conn, stat::list(&body))),
-        Kind::Logs => with(conn, body, |conn, body| logs::serve(agent, conn, &body)),
+        Kind::Logs => with(conn, body, |conn, body| {
+            logs::serve(agent.ring, conn, &body)
+        }),
         Kind::Proxy => with(conn, body, |conn, body| proxy::serve(conn, &body)),
         Kind::Metrics => with(conn, body, |conn, Empty {}| {
             answer(conn, Ok(metrics::read(agent.workload.state())));

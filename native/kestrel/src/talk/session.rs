@@ -209,12 +209,12 @@ fn answer(agent: &'static Agent, request: &Request) -> Reply {
             true => Reply::ok(id),
             false => failed(code::NOT_FOUND, "no workload runs".to_owned()),
         },
-        Ok(Op::Quiesce) => match agent.power.quiesce(agent) {
+        Ok(Op::Quiesce) => match agent.power.quiesce(&agent.mounted) {
             Ok(()) => Reply::ok(id),
             Err(error) => failed(code::INTERNAL, error.to_string()),
         },
         Ok(Op::Thaw) => {
-            agent.power.thaw(agent);
+            agent.power.thaw(&agent.mounted);
             Reply::ok(id)
         }
         Ok(Op::Time { time_ns }) => match settings::clock(time_ns) {
