@@ -303,6 +303,19 @@ test('a transaction is synchronous: bun:sqlite does not roll back one that is no
   expect(places(/transaction\(\s*async\b|immediate\([^,()]*,\s*async\b/)).toEqual([])
 })
 
+test('a fault is declared once, and never made by hand', () => {
+  expect(places(/\bnew Fault\(/, (file) => !file.startsWith('lib/'))).toEqual([])
+
+  /** The caller's side has declarations of its own: what it meets is no answer of a daemon. */
+  const declared = new Map<string, string[]>()
+  for (const { file, text } of sources)
+    if (!['cli', 'client'].includes(folderOf(file) ?? ''))
+      for (const [, code = ''] of withoutComments(text).matchAll(/\bfault\(\s*'([a-z_]+)'/g))
+        declared.set(code, [...(declared.get(code) ?? []), file])
+  expect(declared.size).toBeGreaterThan(50)
+  expect([...declared].filter(([, files]) => files.length > 1)).toEqual([])
+})
+
 test('nothing is any', () => {
   expect(places(/[:<,|&(]\s*any\b(?!\()|\bas any\b|\bany\[\]/)).toEqual([])
   expect(

@@ -1,5 +1,15 @@
-import { Fault } from '../lib/fault.ts'
+import { Type } from '@sinclair/typebox'
+import { Fault, fault } from '../lib/fault.ts'
 import { plain } from '../lib/plain.ts'
+
+const diskFull = fault('disk_full', 'exhausted', {}, () => 'Cannot write: the disk is full')
+const defect = fault(
+  'internal',
+  'internal',
+  { reason: Type.String() },
+  (d) => `Cannot go on: ${d.reason}`,
+  'This is a defect of aerie; AERIE_DEBUG=1 shows where',
+)
 
 /** A failure as a program reads it: the shape of the API's problems, whoever found it. */
 export const problemOf = (fault: Fault): Record<string, unknown> => ({
@@ -39,13 +49,6 @@ export const asFault = (error: unknown): Fault => {
   if (error instanceof SuppressedError) return asFault(error.suppressed)
   const code = (error as { code?: unknown } | null)?.code
   const message = error instanceof Error ? error.message : String(error)
-  if (code === 'ENOSPC')
-    return new Fault('disk_full', 'exhausted', 'Cannot write: the disk is full', {}, { cause: error })
-  return new Fault(
-    'internal',
-    'internal',
-    `Cannot go on: ${message}`,
-    {},
-    { cause: error, hint: 'This is a defect of aerie; AERIE_DEBUG=1 shows where' },
-  )
+  if (code === 'ENOSPC') return diskFull({}, error)
+  return defect({ reason: message }, error)
 }

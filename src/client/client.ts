@@ -1,16 +1,12 @@
 import ky from 'ky'
-import type { Input, OperationId, operations, Output } from '../contract/operations.ts'
+import type { Input, OperationId, Output, SocketOf, Start, Streaming } from '../contract/operations.ts'
 import { openExec, type Exec } from './exec.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, faultOfNetwork, faultOfResponse, isReset } from './problem.ts'
 import { openRaw, type Raw } from './raw.ts'
 import { operationOf, targetOf, type Parts } from './request.ts'
 import { follow, type ServerEvent } from './sse.ts'
-import type { AttachStart, ExecStart } from '../contract/exec.ts'
 
-type Streaming<S extends string> = {
-  [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never
-}[OperationId]
 export type UploadId = Streaming<'upload'>
 export type DownloadId = Streaming<'download'>
 export type SseId = Streaming<'sse'>
@@ -42,9 +38,10 @@ export interface Client {
   ): Promise<Output<Id>>
   download<Id extends DownloadId>(id: Id, input: Input<Id>, options?: CallOptions): Promise<ReadableStream<Uint8Array>>
   sse<Id extends SseId>(id: Id, input: Input<Id>, options?: SseOptions): AsyncIterable<ServerEvent>
-  exec(input: Input<'vm.exec.stream'>, start: ExecStart): Promise<Exec>
-  attach(input: Input<'vm.attach'>, start: AttachStart): Promise<Exec>
-  raw<Id extends 'vm.forward' | 'vm.console'>(id: Id, input: Input<Id>): Promise<Raw>
+  /** Speaks with a process over a WebSocket. */
+  process<Id extends SocketOf<'process'>>(id: Id, input: Input<Id>, start: Start<Id>): Promise<Exec>
+  /** Bytes both ways over a WebSocket. */
+  raw<Id extends SocketOf<'bytes'>>(id: Id, input: Input<Id>): Promise<Raw>
   /** Any request with this client's credentials; a failed answer is returned, not thrown. */
   request(
     method: string,
@@ -162,8 +159,7 @@ export const connect = (endpoint: Endpoint): Client => {
         options,
         said,
       ),
-    exec: (input, start) => openExec(endpoint, targetOf('vm.exec.stream', input), start),
-    attach: (input, start) => openExec(endpoint, targetOf('vm.attach', input), start),
+    process: (id, input, start) => openExec(endpoint, targetOf(id, input as Parts), start),
     raw: (id, input) => openRaw(endpoint, targetOf(id, input as Parts)),
     request: (method, target, options = {}) => send(method, target, options),
   }

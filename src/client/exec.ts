@@ -1,4 +1,4 @@
-import { CHANNEL, type AttachStart, type ExecControl, type ExecStart } from '../contract/exec.ts'
+import { CHANNEL, type ExecControl } from '../contract/exec.ts'
 import { deferred } from '../lib/wait.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'
@@ -13,7 +13,7 @@ export interface Ended {
 export type Output = { readonly stream: 'stdout' | 'stderr'; readonly bytes: Uint8Array }
 
 /**
- * One exec or attach: a life of `started`, output and `exit`, over one WebSocket (contract/vm.ts, CHANNEL).
+ * One exec or attach: a life of `started`, output and `exit`, over one WebSocket (contract/exec.ts, CHANNEL).
  *
  * INVARIANTS
  * - `output` yields every byte that the guest sent before it returns how the command ended; without an exit it throws.
@@ -39,7 +39,7 @@ const frame = (channel: number, bytes: Uint8Array): Uint8Array => {
   return message
 }
 
-export const openExec = async (endpoint: Endpoint, target: string, start: ExecStart | AttachStart): Promise<Exec> => {
+export const openExec = async (endpoint: Endpoint, target: string, start: object): Promise<Exec> => {
   const said = sayEndpoint(endpoint)
   const socket = await openSocket(endpoint, target)
   await socket.send(JSON.stringify(start))

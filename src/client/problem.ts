@@ -1,5 +1,5 @@
 import { Type } from '@sinclair/typebox'
-import { Fault, fault, type FaultKind } from '../lib/fault.ts'
+import { fault, faultOf, type Fault, type FaultKind } from '../lib/fault.ts'
 
 export const daemonUnreachable = fault(
   'daemon_unreachable',
@@ -66,13 +66,13 @@ const text = (value: unknown): string | undefined => (typeof value === 'string' 
 /** A problem object, wherever it came from (an answer, a frame, an event), as the fault that it describes. */
 export const faultOfProblem = (problem: Readonly<Record<string, unknown>>, kind: FaultKind): Fault => {
   const { type: _type, title, status: _status, error, message, code, hint, ...data } = problem
-  return new Fault(
-    text(code) ?? 'unknown',
+  return faultOf({
+    code: text(code) ?? 'unknown',
     kind,
-    text(title) ?? text(error) ?? text(message) ?? 'The daemon refused without a reason',
+    message: text(title) ?? text(error) ?? text(message) ?? 'The daemon refused without a reason',
     data,
-    { hint: text(hint) },
-  )
+    hint: text(hint),
+  })
 }
 
 /** The fault of a failed answer: its problem+json where there is one, else its status. */
@@ -86,12 +86,12 @@ export const faultOfResponse = async (response: Response, endpoint: string): Pro
   } catch {
     /* not JSON: the status speaks */
   }
-  return new Fault(
-    'unknown',
+  return faultOf({
+    code: 'unknown',
     kind,
-    `The daemon at ${endpoint} answered ${response.status} ${response.statusText}`.trimEnd(),
-    { status: response.status },
-  )
+    message: `The daemon at ${endpoint} answered ${response.status} ${response.statusText}`.trimEnd(),
+    data: { status: response.status },
+  })
 }
 
 /** What an error of fetch or of a WebSocket says about the connection; undefined where it is about something else. */

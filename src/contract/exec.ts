@@ -91,6 +91,7 @@ export const execOperations = {
     faults: RUNNING_VM,
     scope: 'exec',
     stream: 'websocket',
+    socket: { kind: 'process', start: ExecStart },
   }),
   'vm.attach': operation({
     method: 'GET',
@@ -101,5 +102,6 @@ export const execOperations = {
     faults: RUNNING_VM,
     scope: 'exec',
     stream: 'websocket',
+    socket: { kind: 'process', start: AttachStart },
   }),
 } as const

@@ -25,6 +25,7 @@ export const forwardOperations = {
     faults: RUNNING_VM,
     scope: 'exec',
     stream: 'websocket',
+    socket: { kind: 'bytes' },
   }),
   'vm.console': operation({
     method: 'GET',
@@ -35,14 +36,17 @@ export const forwardOperations = {
     faults: ONE_VM,
     scope: 'exec',
     stream: 'websocket',
+    socket: { kind: 'bytes' },
   }),
   'vm.proxy': operation({
     method: 'GET',
     path: '/api/v1/vms/:name/agent/*',
     detail: { tags, summary: "Any method: HTTP to the workload's port; healthz to the agent" },
+    params: VmRef,
     response: {},
     faults: [...RUNNING_VM, 'port_undeclared', 'proxy_failed', 'upgrade_unsupported'],
     scope: 'exec',
+    anyMethod: true,
     stream: 'download',
   }),
 } as const

@@ -17,7 +17,17 @@ export interface Operation {
   readonly scope: Scope
   /** How the bytes travel where it is not JSON: an upload, a download, server-sent events, a WebSocket. */
   readonly stream?: 'upload' | 'download' | 'sse' | 'websocket'
+  /** What the messages of a WebSocket are; present exactly where `stream` is `websocket`. */
+  readonly socket?: SocketKind
+  /** Whether the operation takes every method of its path: `method` is then the one that is described. */
+  readonly anyMethod?: true
 }
+
+/**
+ * The two ways to speak over a WebSocket: a process, whose first message says what shall run (`contract/exec.ts`), or bytes both ways
+ * (`contract/forward.ts`).
+ */
+export type SocketKind = { readonly kind: 'process'; readonly start: TSchema } | { readonly kind: 'bytes' }
 
 export type Scope = 'read' | 'exec' | 'admin'
 

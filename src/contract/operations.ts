@@ -37,6 +37,17 @@ export const COMMON_FAULTS = [
   'shutting_down',
 ] as const
 
+/** Operations whose bytes travel in this way. */
+export type Streaming<S extends string> = {
+  [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never
+}[OperationId]
+/** Operations over a WebSocket of this kind. */
+export type SocketOf<K extends string> = {
+  [Id in OperationId]: (typeof operations)[Id] extends { readonly socket: { readonly kind: K } } ? Id : never
+}[OperationId]
+/** The first message of a process's WebSocket. */
+export type Start<Id extends SocketOf<'process'>> = Of<(typeof operations)[Id]['socket']['start']>
+
 type Of<S> = S extends TSchema ? Static<S> : never
 type Part<O, K extends string> = O extends Readonly<Record<K, infer S>> ? Of<S> : undefined
 type PartsOf<O> = Extract<'params' | 'query' | 'body', keyof O>

@@ -154,6 +154,14 @@ export const systemOperations = {
     faults: [],
     scope: 'read',
   }),
+  'system.openapi': operation({
+    method: 'GET',
+    path: '/openapi',
+    detail: { tags, summary: 'This description, as OpenAPI 3.1' },
+    response: { 200: Type.Object({ openapi: Type.String() }, { additionalProperties: true }) },
+    faults: [],
+    scope: 'read',
+  }),
   events: operation({
     method: 'GET',
     path: '/api/v1/events',

@@ -1,5 +1,6 @@
 import { Type } from '@sinclair/typebox'
-import { fault } from '../lib/fault.ts'
+import { requestInvalid } from '../lib/errors.ts'
+import { fault, type Fault } from '../lib/fault.ts'
 
 export const guestPathNotFound = fault(
   'guest_path_not_found',
@@ -19,13 +20,9 @@ export const guestRefused = fault(
   { reason: Type.String(), agent_code: Type.String() },
   (d) => `The agent in the guest refused: ${d.reason}`,
 )
-export const requestTooLarge = fault(
-  'request_invalid',
-  'invalid',
-  { limit: Type.Integer() },
-  (d) => `Cannot read the request: what the guest is told of it is larger than ${d.limit} bytes`,
-  'Give a long argument or environment as a file: `aerie cp` carries any size',
-)
+/** A request that is larger than an agent takes. */
+export const requestTooLarge = ({ limit }: { readonly limit: number }, cause?: unknown): Fault =>
+  requestInvalid({ limit, reason: `what the guest is told of it is larger than ${limit} bytes` }, cause)
 export const guestSilent = fault(
   'guest_silent',
   'timeout',

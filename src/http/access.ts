@@ -1,5 +1,4 @@
 import type { Operation, Scope } from '../contract/operation.ts'
-import { operations } from '../contract/operations.ts'
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
@@ -38,29 +37,6 @@ export const originRefused = fault(
 )
 
 const RANK = { read: 0, exec: 1, admin: 2 } as const satisfies Record<Scope, number>
-
-interface Route {
-  readonly method: string
-  readonly pattern: RegExp
-  readonly operation: Operation
-  readonly id: string
-}
-
-const ROUTES: readonly Route[] = Object.entries(operations as Readonly<Record<string, Operation>>).map(
-  ([id, operation]) => ({
-    id,
-    operation,
-    method: id === 'vm.proxy' ? '*' : operation.method,
-    pattern: new RegExp(`^${operation.path.replaceAll('.', '\\.').replaceAll(/:\w+/g, '[^/]+').replace(/\*$/, '.*')}$`),
-  }),
-)
-
-/** The operation that a request is for, if it is for one. */
-export const operationOf = (
-  method: string,
-  path: string,
-): { readonly id: string; readonly operation: Operation } | undefined =>
-  ROUTES.find((route) => (route.method === '*' || route.method === method) && route.pattern.test(path))
 
 /** Who may ask: on the Unix socket its file mode says so, on TCP a token does. */
 export interface Listener {

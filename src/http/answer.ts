@@ -1,41 +1,22 @@
-import type { TSchema } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
-import type { Operation } from '../contract/operation.ts'
+/** The body of a request that is an upload. */
+export const bodyOf = (request: Request): ReadableStream<Uint8Array> => request.body ?? new Blob([]).stream()
 
-/**
- * An operation as the hook of its route: what is checked of a request. Answers are not checked again: they are made from rows by typed
- * code, and a list of 500 would pay for it. `parse: 'none'` leaves the body a stream.
- */
-export const hook = <const O extends Operation, P extends 'none' | undefined = undefined>(operation: O, parse?: P) =>
-  ({
-    ...(operation.params ? { params: operation.params } : {}),
-    ...(operation.query ? { query: operation.query, transform: readQuery(operation.query) } : {}),
-    ...(operation.body ? { body: operation.body } : {}),
-    ...(parse ? { parse } : {}),
-  }) as unknown as {
-    -readonly [K in keyof O as K extends 'params' | 'query' | 'body' ? K : never]: O[K]
-  } & (P extends 'none' ? { parse: 'none' } : object)
-
-/** A query as its schema's types: `?limit=5` is a number, a key that comes twice is a list. Not yet checked. */
-export const queryOf = (schema: TSchema, url: URL): unknown => {
-  const said: Record<string, unknown> = {}
-  for (const key of new Set(url.searchParams.keys())) {
-    const values = url.searchParams.getAll(key)
-    said[key] = values.length === 1 ? values[0] : values
-  }
-  return Value.Convert(schema, said)
-}
-
-const readQuery =
-  (schema: TSchema) =>
-  (context: { query: unknown; request: Request }): void => {
-    context.query = queryOf(schema, new URL(context.request.url))
-  }
+/** A tar stream, with the name and the kind of what is in it. */
+export const tar = (out: {
+  readonly stream: ReadableStream<Uint8Array>
+  readonly name: string
+  readonly isDir: boolean
+}): Response =>
+  new Response(out.stream, {
+    headers: {
+      'content-type': 'application/x-tar',
+      'x-aerie-name': encodeURIComponent(out.name),
+      'x-aerie-is-dir': String(out.isDir),
+    },
+  })
 
 export const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>
   new Response(JSON.stringify(value), { status, headers: { 'content-type': 'application/json', ...headers } })
-
-export const noContent = (): Response => new Response(null, { status: 204 })
 
 /** Between two signs of life on a quiet stream. */
 const HEARTBEAT_MS = 15_000

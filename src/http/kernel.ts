@@ -1,22 +1,10 @@
-import { Elysia } from 'elysia'
-import { kernelOperations as op } from '../contract/kernel.ts'
 import type { Host } from '../host.ts'
-import { hook, json, noContent } from './answer.ts'
+import { bodyOf } from './answer.ts'
+import type { Handlers } from './handler.ts'
 
-export const kernelRoutes = (host: Host) =>
-  new Elysia({ name: 'http/kernel', normalize: false, strictPath: true })
-    .post(
-      op['kernel.import'].path,
-      async ({ query, request }) =>
-        json(await host.kernels.import(query, request.body ?? new Blob([]).stream(), request.signal), 201),
-      hook(op['kernel.import'], 'none'),
-    )
-    .get(op['kernel.list'].path, () => json(host.kernels.list()))
-    .delete(
-      op['kernel.delete'].path,
-      ({ params }) => {
-        host.kernels.delete(params.name)
-        return noContent()
-      },
-      hook(op['kernel.delete']),
-    )
+export const kernelHandlers = ({ kernels }: Host) =>
+  ({
+    'kernel.import': ({ query, request, signal }) => kernels.import(query, bodyOf(request), signal),
+    'kernel.list': () => kernels.list(),
+    'kernel.delete': ({ params }) => kernels.delete(params.name),
+  }) satisfies Partial<Handlers>

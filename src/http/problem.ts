@@ -1,4 +1,4 @@
-import { ValidationError } from 'elysia'
+import { internalError } from '../lib/errors.ts'
 import { chain, fault, Fault, type FaultKind } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 
@@ -23,42 +23,8 @@ export const routeNotFound = fault(
   'The routes stand under /openapi',
 )
 
-/** Says which field is wrong and how; at most eight of them. */
-const invalid = (error: ValidationError): Fault => {
-  const errors = error.all
-    .slice(0, 8)
-    .map((one) => {
-      const at = one as { path?: string; message?: string; summary?: string }
-      return {
-        path: (at.path ?? '').slice(1).replaceAll('/', '.'),
-        message: at.message ?? at.summary ?? 'is not valid',
-      }
-    })
-    .filter((one, index, all) => all.findIndex((other) => other.path === one.path) === index)
-  const said = errors.map((one) => (one.path === '' ? one.message : `${one.path}: ${one.message}`)).join('; ')
-  return new Fault(
-    'request_invalid',
-    'invalid',
-    `Cannot read the request: ${said || 'it does not fit its schema'}`,
-    { errors },
-    { hint: 'The schema stands under /openapi', cause: error },
-  )
-}
-
-export const asFault = (cause: unknown, code?: unknown): Fault => {
-  if (cause instanceof Fault) return cause
-  if (cause instanceof ValidationError && cause.type !== 'response') return invalid(cause)
-  if (code === 'PARSE')
-    return new Fault('request_invalid', 'invalid', 'Cannot read the request: its body is no JSON', {}, { cause })
-  if (code === 'NOT_FOUND') return routeNotFound({})
-  return new Fault(
-    'internal',
-    'internal',
-    'Cannot complete the request',
-    {},
-    { hint: 'The reason stands in the log of the daemon', cause },
-  )
-}
+/** The fault in an error. What nobody declared is a defect, and says nothing of its reason. */
+export const asFault = (cause: unknown): Fault => (cause instanceof Fault ? cause : internalError({}, cause))
 
 /** RFC 9457, with Volant's `error`. The cause goes to the log only: it may name paths and values of this host. */
 export const problem = (fault: Fault, requestId: string, log: Log): Response => {

@@ -1,24 +1,15 @@
 import { chmodSync, chownSync, readFileSync, rmSync } from 'node:fs'
 import { connect } from 'node:net'
 import { randomUUID } from 'node:crypto'
-import { Elysia } from 'elysia'
 import type { Server, ServerWebSocket } from 'bun'
-import { Type, type Static } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
-import { operations } from '../contract/operations.ts'
+import { Type } from '@sinclair/typebox'
 import type { Host } from '../host.ts'
-import { fault, Fault } from '../lib/fault.ts'
-import { find } from '../vm/row/lookup.ts'
+import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
-import { check, operationOf, type Listener } from './access.ts'
-import { queryOf } from './answer.ts'
-import { readBody } from './body.ts'
-import { imageRoutes } from './image.ts'
-import { kernelRoutes } from './kernel.ts'
-import { asFault, problem, routeNotFound } from './problem.ts'
-import { behave, type SocketData } from './sockets.ts'
-import { systemRoutes } from './system.ts'
-import { vmRoutes } from './vm.ts'
+import type { Listener } from './access.ts'
+import { api, type Edge } from './api.ts'
+import { asFault, problem } from './problem.ts'
+import type { SocketData } from './socket/socket.ts'
 
 export const shuttingDown = fault(
   'shutting_down',
@@ -39,17 +30,6 @@ const addressTaken = fault(
   { address: Type.String() },
   (d) => `Cannot listen on "${d.address}": somebody does already`,
 )
-
-/** The API, as requests to answers; a test needs no socket. */
-export const api = (host: Host, tokens: Tokens) =>
-  new Elysia({ name: 'http/server', normalize: false, strictPath: true, handler: { standardHostname: false } })
-    .onError(({ error, code, request }) =>
-      problem(asFault(error, code), request.headers.get('x-request-id') ?? '-', host.log),
-    )
-    .use(vmRoutes(host))
-    .use(imageRoutes(host))
-    .use(kernelRoutes(host))
-    .use(systemRoutes(host, tokens))
 
 export interface ApiServer {
   readonly addresses: readonly string[]
@@ -81,20 +61,14 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       const given = request.headers.get('x-request-id')
       const id = given !== null && /^[A-Za-z0-9._-]{1,64}$/.test(given) ? given : randomUUID()
       enter()
+      const edge: Edge = { listener, server, requestId: id }
       let streaming = false
       try {
         if (gone()) throw shuttingDown({})
-        const { pathname } = new URL(request.url)
-        const found = operationOf(request.method, pathname)
-        check(listener, request, found?.operation, tokens)
-        // A path that is no operation's goes nowhere: what the router made of it would be served under the scope of nothing.
-        if (!found && !(request.method === 'GET' && pathname === '/openapi')) throw routeNotFound({})
-        if (found?.operation.stream === 'websocket') return upgrade(host, request, server, found.id, id)
-        const bounded = found ? await readBody(request, found.operation) : request
-        if (given !== id) bounded.headers.set('x-request-id', id)
-        const answer = await app.fetch(bounded)
+        const answer = await app.fetch(request, edge)
+        if (edge.upgraded === true) return undefined
         answer.headers.set('x-request-id', id)
-        if (answer.body !== null && found?.operation.stream !== undefined) {
+        if (answer.body !== null && edge.operation?.stream !== undefined) {
           streaming = true
           request.signal.addEventListener('abort', leave, { once: true })
           return counted(answer, () => {
@@ -119,7 +93,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
     perMessageDeflate: false,
     open: (ws: ServerWebSocket<SocketData>) => {
       enter()
-      ws.data.behavior = behave(host, ws)
+      ws.data.behavior = ws.data.begin(ws)
     },
     message: (ws: ServerWebSocket<SocketData>, message: string | Buffer) => {
       ws.data.behavior?.message(message)
@@ -146,7 +120,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       fetch: handler({ kind: 'unix', hosts: new Set() }),
     } as Bun.Serve.Options<SocketData>),
   )
-  chmodSync(socket, 0o660)
+  chmodSync(socket, host.config.mode === 'system' ? 0o660 : 0o600)
   const gid = host.config.mode === 'system' ? groupId(host.config.socket_group) : undefined
   if (gid !== undefined) chownSync(socket, 0, gid)
   addresses.push(`unix://${socket}`)
@@ -174,61 +148,6 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       rmSync(socket, { force: true })
     },
   }
-}
-
-const upgrade = (
-  host: Host,
-  request: Request,
-  server: Server<SocketData>,
-  id: string,
-  requestId: string,
-): Response | undefined => {
-  if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket') {
-    throw new Fault(
-      'request_invalid',
-      'invalid',
-      'Cannot serve this request: it is for a WebSocket',
-      {},
-      { hint: 'Send `Upgrade: websocket`' },
-    )
-  }
-  const url = new URL(request.url)
-  const name = nameIn(url)
-  find(host.store, name) // a vm that is not there is a 404, not a socket that closes
-  const data: SocketData =
-    id === 'vm.forward'
-      ? { kind: 'forward', name, ...forwardOf(url) }
-      : { kind: id === 'vm.exec.stream' ? 'exec' : id === 'vm.attach' ? 'attach' : 'console', name }
-  if (!server.upgrade(request, { data, headers: { 'x-request-id': requestId } }))
-    throw new Fault('request_invalid', 'invalid', 'Cannot upgrade this request to a WebSocket')
-  return undefined
-}
-
-const nameIn = (url: URL): string => {
-  try {
-    return decodeURIComponent(/\/vms\/([^/]+)\//.exec(url.pathname)?.[1] ?? '')
-  } catch (error) {
-    throw new Fault(
-      'request_invalid',
-      'invalid',
-      'Cannot read the request: the name in its path is no UTF-8',
-      {},
-      { cause: error },
-    )
-  }
-}
-
-/** An upgrade is not the router's: its query is checked here. */
-const forwardOf = (url: URL): { readonly port: number | undefined; readonly unix: string | undefined } => {
-  const schema = operations['vm.forward'].query
-  const query = queryOf(schema, url)
-  const wrong = Value.Errors(schema, query).First()
-  if (wrong)
-    throw new Fault('request_invalid', 'invalid', `Cannot read the request: ${wrong.path.slice(1)}: ${wrong.message}`)
-  const { port, unix } = query as Static<typeof schema>
-  if (port === undefined && unix === undefined)
-    throw new Fault('request_invalid', 'invalid', 'Cannot read the request: it names neither a port nor a Unix socket')
-  return { port, unix }
 }
 
 /** An answer that says when its body has ended or was left. */

@@ -1,15 +1,10 @@
 import { createHash } from 'node:crypto'
 import { closeSync, fchmodSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Type } from '@sinclair/typebox'
-import { fault, Fault, type FaultKind } from '../lib/fault.ts'
+import { internalError } from '../lib/errors.ts'
+import { fault, type Fault } from '../lib/fault.ts'
 import { WingError } from '../linux/wing.ts'
 
-export const requestInvalid = fault(
-  'request_invalid',
-  'invalid',
-  { field: Type.String(), reason: Type.String() },
-  (d) => `Cannot read the request: ${d.field}: ${d.reason}`,
-)
 const archiveInvalid = fault(
   'archive_invalid',
   'invalid',
@@ -60,8 +55,7 @@ const BY_CODE: Readonly<Record<string, (data: { reason: string; problem: string 
 
 /** What `wing pack` said as a fault: almost always the archive is to blame, and its own code says how. */
 export const archiveFault = (error: unknown): Fault => {
-  if (!(error instanceof WingError))
-    return new Fault('internal', 'internal' satisfies FaultKind, 'Cannot complete the request', {}, { cause: error })
+  if (!(error instanceof WingError)) return internalError({}, error)
   const reason = [error.message, ...error.chain].join(': ')
   if (/No space left|os error 28/.test(reason)) return diskExhausted({ reason, problem: error.code }, error)
   return (BY_CODE[error.code] ?? archiveInvalid)({ reason, problem: error.code }, error)

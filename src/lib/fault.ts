@@ -35,6 +35,28 @@ export class Fault extends Error {
   }
 }
 
+/** A fault as data: what a row, a frame or an answer keeps of it. */
+export interface FaultRecord {
+  readonly code: string
+  readonly kind: FaultKind
+  readonly message: string
+  readonly data?: Readonly<Record<string, unknown>>
+  readonly hint?: string | undefined
+}
+
+/** Makes again a fault that was declared elsewhere and came here as data. */
+export const faultOf = ({ code, kind, message, data, hint }: FaultRecord): Fault =>
+  new Fault(code, kind, message, data, { hint })
+
+/** Keeps what a caller may read of a fault; its cause stays behind. */
+export const recordOf = ({ code, kind, message, data, hint }: Fault): FaultRecord => ({
+  code,
+  kind,
+  message,
+  data,
+  ...(hint === undefined ? {} : { hint }),
+})
+
 export interface FaultMaker<P extends TProperties> {
   (data: Static<TObject<P>>, cause?: unknown): Fault
   readonly code: string

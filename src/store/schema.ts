@@ -3,6 +3,7 @@ import { sql } from 'drizzle-orm'
 import type { ImageConfig } from '../contract/image.ts'
 import type { VmSpec } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
+import type { FaultRecord } from '../lib/fault.ts'
 import { json } from './json.ts'
 
 /** The tables of `migrations/`, as drizzle sees them; a test compares the two. Times are Unix milliseconds. */
@@ -125,7 +126,7 @@ export const idempotency = sqliteTable('idempotency', {
   requestHash: text('request_hash').notNull(),
   vmUid: text('vm_uid').notNull(),
   /** The problem that the create ended with; absent while it runs and where it succeeded. */
-  fault: json<{ code: string; kind: string; message: string; data: Record<string, unknown> }>('fault'),
+  fault: json<FaultRecord>('fault'),
   at: integer().notNull(),
 })
 

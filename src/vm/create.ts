@@ -4,8 +4,8 @@ import { Value } from '@sinclair/typebox/value'
 import { VmCreate, type VmSpec } from '../contract/vm-spec.ts'
 import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
-import { requestInvalid } from '../image/archive.ts'
-import { Fault, type FaultKind } from '../lib/fault.ts'
+import { requestInvalid } from '../lib/errors.ts'
+import { faultOf } from '../lib/fault.ts'
 import { type VmRow, idempotency } from '../store/schema.ts'
 import { boot } from './machine/boot.ts'
 import { argvOf, fits } from './machine/configuration.ts'
@@ -49,10 +49,7 @@ export const create = (host: Host, want: VmCreate, key: string | undefined): Pro
     if (earlier.requestHash !== hash) return Promise.reject(idempotencyConflict({ key }))
     const running = host.creating.get(key) as Promise<Vm> | undefined
     if (running) return running
-    if (earlier.fault)
-      return Promise.reject(
-        new Fault(earlier.fault.code, earlier.fault.kind as FaultKind, earlier.fault.message, earlier.fault.data),
-      )
+    if (earlier.fault) return Promise.reject(faultOf(earlier.fault))
     const row = byUid(host.store, earlier.vmUid)
     if (row) return Promise.resolve(view(row))
   }

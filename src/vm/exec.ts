@@ -1,4 +1,4 @@
-import { type AttachStart, CHANNEL, type ExecControl, type ExecStart } from '../contract/exec.ts'
+import type { AttachStart, ExecControl, ExecStart } from '../contract/exec.ts'
 import { type Conversation, asFault, converse } from '../guest/conversation.ts'
 import {
   FRAME,
@@ -149,15 +149,6 @@ export const attach = async (
         void host.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
     },
   }
-}
-
-/** A channel byte and the bytes, as the WebSocket of an exec carries them. */
-export const onChannel = (output: Output): Uint8Array => {
-  const bytes = output.kind === 'control' ? Buffer.from(JSON.stringify(output.control)) : output.bytes
-  const message = Buffer.allocUnsafe(1 + bytes.byteLength)
-  message[0] = output.kind === 'control' ? CHANNEL.control : CHANNEL[output.kind]
-  message.set(bytes, 1)
-  return message
 }
 
 /** Of each stream, in the answer of a buffered exec. */

@@ -1,7 +1,7 @@
 import { VM_NAME_MAX } from '../contract/vm-spec.ts'
 import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
-import { requestInvalid } from '../image/archive.ts'
+import { requestInvalid } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
 import { deferred } from '../lib/wait.ts'
 import { closeSaved, durable } from '../snapshot/saved-files.ts'

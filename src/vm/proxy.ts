@@ -48,18 +48,20 @@ export const dial = async (host: Host, ref: string, to: number | string, client:
   }
 }
 
+/** The path of a proxied request: what is the workload's, undecoded, and what stands before it. */
+export interface ProxiedPath {
+  readonly rest: string
+  readonly base: string
+}
+
 /**
  * HTTP through the API to the workload's declared port. `healthz` is answered by asking the agent.
  *
  * @throws `vm_wrong_state`, `port_undeclared`, `proxy_failed`, `upgrade_unsupported`
  */
-export const proxy = async (
-  host: Host,
-  params: { readonly name: string; readonly '*': string },
-  incoming: Request,
-): Promise<Response> => {
-  const { row, machine } = running(host, params.name, 'reach into')
-  if (params['*'] === 'healthz') {
+export const proxy = async (host: Host, ref: string, path: ProxiedPath, incoming: Request): Promise<Response> => {
+  const { row, machine } = running(host, ref, 'reach into')
+  if (path.rest === 'healthz') {
     const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(CONNECT_MS))
     conversation.close()
     return Response.json({ status: 'ok', uptime: ok['uptime_ms'] })
@@ -69,7 +71,7 @@ export const proxy = async (
   if (port === undefined) throw portUndeclared({ name: row.name })
   const stream = await dial(host, row.uid, port, incoming.signal)
   try {
-    return await exchange(stream, params['*'], port, incoming)
+    return await exchange(stream, path, port, incoming)
   } catch (error) {
     stream.destroy()
     throw error instanceof Fault
@@ -78,13 +80,12 @@ export const proxy = async (
   }
 }
 
-const exchange = (stream: Duplex, path: string, port: number, incoming: Request): Promise<Response> => {
+const exchange = (stream: Duplex, path: ProxiedPath, port: number, incoming: Request): Promise<Response> => {
   const url = new URL(incoming.url)
-  const prefix = url.pathname.indexOf('/agent/')
   const headers: Record<string, string> = { host: `localhost:${port}`, connection: 'close' }
   for (const [name, value] of incoming.headers)
     if (!HOP_BY_HOP.includes(name) && !OURS.includes(name)) headers[name] = value
-  const target = `${prefix >= 0 ? url.pathname.slice(prefix + '/agent'.length) : `/${path}`}${url.search}`
+  const target = `/${path.rest}${url.search}`
   return new Promise((resolve, reject) => {
     const outgoing = httpRequest(
       { method: incoming.method, path: target, headers, createConnection: () => stream as Socket },

@@ -197,7 +197,7 @@ describe('a create', () => {
 })
 
 describe('an exec', () => {
-  const collect = async (exec: Awaited<ReturnType<ReturnType<typeof connect>['exec']>>) => {
+  const collect = async (exec: Awaited<ReturnType<ReturnType<typeof connect>['process']>>) => {
     const out: Uint8Array[] = []
     const err: Uint8Array[] = []
     const output = exec.output()
@@ -213,7 +213,8 @@ describe('an exec', () => {
     daemon.add({ name: 'a' })
 
     const all = await collect(
-      await connect(daemon.endpoint).exec(
+      await connect(daemon.endpoint).process(
+        'vm.exec.stream',
         { params: { name: 'a' } },
         { argv: ['sh', '-c', 'echo out; echo err >&2; exit 7'] },
       ),
@@ -229,7 +230,11 @@ describe('an exec', () => {
   test('brings the signal that ended the command, also one that we sent', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
-    const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['sleep', '60'] })
+    const exec = await connect(daemon.endpoint).process(
+      'vm.exec.stream',
+      { params: { name: 'a' } },
+      { argv: ['sleep', '60'] },
+    )
 
     exec.signal(15)
 
@@ -242,7 +247,11 @@ describe('an exec', () => {
     daemon.add({ name: 'a' })
     const sent = Buffer.alloc(8 * 2 ** 20)
     for (let at = 0; at < sent.length; at += 4) sent.writeUInt32LE(Math.imul(at, 2_654_435_761) >>> 0, at)
-    const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['cat'], stdin: true })
+    const exec = await connect(daemon.endpoint).process(
+      'vm.exec.stream',
+      { params: { name: 'a' } },
+      { argv: ['cat'], stdin: true },
+    )
 
     const writing = exec.write(sent).then(() => exec.eof())
     const all = await collect(exec)
@@ -255,7 +264,11 @@ describe('an exec', () => {
   test('a command that does not read stops the writer, and still hears a signal', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
-    const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['sleep', '60'], stdin: true })
+    const exec = await connect(daemon.endpoint).process(
+      'vm.exec.stream',
+      { params: { name: 'a' } },
+      { argv: ['sleep', '60'], stdin: true },
+    )
 
     let written = false
     const writing = exec.write(new Uint8Array(4 * 2 ** 20)).then(() => {
@@ -274,7 +287,8 @@ describe('an exec', () => {
   test('output that nobody reads stops the command, and none of it is lost', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
-    const exec = await connect(daemon.endpoint).exec(
+    const exec = await connect(daemon.endpoint).process(
+      'vm.exec.stream',
       { params: { name: 'a' } },
       { argv: ['head', '-c', String(64 * 2 ** 20), '/dev/zero'] },
     )
@@ -298,7 +312,11 @@ describe('an exec', () => {
   test('a connection that ends without an exit is a fault', async () => {
     await using daemon = new FakeDaemon()
     daemon.add({ name: 'a' })
-    const exec = await connect(daemon.endpoint).exec({ params: { name: 'a' } }, { argv: ['sleep', '60'] })
+    const exec = await connect(daemon.endpoint).process(
+      'vm.exec.stream',
+      { params: { name: 'a' } },
+      { argv: ['sleep', '60'] },
+    )
     const output = exec.output()
 
     const next = output.next()
@@ -310,10 +328,19 @@ describe('an exec', () => {
   test('a vm that is not there is the problem of the daemon, not a broken WebSocket', async () => {
     await using daemon = new FakeDaemon()
 
-    expect((await fails(connect(daemon.endpoint).exec({ params: { name: 'gone' } }, start))).code).toBe('vm_not_found')
     expect(
-      (await fails(connect({ kind: 'unix', path: '/tmp/aerie-no-such.sock' }).exec({ params: { name: 'a' } }, start)))
-        .code,
+      (await fails(connect(daemon.endpoint).process('vm.exec.stream', { params: { name: 'gone' } }, start))).code,
+    ).toBe('vm_not_found')
+    expect(
+      (
+        await fails(
+          connect({ kind: 'unix', path: '/tmp/aerie-no-such.sock' }).process(
+            'vm.exec.stream',
+            { params: { name: 'a' } },
+            start,
+          ),
+        )
+      ).code,
     ).toBe('daemon_unreachable')
   })
 
@@ -332,7 +359,8 @@ describe('an exec', () => {
       },
     })
     try {
-      const exec = await connect({ kind: 'unix', path: `/tmp/aerie-test-${process.pid}.sock` }).exec(
+      const exec = await connect({ kind: 'unix', path: `/tmp/aerie-test-${process.pid}.sock` }).process(
+        'vm.exec.stream',
         { params: { name: 'a' } },
         start,
       )

@@ -1,7 +1,4 @@
 import { expect, test } from 'bun:test'
-import { Elysia, t } from 'elysia'
-import { operations } from '../../src/contract/operations.ts'
-import { operationOf } from '../../src/http/access.ts'
 import { sse } from '../../src/http/answer.ts'
 import { asFault, problem } from '../../src/http/problem.ts'
 import { Fault, type FaultKind } from '../../src/lib/fault.ts'
@@ -84,40 +81,6 @@ test('what is no fault is internal, and says nothing of its reason', async () =>
     expect(text).not.toContain('secret')
     expect(text).not.toContain('EACCES')
   }
-})
-
-test('a bad answer of ours is not taken for a bad request', async () => {
-  const app = new Elysia()
-    .onError(({ error, code }) => problem(asFault(error, code), 'r-1', log))
-    .get('/', () => ({ n: 'x' }) as never, { response: t.Object({ n: t.Number() }) })
-    .get('/query', () => 'x', { query: t.Object({ n: t.Number() }) })
-
-  expect(await (await app.handle(new Request('http://localhost/'))).json()).toMatchObject({
-    status: 500,
-    code: 'internal',
-  })
-  expect(await (await app.handle(new Request('http://localhost/query?n=x'))).json()).toMatchObject({
-    status: 400,
-    code: 'request_invalid',
-    errors: [{ path: 'n' }],
-  })
-})
-
-test("a path is one operation's, or none's", () => {
-  for (const [id, { method, path }] of Object.entries(operations))
-    expect(operationOf(method, path.replace(':name', 'a-b').replace('*', 'x/y'))?.id as string | undefined).toBe(id)
-  for (const path of [
-    '/api/v1/vms/',
-    '/api/v1/vms/a/b',
-    '/api/v1/vms/a/exec/',
-    '/api/v1/vmsx',
-    'x/api/v1/vms',
-    '/healthzz',
-    '/api/v1/vms//exec',
-    '/',
-  ])
-    expect({ path, id: operationOf('GET', path)?.id }).toEqual({ path, id: undefined })
-  expect(operationOf('DELETE', '/api/v1/vms/a/agent/x')?.id).toBe('vm.proxy')
 })
 
 test('a stream of events begins at once, and its source is let go with its reader', async () => {

@@ -1,7 +1,8 @@
 import { eq } from 'drizzle-orm'
 import type { Vm } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
-import { Fault } from '../../lib/fault.ts'
+import { internalError } from '../../lib/errors.ts'
+import { Fault, recordOf } from '../../lib/fault.ts'
 import { type VmRow, idempotency } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { lastLines } from '../log/console-lines.ts'
@@ -28,10 +29,7 @@ export const createOrUndo = async (host: Host, row: VmRow, work: () => Promise<v
 const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
-  const fault =
-    error instanceof Fault
-      ? error
-      : new Fault('internal', 'internal', 'Cannot complete the request', {}, { cause: error })
+  const fault = error instanceof Fault ? error : internalError({}, error)
   const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
   immediate(host.store, (tx) => {
     host.events.append(tx, {
@@ -51,7 +49,7 @@ const undo = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
       .insert(idempotency)
       .values({
         ...kept,
-        fault: { code: fault.code, kind: fault.kind, message: fault.message, data: { ...fault.data } },
+        fault: recordOf(fault),
       })
       .onConflictDoNothing()
       .run()

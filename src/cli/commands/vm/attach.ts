@@ -22,7 +22,8 @@ With --no-stdin you only look: ^C and SIGTERM end this program and are not sent 
       stdin: flags.stdin !== false,
     }
     const params = { name: vm.uid }
-    const exec = await client.attach(
+    const exec = await client.process(
+      'vm.attach',
       { params },
       { stdin: join.stdin, replay: flags.replay === true, ...(join.tty && terminalSize()) },
     )

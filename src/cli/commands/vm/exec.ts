@@ -30,7 +30,8 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     const params = { name: args[0] ?? '' }
     // The guest ends the command; the time of a guest that does not is over a little later.
     const deadline = flags.timeout === undefined ? undefined : Date.now() + Math.max(1, flags.timeout) + GUEST_LATE_MS
-    const opening = client.exec(
+    const opening = client.process(
+      'vm.exec.stream',
       { params },
       {
         argv: [...rest],

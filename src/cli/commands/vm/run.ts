@@ -122,7 +122,11 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     }
     doing.say(`starting the command in ${vm.name}`)
     const params = { name: vm.uid }
-    const opening = client.attach({ params }, { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) })
+    const opening = client.process(
+      'vm.attach',
+      { params },
+      { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) },
+    )
     let exec: Exec
     try {
       exec = await orAbort(opening, interrupted.signal)

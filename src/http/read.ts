@@ -1,0 +1,92 @@
+import { OptionalKind, type TSchema } from '@sinclair/typebox'
+import { Value, type ValueError } from '@sinclair/typebox/value'
+import type { Operation } from '../contract/operation.ts'
+import { requestInvalid } from '../lib/errors.ts'
+import type { Fault } from '../lib/fault.ts'
+import { depthOf } from '../lib/json.ts'
+
+/** Bytes that a JSON body may have. Uploads are streams and have no limit here. */
+const BODY_MAX = 2 * 1_048_576
+const DEPTH_MAX = 64
+/** Wrong fields that an answer names. */
+const ERRORS_MAX = 8
+
+const JSON_TYPE = /^application\/json\s*(;|$)/i
+
+/** Names each wrong field once, with what is wrong about it. */
+const unfit = (found: Iterable<ValueError>): Fault => {
+  const errors: { path: string; message: string }[] = []
+  for (const { path, message } of found) {
+    const name = path.slice(1).replaceAll('/', '.')
+    if (!errors.some((one) => one.path === name)) errors.push({ path: name, message })
+    if (errors.length === ERRORS_MAX) break
+  }
+  const said = errors.map((one) => (one.path === '' ? one.message : `${one.path}: ${one.message}`)).join('; ')
+  return requestInvalid({ reason: said, errors })
+}
+
+/**
+ * Checks a value that a request brought, and fills the defaults of its schema into it. In this order: what is said must be whole.
+ *
+ * @throws `request_invalid`
+ */
+export const fit = (schema: TSchema, value: unknown): unknown => {
+  if (!Value.Check(schema, value)) throw unfit(Value.Errors(schema, value))
+  return Value.Default(schema, value)
+}
+
+/** Reads a query as the types of its schema: `?limit=5` is a number, a key that comes twice is a list. @throws `request_invalid` */
+export const readQuery = (schema: TSchema, url: string): unknown => {
+  const said: Record<string, unknown> = {}
+  const { searchParams } = new URL(url)
+  for (const key of new Set(searchParams.keys())) {
+    const values = searchParams.getAll(key)
+    said[key] = values.length === 1 ? values[0] : values
+  }
+  return fit(schema, Value.Convert(schema, said))
+}
+
+/**
+ * Reads the JSON object of a request, at most `BODY_MAX` of it. A body that may be left out is an object without fields then.
+ *
+ * @throws `request_invalid`
+ */
+export const readBody = async (operation: Operation, request: Request): Promise<unknown> => {
+  const bytes = await bounded(request)
+  if (!operation.body) return undefined
+  if (bytes.byteLength === 0 && OptionalKind in operation.body) return fit(operation.body, {})
+  const type = request.headers.get('content-type')
+  if (type !== null && !JSON_TYPE.test(type)) throw requestInvalid({ reason: 'its body is no application/json' })
+  return fit(operation.body, parse(bytes))
+}
+
+const bounded = async (request: Request): Promise<Buffer> => {
+  const parts: Uint8Array[] = []
+  let size = 0
+  for await (const part of request.body ?? []) {
+    size += part.byteLength
+    if (size > BODY_MAX) throw requestInvalid({ limit: BODY_MAX, reason: `its body is larger than ${BODY_MAX} bytes` })
+    parts.push(part)
+  }
+  return Buffer.concat(parts)
+}
+
+/** Parsers and checks recurse as deep as JSON goes, so its depth is looked at first. */
+const parse = (bytes: Buffer): object => {
+  if (bytes.byteLength === 0) throw requestInvalid({ reason: 'it has no body' })
+  if (depthOf(bytes) > DEPTH_MAX) throw requestInvalid({ reason: `its JSON is nested deeper than ${DEPTH_MAX}` })
+  let value: unknown
+  let proto = false
+  try {
+    value = JSON.parse(bytes.toString('utf8'), (key, at: unknown) => {
+      proto ||= key === '__proto__'
+      return at
+    })
+  } catch (error) {
+    throw requestInvalid({ reason: 'its body is no JSON' }, error)
+  }
+  if (proto) throw requestInvalid({ reason: '__proto__ is no name of a field' })
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw requestInvalid({ reason: 'its body is no JSON object' })
+  return value
+}
