@@ -55,8 +55,13 @@ fn each_kind_of_bad_archive_has_its_code() {
         ),
         (
             "archive_truncated",
-            "no end mark",
-            Tar::new().file("a", "b").unended(),
+            "end behind a PAX header",
+            Tar::new().file("a", "b").pax(&[("path", b"b")]).unended(),
+        ),
+        (
+            "archive_truncated",
+            "end in a header",
+            Tar::new().file("a", "b").file("b", "").unended()[..1300].to_vec(),
         ),
         (
             "archive_truncated",

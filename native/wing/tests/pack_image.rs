@@ -428,3 +428,218 @@ fn the_old_contents_of_the_output_do_not_shine_through() {
 
     assert_eq!(told["erofs_sha256"], clean);
 }
+
+/// Files with holes of every sort, none of them so large that it cannot be compared.
+fn holes(root: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    let mib = 1 << 20;
+    for (name, size, pieces) in [
+        ("empty", 8 * mib, &[][..]),
+        ("head", 8 * mib, &[(0, 5000)]),
+        ("end", 8 * mib + 77, &[(8 * mib, 77)]),
+        (
+            "between",
+            5 * mib,
+            &[(0, 4096), (2 * mib + 1, 1), (4 * mib, mib)],
+        ),
+        ("small", 50_000, &[(4096, 10), (40_000, 10_000)]),
+        ("half", 2 * mib, &[(0, mib)]),
+    ] {
+        let file = fs::File::create(root.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for (number, &(at, len)) in pieces.iter().enumerate() {
+            let byte = u8::try_from(number + 1).unwrap();
+            let bytes = vec![byte; usize::try_from(len).unwrap()];
+            file.write_all_at(&bytes, at).unwrap();
+        }
+    }
+    let scattered = fs::File::create(root.join("scattered")).unwrap();
+    for number in 0..50u64 {
+        scattered.write_all_at(&[7; 100], number * 123_457).unwrap();
+    }
+    set_xattr(&root.join("scattered"), "user.note", &[5; 700]);
+    fs::hard_link(root.join("head"), root.join("twin")).unwrap();
+}
+
+#[test]
+fn holes_of_every_dialect_stay_holes() {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap();
+    holes(&root);
+    let sizes: u64 = look(&root)
+        .into_values()
+        .map(|it| it.contents.len() as u64)
+        .sum();
+    assert!(sizes > 40 << 20);
+
+    // Where tar does not tell of holes, only whole MiB of zeros are seen.
+    for (flags, mib) in [
+        (&["--format=gnu", "--no-xattrs", "-S"][..], 5),
+        (&["--format=pax", "-S", "--sparse-version=0.0"], 5),
+        (&["--format=pax", "-S", "--sparse-version=0.1"], 5),
+        (&["--format=pax", "-S", "--sparse-version=1.0"], 5),
+        (&["--format=pax"], 14),
+    ] {
+        let archive = tar(&root, flags);
+        let (path, _) = image(folder.path(), &archive);
+
+        fsck(&path);
+        let room = path.metadata().unwrap().blocks() * 512;
+        assert!(room < mib << 20, "{flags:?}: {room} bytes");
+        if flags.contains(&"--format=pax") {
+            assert_holds(&path, &root);
+        }
+    }
+}
+
+#[test]
+fn a_huge_sparse_file_takes_seconds_and_kilobytes() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    fs::create_dir_all(root.join("var/log")).unwrap();
+    let log = fs::File::create(root.join("var/log/lastlog")).unwrap();
+    log.set_len(100 << 30).unwrap();
+    log.write_all_at(&[1; 292], 65_534 * 292).unwrap();
+    let begin = Instant::now();
+
+    let (path, told) = image(folder.path(), &tar(&root, &["-S"]));
+
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    let meta = path.metadata().unwrap();
+    assert!(
+        meta.blocks() * 512 < 256 << 10,
+        "{} bytes",
+        meta.blocks() * 512
+    );
+    assert!(meta.len() < 32 << 20, "{} bytes to read", meta.len());
+    assert_eq!(told["bytes"], meta.len());
+    if let Some(mounted) = Mounted::new(&path) {
+        let file = fs::File::open(mounted.path().join("var/log/lastlog")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 100 << 30);
+        let mut bytes = [9; 294];
+        file.read_exact_at(&mut bytes, 65_534 * 292 - 1).unwrap();
+        assert_eq!(bytes, [&[0][..], &[1; 292], &[0]].concat()[..]);
+    }
+}
+
+#[test]
+fn names_are_bytes() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    let name = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
+    fs::create_dir_all(root.join(name(b"\xff\xfe"))).unwrap();
+    for odd in [
+        &b"a\xe4"[..],
+        b"a\xf6",
+        b"a\x80b",
+        b"\xff\xfe/\xc3",
+        b"new\nline",
+    ] {
+        fs::write(root.join(name(odd)), odd).unwrap();
+    }
+    symlink(name(b"\xff\xfe/\xc3"), root.join(name(b"l\xc3"))).unwrap();
+
+    for flags in [&["--format=gnu", "--no-xattrs"][..], &["--format=pax"]] {
+        let (path, _) = image(folder.path(), &tar(&root, flags));
+
+        fsck(&path);
+        if let Some(mounted) = Mounted::new(&path) {
+            let names = |root: &Path| look(root).into_keys().collect::<Vec<_>>();
+            assert_eq!(names(&root), names(mounted.path()));
+            let read = fs::read(mounted.path().join(name(b"l\xc3"))).unwrap();
+            assert_eq!(read, b"\xff\xfe/\xc3");
+        }
+    }
+}
+
+#[test]
+fn an_archive_without_its_end_mark_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = Tar::new().file("a", "1").folder("d").file("d/b", [2; 600]);
+    let bare = whole.clone().unended();
+    let digest = image(folder.path(), &whole.end()).1["erofs_sha256"].clone();
+    let two = [
+        Tar::new().file("a", "1").unended(),
+        Tar::new().folder("d").file("d/b", [2; 600]).end(),
+    ];
+
+    for archive in [
+        bare.clone(),
+        [&bare[..], &[0; 512]].concat(),
+        [&bare[..], &[0; 100]].concat(),
+        [&bare[..], &[0; 10_240]].concat(),
+        [&bare[..], &[0; 1024], &[0; 333]].concat(),
+        two.concat(),
+        gzip(&bare),
+        [gzip(&two[0]), gzip(&two[1])].concat(),
+        xz(&bare),
+        zstd(&bare),
+    ] {
+        let (_, told) = image(folder.path(), &archive);
+
+        assert_eq!(told["erofs_sha256"], digest);
+        assert_eq!(told["entries"], 3);
+    }
+}
+
+#[test]
+fn a_limit_names_the_file_and_its_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let sparse = |size: &str, map: &str, data: &[u8]| {
+        let records = [
+            ("GNU.sparse.name", &b"var/lib/huge"[..]),
+            ("GNU.sparse.size", size.as_bytes()),
+            ("GNU.sparse.map", map.as_bytes()),
+        ];
+        Tar::new().file("a", "").pax(&records).file("x", data).end()
+    };
+    let pieces: Vec<String> = (0..70_000).map(|at| format!("{},1", at * 2)).collect();
+    let pieces = sparse("999999", &pieces.join(","), &[1; 70_000]);
+    let huge = sparse("99999999999999999", "0,2", b"xy");
+    let file = Tar::new()
+        .file("a", "")
+        .file("var/lib/huge", vec![1; 2 << 20]);
+    let attribute = ("SCHILY.xattr.user.a", &[1; 60_000][..]);
+    let attributes = [attribute, ("SCHILY.xattr.user.b", &[1; 60_000])];
+    let many = (0..20).fold(Tar::new(), |tar, _| {
+        tar.pax(&attributes).file("var/lib/huge", "")
+    });
+    let (file, many) = (file.end(), many.end());
+    let bytes = &["--max-bytes", "1048576"][..];
+    let cases = [
+        (bytes, file.clone(), "1 MiB of contents", Some("max-bytes")),
+        (bytes, gzip(&file), "1 MiB of contents", Some("max-bytes")),
+        (bytes, many, "1 MiB of contents", Some("max-bytes")),
+        (
+            &["--max-entries", "1"],
+            file,
+            "1 entries",
+            Some("max-entries"),
+        ),
+        (&[], huge, "17592186044416 bytes in a file", None),
+        (&[], pieces, "65536 pieces in a sparse file", None),
+    ];
+    for (flags, archive, limit, flag) in cases {
+        let args = [&["image", "--out-fd", "4"], flags].concat();
+        let ended = pack_common::pack(&args, &archive, &[(4, &out)]);
+
+        assert_eq!(ended.fault(), "archive_too_large");
+        let line: serde_json::Value = serde_json::from_str(&ended.stderr).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("Cannot unpack \"var/lib/huge\": "),
+            "{message}"
+        );
+        assert!(message.contains(limit), "{message}");
+        assert_eq!(line["flag"].as_str(), flag);
+    }
+}

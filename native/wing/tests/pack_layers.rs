@@ -393,3 +393,266 @@ fn a_million_whiteouts_of_one_folder_are_no_hardship() {
         assert_eq!(tree.len(), 20_001);
     }
 }
+
+/// An image of one layer as Jib writes it: no name says what it is.
+fn plain_names(layer: &[u8]) -> [(String, Vec<u8>); 3] {
+    let name = format!("{}.tar.gz", sha256(&gzip(layer)));
+    let manifest = json!([{ "Config": "config.json", "RepoTags": ["test:1"], "Layers": [name] }]);
+    [
+        (name, gzip(layer)),
+        ("config.json".into(), config(&[layer.to_vec()], &run())),
+        ("manifest.json".into(), manifest.to_string().into_bytes()),
+    ]
+}
+
+fn archive_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let archive = files.iter().fold(Tar::new(), |archive, (name, bytes)| {
+        archive.pax(&[("path", name.as_bytes())]).file("x", bytes)
+    });
+    archive.end()
+}
+
+#[test]
+fn a_manifest_makes_an_image_whatever_lies_beside_it() {
+    let layer = Tar::new().file("of-the-layer", "1").end();
+    let jib = plain_names(&layer);
+    let renamed = |from: &str, to: &str| -> Vec<(String, Vec<u8>)> {
+        let swap = |text: &str| text.replace(from, to);
+        jib.iter()
+            .map(|(name, bytes)| match &**name {
+                "manifest.json" => {
+                    let text = String::from_utf8(bytes.clone()).unwrap();
+                    (name.clone(), swap(&text).into_bytes())
+                }
+                _ => (swap(name), bytes.clone()),
+            })
+            .collect()
+    };
+    let oci = || {
+        let mut oci = Oci::default();
+        let manifest = oci.manifest(std::slice::from_ref(&layer), gzip, &run());
+        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+        let mut files: Vec<(String, Vec<u8>)> = oci.blobs.into_iter().collect();
+        files.push(("index.json".into(), index.to_string().into_bytes()));
+        files
+    };
+    let with = |mut files: Vec<(String, Vec<u8>)>, at: usize, name: &str| {
+        files.insert(at, (name.into(), b"not of the image".to_vec()));
+        files
+    };
+    let reversed = |mut files: Vec<(String, Vec<u8>)>| {
+        files.reverse();
+        files
+    };
+    let dotted = |files: Vec<(String, Vec<u8>)>| {
+        let dot = |(name, bytes)| (format!("./{name}"), bytes);
+        files.into_iter().map(dot).collect::<Vec<_>>()
+    };
+    let cases = [
+        ("docker", jib.to_vec(), "Jib"),
+        ("docker", reversed(jib.to_vec()), "the manifest first"),
+        ("docker", dotted(jib.to_vec()), "names with ./"),
+        ("docker", with(jib.to_vec(), 0, "README.md"), "a file first"),
+        (
+            "docker",
+            with(jib.to_vec(), 3, "bin/sh"),
+            "a file of a root tree last",
+        ),
+        (
+            "docker",
+            with(jib.to_vec(), 1, ".DS_Store"),
+            "a file between",
+        ),
+        (
+            "docker",
+            renamed("config.json", "etc/app"),
+            "a configuration in a folder",
+        ),
+        ("docker", renamed(".tar.gz", ""), "a layer without a suffix"),
+        (
+            "docker",
+            with(oci(), 0, "a")
+                .into_iter()
+                .chain(jib.to_vec())
+                .collect(),
+            "both",
+        ),
+        ("oci", oci(), "a layout without its mark"),
+        ("oci", with(oci(), 0, "README"), "a file beside a layout"),
+        (
+            "oci",
+            with(oci(), 2, "docs/deep/index.html"),
+            "a folder beside a layout",
+        ),
+        (
+            "oci",
+            with(reversed(oci()), 1, "._index.json"),
+            "the index first",
+        ),
+        (
+            "oci",
+            with(dotted(oci()), 4, "manifest.json"),
+            "a manifest that is none",
+        ),
+    ];
+    for (format, files, what) in cases {
+        let (told, tree) = tree(&archive_of(&files));
+
+        assert_eq!(told["format"], format, "{what}");
+        assert_eq!(told["config"]["entrypoint"], json!(["/bin/app"]), "{what}");
+        if let Some(tree) = tree {
+            assert_eq!(names(&tree), ["of-the-layer"], "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_root_tree_is_one_whatever_its_files_are_called() {
+    let layer = Tar::new().file("of-the-layer", "1").end();
+    let [(blob, bytes), (config, _), (manifest, _)] = plain_names(&layer);
+    let text = |text: &str| text.as_bytes().to_vec();
+    let cases = [
+        vec![
+            ("manifest.json".into(), text(r#"{"name":"an app"}"#)),
+            ("bin/sh".into(), text("#!")),
+        ],
+        vec![
+            ("index.json".into(), text(r#"{"manifests":[]}"#)),
+            ("bin/sh".into(), text("#!")),
+        ],
+        vec![
+            ("index.json".into(), text("[]")),
+            ("oci-layout".into(), text("{}")),
+            ("a".into(), text("1")),
+        ],
+        vec![
+            (
+                manifest,
+                text(r#"[{"Config":"gone.json","Layers":["gone.tar"]}]"#),
+            ),
+            ("bin/sh".into(), text("#!")),
+        ],
+        vec![
+            (blob.clone(), bytes.clone()),
+            (config.clone(), text("{}")),
+            ("bin/sh".into(), text("#!")),
+        ],
+        vec![
+            ("bin/sh".into(), text("#!")),
+            ("usr/manifest.json".into(), text("[]")),
+            (blob, bytes),
+        ],
+        vec![
+            ("blobs/sha256/x".into(), text("1")),
+            (config, text("{}")),
+            ("a.tar".into(), text("1")),
+        ],
+    ];
+    for files in cases {
+        let (told, tree) = tree(&archive_of(&files));
+
+        assert_eq!(told["format"], "rootfs", "{files:?}");
+        if let Some(tree) = tree {
+            for (name, bytes) in &files {
+                assert_eq!(tree[&**name], *bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_incomplete_image_is_no_root_tree() {
+    let layer = Tar::new().file("a", "1").end();
+    let jib = plain_names(&layer);
+    for lacking in 0..2 {
+        let mut files = jib.to_vec();
+        files.remove(lacking);
+        files.push(("README".into(), Vec::new()));
+
+        assert_eq!(image_fault(&archive_of(&files)), "image_layer_missing");
+    }
+}
+
+#[test]
+fn an_image_and_its_layers_need_no_end_mark() {
+    let layer = Tar::new().file("of-the-layer", "1").unended();
+    for packed in [|data: &[u8]| data.to_vec(), gzip, xz, zstd] {
+        let archive = saved(std::slice::from_ref(&layer), &run()).unended();
+
+        let (told, tree) = tree(&packed(&archive));
+
+        assert_eq!(told["format"], "docker");
+        if let Some(tree) = tree {
+            assert_eq!(names(&tree), ["of-the-layer"]);
+        }
+    }
+    let mut cut = saved(std::slice::from_ref(&layer), &run()).unended();
+    cut.truncate(cut.len() - 512);
+    assert_eq!(image_fault(&cut), "archive_truncated");
+}
+
+#[test]
+fn what_is_no_character_in_a_configuration_is_replaced() {
+    let layer = Tar::new().file("a", "1").end();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let run = json!({ "Env": ["A=@1@", "B=@2@"], "Labels": { "@1@": "@2@" } });
+    let mut whole = config(std::slice::from_ref(&layer), &run);
+    for (mark, bytes) in [(&b"@1@"[..], &b"\xe4\xff"[..]), (b"@2@", br"\ud800")] {
+        while let Some(at) = whole.windows(3).position(|window| window == mark) {
+            whole.splice(at..at + 3, bytes.iter().copied());
+        }
+    }
+    let manifest = json!([{ "Config": "c", "Layers": ["l"] }]).to_string();
+    let archive = Tar::new()
+        .file("l", &layer)
+        .file("c", &whole)
+        .file("manifest.json", manifest)
+        .end();
+
+    let (told, _) = tree(&archive);
+
+    let expected = json!(["A=\u{fffd}\u{fffd}", "B=\u{fffd}"]);
+    assert_eq!(told["config"]["env"], expected, "{}", text(&whole));
+}
+
+#[test]
+fn a_sparse_file_of_a_layer_takes_its_data_only() {
+    let lower = Tar::new().file("var/log/lastlog", "old").end();
+    let upper = Tar::new()
+        .pax(&[
+            ("GNU.sparse.major", b"0"),
+            ("GNU.sparse.minor", b"1"),
+            ("GNU.sparse.name", b"var/log/lastlog"),
+            ("GNU.sparse.size", b"107374182400"),
+            ("GNU.sparse.map", b"0,3,53687091200,5"),
+        ])
+        .file("x", "newlater")
+        .end();
+    let begin = std::time::Instant::now();
+    let folder = tempfile::tempdir().unwrap();
+
+    let (path, _) = image(folder.path(), &saved(&[lower, upper], &run()).end());
+
+    assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+    let room = |path: &std::path::Path| {
+        use std::os::unix::fs::MetadataExt as _;
+        path.metadata().unwrap().blocks() * 512
+    };
+    assert!(room(&path) < 256 << 10, "{} bytes", room(&path));
+    let scratch = room(&folder.path().join("scratch"));
+    assert!(scratch < 256 << 10, "{scratch} bytes");
+    if let Some(mounted) = pack_common::tree::Mounted::new(&path) {
+        use std::os::unix::fs::FileExt as _;
+        let file = std::fs::File::open(mounted.path().join("var/log/lastlog")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 107_374_182_400);
+        for (offset, expected) in [
+            (0, &b"new\0\0"[..]),
+            (53_687_091_199, b"\0later\0"),
+            (107_374_182_398, b"\0\0"),
+        ] {
+            let mut bytes = vec![9; expected.len()];
+            file.read_exact_at(&mut bytes, offset).unwrap();
+            assert_eq!(bytes, expected, "{offset}");
+        }
+    }
+}

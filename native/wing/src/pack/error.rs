@@ -61,6 +61,45 @@ codes! {
     ModuleCycle = "module_cycle",
 }
 
+/// The bounds that the command line sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    Bytes,
+    Entries,
+}
+
+impl Bound {
+    /// The flag that raises it.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Bytes => "max-bytes",
+            Self::Entries => "max-entries",
+        }
+    }
+
+    fn of(self, limit: u64) -> String {
+        match self {
+            Self::Bytes => format!("{} of contents", size(limit)),
+            Self::Entries => format!("{limit} entries"),
+        }
+    }
+}
+
+/// `16 GiB`; a number of bytes that is no whole number of MiB stays one.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0 => "0 bytes".into(),
+        _ if bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
+/// What a sentence is about: an entry, or the archive as a whole.
+fn subject(path: Option<&str>) -> String {
+    path.map_or_else(|| "the archive".into(), |path| format!("\"{path}\""))
+}
+
 /// A failure of `wing pack`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -99,8 +138,20 @@ pub enum Error {
     Malformed { offset: u64, reason: String },
     #[error("Cannot read the archive at byte {offset}: {feature} is not supported")]
     Unsupported { offset: u64, feature: String },
-    #[error("Cannot unpack the archive: it has more than {limit} {what}")]
-    TooLarge { what: &'static str, limit: u64 },
+    #[error("Cannot unpack {}: it has more than {limit} {what}", subject(path.as_deref()))]
+    TooLarge {
+        what: &'static str,
+        limit: u64,
+        /// The entry at which the bound was met, where it is known.
+        path: Option<String>,
+    },
+    /// A bound that a flag raises.
+    #[error("Cannot unpack {}: the limit is {}", subject(path.as_deref()), bound.of(*limit))]
+    Limit {
+        bound: Bound,
+        limit: u64,
+        path: Option<String>,
+    },
     #[error("Cannot unpack \"{path}\": it leads out of the archive's root")]
     Escapes { path: String },
     #[error("Cannot unpack \"{path}\": {reason}")]
@@ -173,7 +224,7 @@ impl Error {
             Self::Truncated { .. } | Self::CompressedTruncated { .. } => Code::ArchiveTruncated,
             Self::Malformed { .. } => Code::ArchiveMalformed,
             Self::Unsupported { .. } => Code::ArchiveUnsupported,
-            Self::TooLarge { .. } => Code::ArchiveTooLarge,
+            Self::TooLarge { .. } | Self::Limit { .. } => Code::ArchiveTooLarge,
             Self::Escapes { .. } => Code::EntryEscapes,
             Self::Path { .. } => Code::EntryPathInvalid,
             Self::Conflict { .. } => Code::EntryConflict,
@@ -194,6 +245,43 @@ impl Error {
             Self::ModuleMissing { .. } => Code::KernelModuleMissing,
             Self::Module { .. } => Code::ModuleMalformed,
             Self::ModuleCycle { .. } => Code::ModuleCycle,
+        }
+    }
+
+    /// A bound of the whole archive that is not to be raised.
+    pub fn too_large(what: &'static str, limit: u64) -> Self {
+        Self::TooLarge {
+            what,
+            limit,
+            path: None,
+        }
+    }
+
+    /// A bound that a flag raises.
+    pub fn limit(bound: Bound, limit: u64) -> Self {
+        Self::Limit {
+            bound,
+            limit,
+            path: None,
+        }
+    }
+
+    /// Names the entry at which a bound was met; other errors, and one that names an entry, stay as they are.
+    pub fn of_path(mut self, entry: &[u8]) -> Self {
+        if let Self::TooLarge { path, .. } | Self::Limit { path, .. } = &mut self
+            && path.is_none()
+            && !entry.is_empty()
+        {
+            *path = Some(show(entry));
+        }
+        self
+    }
+
+    /// The flag that raises the bound that was met.
+    pub fn flag(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit { bound, .. } => Some(bound.flag()),
+            _ => None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     os::fd::FromRawFd as _,
 };
 
-use super::error::{Error, Result};
+use super::error::{Bound, Error, Result};
 
 /// A reader whose failures say what was read.
 pub struct Named<R> {
@@ -72,11 +72,7 @@ impl<R: Read> Read for Limited<R> {
         self.left = match self.left.checked_sub(count as u64) {
             Some(left) => left,
             None => {
-                return Err(Error::TooLarge {
-                    what: "bytes",
-                    limit: self.limit,
-                }
-                .into());
+                return Err(Error::limit(Bound::Bytes, self.limit).into());
             }
         };
         Ok(count)

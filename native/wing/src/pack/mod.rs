@@ -45,9 +45,11 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.code();
-            report(
-                &json!({ "code": code.as_str(), "message": error.to_string(), "chain": error.chain() }),
-            );
+            let mut line = json!({ "code": code.as_str(), "message": error.to_string(), "chain": error.chain() });
+            if let Some(flag) = error.flag() {
+                line["flag"] = flag.into();
+            }
+            report(&line);
             ExitCode::from(if code == Code::Usage { 2 } else { FAILED })
         }
     }

@@ -3,10 +3,13 @@
 use serde::Deserialize;
 
 use super::{
+    members::Members,
     model::{Image, ambiguous, parse},
-    scratch::Scratch,
 };
 use crate::pack::error::{Error, Result};
+
+/// The file that decides.
+pub const MANIFEST: &str = "manifest.json";
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -16,19 +19,32 @@ struct SavedImage {
     layers: Vec<String>,
 }
 
+/// Whether the manifest is one of this kind and names something that is in the archive.
+pub fn is_in(members: &Members<'_>) -> bool {
+    let images: Option<Vec<SavedImage>> = members
+        .document(MANIFEST)
+        .ok()
+        .and_then(|bytes| parse(MANIFEST, &bytes).ok());
+    images.is_some_and(|images| {
+        images.iter().any(|image| {
+            let mut names = image.layers.iter().chain([&image.config]);
+            names.any(|name| members.has(name))
+        })
+    })
+}
+
 /// The one image that the manifest names.
 ///
 /// # Errors
 /// `image_manifest_invalid`, `image_ambiguous`, `image_layer_missing`.
-pub fn image(scratch: &Scratch) -> Result<Image> {
-    const FILE: &str = "manifest.json";
-    let mut images: Vec<SavedImage> = parse(FILE, &scratch.document(FILE)?)?;
+pub fn image(members: &Members<'_>) -> Result<Image> {
+    let mut images: Vec<SavedImage> = parse(MANIFEST, &members.document(MANIFEST)?)?;
     images.dedup_by(|a, b| a.config == b.config);
     let image = match (images.pop(), images.len()) {
         (Some(image), 0) => image,
         (None, _) => {
             return Err(Error::Manifest {
-                file: FILE.into(),
+                file: MANIFEST.into(),
                 reason: "it names no image".into(),
             });
         }
@@ -42,7 +58,7 @@ pub fn image(scratch: &Scratch) -> Result<Image> {
         }
     };
     Ok(Image {
-        config: scratch.document(&image.config)?,
+        config: members.document(&image.config)?,
         config_name: image.config,
         layers: image.layers,
     })

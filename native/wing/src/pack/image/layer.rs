@@ -5,7 +5,7 @@ use std::{collections::HashSet, io::Read};
 
 use super::{rootfs::Rootfs, tree::NodeId};
 use crate::pack::{
-    codec::tar::{Archive, Entry, Kind},
+    codec::tar::{Archive, Contents, Entry, Kind},
     error::{Error, Result, show},
     path::split,
 };
@@ -70,7 +70,7 @@ impl Own {
         rootfs: &mut Rootfs,
         entry: &Entry,
         path: &[u8],
-        input: &mut impl Read,
+        input: &mut impl Contents,
     ) -> Result<()> {
         rootfs.add(entry, path, input)?;
         let tree = &rootfs.tree;

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
-use super::{layer, rootfs::Rootfs, scratch::Scratch};
+use super::{layer, members::Members, rootfs::Rootfs, text};
 use crate::pack::{
     args::Limits,
     codec::{decompress, tar::Archive},
@@ -75,15 +75,19 @@ pub fn ambiguous<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Erro
 
 /// Reads JSON of the image.
 pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Manifest {
+    serde_json::from_str(&text::readable(bytes)).map_err(|error| Error::Manifest {
         file: show(file.as_bytes()),
         reason: error.to_string(),
     })
 }
 
+/// Puts the layers of an image into `rootfs`; gives its configuration.
+///
+/// # Errors
+/// `image_platform_missing`, `image_manifest_invalid`, `image_layer_missing`, `digest_mismatch`; those of the layers.
 pub fn add_image(
     rootfs: &mut Rootfs,
-    scratch: &Scratch,
+    members: &Members<'_>,
     image: Image,
     limits: Limits,
 ) -> Result<Config> {
@@ -110,7 +114,7 @@ pub fn add_image(
         )));
     }
     for (layer, digest) in image.layers.iter().zip(&digests) {
-        add_layer(rootfs, scratch, layer, digest, limits)?;
+        add_layer(rootfs, members, layer, digest, limits)?;
     }
     let run = config.config.unwrap_or_default();
     let some = |value: Option<String>| value.filter(|value| !value.is_empty());
@@ -128,12 +132,12 @@ pub fn add_image(
 /// Adds one layer and compares the digest of its plain tar.
 fn add_layer(
     rootfs: &mut Rootfs,
-    scratch: &Scratch,
+    members: &Members<'_>,
     layer: &str,
     digest: &str,
     limits: Limits,
 ) -> Result<()> {
-    let (_, plain) = decompress::open(scratch.open(layer)?)
+    let (_, plain) = decompress::open(members.open(layer)?)
         .map_err(|error| Error::from_read("a layer", error))?;
     let mut hashed = Hashed {
         inner: Limited::new(plain, limits.bytes_max),

@@ -6,11 +6,15 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    members::Members,
     model::{Image, ambiguous, check_digest, parse},
-    scratch::Scratch,
 };
 use crate::pack::error::{Error, Result, show};
 
+/// The file that decides.
+pub const INDEX: &str = "index.json";
+/// Says which version of the layout this is; some writers leave it out.
+const MARKER: &str = "oci-layout";
 /// Indexes inside indexes.
 const DEPTH_MAX: u32 = 4;
 /// Manifests in all indexes.
@@ -48,16 +52,32 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
+/// Whether there is an index of this kind, and either the layout's own mark or something that the index names.
+pub fn is_in(members: &Members<'_>) -> bool {
+    #[derive(Deserialize)]
+    struct Named {
+        manifests: Vec<Descriptor>,
+    }
+    let index: Option<Named> = members
+        .document(INDEX)
+        .ok()
+        .and_then(|bytes| parse(INDEX, &bytes).ok());
+    index.is_some_and(|index| {
+        let mut named = index.manifests.iter();
+        members.has(MARKER) || named.any(|it| blob(&it.digest).is_ok_and(|name| members.has(&name)))
+    })
+}
+
 /// The one image for linux/amd64.
 ///
 /// # Errors
 /// `image_platform_missing`, `image_ambiguous`, `image_manifest_invalid`, `image_layer_missing`, `digest_mismatch`.
-pub fn image(scratch: &Scratch) -> Result<Image> {
+pub fn image(members: &Members<'_>) -> Result<Image> {
     let mut manifests = Vec::new();
     collect(
-        "index.json",
-        &scratch.document("index.json")?,
-        scratch,
+        INDEX,
+        &members.document(INDEX)?,
+        members,
         DEPTH_MAX,
         &mut manifests,
     )?;
@@ -75,7 +95,7 @@ pub fn image(scratch: &Scratch) -> Result<Image> {
             ));
         }
     };
-    let (name, bytes) = document(scratch, &chosen.digest)?;
+    let (name, bytes) = document(members, &chosen.digest)?;
     let manifest: Manifest = parse(&name, &bytes)?;
     let kind = &manifest.config.media_type;
     if !(kind.is_empty()
@@ -95,7 +115,7 @@ pub fn image(scratch: &Scratch) -> Result<Image> {
         }
         layers.push(blob(&layer.digest)?);
     }
-    let (config_name, config) = document(scratch, &manifest.config.digest)?;
+    let (config_name, config) = document(members, &manifest.config.digest)?;
     Ok(Image {
         config,
         config_name,
@@ -106,7 +126,7 @@ pub fn image(scratch: &Scratch) -> Result<Image> {
 fn collect(
     name: &str,
     bytes: &[u8],
-    scratch: &Scratch,
+    members: &Members<'_>,
     depth_left: u32,
     found: &mut Vec<Descriptor>,
 ) -> Result<()> {
@@ -129,13 +149,10 @@ fn collect(
                     reason: "its indexes are nested too deep".into(),
                 });
             }
-            let (name, bytes) = document(scratch, &descriptor.digest)?;
-            collect(&name, &bytes, scratch, depth_left - 1, found)?;
+            let (name, bytes) = document(members, &descriptor.digest)?;
+            collect(&name, &bytes, members, depth_left - 1, found)?;
         } else if found.len() == MANIFESTS_MAX {
-            return Err(Error::TooLarge {
-                what: "manifests",
-                limit: MANIFESTS_MAX as u64,
-            });
+            return Err(Error::too_large("manifests", MANIFESTS_MAX as u64));
         } else {
             found.push(descriptor);
         }
@@ -182,16 +199,16 @@ fn blob(digest: &str) -> Result<String> {
             Ok(format!("blobs/sha256/{hex}"))
         }
         _ => Err(Error::Manifest {
-            file: "index.json".into(),
+            file: INDEX.into(),
             reason: format!("\"{}\" is no SHA-256 digest", show(digest.as_bytes())),
         }),
     }
 }
 
 /// A JSON blob whose digest is right.
-fn document(scratch: &Scratch, digest: &str) -> Result<(String, Vec<u8>)> {
+fn document(members: &Members<'_>, digest: &str) -> Result<(String, Vec<u8>)> {
     let name = blob(digest)?;
-    let bytes = scratch.document(&name)?;
+    let bytes = members.document(&name)?;
     check_digest(&name, digest, &Sha256::digest(&bytes))?;
     Ok((name, bytes))
 }

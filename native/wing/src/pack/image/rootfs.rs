@@ -1,17 +1,18 @@
 //! Entries of an archive made into a root filesystem: each is judged, its contents stored, its node put into the tree.
 
-use std::{fs::File, io::Read};
+use std::fs::File;
 
 use serde::Serialize;
 
 use super::{
-    erofs::{self, DataArea, Summary},
+    erofs::{self, Cut, DataArea, Summary},
+    members::Members,
     tree::{Attributes, Body, Tree},
 };
 use crate::pack::{
     args::Limits,
-    codec::tar::{Archive, Entry, Kind},
-    error::{Error, Result, show},
+    codec::tar::{Contents, Entry, Kind},
+    error::{Bound, Error, Result, show},
     path::normalize,
 };
 
@@ -42,13 +43,16 @@ pub struct Rootfs {
 }
 
 impl Rootfs {
-    /// An empty image in `out`.
-    pub fn new(out: File, limits: Limits) -> Result<Self> {
+    /// An empty image in `out`; `entries` were taken before.
+    ///
+    /// # Errors
+    /// `write_failed` if `out` is not a regular file open for writing.
+    pub fn new(out: File, limits: Limits, entries: u64) -> Result<Self> {
         Ok(Self {
             tree: Tree::new(),
             data: DataArea::new(out)?,
             limits,
-            entries: 0,
+            entries,
             bytes: 0,
             skipped: Vec::new(),
             skipped_count: 0,
@@ -60,13 +64,15 @@ impl Rootfs {
         self.entries
     }
 
-    /// Adds all entries of an archive.
-    pub fn add_archive(&mut self, archive: &mut Archive<impl Read>) -> Result<()> {
-        while let Some(entry) = archive.next_entry()? {
-            let path = self.admit(&entry)?;
-            self.add(&entry, &path, archive)?;
-        }
-        Ok(())
+    /// What was stored so far, to be read as the members of an archive.
+    pub fn members(&mut self) -> Result<Members<'_>> {
+        self.data.settle()?;
+        Ok(Members::new(&self.tree, &self.data))
+    }
+
+    /// The file of the image.
+    pub fn into_file(self) -> File {
+        self.data.into_file()
     }
 
     /// Counts an entry and gives its clean path.
@@ -77,16 +83,14 @@ impl Rootfs {
         self.entries += 1;
         let limit = self.limits.entries_max;
         if self.entries > limit {
-            return Err(Error::TooLarge {
-                what: "entries",
-                limit,
-            });
+            return Err(Error::limit(Bound::Entries, limit).of_path(&entry.path));
         }
         if self.tree.steps() > limit.saturating_mul(STEPS_PER_ENTRY) {
-            return Err(Error::TooLarge {
-                what: "names to look up",
-                limit: limit.saturating_mul(STEPS_PER_ENTRY),
-            });
+            return Err(Error::too_large(
+                "names to look up",
+                limit.saturating_mul(STEPS_PER_ENTRY),
+            )
+            .of_path(&entry.path));
         }
         normalize(&entry.path)
     }
@@ -95,7 +99,7 @@ impl Rootfs {
     ///
     /// # Errors
     /// `archive_too_large` when the image would become larger than allowed; those of [`Tree`] and of storing.
-    pub fn add(&mut self, entry: &Entry, path: &[u8], input: &mut impl Read) -> Result<()> {
+    pub fn add(&mut self, entry: &Entry, path: &[u8], input: &mut impl Contents) -> Result<()> {
         self.charge(entry)?;
         let invalid = |reason| Error::Path {
             path: show(&entry.path),
@@ -119,7 +123,12 @@ impl Rootfs {
             }
             Kind::File => {
                 let inode_len = erofs::inode_len_max(self.tree.xattrs(attributes.xattrs));
-                Body::File(self.data.store(input, entry.size, inode_len)?)
+                Body::File(self.data.store(
+                    input,
+                    entry.size,
+                    entry.pieces.as_deref(),
+                    inode_len,
+                )?)
             }
             Kind::Symlink
                 if entry.link.is_empty() || entry.link.len() >= 4096 || entry.link.contains(&0) =>
@@ -148,24 +157,29 @@ impl Rootfs {
         erofs::finish(&self.tree, &mut self.data)
     }
 
-    /// Counts what an entry takes in the image: contents in whole blocks, since a small file may need one, and names
-    /// and attributes, which an archive can give to all its entries at once.
+    /// Counts what an entry takes in the image: contents in whole blocks, since a small file may need one, the chunks of
+    /// a file with holes and their map, and names and attributes, which an archive can give to all its entries at once.
     fn charge(&mut self, entry: &Entry) -> Result<()> {
         let attributes = entry
             .xattrs
             .iter()
             .map(|(name, value)| name.len() + value.len());
         let names = attributes.sum::<usize>() + entry.link.len();
-        self.bytes = (entry.size.checked_next_multiple_of(4096))
-            .and_then(|contents| contents.checked_add(names as u64))
-            .and_then(|bytes| bytes.checked_add(self.bytes))
-            .unwrap_or(u64::MAX);
+        if entry.size > erofs::FILE_MAX {
+            return Err(Error::too_large("bytes in a file", erofs::FILE_MAX).of_path(&entry.path));
+        }
+        let cut = entry
+            .pieces
+            .as_ref()
+            .and_then(|pieces| Cut::best(entry.size, pieces));
+        let contents = match cut {
+            Some(cut) => cut.bytes(entry.size),
+            None => entry.size.next_multiple_of(4096),
+        };
+        self.bytes = self.bytes.saturating_add(contents + names as u64);
         let limit = self.limits.bytes_max;
         if self.bytes > limit {
-            return Err(Error::TooLarge {
-                what: "bytes",
-                limit,
-            });
+            return Err(Error::limit(Bound::Bytes, limit).of_path(&entry.path));
         }
         Ok(())
     }

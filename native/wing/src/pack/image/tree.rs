@@ -31,10 +31,20 @@ const NODE_COST: u64 = 170;
 pub struct Contents {
     /// Bytes.
     pub size: u64,
-    /// First block of the part that is stored in whole blocks.
-    pub block: u32,
-    /// Handle of the part that is stored beside the inode.
-    pub tail: Option<u32>,
+    pub place: Place,
+}
+
+/// Where the bytes of a file are in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In whole blocks in a row, and beside the inode.
+    Row {
+        block: u32,
+        /// Handle of the part that is stored beside the inode.
+        tail: Option<u32>,
+    },
+    /// In chunks with holes between; the handle of their map.
+    Chunks(u32),
 }
 
 /// What a node is.
@@ -443,10 +453,10 @@ impl Tree {
     fn charge(&mut self, bytes: u64) -> Result<()> {
         self.memory += bytes;
         if self.memory > MEMORY_MAX {
-            return Err(Error::TooLarge {
-                what: "MiB of names and attributes",
-                limit: MEMORY_MAX >> 20,
-            });
+            return Err(Error::too_large(
+                "MiB of names and attributes",
+                MEMORY_MAX >> 20,
+            ));
         }
         Ok(())
     }
@@ -459,8 +469,7 @@ mod tests {
     fn file(block: u32) -> Body {
         Body::File(Contents {
             size: 1,
-            block,
-            tail: None,
+            place: Place::Row { block, tail: None },
         })
     }
 
@@ -540,9 +549,12 @@ mod tests {
         assert_eq!(
             tree.take_freed()
                 .iter()
-                .map(|contents| contents.block)
+                .map(|contents| contents.place)
                 .collect::<Vec<_>>(),
-            [1]
+            [Place::Row {
+                block: 1,
+                tail: None
+            }]
         );
         assert_eq!(tree.node(tree.find(b"kept").unwrap()).links, 1);
     }

@@ -85,14 +85,12 @@ fn read_modules(mut file: File) -> Result<Vec<(String, Vec<u8>)>> {
             return Err(bad("it is no regular file"));
         }
         if modules.len() == MODULES_MAX {
-            return Err(Error::TooLarge {
-                what: "modules",
-                limit: MODULES_MAX as u64,
-            });
+            return Err(Error::too_large("modules", MODULES_MAX as u64));
         }
         let module = read_all(archive.by_ref(), MODULE_MAX, "the modules")?;
         modules.push((name, module));
     }
+    archive.expect_end_mark()?;
     Ok(modules)
 }
 

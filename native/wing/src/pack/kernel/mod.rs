@@ -22,7 +22,7 @@ use super::{
         decompress::{self, Format, decoder},
         tar::{self, Archive, Entry, Kind},
     },
-    error::{Error, Result, show},
+    error::{Bound, Error, Result, show},
     hex::hex,
     input::{Limited, read_all, stdin},
     output::FileWriter,
@@ -85,16 +85,10 @@ pub fn run(out: File, modules: File, limits: Limits) -> Result<Report> {
     while let Some(entry) = archive.next_entry()? {
         entries += 1;
         if entries > limits.entries_max {
-            return Err(Error::TooLarge {
-                what: "entries",
-                limit: limits.entries_max,
-            });
+            return Err(Error::limit(Bound::Entries, limits.entries_max).of_path(&entry.path));
         }
         if entry.size > limits.bytes_max {
-            return Err(Error::TooLarge {
-                what: "bytes",
-                limit: limits.bytes_max,
-            });
+            return Err(Error::limit(Bound::Bytes, limits.bytes_max).of_path(&entry.path));
         }
         found.take(&entry, &mut archive)?;
     }
@@ -274,10 +268,7 @@ impl Found {
         {
             return Ok(());
         }
-        let too_large = Error::TooLarge {
-            what: "bytes in a module",
-            limit: MODULE_MAX,
-        };
+        let too_large = Error::too_large("bytes in a module", MODULE_MAX).of_path(&entry.path);
         let len = usize::try_from(entry.size)
             .ok()
             .filter(|&len| len as u64 <= MODULE_MAX)

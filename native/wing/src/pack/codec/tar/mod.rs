@@ -1,5 +1,6 @@
 //! A tar reader for hostile input: v7, ustar, GNU long names and base-256 numbers, PAX records with extended
-//! attributes, and sparse files of every GNU dialect, which come out expanded.
+//! attributes, and sparse files of every GNU dialect. Whoever reads a sparse file gets zeros for its holes, or passes
+//! over them ([`Contents`]).
 //! Sources: POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format", `SCHILY.xattr` of star(4).
 
 mod header;
@@ -54,6 +55,29 @@ pub struct Entry {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// What the archive says of it in a form that is not read.
     pub unread: Option<&'static str>,
+    /// Offset and length of each piece of a sparse file that is stored, in order and apart; `None` for other files.
+    pub pieces: Option<Vec<(u64, u64)>>,
+}
+
+/// The contents of a file, which may have holes.
+pub trait Contents: Read {
+    /// Passes over the hole that begins here, or `max` bytes of it; gives 0 where data follow.
+    fn skip_hole(&mut self, _max: u64) -> u64 {
+        0
+    }
+}
+
+impl Contents for io::Empty {}
+
+#[cfg(test)]
+impl Contents for &[u8] {}
+
+impl<R: Read> Contents for Archive<R> {
+    fn skip_hole(&mut self, max: u64) -> u64 {
+        self.sparse
+            .as_mut()
+            .map_or(0, |sparse| sparse.skip_hole(max))
+    }
 }
 
 /// An archive, read once from its beginning to its end.
@@ -66,6 +90,9 @@ pub struct Archive<R> {
     padding: u64,
     sparse: Option<Sparse>,
     global: Pax,
+    /// Path of the current entry, for messages.
+    path: Vec<u8>,
+    has_end_mark: bool,
 }
 
 impl<R: Read> Archive<R> {
@@ -77,14 +104,30 @@ impl<R: Read> Archive<R> {
             padding: 0,
             sparse: None,
             global: Pax::default(),
+            path: Vec::new(),
+            has_end_mark: false,
+        }
+    }
+
+    /// Refuses an archive that was read to its end and has no end mark: one of ours has it, so this is not all of it.
+    ///
+    /// # Errors
+    /// `archive_truncated`.
+    pub fn expect_end_mark(&self) -> Result<()> {
+        if self.has_end_mark {
+            Ok(())
+        } else {
+            Err(self.truncated())
         }
     }
 
     /// The next entry; whatever was left unread of the one before is skipped. `None` after the last,
-    /// when the input is read to its end too.
+    /// when the input is read to its end too. An input that ends where a header could begin is whole, as for other
+    /// readers: some builders leave the two empty blocks out.
     ///
     /// # Errors
-    /// `archive_truncated` if there is no end mark; `archive_malformed`, `archive_unsupported`; and those of reading.
+    /// `archive_truncated` if the input ends within an entry; `archive_malformed`, `archive_unsupported`; and those of
+    /// reading.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax: Option<Pax> = None;
         let mut long_path = None;
@@ -92,6 +135,9 @@ impl<R: Read> Archive<R> {
         loop {
             self.skip_data()?;
             let Some(header) = self.next_header()? else {
+                if pax.is_some() || long_path.is_some() || long_link.is_some() {
+                    return Err(self.truncated());
+                }
                 self.drain()?;
                 return Ok(None);
             };
@@ -118,6 +164,18 @@ impl<R: Read> Archive<R> {
         }
     }
 
+    /// Gives an error about a bound the name of the entry that met it, and others unchanged.
+    fn blame(&self, error: Error) -> Error {
+        error.of_path(&self.path)
+    }
+
+    fn truncated(&self) -> Error {
+        Error::Truncated {
+            what: "the archive",
+            offset: self.offset,
+        }
+    }
+
     fn malformed(&self, reason: impl Into<String>) -> Error {
         Error::Malformed {
             offset: self.offset,
@@ -139,7 +197,12 @@ impl<R: Read> Archive<R> {
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry> {
-        let path = pax.path.or(long_path).unwrap_or_else(|| header.path());
+        let sparse_name = pax.sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let path = sparse_name
+            .or(pax.path)
+            .or(long_path)
+            .unwrap_or_else(|| header.path());
+        self.path.clone_from(&path);
         let kind = match header.typeflag() {
             0 if path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => Kind::File,
@@ -154,6 +217,7 @@ impl<R: Read> Archive<R> {
         };
         let stored = pax.size.map_or_else(|| header.size(), Ok)?;
         let mut size = 0;
+        let mut pieces = None;
         match kind {
             // Writers disagree on what the size of these means; none of them writes data (as Go's archive/tar).
             Kind::HardLink | Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {}
@@ -165,11 +229,11 @@ impl<R: Read> Archive<R> {
                 if header.typeflag() == b'S' || pax.sparse.is_some() {
                     let sparse = self.sparse_map(header, pax.sparse.as_ref())?;
                     size = sparse.real_size();
+                    pieces = Some(sparse.pieces().to_vec());
                     self.sparse = Some(sparse);
                 }
             }
         }
-        let path = pax.sparse.and_then(|sparse| sparse.name).unwrap_or(path);
         let (mtime, mtime_nsec) = match pax.mtime {
             Some(mtime) => mtime,
             None => (header.mtime()?, 0),
@@ -195,6 +259,7 @@ impl<R: Read> Archive<R> {
             },
             xattrs: pax.xattrs,
             unread: pax.unread,
+            pieces,
         })
     }
 
@@ -210,7 +275,9 @@ impl<R: Read> Archive<R> {
         let offset = self.offset;
         let Some(keys) = pax else {
             let stored = self.stored_left;
-            return Sparse::from_gnu_header(header, || self.map_block(), offset)?
+            let path = self.path.clone();
+            return Sparse::from_gnu_header(header, || self.map_block(), offset)
+                .map_err(|error| error.of_path(&path))?
                 .holding(stored, offset);
         };
         let real_size = keys
@@ -224,10 +291,11 @@ impl<R: Read> Archive<R> {
                     .ok_or_else(|| self.malformed("a sparse map longer than its file"))?;
                 self.map_block()
             };
-            Sparse::from_data(real_size, next_block, offset)?
+            Sparse::from_data(real_size, next_block, offset)
         } else {
-            Sparse::new(keys.map.clone(), real_size, offset)?
-        };
+            Sparse::new(keys.map.clone(), real_size, offset)
+        }
+        .map_err(|error| self.blame(error))?;
         sparse.holding(self.stored_left, offset)
     }
 
@@ -246,10 +314,10 @@ impl<R: Read> Archive<R> {
     fn extension(&mut self, header: &Header) -> Result<Vec<u8>> {
         let size = header.size()?;
         if size > EXTENSION_MAX {
-            return Err(Error::TooLarge {
-                what: "bytes in an extension header",
-                limit: EXTENSION_MAX,
-            });
+            return Err(self.blame(Error::too_large(
+                "bytes in an extension header",
+                EXTENSION_MAX,
+            )));
         }
         self.expect_data(size);
         let mut data = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -263,15 +331,16 @@ impl<R: Read> Archive<R> {
         let mut block = [0; BLOCK];
         let filled = self.input_up_to(&mut block)?;
         if filled < BLOCK {
-            if first && filled > 0 {
-                return Err(Error::NotAnArchive);
-            }
-            return Err(Error::Truncated {
-                what: "the archive",
-                offset: self.offset,
-            });
+            return match (first, filled) {
+                (true, 0) => Err(self.truncated()),
+                (true, _) => Err(Error::NotAnArchive),
+                // The padding of a writer of records may be cut anywhere.
+                (false, _) if block.iter().all(|&byte| byte == 0) => Ok(None),
+                (false, _) => Err(self.truncated()),
+            };
         }
         if block.iter().all(|&byte| byte == 0) {
+            self.has_end_mark = true;
             return Ok(None);
         }
         let header = Header::new(block);
@@ -294,13 +363,10 @@ impl<R: Read> Archive<R> {
             return Ok(());
         }
         let skipped = io::copy(&mut self.input.by_ref().take(skip), &mut io::sink())
-            .map_err(|error| Error::from_read("the archive", error))?;
+            .map_err(|error| self.blame(Error::from_read("the archive", error)))?;
         self.offset += skipped;
         if skipped < skip {
-            return Err(Error::Truncated {
-                what: "the archive",
-                offset: self.offset,
-            });
+            return Err(self.truncated());
         }
         Ok(())
     }
@@ -315,10 +381,7 @@ impl<R: Read> Archive<R> {
 
     fn input_exact(&mut self, buf: &mut [u8]) -> Result<()> {
         if self.input_up_to(buf)? < buf.len() {
-            return Err(Error::Truncated {
-                what: "the archive",
-                offset: self.offset,
-            });
+            return Err(self.truncated());
         }
         Ok(())
     }
@@ -330,7 +393,7 @@ impl<R: Read> Archive<R> {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::from_read("the archive", error)),
+                Err(error) => return Err(self.blame(Error::from_read("the archive", error))),
             }
         }
         self.offset += filled as u64;
@@ -344,13 +407,14 @@ impl<R: Read> Archive<R> {
         if want == 0 {
             return Ok(0);
         }
-        let count = self.input.read(&mut buf[..want])?;
-        if count == 0 {
-            return Err(Error::Truncated {
-                what: "the archive",
-                offset: self.offset,
+        let count = match self.input.read(&mut buf[..want]) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                return Err(self.blame(Error::from_read("the archive", error)).into());
             }
-            .into());
+            result => result?,
+        };
+        if count == 0 {
+            return Err(self.truncated().into());
         }
         self.stored_left -= count as u64;
         self.offset += count as u64;

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Pieces of one file. A file of 64 GiB with a hole in every MiB has this many.
-const PIECES_MAX: usize = 65_536;
+pub const PIECES_MAX: usize = 65_536;
 
 /// The map of one file and how far it has been read.
 #[derive(Debug, Clone)]
@@ -32,10 +32,10 @@ impl Sparse {
     pub fn new(mut pieces: Vec<(u64, u64)>, real_size: u64, offset: u64) -> Result<Self> {
         pieces.retain(|&(_, len)| len > 0);
         if pieces.len() > PIECES_MAX {
-            return Err(Error::TooLarge {
-                what: "pieces in a sparse file",
-                limit: PIECES_MAX as u64,
-            });
+            return Err(Error::too_large(
+                "pieces in a sparse file",
+                PIECES_MAX as u64,
+            ));
         }
         let mut end = 0;
         for &(at, len) in &pieces {
@@ -106,10 +106,10 @@ impl Sparse {
                     let count = usize::try_from(number)
                         .ok()
                         .filter(|&count| count <= PIECES_MAX);
-                    let count = count.ok_or(Error::TooLarge {
-                        what: "pieces in a sparse file",
-                        limit: PIECES_MAX as u64,
-                    })?;
+                    let count = count.ok_or(Error::too_large(
+                        "pieces in a sparse file",
+                        PIECES_MAX as u64,
+                    ))?;
                     expected = Some(count * 2);
                 }
             }
@@ -138,6 +138,22 @@ impl Sparse {
     /// Bytes of the file with its holes.
     pub fn real_size(&self) -> u64 {
         self.real_size
+    }
+
+    /// Offset and length of each piece that is stored.
+    pub fn pieces(&self) -> &[(u64, u64)] {
+        &self.pieces
+    }
+
+    /// Passes over the hole at the current position, or `max` bytes of it; gives 0 where data follow.
+    pub fn skip_hole(&mut self, max: u64) -> u64 {
+        let end = self
+            .pieces
+            .get(self.next)
+            .map_or(self.real_size, |&(at, _)| at);
+        let len = end.saturating_sub(self.position).min(max);
+        self.position += len;
+        len
     }
 
     /// What to give for the next `len` bytes or fewer.
@@ -183,10 +199,10 @@ fn read_pieces(table: &[u8], pieces: &mut Vec<(u64, u64)>, offset: u64) -> Resul
         };
         pieces.push((part(&slot[..12])?, part(&slot[12..])?));
         if pieces.len() > PIECES_MAX {
-            return Err(Error::TooLarge {
-                what: "pieces in a sparse file",
-                limit: PIECES_MAX as u64,
-            });
+            return Err(Error::too_large(
+                "pieces in a sparse file",
+                PIECES_MAX as u64,
+            ));
         }
     }
     Ok(())

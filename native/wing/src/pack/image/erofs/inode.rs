@@ -41,6 +41,8 @@ pub struct Shape {
     pub slot: u32,
     pub form: Form,
     pub xattr_len: usize,
+    /// Bytes of the map of a file that is stored in chunks.
+    pub map_len: usize,
     /// Bytes of data.
     pub size: u64,
     /// Blocks that we write for it: those of a directory or of a long symlink.
@@ -54,19 +56,21 @@ pub struct Shape {
 impl Shape {
     /// Bytes before the tail.
     pub fn head(&self) -> usize {
-        self.form.len() + self.xattr_len
+        self.form.len() + self.xattr_len + self.map_len
     }
 }
 
-/// Appends an inode; attributes and tail follow. `number` is what programs without 64-bit inode numbers see.
-pub fn encode(node: &Node, shape: &Shape, block: u32, number: u32, out: &mut Vec<u8>) {
+/// Appends an inode; attributes, map and tail follow. `start` is where its data are: the first block, or the format of
+/// its chunks. `number` is what programs without 64-bit inode numbers see.
+pub fn encode(node: &Node, shape: &Shape, start: u32, number: u32, out: &mut Vec<u8>) {
     const FLAT_PLAIN: u16 = 0;
     const FLAT_INLINE: u16 = 2;
+    const CHUNK_BASED: u16 = 4;
     let attributes = &node.attributes;
-    let layout = if shape.tail_len > 0 {
-        FLAT_INLINE
-    } else {
-        FLAT_PLAIN
+    let layout = match shape {
+        Shape { map_len: 1.., .. } => CHUNK_BASED,
+        Shape { tail_len: 1.., .. } => FLAT_INLINE,
+        _ => FLAT_PLAIN,
     };
     let version = match shape.form {
         Form::Compact => 0,
@@ -74,7 +78,7 @@ pub fn encode(node: &Node, shape: &Shape, block: u32, number: u32, out: &mut Vec
     };
     let union = match &node.body {
         Body::CharDevice(major, minor) | Body::BlockDevice(major, minor) => device(*major, *minor),
-        _ => block,
+        _ => start,
     };
     let mode = file_format(&node.body) | attributes.mode & 0o7777;
     out.extend((version | layout << 1).to_le_bytes());

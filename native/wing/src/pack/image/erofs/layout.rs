@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::pack::{
     error::{Error, Result},
-    image::tree::{Body, NodeId, ROOT, Tree},
+    image::tree::{Body, Contents, NodeId, Place, ROOT, Tree},
 };
 
 use super::{
@@ -26,6 +26,8 @@ pub struct Layout {
     pub blocks: u32,
     /// The time of most inodes, which then need not carry it.
     pub epoch: (i64, u32),
+    /// Whether a file is stored in chunks, which a kernel must know of.
+    pub has_chunks: bool,
 }
 
 impl Layout {
@@ -38,11 +40,13 @@ impl Layout {
             directories,
             blocks: 0,
             epoch,
+            has_chunks: false,
         };
         let mut room = Room::new();
         for &id in &layout.order {
             let mut shape = layout.shape(tree, id, data);
             shape.slot = room.take(shape.head(), shape.tail_len)?;
+            layout.has_chunks |= shape.map_len > 0;
             layout.shapes[id as usize] = Some(shape);
         }
         layout.blocks = room.blocks;
@@ -58,7 +62,11 @@ impl Layout {
         let xattr_len = xattr::len(tree.xattrs(node.attributes.xattrs));
         let (blocks, tail_len) = match &node.body {
             Body::Directory(_) => Listing::new(tree, id).size(),
-            Body::File(contents) => (0, contents.tail.map_or(0, |tail| data.tail(tail).len())),
+            Body::File(Contents {
+                place: Place::Row { tail, .. },
+                ..
+            }) => (0, tail.map_or(0, |tail| data.tail(tail).len())),
+            Body::File(_) => (0, 0),
             Body::Symlink(target) => (0, target.len()),
             Body::CharDevice(..) | Body::BlockDevice(..) | Body::Fifo => (0, 0),
         };
@@ -66,11 +74,19 @@ impl Layout {
             Body::File(contents) => contents.size,
             _ => u64::from(blocks) * BLOCK as u64 + tail_len as u64,
         };
+        let map_len = match &node.body {
+            Body::File(Contents {
+                place: Place::Chunks(map),
+                ..
+            }) => data.map(*map).len(),
+            _ => 0,
+        };
         let form = Form::smallest(node, size, self.epoch);
         let mut shape = Shape {
             slot: 0,
             form,
             xattr_len,
+            map_len,
             size,
             blocks,
             tail_len,
@@ -174,7 +190,7 @@ impl Room {
         let slots = (head + tail).div_ceil(SLOT);
         let whole = slots / SLOTS;
         if whole > 0 && slots > SLOTS {
-            // Only attributes make an inode longer than a block; it gets blocks in a row.
+            // Only attributes and maps make an inode longer than a block; it gets blocks in a row.
             let first = self.blocks;
             self.grow(u32::try_from(slots.div_ceil(SLOTS)).unwrap_or(u32::MAX))?;
             let left = slots.div_ceil(SLOTS) * SLOTS - slots;
@@ -208,10 +224,7 @@ fn address(block: u32, slot: usize) -> Result<u32> {
 }
 
 fn too_large() -> Error {
-    Error::TooLarge {
-        what: "bytes of inodes",
-        limit: (u64::from(u32::MAX) + 1) * SLOT as u64,
-    }
+    Error::too_large("bytes of inodes", (u64::from(u32::MAX) + 1) * SLOT as u64)
 }
 
 #[cfg(test)]

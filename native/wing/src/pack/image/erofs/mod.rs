@@ -1,5 +1,6 @@
 //! An EROFS image, uncompressed, written by us: no `mkfs` is needed on the host, and the bytes depend on nothing but
-//! the archive. The format is that of Linux's `fs/erofs/erofs_fs.h`, features of 5.10 only.
+//! the archive. The format is that of Linux's `fs/erofs/erofs_fs.h`, features of 5.10 only, unless a file has holes of a MiB
+//! or more: those ask for 5.15.
 //!
 //! ```text
 //! block 0          superblock at byte 1024
@@ -11,14 +12,17 @@
 //! Contents go straight to the output as they are read; metadata follows when all is known. So memory holds names,
 //! attributes and tails (these up to a bound, after which they get blocks of their own), never a file.
 
+mod chunks;
 pub mod data;
 mod dirent;
 mod inode;
 mod layout;
+mod tails;
 mod writer;
 mod xattr;
 
-pub use data::DataArea;
+pub use chunks::{Cut, FILE_MAX};
+pub use data::{DataArea, StoredContents};
 pub use inode::DEVICE_MAX;
 pub use writer::{Summary, finish};
 pub use xattr::is_storable as xattr_is_storable;

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::pack::{
     error::{Error, Result},
-    image::tree::{Body, NodeId, ROOT, Tree},
+    image::tree::{Body, Contents, NodeId, Place, ROOT, Tree},
 };
 
 use super::{
@@ -23,6 +23,8 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 const SUPER_OFFSET: usize = 1024;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM | EROFS_FEATURE_COMPAT_MTIME`.
 const FEATURE_COMPAT: u32 = 1 | 2;
+/// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`, where there is such a file.
+const CHUNKED_FILE: u32 = 4;
 
 /// A finished image.
 #[derive(Debug)]
@@ -150,17 +152,37 @@ fn append_inode(
     out: &mut Vec<u8>,
 ) {
     let node = tree.node(id);
-    let block = match &node.body {
-        Body::File(contents) => contents.block,
+    let map = match &node.body {
+        Body::File(Contents {
+            place: Place::Chunks(map),
+            ..
+        }) => Some(data.map(*map)),
+        _ => None,
+    };
+    let start = match (&node.body, map) {
+        (_, Some(map)) => map.format(),
+        (
+            Body::File(Contents {
+                place: Place::Row { block, .. },
+                ..
+            }),
+            None,
+        ) => *block,
         _ => start,
     };
-    inode::encode(node, &shape, block, number, out);
+    inode::encode(node, &shape, start, number, out);
     xattr::encode(tree.xattrs(node.attributes.xattrs), out);
+    if let Some(map) = map {
+        map.encode(out);
+    }
     if shape.tail_len == 0 {
         return;
     }
     match &node.body {
-        Body::File(contents) => out.extend(contents.tail.map_or(&[][..], |tail| data.tail(tail))),
+        Body::File(Contents {
+            place: Place::Row { tail, .. },
+            ..
+        }) => out.extend(tail.map_or(&[][..], |tail| data.tail(tail))),
         Body::Symlink(target) => out.extend(&**target),
         _ => {
             let mut block = 0;
@@ -207,6 +229,8 @@ fn superblock(layout: &Layout, blocks: u32, meta_block: u32, uuid: [u8; 16]) -> 
     put(36, &blocks.to_le_bytes());
     put(40, &meta_block.to_le_bytes());
     put(48, &uuid);
+    let incompat = if layout.has_chunks { CHUNKED_FILE } else { 0 };
+    put(80, &incompat.to_le_bytes());
     // The kernel's crc32c leaves out the last inversion.
     let checksum = !crc32c::crc32c(&block[SUPER_OFFSET..]);
     block[SUPER_OFFSET + 4..][..4].copy_from_slice(&checksum.to_le_bytes());
