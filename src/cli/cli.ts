@@ -37,10 +37,13 @@ export const splitName = (
 const unknownCommand = (words: readonly string[], after: readonly string[]): Fault => {
   const typed = words.join(' ')
   const verb = after.find((word) => !word.startsWith('-'))
-  const names = COMMANDS.filter((entry) => entry.hidden !== true).flatMap((entry) => entry.names)
+  const known = COMMANDS.filter((entry) => entry.hidden !== true)
+  const names = known.flatMap((entry) => entry.names)
+  const all = known.flatMap((entry) => [...entry.names, ...(entry.also ?? [])])
   if (nounOf(typed)) {
     const verbs = names.filter((name) => name.startsWith(`${typed} `)).map((name) => name.slice(typed.length + 1))
-    const near = verb === undefined ? undefined : suggest(verb, verbs)
+    const every = all.filter((name) => name.startsWith(`${typed} `)).map((name) => name.slice(typed.length + 1))
+    const near = verb === undefined ? undefined : suggest(verb, every)
     return usageInvalid({
       reason:
         verb === undefined
@@ -49,7 +52,7 @@ const unknownCommand = (words: readonly string[], after: readonly string[]): Fau
       hint: near === undefined ? `Verbs of ${typed}: ${verbs.join(', ')}` : `Did you mean "${typed} ${near}"?`,
     })
   }
-  const near = suggest(typed, names.filter((name) => !name.includes(' ')).concat(Object.keys(NOUNS)))
+  const near = suggest(typed, all.filter((name) => !name.includes(' ')).concat(Object.keys(NOUNS)))
   return usageInvalid({
     reason: `Cannot do "${typed}": there is no such command`,
     hint: near === undefined ? 'See "aerie help"' : `Did you mean "${near}"?`,
@@ -85,14 +88,14 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
       const { overview } = await import('./help.ts')
       if ((globals.values as Globals).help !== true && before.length > 0)
         throw usageInvalid({ reason: 'Cannot do nothing: there is no command', hint: 'See "aerie help"' })
-      await new Out('table', false, env).text(overview())
+      await new Out('table', false, env).help(overview())
       return 0
     }
     entry = findEntry(name)
     if (!entry) {
       if (nounOf(name) && [...before, ...after].some((word) => word === '--help' || word === '-h')) {
         const { groupHelp } = await import('./help.ts')
-        await new Out('table', false, env).text(groupHelp(name))
+        await new Out('table', false, env).help(groupHelp(name))
         return 0
       }
       throw unknownCommand(words, after)
@@ -107,7 +110,7 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
     const globals = parsed.values as Globals
     if (globals.help === true) {
       const { commandHelp } = await import('./help.ts')
-      await new Out('table', false, env).text(commandHelp(entry, command, flags))
+      await new Out('table', false, env).help(commandHelp(entry, command, flags))
       return 0
     }
     if (!command.command && parsed.rest !== undefined) parsed.args.push(...parsed.rest)

@@ -1,14 +1,34 @@
 import type { Command } from './command.ts'
+import type { Noun } from './nouns.ts'
 
 /** One line a command: its names (Docker's short form first, where there is one), what it is, and where it is. */
 export interface Entry {
   readonly names: readonly [string, ...string[]]
+  /** Other names, which work and are offered nowhere. */
+  readonly also?: readonly string[]
   readonly summary: string
   /** Loads the command's file: what is not asked for costs nothing. */
   readonly load: () => Promise<Command>
   /** The exit code is the guest's: every fault of ours is 125. Known before the command is loaded, should that fail. */
   readonly guestCode?: true
   readonly hidden?: boolean
+}
+
+/** The words for one verb: every noun that has the verb knows all of them, and the first is the one that is offered. */
+const SYNONYMS = {
+  list: ['ls', 'list'],
+  delete: ['rm', 'delete'],
+  inspect: ['inspect', 'show', 'get'],
+} as const
+
+/** The names of a verb of a noun, and of the short form of one of the vm's. */
+const named = (noun: Noun, verb: keyof typeof SYNONYMS): Pick<Entry, 'names' | 'also'> => {
+  const [first, ...others] = SYNONYMS[verb]
+  const [before, ...more] = noun === 'vm' ? [first, `${noun} ${first}`] : [`${noun} ${first}`]
+  return {
+    names: [before, ...more],
+    also: others.flatMap((word) => (noun === 'vm' && word !== 'get' ? [word, `${noun} ${word}`] : [`${noun} ${word}`])),
+  }
 }
 
 export const COMMANDS: readonly Entry[] = [
@@ -42,7 +62,7 @@ export const COMMANDS: readonly Entry[] = [
   },
   { names: ['ps'], summary: 'List running vms', load: () => import('./commands/vm/list.ts').then((file) => file.ps) },
   {
-    names: ['ls', 'vm list'],
+    ...named('vm', 'list'),
     summary: 'List all vms',
     load: () => import('./commands/vm/list.ts').then((file) => file.list),
   },
@@ -92,12 +112,12 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/vm/fork.ts').then((file) => file.fork),
   },
   {
-    names: ['rm', 'vm delete'],
+    ...named('vm', 'delete'),
     summary: 'Delete vms',
     load: () => import('./commands/vm/delete.ts').then((file) => file.remove),
   },
   {
-    names: ['inspect', 'vm get'],
+    ...named('vm', 'inspect'),
     summary: 'Show everything about vms',
     load: () => import('./commands/vm/inspect.ts').then((file) => file.inspect),
   },
@@ -132,7 +152,7 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/vm/stat.ts').then((file) => file.stat),
   },
   {
-    names: ['vm ls'],
+    names: ['vm files'],
     summary: 'List a folder of a vm',
     load: () => import('./commands/vm/files.ts').then((file) => file.files),
   },
@@ -143,16 +163,17 @@ export const COMMANDS: readonly Entry[] = [
   },
   {
     names: ['image ls', 'images'],
+    also: ['image list'],
     summary: 'List images',
     load: () => import('./commands/image/images.ts').then((file) => file.list),
   },
   {
-    names: ['image inspect'],
+    ...named('image', 'inspect'),
     summary: 'Show everything about images',
     load: () => import('./commands/image/images.ts').then((file) => file.inspect),
   },
   {
-    names: ['image rm'],
+    ...named('image', 'delete'),
     summary: 'Delete images',
     load: () => import('./commands/image/images.ts').then((file) => file.remove),
   },
@@ -162,12 +183,17 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/kernel/import-kernel.ts').then((file) => file.importKernel),
   },
   {
-    names: ['kernel ls'],
+    ...named('kernel', 'list'),
     summary: 'List guest kernels',
     load: () => import('./commands/kernel/kernels.ts').then((file) => file.list),
   },
   {
-    names: ['kernel rm'],
+    ...named('kernel', 'inspect'),
+    summary: 'Show everything about guest kernels',
+    load: () => import('./commands/kernel/kernels.ts').then((file) => file.inspect),
+  },
+  {
+    ...named('kernel', 'delete'),
     summary: 'Delete guest kernels',
     load: () => import('./commands/kernel/kernels.ts').then((file) => file.remove),
   },
@@ -192,12 +218,17 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/token/tokens.ts').then((file) => file.create),
   },
   {
-    names: ['token ls'],
+    ...named('token', 'list'),
     summary: 'List tokens',
     load: () => import('./commands/token/tokens.ts').then((file) => file.list),
   },
   {
-    names: ['token rm'],
+    ...named('token', 'inspect'),
+    summary: 'Show everything about tokens but their secrets',
+    load: () => import('./commands/token/tokens.ts').then((file) => file.inspect),
+  },
+  {
+    ...named('token', 'delete'),
     summary: 'Revoke tokens',
     load: () => import('./commands/token/tokens.ts').then((file) => file.remove),
   },
@@ -239,4 +270,5 @@ export const COMMANDS: readonly Entry[] = [
   },
 ]
 
-export const findEntry = (name: string): Entry | undefined => COMMANDS.find((entry) => entry.names.includes(name))
+export const findEntry = (name: string): Entry | undefined =>
+  COMMANDS.find((entry) => entry.names.includes(name) || entry.also?.includes(name))

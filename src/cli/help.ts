@@ -1,7 +1,7 @@
 import { COMMANDS, type Entry } from './commands.ts'
 import { NOUNS, nounOf } from './nouns.ts'
 import { flagsOf, GLOBAL_FLAGS, type Command, type Programs } from './command.ts'
-import { flagLines, type Flags } from './flags.ts'
+import { flagLines, kebab, type Flags } from './flags.ts'
 
 const shown = COMMANDS.filter((entry) => entry.hidden !== true)
 const line = (name: string, summary: string): string => `  ${name.padEnd(18)}${summary}`
@@ -40,35 +40,17 @@ export const groupHelp = (noun: string): string =>
   `${nounOf(noun)?.summary ?? noun}\n\n${shown.flatMap((entry) => entry.names.filter((name) => name.startsWith(`${noun} `)).map((name) => line(name, entry.summary))).join('\n')}\n`
 
 export const commandHelp = (entry: Entry, command: Command, its: Flags): string => {
+  const others = [...entry.names.slice(1), ...(entry.also ?? [])].map((name) => `aerie ${name}`)
   const flags = flagLines(its)
-  return `${`${entry.summary}
-
-Usage: aerie ${entry.names[0]} ${command.usage}`.trimEnd()}
-${
-  entry.names.length > 1
-    ? `Also:  ${entry.names
-        .slice(1)
-        .map((name) => `aerie ${name}`)
-        .join(', ')}\n`
-    : ''
-}${
-  command.detail === undefined
-    ? ''
-    : `
-${command.detail}
-`
-}${
-  flags.length === 0
-    ? ''
-    : `
-Flags:
-${flags.join('\n')}
-`
-}
-Flags of every command: ${Object.keys(GLOBAL_FLAGS)
-    .map((key) => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`)
-    .join(', ')}
-`
+  const everywhere = Object.keys(GLOBAL_FLAGS).map((key) => `--${kebab(key)}`)
+  const parts = [
+    `${entry.summary}\n\nUsage: aerie ${entry.names[0]} ${command.usage}`.trimEnd(),
+    ...(others.length === 0 ? [] : [`Also:  ${others.join(', ')}`]),
+    ...(command.detail === undefined ? [] : [`\n${command.detail}`]),
+    ...(flags.length === 0 ? [] : [`\nFlags:\n${flags.join('\n')}`]),
+    `\nFlags of every command: ${everywhere.join(', ')}`,
+  ]
+  return `${parts.join('\n')}\n`
 }
 
 /** Every command and flag of the whole program, for people who search and for programs that read. */

@@ -1,6 +1,7 @@
 import { writeSync } from 'node:fs'
 import { isTerminal, terminalSize, writeAll, writeNow } from './stdio.ts'
 import { plain, plainJson } from '../lib/plain.ts'
+import { wrap } from './wrap.ts'
 import { renderTable, wantsColour, type Look, type Table } from './table.ts'
 
 export const FORMATS = ['table', 'json', 'yaml', 'name'] as const
@@ -55,6 +56,11 @@ export class Out {
 
   async text(text: string): Promise<void> {
     await writeAll(1, Buffer.from(text))
+  }
+
+  /** Text for people: as wide as their terminal. */
+  async help(text: string): Promise<void> {
+    await this.text(wrap(text, this.look.width))
   }
 
   async show(value: unknown, views: Views): Promise<void> {

@@ -49,13 +49,22 @@ export const kernelOperations = {
     faults: [],
     scope: 'read',
   }),
+  'kernel.get': operation({
+    method: 'GET',
+    path: '/api/v1/kernels/:name',
+    detail: { tags, summary: 'Show one kernel' },
+    params: KernelRef,
+    response: { 200: Kernel },
+    faults: ['kernel_not_found', 'kernel_ambiguous'],
+    scope: 'read',
+  }),
   'kernel.delete': operation({
     method: 'DELETE',
     path: '/api/v1/kernels/:name',
     detail: { tags, summary: 'Delete a kernel that no vm uses' },
     params: KernelRef,
     response: { 204: Nothing },
-    faults: ['kernel_not_found', 'kernel_in_use'],
+    faults: ['kernel_not_found', 'kernel_ambiguous', 'kernel_in_use'],
     scope: 'admin',
   }),
 } as const

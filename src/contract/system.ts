@@ -199,6 +199,15 @@ export const systemOperations = {
     faults: [],
     scope: 'admin',
   }),
+  'token.get': operation({
+    method: 'GET',
+    path: '/api/v1/tokens/:name',
+    detail: { tags, summary: 'Show one token, without its secret' },
+    params: Type.Object({ name: Type.String({ maxLength: 63 }) }),
+    response: { 200: Token },
+    faults: ['token_not_found'],
+    scope: 'admin',
+  }),
   'token.delete': operation({
     method: 'DELETE',
     path: '/api/v1/tokens/:name',

@@ -149,7 +149,9 @@ export const vmOperations = {
     faults: [
       'vm_exists',
       'image_not_found',
+      'image_ambiguous',
       'kernel_not_found',
+      'kernel_ambiguous',
       'capacity_exhausted',
       'hypervisor_unavailable',
       'vm_start_failed',

@@ -6,5 +6,6 @@ export const kernelHandlers = ({ kernels }: Host) =>
   ({
     'kernel.import': ({ query, request, signal }) => kernels.import(query, bodyOf(request), signal),
     'kernel.list': () => kernels.list(),
+    'kernel.get': ({ params }) => kernels.get(params.name),
     'kernel.delete': ({ params }) => kernels.delete(params.name),
   }) satisfies Partial<Handlers>

@@ -26,6 +26,7 @@ export const systemHandlers = (host: Host, tokens: Tokens) => {
     'events.vms': (asked) => events('vms', asked),
     'token.create': ({ body }) => tokens.create(body),
     'token.list': () => tokens.list(),
+    'token.get': ({ params }) => tokens.get(params.name),
     'token.delete': ({ params }) => tokens.delete(params.name),
   } satisfies Partial<Handlers>
 }

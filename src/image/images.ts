@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { closeSync, fsyncSync, openSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { asc, eq, like, sql } from 'drizzle-orm'
+import { asc, eq, like, sql, type SQL } from 'drizzle-orm'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
@@ -9,6 +9,7 @@ import { requestInvalid } from '../lib/errors.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
+import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { archiveFault, copySynced, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
 import type { EventLog } from '../store/events.ts'
@@ -18,15 +19,16 @@ import { immediate, prepared, type Store } from '../store/store.ts'
 export const imageNotFound = fault(
   'image_not_found',
   'not_found',
-  { image: Type.String() },
+  { image: Type.String(), meant: Type.Optional(Type.Array(Type.String())) },
   (d) => `Cannot find image "${d.image}"`,
-  '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one',
+  (d) => didYouMean(d.meant ?? [], '`aerie image ls` lists the images; `aerie image import NAME FILE.tar` makes one'),
 )
 export const imageAmbiguous = fault(
   'image_ambiguous',
   'conflict',
   { image: Type.String(), matches: Type.Array(Type.String()) },
   (d) => `Cannot tell which image "${d.image}" is: it fits ${d.matches.join(', ')}`,
+  'Give more of the digest, or a name',
 )
 export const imageInUse = fault(
   'image_in_use',
@@ -37,6 +39,11 @@ export const imageInUse = fault(
 )
 
 type ImageRow = typeof images.$inferSelect
+/** An image, and the name that led to it; null where a digest did. */
+interface Found {
+  readonly row: ImageRow
+  readonly name: string | null
+}
 const selectByName = prepared((store) =>
   store
     .select()
@@ -215,35 +222,67 @@ export class Images {
       .map((row) => view(row.images, row.image_names?.name ?? null))
   }
 
+  /** @throws `image_not_found`, `image_ambiguous` */
   get(ref: string): Image {
-    const row = this.resolve(ref)
-    const named = this.#store
-      .select()
-      .from(imageNames)
-      .where(eq(imageNames.digest, row.digest))
-      .all()
-      .map((r) => r.name)
-    return view(row, named.includes(ref) ? ref : (named[0] ?? null))
+    const { row, name } = this.find(ref, 'read')
+    return view(row, name ?? this.#namesOf(row.digest)[0] ?? null)
   }
 
-  /** @throws `image_not_found`, `image_ambiguous` */
+  /** The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`, `image_ambiguous` */
   resolve(ref: string, tx = this.#store): ImageRow {
-    const bare = ref.endsWith(':latest') ? ref.slice(0, -':latest'.length) : ref
-    for (const name of [ref, bare]) {
-      const named = selectByName(tx).get({ name })
-      if (named) return named.images
+    return this.find(ref, 'read', tx).row
+  }
+
+  /** The same with the name by which it was found; null where that was a digest. @throws `image_not_found`, `image_ambiguous` */
+  find(ref: string, use: Use, tx = this.#store): Found {
+    const named = (name: string): Found[] => {
+      const found = selectByName(tx).get({ name })
+      return found ? [{ row: found.images, name }] : []
     }
-    const hex = ref.startsWith('sha256:') ? ref.slice(7) : ref
-    if (!/^[0-9a-f]{6,64}$/.test(hex)) throw imageNotFound({ image: ref })
-    const found = tx
+    const hex = ref.startsWith('sha256:') ? ref.slice('sha256:'.length) : ref
+    const digests = (where: SQL): Found[] =>
+      tx
+        .select()
+        .from(images)
+        .where(where)
+        .limit(MATCHES_MAX)
+        .all()
+        .map((row) => ({ row, name: null }))
+    return lookUp(
+      ref,
+      {
+        exact: [
+          () => (/^[0-9a-f]{64}$/.test(hex) ? digests(eq(images.digest, `sha256:${hex}`)) : []),
+          named,
+          () => (ref.endsWith(':latest') ? named(ref.slice(0, -':latest'.length)) : []),
+        ],
+        beginning: () =>
+          new RegExp(`^[0-9a-f]{${ID_BEGINNING_MIN},64}$`).test(hex)
+            ? digests(like(images.digest, `sha256:${hex}%`))
+            : [],
+        like: () =>
+          tx
+            .select()
+            .from(imageNames)
+            .where(sql`substr(${imageNames.name}, 1, ${ref.length}) = ${ref}`)
+            .limit(MATCHES_MAX)
+            .all()
+            .map((row) => row.name),
+        nameOf: (found) => found.name ?? found.row.digest,
+        notFound: (image, meant) => imageNotFound({ image, meant: [...meant] }),
+        ambiguous: (image, matches) => imageAmbiguous({ image, matches: matches.map((digest) => digest.slice(0, 19)) }),
+      },
+      use,
+    )
+  }
+
+  #namesOf(digest: string, tx = this.#store): string[] {
+    return tx
       .select()
-      .from(images)
-      .where(like(images.digest, `sha256:${hex}%`))
-      .limit(3)
+      .from(imageNames)
+      .where(eq(imageNames.digest, digest))
       .all()
-    if (found.length > 1) throw imageAmbiguous({ image: ref, matches: found.map((row) => row.digest.slice(0, 19)) })
-    if (!found[0]) throw imageNotFound({ image: ref })
-    return found[0]
+      .map((row) => row.name)
   }
 
   /** A row by the digest that a vm keeps. */
@@ -253,27 +292,26 @@ export class Images {
     return row
   }
 
-  /** @throws `image_not_found`, `image_ambiguous`, `image_in_use` */
+  /**
+   * Deletes one name, and the image with its last one; a digest, written whole, deletes the image with all its names.
+   *
+   * @throws `image_not_found`, `image_ambiguous`, `image_in_use`
+   */
   delete(ref: string): void {
     immediate(this.#store, (tx) => {
-      const row = this.resolve(ref, tx)
-      const names = tx
-        .select()
-        .from(imageNames)
-        .where(eq(imageNames.digest, row.digest))
-        .all()
-        .map((r) => r.name)
-      const users = tx
-        .select({ name: vms.name })
-        .from(vms)
-        .where(eq(vms.imageDigest, row.digest))
-        .all()
-        .map((r) => r.name)
-      const last = names.length <= 1 || !names.includes(ref)
-      if (last && users.length > 0) throw imageInUse({ image: ref, vms: users })
-      if (last) tx.delete(images).where(eq(images.digest, row.digest)).run()
-      else tx.delete(imageNames).where(eq(imageNames.name, ref)).run()
-      this.#events.append(tx, { type: 'IMAGE_DELETED', name: ref, message: row.digest })
+      const { row, name } = this.find(ref, 'change', tx)
+      const last = name === null || this.#namesOf(row.digest, tx).length <= 1
+      if (last) {
+        const users = tx
+          .select({ name: vms.name })
+          .from(vms)
+          .where(eq(vms.imageDigest, row.digest))
+          .all()
+          .map((r) => r.name)
+        if (users.length > 0) throw imageInUse({ image: ref, vms: users })
+        tx.delete(images).where(eq(images.digest, row.digest)).run()
+      } else tx.delete(imageNames).where(eq(imageNames.name, name)).run()
+      this.#events.append(tx, { type: 'IMAGE_DELETED', name: name ?? ref, message: row.digest })
     })
     this.sweep()
   }

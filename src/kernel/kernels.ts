@@ -11,7 +11,7 @@ import {
   statSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { and, asc, desc, eq, like, ne, or, sql } from 'drizzle-orm'
+import { and, asc, desc, eq, like, ne, sql, type SQL } from 'drizzle-orm'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { Kernel } from '../contract/kernel.ts'
@@ -19,6 +19,7 @@ import { archiveFault, copySynced, sha256File } from '../image/archive.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
+import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { embedded } from '../linux/embedded.ts'
 import { wing } from '../linux/wing.ts'
 import type { EventLog } from '../store/events.ts'
@@ -28,9 +29,20 @@ import { immediate, prepared, type Store } from '../store/store.ts'
 export const kernelNotFound = fault(
   'kernel_not_found',
   'not_found',
-  { kernel: Type.String() },
+  { kernel: Type.String(), meant: Type.Optional(Type.Array(Type.String())) },
   (d) => (d.kernel === '' ? 'Cannot find a guest kernel: this host has none' : `Cannot find kernel "${d.kernel}"`),
-  '`aerie kernel import FILE.deb` takes one, e.g. of `apt-get download linux-image-cloud-amd64`',
+  (d) =>
+    didYouMean(
+      d.meant ?? [],
+      '`aerie kernel import FILE.deb` takes one, e.g. of `apt-get download linux-image-cloud-amd64`',
+    ),
+)
+export const kernelAmbiguous = fault(
+  'kernel_ambiguous',
+  'conflict',
+  { kernel: Type.String(), matches: Type.Array(Type.String()) },
+  (d) => `Cannot tell which kernel "${d.kernel}" is: it fits ${d.matches.join(', ')}`,
+  'Give more of the digest, or a name',
 )
 export const kernelInUse = fault(
   'kernel_in_use',
@@ -221,26 +233,43 @@ export class Kernels {
     return this.#store.select().from(kernels).orderBy(desc(kernels.isDefault), asc(kernels.name)).all().map(view)
   }
 
-  /** By name, version or digest; the default where nothing is named. @throws `kernel_not_found` */
-  resolve(ref: string | undefined): KernelRow {
-    const row =
-      ref === undefined
-        ? selectDefault(this.#store).get()
-        : this.#store
-            .select()
-            .from(kernels)
-            .where(
-              or(
-                eq(kernels.name, ref),
-                eq(kernels.version, ref),
-                eq(kernels.digest, ref),
-                /^[0-9a-f]{6,64}$/.test(ref) ? like(kernels.digest, `sha256:${ref}%`) : undefined,
-              ),
-            )
-            .limit(1)
-            .get()
-    if (!row) throw kernelNotFound({ kernel: ref ?? '' })
-    return row
+  /**
+   * The kernel that a person means, by digest, name, version or the beginning of a digest; the default where nothing is named.
+   *
+   * @throws `kernel_not_found`, `kernel_ambiguous`
+   */
+  resolve(ref: string | undefined, use: Use = 'read', tx = this.#store): KernelRow {
+    if (ref === undefined) {
+      const row = selectDefault(tx).get()
+      if (!row) throw kernelNotFound({ kernel: '' })
+      return row
+    }
+    const select = (where: SQL) => tx.select().from(kernels).where(where).limit(MATCHES_MAX).all()
+    const hex = ref.startsWith('sha256:') ? ref.slice('sha256:'.length) : ref
+    return lookUp(
+      ref,
+      {
+        exact: [
+          () => select(eq(kernels.digest, `sha256:${hex}`)),
+          () => select(eq(kernels.name, ref)),
+          () => select(eq(kernels.version, ref)),
+        ],
+        beginning: () =>
+          new RegExp(`^[0-9a-f]{${ID_BEGINNING_MIN},64}$`).test(hex)
+            ? select(like(kernels.digest, `sha256:${hex}%`))
+            : [],
+        like: () => select(sql`substr(${kernels.name}, 1, ${ref.length}) = ${ref}`).map((row) => row.name),
+        nameOf: (row) => row.name,
+        notFound: (kernel, meant) => kernelNotFound({ kernel, meant: [...meant] }),
+        ambiguous: (kernel, matches) => kernelAmbiguous({ kernel, matches: [...matches] }),
+      },
+      use,
+    )
+  }
+
+  /** @throws `kernel_not_found`, `kernel_ambiguous` */
+  get(ref: string): Kernel {
+    return view(this.resolve(ref))
   }
 
   byDigest(digest: string): KernelRow {
@@ -249,10 +278,10 @@ export class Kernels {
     return row
   }
 
-  /** @throws `kernel_not_found`, `kernel_in_use` */
+  /** @throws `kernel_not_found`, `kernel_ambiguous`, `kernel_in_use` */
   delete(ref: string): void {
     immediate(this.#store, (tx) => {
-      const row = this.resolve(ref)
+      const row = this.resolve(ref, 'change', tx)
       const users = tx
         .select({ name: vms.name })
         .from(vms)

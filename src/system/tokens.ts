@@ -1,11 +1,12 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
-import { asc, eq } from 'drizzle-orm'
+import { asc, eq, sql, type SQL } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
 import type { Scope } from '../contract/operation.ts'
 import type { Token, TokenCreate } from '../contract/system.ts'
 import { fault } from '../lib/fault.ts'
+import { didYouMean, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { tokens } from '../store/schema.ts'
-import { isDuplicate, type Store } from '../store/store.ts'
+import { immediate, isDuplicate, type Store } from '../store/store.ts'
 
 export const tokenExists = fault(
   'token_exists',
@@ -16,8 +17,9 @@ export const tokenExists = fault(
 export const tokenNotFound = fault(
   'token_not_found',
   'not_found',
-  { name: Type.String() },
+  { name: Type.String(), meant: Type.Optional(Type.Array(Type.String())) },
   (d) => `Cannot find token "${d.name}"`,
+  (d) => didYouMean(d.meant ?? [], '`aerie token ls` lists the tokens'),
 )
 
 const PREFIX = 'aerie_'
@@ -74,8 +76,33 @@ export class Tokens {
   }
 
   /** @throws `token_not_found` */
+  get(name: string): Token {
+    return view(this.#find(name, 'read'))
+  }
+
+  /** @throws `token_not_found` */
   delete(name: string): void {
-    if (!this.#store.delete(tokens).where(eq(tokens.name, name)).returning().get()) throw tokenNotFound({ name })
+    immediate(this.#store, (tx) => {
+      tx.delete(tokens)
+        .where(eq(tokens.hash, this.#find(name, 'change', tx).hash))
+        .run()
+    })
+  }
+
+  #find(name: string, use: Use, tx = this.#store) {
+    const select = (where: SQL) => tx.select().from(tokens).where(where).limit(MATCHES_MAX).all()
+    const notFound = (ref: string, meant: readonly string[]) => tokenNotFound({ name: ref, meant: [...meant] })
+    return lookUp(
+      name,
+      {
+        exact: [() => select(eq(tokens.name, name))],
+        like: () => select(sql`substr(${tokens.name}, 1, ${name.length}) = ${name}`).map((one) => one.name),
+        nameOf: (one) => one.name,
+        notFound,
+        ambiguous: notFound, // a name is one of a kind
+      },
+      use,
+    )
   }
 
   /** What a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever differs. */

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { candidates, FILES } from '../../src/cli/candidates.ts'
-import { COMMANDS } from '../../src/cli/commands.ts'
+import { COMMANDS, findEntry } from '../../src/cli/commands.ts'
 import type { Programs } from '../../src/cli/command.ts'
 import type { ArgumentNoun } from '../../src/cli/nouns.ts'
 import { FakeDaemon } from '../client/daemon.ts'
@@ -72,7 +72,7 @@ test('a daemon that does not answer holds no shell up', async () => {
 })
 
 test('every command has help that names its flags, and its words are one of a kind', async () => {
-  const all = COMMANDS.flatMap((entry) => entry.names)
+  const all = COMMANDS.flatMap((entry) => [...entry.names, ...(entry.also ?? [])])
   expect(new Set(all).size).toBe(all.length)
   for (const entry of COMMANDS) {
     const command = await entry.load()
@@ -82,4 +82,29 @@ test('every command has help that names its flags, and its words are one of a ki
     const shorts = Object.values(command.flags).flatMap((flag) => flag.short ?? [])
     expect(new Set(shorts).size).toBe(shorts.length)
   }
+})
+
+test('every noun knows every word for list, delete and inspect', async () => {
+  for (const noun of ['vm', 'image', 'kernel', 'token']) {
+    for (const [first, ...others] of [
+      ['list', 'ls'],
+      ['delete', 'rm'],
+      ['inspect', 'show', 'get'],
+    ] as const) {
+      const entry = findEntry(`${noun} ${first}`)
+      expect(entry?.load).toBeDefined()
+      for (const other of others) expect(findEntry(`${noun} ${other}`)).toBe(entry)
+    }
+  }
+  expect(findEntry('list')).toBe(findEntry('ls'))
+  expect(findEntry('delete')).toBe(findEntry('rm'))
+  expect(findEntry('show')).toBe(findEntry('inspect'))
+})
+
+test.each(['vm ls', 'vm list', 'ls', 'list'])('%s lists vms, and with a name what is in one', async (name) => {
+  await using daemon = new FakeDaemon()
+  daemon.add({ name: 'web' })
+
+  expect((await aerie([...name.split(' '), '-q'], daemon)).out).toBe('web\n')
+  expect((await aerie([...name.split(' '), 'web', '/', '-o', 'json'], daemon)).out).toBe('[]\n')
 })

@@ -1,5 +1,5 @@
 import { sayBytes } from '../../../lib/bytes.ts'
-import { listing, onEach } from '../../shapes.ts'
+import { inspecting, listing, onEach } from '../../shapes.ts'
 import { sayAgo } from '../../table.ts'
 
 export const list = listing({
@@ -26,6 +26,11 @@ export const list = listing({
       sayAgo(one.created_at),
     ]),
   }),
+  nameOf: (kernel) => kernel.name,
+})
+
+export const inspect = inspecting('kernel', {
+  get: (client, name) => client.call('kernel.get', { params: { name } }),
   nameOf: (kernel) => kernel.name,
 })
 

@@ -11,12 +11,12 @@ export const help = command({
   async run(context, { flags, args }) {
     const name = args.join(' ')
     const entry = findEntry(name)
-    if (flags.all) await context.out.text(await everything(context.programs))
+    if (flags.all) await context.out.help(await everything(context.programs))
     else if (entry) {
       const it = await entry.load()
-      await context.out.text(commandHelp(entry, it, await flagsOf(it, context.programs)))
-    } else if (nounOf(name)) await context.out.text(groupHelp(name))
-    else if (name === '') await context.out.text(overview())
+      await context.out.help(commandHelp(entry, it, await flagsOf(it, context.programs)))
+    } else if (nounOf(name)) await context.out.help(groupHelp(name))
+    else if (name === '') await context.out.help(overview())
     else
       throw usageInvalid({
         reason: `Cannot help with "${name}": there is no such command`,

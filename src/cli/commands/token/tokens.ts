@@ -1,7 +1,7 @@
 import { TokenScope } from '../../../contract/system.ts'
 import { command } from '../../command.ts'
 import { bySchema, duration } from '../../flags.ts'
-import { listing, onEach } from '../../shapes.ts'
+import { inspecting, listing, onEach } from '../../shapes.ts'
 import { sayAgo } from '../../table.ts'
 
 export const create = command({
@@ -45,6 +45,11 @@ export const list = listing({
       one.expires_at ?? 'never',
     ]),
   }),
+  nameOf: (token) => token.name,
+})
+
+export const inspect = inspecting('token', {
+  get: (client, name) => client.call('token.get', { params: { name } }),
   nameOf: (token) => token.name,
 })
 

@@ -1,18 +1,31 @@
 import type { Vm } from '../../../contract/vm.ts'
 import { HOLDS_MACHINE } from '../../../contract/vm-state.ts'
-import { yes } from '../../flags.ts'
+import type { Command } from '../../command.ts'
+import { yes, type Values } from '../../flags.ts'
 import { listing } from '../../shapes.ts'
+import { showFiles } from './files.ts'
 import { LIST_FLAGS, listQuery } from './list-flags.ts'
 import { vmTable } from './vm-table.ts'
 
 const nameOf = (vm: Vm): string => vm.name
 
-export const list = listing({
+const allVms = listing({
   flags: LIST_FLAGS,
   list: (client, flags) => client.call('vm.list', { query: listQuery(flags) }),
   table: vmTable,
   nameOf,
 })
+
+export const list: Command = {
+  ...allVms,
+  usage: '[FLAGS] [NAME [PATH]]',
+  detail: 'With the name of a vm it lists a folder in there, as "aerie vm files" does.',
+  args: { min: 0, max: 2, nouns: ['vm', 'none'] },
+  run: (context, input) =>
+    input.args.length === 0
+      ? allVms.run(context, input)
+      : showFiles(context, input.args, (input.flags as Values<typeof LIST_FLAGS>).limit),
+}
 
 export const ps = listing({
   flags: { all: yes('Also vms that do not run', { short: 'a' }), ...LIST_FLAGS },
