@@ -202,8 +202,6 @@ const UNFINISHED: Readonly<Record<string, readonly string[]>> = {
     'talon::machine talon::machine::devices talon::machine::entry',
     'talon::jail talon::jail::landlock talon::jail::root',
   ],
-  // By "wing".
-  wing: ['wing::pack::codec::tar wing::pack::codec::tar::header wing::pack::codec::tar::sparse'],
 }
 
 const roots = [...new Bun.Glob('*/src/{main,lib}.rs').scanSync({ cwd: NATIVE })].toSorted()

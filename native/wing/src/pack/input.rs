@@ -90,3 +90,25 @@ pub fn read_all(input: impl Read, max: u64, what: &'static str) -> Result<Vec<u8
         .map_err(|error| Error::from_read(what, error))?;
     Ok(bytes)
 }
+
+/// Fills `buf` with the next contents of a file of the archive.
+///
+/// # Errors
+/// `archive_truncated` if they end before, else those of reading.
+pub fn read_contents(input: &mut impl Read, buf: &mut [u8]) -> Result<()> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match input.read(&mut buf[filled..]) {
+            Ok(0) => {
+                return Err(Error::Truncated {
+                    what: "a file's contents",
+                    offset: 0,
+                });
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::from_read("the archive", error)),
+        }
+    }
+    Ok(())
+}

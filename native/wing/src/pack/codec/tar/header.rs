@@ -2,7 +2,7 @@
 
 use crate::pack::error::{Error, Result};
 
-use super::BLOCK;
+use super::block::BLOCK;
 
 /// A header block, its fields read on demand.
 pub struct Header {

@@ -3,6 +3,7 @@
 //! over them ([`Contents`]).
 //! Sources: POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format", `SCHILY.xattr` of star(4).
 
+mod block;
 mod header;
 mod pax;
 mod sparse;
@@ -10,14 +11,13 @@ pub mod write;
 
 use std::io::{self, Read};
 
+use block::BLOCK;
 use header::Header;
 use pax::Pax;
 use sparse::Sparse;
 
 use crate::pack::error::{Error, Result};
 
-/// Size of a tar block, bytes.
-pub const BLOCK: usize = 512;
 /// Bound of a PAX header or a GNU long name, bytes; the kernel's own bound of one attribute is 64 KiB.
 const EXTENSION_MAX: u64 = 1 << 20;
 

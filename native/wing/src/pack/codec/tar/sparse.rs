@@ -3,7 +3,7 @@
 use crate::pack::error::{Error, Result};
 
 use super::{
-    BLOCK,
+    block::BLOCK,
     header::{Header, parse_number},
     pax::decimal,
 };

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use crate::pack::error::{Error, Result};
 
-use super::BLOCK;
+use super::block::BLOCK;
 
 /// Appends a file of owner 0:0, mode 0644 and time 0. `name` is at most 100 bytes and `data` below 8 GiB.
 ///

@@ -17,6 +17,7 @@ use crate::pack::{
     codec::tar,
     error::{Error, Result},
     image::tree::{Contents, Place},
+    input::read_contents,
 };
 
 /// Bytes that are written at once.
@@ -116,7 +117,7 @@ impl DataArea {
             }
             let start = self.pending.len();
             self.pending.resize(start + len, 0);
-            let read = read_exact(input, &mut self.pending[start..]);
+            let read = read_contents(input, &mut self.pending[start..]);
             if read.is_err() {
                 self.pending.truncate(start);
             }
@@ -163,7 +164,7 @@ impl DataArea {
         }
         let start = self.pending.len();
         self.pending.resize(start + len, 0);
-        let read = read_exact(input, &mut self.pending[start..]);
+        let read = read_contents(input, &mut self.pending[start..]);
         self.fill_block();
         read
     }
@@ -221,7 +222,7 @@ impl DataArea {
         }
         let start = self.pending.len();
         self.pending.resize(start + len, 0);
-        read_exact(input, &mut self.pending[start..])
+        read_contents(input, &mut self.pending[start..])
     }
 
     fn fill_block(&mut self) {
@@ -422,25 +423,6 @@ fn pass_hole(input: &mut impl tar::Contents, len: u64) -> Result<()> {
                 });
             }
             passed => left -= passed,
-        }
-    }
-    Ok(())
-}
-
-/// Fills `buf`, or gives the error that the archive ended.
-pub fn read_exact(input: &mut impl Read, buf: &mut [u8]) -> Result<()> {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match input.read(&mut buf[filled..]) {
-            Ok(0) => {
-                return Err(Error::Truncated {
-                    what: "a file's contents",
-                    offset: 0,
-                });
-            }
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::from_read("the archive", error)),
         }
     }
     Ok(())

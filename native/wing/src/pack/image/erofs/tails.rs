@@ -2,8 +2,10 @@
 
 use std::io::Read;
 
-use super::data::read_exact;
-use crate::pack::error::{Error, Result};
+use crate::pack::{
+    error::{Error, Result},
+    input::read_contents,
+};
 
 /// Tails kept in RAM, bytes; a Debian tree of 100,000 files has 150 MiB of them.
 const TAILS_MAX: usize = 256 << 20;
@@ -37,7 +39,7 @@ impl Tails {
         let piece = &mut self.pieces[number];
         let start = piece.len();
         piece.resize(start + len, 0);
-        read_exact(input, &mut piece[start..])?;
+        read_contents(input, &mut piece[start..])?;
         let too_many = |_| Error::too_large("tails", u64::from(u32::MAX));
         let at = u32::try_from(number * PIECE + start).map_err(too_many)?;
         self.index.push((at, u16::try_from(len).unwrap_or(0)));
