@@ -7,7 +7,10 @@ const of = VmCreate.properties
 
 /** What a new vm can be told, from the contract: bounds and defaults stand there once. */
 export const VM_FLAGS = {
-  name: bySchema(of.name, { placeholder: 'NAME', help: 'Name of the vm: a-z, 0-9, inner dashes, at most 63' }),
+  name: bySchema(of.name, {
+    placeholder: 'NAME',
+    help: 'Name of the vm: a-z, 0-9, inner dashes, at most 63, not digits alone',
+  }),
   cpuCores: bySchema(of.cpu_cores, { aliases: ['cpus'] }),
   memory: mebibytes('Guest memory (512m)', VM_LIMITS.memoryMbMin, VM_LIMITS.memoryMbMax, { short: 'm' }),
   disk: mebibytes('Writable disk over the image, sparse (10g)', VM_LIMITS.diskMbMin, VM_LIMITS.diskMbMax),

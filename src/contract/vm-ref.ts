@@ -1,6 +1,9 @@
 import { Type } from '@sinclair/typebox'
 
-/** Where a path names a vm: its id, its name, or a prefix of its uid or name that fits one vm alone. */
+/**
+ * Where a path names a vm: its uid, its name, its number, or, where nothing is ended, deleted, moved or written over, the beginning of its
+ * uid (four characters or more after `vm_`) that fits it alone.
+ */
 export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
 
 /** Faults of every operation on one vm. */

@@ -19,6 +19,12 @@ export const VmName = Type.String({
   maxLength: VM_NAME_MAX,
   description: 'A DNS label: a-z, 0-9, inner dashes, at most 63',
 })
+/** A name that is given now. One of digits alone would stand for the number of another vm. */
+export const NewVmName = Type.String({
+  pattern: '^(?!\\d+$)[a-z0-9]([a-z0-9-]*[a-z0-9])?$',
+  maxLength: VM_NAME_MAX,
+  description: 'A DNS label: a-z, 0-9, inner dashes, at most 63, and not digits alone',
+})
 export const Metadata = Type.Record(
   Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }),
   Type.String({ maxLength: 1024 }),
@@ -30,7 +36,7 @@ export const NetworkMode = oneOf('vsock', 'user')
 /** What a caller may say. What has a default is optional here, and always present in `VmSpec`. */
 export const VmCreate = Type.Object(
   {
-    name: Type.Optional(VmName),
+    name: Type.Optional(NewVmName),
     image: Type.Optional(
       Type.String({ minLength: 1, maxLength: 255, default: 'base', description: 'Image by name or digest' }),
     ),

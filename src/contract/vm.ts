@@ -2,7 +2,7 @@ import { Type, type Static } from '@sinclair/typebox'
 import { Argv, Env } from './guest.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
-import { Metadata, NetworkMode, VmCreate, VmName } from './vm-spec.ts'
+import { Metadata, NetworkMode, NewVmName, VmCreate, VmName } from './vm-spec.ts'
 import { VmState } from './vm-state.ts'
 
 export const Vm = Type.Object({
@@ -86,7 +86,7 @@ export type VmStop = Static<typeof VmStop>
 export const FORKS_MAX = 64
 export const VmFork = Type.Object(
   {
-    name: Type.Optional(VmName),
+    name: Type.Optional(NewVmName),
     count: Type.Optional(
       Type.Integer({
         minimum: 1,

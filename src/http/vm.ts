@@ -32,14 +32,14 @@ const targetOf = ({ port, unix }: { readonly port?: number; readonly unix?: stri
 
 /** No logic: a handler calls one verb. A WebSocket's looks the vm up first, so that one that is not there is a 404. */
 export const vmHandlers = (host: Host) => {
-  const uidOf = (name: string): string => find(host.store, name).uid
+  const uidOf = (name: string): string => find(host.store, name, 'read').uid
   return {
     'vm.create': ({ body, request }) => create(host, body, request.headers.get('idempotency-key') ?? undefined),
     'vm.list': ({ query }) => {
       const { json, total } = listJson(host.store, query)
       return new Response(json, { headers: { 'content-type': 'application/json', 'x-total-count': String(total) } })
     },
-    'vm.get': ({ params }) => view(find(host.store, params.name)),
+    'vm.get': ({ params }) => view(find(host.store, params.name, 'read')),
     'vm.delete': ({ params }) => remove(host, params.name),
     'vm.start': ({ params, body }) => start(host, params.name, body),
     'vm.stop': ({ params, body }) => stop(host, params.name, body),

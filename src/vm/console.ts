@@ -64,7 +64,7 @@ const scrollBack = (path: string): Uint8Array => {
  * @throws `vm_not_found`, `vm_ambiguous`
  */
 export const viewConsole = (host: Host, ref: string): Promise<Duplex> => {
-  const row = find(host.store, ref)
+  const row = find(host.store, ref, 'read')
   const live = host.live.get(row.uid)
   const fan = live?.machine ? fanOf(live, live.machine.consoleSocket) : undefined
   const view = new Duplex({

@@ -95,7 +95,7 @@ const outputOf = (frame: Frame): Output => {
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
 export const exec = async (host: Host, ref: string, want: ExecStart, client: AbortSignal): Promise<GuestProcess> => {
-  const { machine } = running(host, ref, 'exec in')
+  const { machine } = running(host, ref, 'exec in', 'read')
   const tty = want.tty === true
   const { conversation, ok } = await converse(
     machine,
@@ -124,7 +124,7 @@ export const attach = async (
   want: AttachStart,
   client: AbortSignal,
 ): Promise<GuestProcess> => {
-  const { row, live, machine } = running(host, ref, 'attach to')
+  const { row, live, machine } = running(host, ref, 'attach to', 'read')
   const { conversation, ok } = await converse(
     machine,
     KIND.attach,

@@ -11,14 +11,14 @@ const CHUNK = 65_536
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
 export const stat = async (host: Host, ref: string, path: string, follow: boolean): Promise<FileStat> => {
-  const { machine } = running(host, ref, 'look into')
+  const { machine } = running(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
   return answerOf('stat', ok)
 }
 
 export const listFolder = async (host: Host, ref: string, path: string, limit: number) => {
-  const { machine } = running(host, ref, 'look into')
+  const { machine } = running(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
   return answerOf('list', ok)
@@ -63,7 +63,7 @@ export const copyIn = async (
 
 /** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
 export const copyOut = async (host: Host, ref: string, path: string, follow: boolean, client: AbortSignal) => {
-  const { machine } = running(host, ref, 'copy out of')
+  const { machine } = running(host, ref, 'copy out of', 'read')
   const { conversation, ok } = await converse(
     machine,
     KIND.copyOut,

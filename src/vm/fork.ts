@@ -31,7 +31,7 @@ import { insert, reserving } from './row/reserve.ts'
  *   to be, the reason of the first
  */
 export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmForks> => {
-  const source = find(host.store, ref)
+  const source = find(host.store, ref, 'read')
   const target = targetOf(source, want)
   const rows = reserve(host, source.uid, want, target)
   const template = deferred<Template>()

@@ -31,7 +31,7 @@ const fileOf = (host: Host, row: VmRow, source: Source): string => {
  * @throws `vm_not_found`, `vm_ambiguous`, `since_invalid`
  */
 export const logs = (host: Host, ref: string, query: LogQuery, client: AbortSignal): AsyncGenerator<LogLine> => {
-  const row = find(host.store, ref)
+  const row = find(host.store, ref, 'read')
   const since = sinceMs(query.since)
   const sources: Source[] = query.source === 'all' ? ['vmm', 'console', 'agent', 'app'] : [query.source ?? 'app']
   return stream(host, row, sources, query, since, client)

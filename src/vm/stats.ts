@@ -13,7 +13,7 @@ const STAT_BLOCK = 512
 
 /** @throws `vm_wrong_state`, `agent_unavailable` */
 export const stats = async (host: Host, ref: string): Promise<VmStats> => {
-  const { row, machine } = running(host, ref, 'measure')
+  const { row, machine } = running(host, ref, 'measure', 'read')
   const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(10_000))
   conversation.close()
   const { uptime_ms, cpu, load, memory, disks, processes } = answerOf('metrics', ok)

@@ -26,7 +26,7 @@ const reached = (row: VmRow, goal: Goal): boolean => {
 export const wait = async (host: Host, ref: string, query: WaitQuery, client: AbortSignal): Promise<Vm> => {
   const goal = query.for ?? 'exit'
   const seconds = query.timeout_s ?? 60
-  let row = find(host.store, ref)
+  let row = find(host.store, ref, 'read')
   const { uid, name } = row
   const over = AbortSignal.timeout(Math.max(1, seconds * 1000))
   const signal = AbortSignal.any([over, client])

@@ -1,13 +1,14 @@
 import type { Host } from '../../host.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
+import type { Use } from '../../lib/lookup.ts'
 import type { VmRow } from '../../store/schema.ts'
 import type { LiveVm } from './live.ts'
 import { vmWrongState } from '../row/errors.ts'
 import { find } from '../row/lookup.ts'
 
 /**
- * A running vm whose agent can be spoken to.
+ * Finds a running vm whose agent can be spoken to.
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `vm_wrong_state`, `agent_unavailable`
  */
@@ -15,8 +16,9 @@ export const running = (
   host: Host,
   ref: string,
   verb: string,
+  use: Use = 'change',
 ): { readonly row: VmRow; readonly live: LiveVm; readonly machine: Machine } => {
-  const row = find(host.store, ref)
+  const row = find(host.store, ref, use)
   if (row.state !== 'running') throw vmWrongState({ name: row.name, status: row.state, verb })
   const live = host.live.get(row.uid)
   if (!live?.machine) throw agentUnavailable({ reason: 'its machine is not there' })

@@ -1,4 +1,5 @@
 import { Type } from '@sinclair/typebox'
+import { didYouMean } from '../../lib/lookup.ts'
 import { fault } from '../../lib/fault.ts'
 
 /** What leads out of a state in which most verbs are refused. */
@@ -12,16 +13,16 @@ const WAYS_OUT: Readonly<Record<string, string>> = {
 export const vmNotFound = fault(
   'vm_not_found',
   'not_found',
-  { name: Type.String() },
+  { name: Type.String(), meant: Type.Optional(Type.Array(Type.String())) },
   (d) => `Cannot find vm "${d.name}"`,
-  '`aerie ps -a` lists the vms',
+  (d) => didYouMean(d.meant ?? [], '`aerie ps -a` lists the vms'),
 )
 export const vmAmbiguous = fault(
   'vm_ambiguous',
   'conflict',
   { name: Type.String(), matches: Type.Array(Type.String()) },
   (d) => `Cannot tell which vm "${d.name}" is: it fits ${d.matches.join(', ')}`,
-  'Give more of the name, or the whole uid',
+  'Give more of the uid, or the name',
 )
 export const vmExists = fault(
   'vm_exists',

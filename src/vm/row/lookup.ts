@@ -1,4 +1,5 @@
-import { eq, or, sql } from 'drizzle-orm'
+import { eq, or, sql, type SQL } from 'drizzle-orm'
+import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../../lib/lookup.ts'
 import { type VmRow, vms } from '../../store/schema.ts'
 import { type Store, prepared } from '../../store/store.ts'
 import { vmAmbiguous, vmNotFound } from './errors.ts'
@@ -14,31 +15,31 @@ const selectNamed = prepared((store) =>
 /** Text in a LIKE pattern that stands for itself. */
 export const escaped = (text: string): string => text.replaceAll(/[\\%_]/g, '\\$&')
 
+const BEGINNING = new RegExp(`^vm_[0-9a-z]{${ID_BEGINNING_MIN},20}$`)
+
 /**
- * One vm by id, then name, then uid, then a prefix of uid or name that fits it alone.
+ * Finds one vm by its uid, its name, its number, or (to be read, `use`) the beginning of its uid.
  *
  * @throws `vm_not_found`, `vm_ambiguous`
  */
-export const find = (store: Store, ref: string): VmRow => {
-  const exact = /^[1-9]\d{0,15}$/.test(ref)
-    ? store
-        .select()
-        .from(vms)
-        .where(eq(vms.id, Number(ref)))
-        .get()
-    : undefined
-  const named = exact ?? selectNamed(store).get({ ref })
-  if (named) return named
-  const prefix = `${escaped(ref)}%`
-  const found = store
-    .select()
-    .from(vms)
-    .where(or(sql`${vms.uid} LIKE ${prefix} ESCAPE '\\'`, sql`${vms.name} LIKE ${prefix} ESCAPE '\\'`))
-    .limit(6)
-    .all()
-  if (found.length > 1) throw vmAmbiguous({ name: ref, matches: found.map((row) => row.name) })
-  if (!found[0]) throw vmNotFound({ name: ref })
-  return found[0]
+export const find = (store: Store, ref: string, use: Use = 'change'): VmRow => {
+  const select = (where: SQL) => store.select().from(vms).where(where).limit(MATCHES_MAX).all()
+  return lookUp(
+    ref,
+    {
+      // No name has the form of a uid, so both are one question.
+      exact: [
+        () => selectNamed(store).all({ ref }),
+        () => (/^[1-9]\d{0,15}$/.test(ref) ? select(eq(vms.id, Number(ref))) : []),
+      ],
+      beginning: () => (BEGINNING.test(ref) ? select(sql`${vms.uid} GLOB ${`${ref}*`}`) : []),
+      like: () => select(sql`${vms.name} LIKE ${`${escaped(ref)}%`} ESCAPE '\\'`).map((row) => row.name),
+      nameOf: (row) => row.name,
+      notFound: (name, meant) => vmNotFound({ name, meant: [...meant] }),
+      ambiguous: (name, matches) => vmAmbiguous({ name, matches: [...matches] }),
+    },
+    use,
+  )
 }
 
 const selectByUid = prepared((store) =>

@@ -113,35 +113,71 @@ test('a list of more than a thousand is cut, and says how many there are', () =>
   expect([vms.length, total]).toEqual([1000, 1005])
 })
 
+const UID = 'vm_0mabcdef0aaaaaaaaaaa'
+const UID_NEAR = 'vm_0mabcdef0bbbbbbbbbbb'
+const UID_FAR = 'vm_0nxxxxxx0ccccccccccc'
+
 describe('a vm is found', () => {
-  test('by its id, its name, its uid, or what begins either of them alone', () => {
-    const web = bed.vm('web')
-    const other = bed.vm('worker-1')
-
-    for (const ref of [String(web.id), 'web', web.uid, 'we']) expect(find(bed.host.store, ref).uid).toBe(web.uid)
-    for (const ref of ['worker-1', 'wor', other.uid.slice(0, -1)].slice(0, 2))
-      expect(find(bed.host.store, ref).uid).toBe(other.uid)
+  beforeEach(() => {
+    bed.vm('web', { id: 7, uid: UID })
+    bed.vm('web-prod', { id: 8, uid: UID_NEAR })
+    bed.vm('7', { id: 14, uid: UID_FAR }) // of an older release: such names are not given any more
   })
 
-  test('by its whole name though another begins with it', () => {
-    bed.vm('web-1')
-    const web = bed.vm('web')
-
-    expect(find(bed.host.store, 'web').uid).toBe(web.uid)
+  test.each([
+    ['its uid', UID, 'web'],
+    ['its name', 'web', 'web'],
+    ['its number', '8', 'web-prod'],
+    ['its name before the number of another', '7', '7'],
+    ['its number where no name is that', '14', '7'],
+  ])('by %s, whatever is done with it', (_, ref, name) => {
+    expect([find(bed.host.store, ref, 'read').name, find(bed.host.store, ref).name]).toEqual([name, name])
   })
 
-  test('by no prefix that fits two: both are named', () => {
-    bed.vm('web-1')
-    bed.vm('web-2')
+  test.each([
+    ['four characters', 'vm_0nxx', '7'],
+    ['all but one', UID.slice(0, -1), 'web'],
+    ['as many as tell it apart', UID_NEAR.slice(0, 13), 'web-prod'],
+  ])('by the beginning of its uid, to be read alone: %s', (_, ref, name) => {
+    expect(find(bed.host.store, ref, 'read').name).toBe(name)
+    expect(codeOf(() => find(bed.host.store, ref))).toMatchObject({
+      code: 'vm_not_found',
+      hint: `Did you mean "${name}"?`,
+    })
+  })
 
-    expect(codeOf(() => find(bed.host.store, 'web'))).toMatchObject({
+  test.each([
+    ['what all uids begin with', 'vm'],
+    ['what all uids begin with, whole', 'vm_'],
+    ['three characters', 'vm_0nx'],
+    ['other letters', UID.toUpperCase()],
+    ['a beginning in other letters', 'VM_0NXX'],
+    ['a name in other letters', 'WEB'],
+    ['the end of a uid', UID.slice(4)],
+    ['nothing', ''],
+  ])('but not by %s', (_, ref) => {
+    for (const use of ['read', 'change'] as const)
+      expect(codeOf(() => find(bed.host.store, ref, use))).toMatchObject({ code: 'vm_not_found' })
+  })
+
+  test('and not by the beginning of a name, which is asked back', () => {
+    for (const use of ['read', 'change'] as const)
+      expect(codeOf(() => find(bed.host.store, 'we', use))).toMatchObject({
+        code: 'vm_not_found',
+        hint: 'Did you mean "web" or "web-prod"?',
+      })
+  })
+
+  test('not by a beginning that fits two: both are named', () => {
+    expect(codeOf(() => find(bed.host.store, 'vm_0mab', 'read'))).toMatchObject({
       code: 'vm_ambiguous',
       kind: 'conflict',
-      data: { matches: ['web-1', 'web-2'] },
+      data: { matches: ['web', 'web-prod'] },
     })
-    expect(codeOf(() => find(bed.host.store, 'vm_'))).toMatchObject({ code: 'vm_ambiguous' })
   })
+})
 
+describe('a vm is found', () => {
   test('by nothing that only looks like a pattern', () => {
     bed.vm('web-1')
 
