@@ -107,6 +107,13 @@ export interface Saved {
   readonly memory: number
 }
 
+/** Why a machine halted its guest by itself: a request to a disk failed on this host. `resume` tries it again. */
+export interface Halt {
+  /** The host's disk is full. */
+  readonly noSpace: boolean
+  readonly message: string
+}
+
 /** One VMM process. Every call is idempotent, and one that rejects has changed nothing. */
 export interface Machine {
   readonly identity: MachineIdentity
@@ -116,6 +123,7 @@ export interface Machine {
   /** A stream to a vsock port of the guest. @throws `agent_unavailable` where nobody listens there */
   connect(port: number, signal: AbortSignal): Promise<Duplex>
   pause(signal: AbortSignal): Promise<void>
+  /** The processors run on; the agent of a guest that was restored can be reached when it resolves. */
   resume(signal: AbortSignal): Promise<void>
   state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
   powerButton(signal: AbortSignal): Promise<void>
@@ -126,6 +134,11 @@ export interface Machine {
    * `into.memory`. What it resolves with is the caller's to close. Absent: the driver has no better way than `snapshot`.
    */
   fork?(into: Saved, signal: AbortSignal): Promise<Saved>
+  /**
+   * Calls back whenever the machine halts its guest by itself, now too where it has, and with undefined when the guest goes on. One caller.
+   * Absent: the driver's guests get the error instead.
+   */
+  onHalt?(heard: (halt: Halt | undefined) => void): void
   /** Ends every process of the machine; resolves when they have gone. */
   kill(): Promise<void>
 }

@@ -21,6 +21,8 @@ pub struct Ring {
     pub queue: Queue,
     kick: Option<File>,
     call: Option<File>,
+    /// An interrupt that there was no descriptor for.
+    owed: bool,
     pub enabled: bool,
     /// Its size is one that a queue can have, and its addresses lie in memory. Both are the guest's to say: what is wrong
     /// leaves the ring idle and this process alive, for the guest's next driver.
@@ -40,6 +42,7 @@ impl Ring {
             queue: Queue::new(QUEUE_SIZE_MAX)?,
             kick: None,
             call: None,
+            owed: false,
             enabled: false,
             sized: false,
             placed: false,
@@ -70,8 +73,13 @@ impl Ring {
         Ok(())
     }
 
+    /// Puts another call descriptor in place. QEMU sends it after the ring has started: a guest that was paused or
+    /// restored may have been given buffers by then, and would wait for ever for the word of them.
     pub fn set_call(&mut self, call: Option<File>) {
         self.call = call;
+        if self.owed {
+            self.call();
+        }
     }
 
     /// Makes the kick descriptor quiet.
@@ -82,8 +90,9 @@ impl Ring {
         }
     }
 
-    /// Interrupts the guest.
-    pub fn call(&self) {
+    /// Interrupts the guest, at once or as soon as there is a way to.
+    pub fn call(&mut self) {
+        self.owed = self.call.is_none();
         if let Some(mut call) = self.call.as_ref() {
             // EAGAIN means 2^64-2 interrupts wait already: one more says nothing new.
             let _ = call.write(&1u64.to_ne_bytes());
@@ -98,5 +107,70 @@ impl Ring {
         let at = self.queue.next_avail();
         self.stopped_at = Some(at);
         Ok(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+
+    /// An event and the descriptor that a VMM would send of it.
+    fn event() -> (EventFd, File) {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let sent = event.try_clone().unwrap().into_raw_fd();
+        // SAFETY: the descriptor is open and nobody else's.
+        (event, unsafe { OwnedFd::from_raw_fd(sent) }.into())
+    }
+
+    fn ring() -> Ring {
+        Ring::new(Arc::new(Epoll::new().unwrap()), 0).unwrap()
+    }
+
+    fn interrupts(event: &EventFd) -> u64 {
+        event.read().unwrap_or(0)
+    }
+
+    #[test]
+    fn an_interrupt_before_its_descriptor_is_given_with_it() {
+        let mut ring = ring();
+        let (event, sent) = event();
+
+        ring.call();
+        ring.set_call(None);
+        ring.set_call(Some(sent));
+
+        assert_eq!(interrupts(&event), 1);
+    }
+
+    #[test]
+    fn an_interrupt_that_was_given_is_not_given_again() {
+        let mut ring = ring();
+        let (first, sent) = event();
+        ring.set_call(Some(sent));
+        ring.call();
+        assert_eq!(interrupts(&first), 1);
+
+        let (next, sent) = event();
+        ring.set_call(Some(sent));
+
+        assert_eq!(interrupts(&next), 0);
+    }
+
+    #[test]
+    fn an_interrupt_of_a_ring_that_stopped_is_given_at_its_next_start() {
+        let mut ring = ring();
+        let (before, sent) = event();
+        ring.set_call(Some(sent));
+        ring.stop().unwrap();
+        ring.call();
+
+        let (event, sent) = event();
+        ring.set_call(Some(sent));
+
+        assert_eq!((interrupts(&before), interrupts(&event)), (0, 1));
     }
 }

@@ -1,20 +1,30 @@
 import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { sayExit } from '../../../linux/pidfd.ts'
 import { environmentOf } from '../../../linux/proc.ts'
 import type { Launched } from '../../../linux/spawn.ts'
 import { deferred, sleep } from '../../../lib/wait.ts'
 import { lastBytes, panicIn } from '../../console-log.ts'
-import type { End, EndReason, Machine, MachineIdentity, Saved } from '../../driver.ts'
+import type { End, EndReason, Halt, Machine, MachineIdentity, Saved } from '../../driver.ts'
 import { connectVsock } from '../../vsock.ts'
 import { endProcesses } from '../end-processes.ts'
 import { fsync } from '../../../linux/positional.ts'
 import { FD } from './argv.ts'
 import { copyMemory, openMemory } from './memory.ts'
-import { qemuVersion, readDevices, Shape, writeState } from './saved.ts'
-import { eject, plugQuietly, readRegisters, VirtioRegisters, VSOCK_PLUG, writeRegisters } from './vsock-device.ts'
-import { Qmp } from './qmp.ts'
+import { QemuVersion, readDevices, sayVersion, Shape, writeState } from './saved.ts'
+import {
+  eject,
+  PendingReset,
+  plugQuietly,
+  readRegisters,
+  resetTaken,
+  VirtioRegisters,
+  VSOCK_PLUG,
+  writeRegisters,
+} from './vsock-device.ts'
+import { Qmp, QmpBroken, readEvent } from './qmp.ts'
 import { Qtest } from './qtest.ts'
 
 /** How much later than QEMU its backend may be seen to end. */
@@ -35,7 +45,19 @@ export const FILE = {
   vsock: 'vsock',
   devices: 'devices',
   unplugged: 'vsock.json',
+  reset: 'reset.json',
 } as const
+
+const Word = Type.String({ maxLength: 128 })
+/** qapi/run-state.json: the cause of a shutdown, and what the machine does now. */
+const Shutdown = Type.Object({ reason: Word })
+const Status = Type.Object({ status: Word })
+/** qapi/block-core.json: a request to a disk failed on this host. `stop`: the guest waits until it is told to go on. */
+const BlockIoError = Type.Object({
+  action: Word,
+  nospace: Type.Optional(Type.Boolean()),
+  reason: Type.String({ maxLength: 1000 }),
+})
 
 /** A change of the host's side of the vsock device, in the machine that `control` speaks to. */
 export const plugVsock = async (
@@ -47,7 +69,7 @@ export const plugVsock = async (
   await plugQuietly(qtest, async () => {
     for (let tries = 1; ; tries++) {
       try {
-        await control.call('device_add', VSOCK_PLUG, signal)
+        await control.call('device_add', VSOCK_PLUG, Type.Unknown(), signal)
         return
       } catch (error) {
         const why = error instanceof Error ? error.message : ''
@@ -67,6 +89,8 @@ export class QemuMachine implements Machine {
   readonly #ended = deferred<End>()
   #control: Qmp | undefined
   #killed: Promise<void> | undefined
+  #halted: Halt | undefined
+  #heardHalt: (halt: Halt | undefined) => void = () => undefined
   readonly #console: string | undefined
   /** Moves of the processors and saves, one after the other: nothing may run while it is saved. */
   #turn: Promise<unknown> = Promise.resolve()
@@ -107,18 +131,44 @@ export class QemuMachine implements Machine {
 
   #listen(control: Qmp | undefined): void {
     this.#control = control
-    control?.on('event', ({ event, data }) => {
-      if (event === 'SHUTDOWN') this.#end(String(data['reason'] ?? ''))
-      else if (event === 'GUEST_PANICKED') this.#ended.resolve({ reason: 'panic', code: null, message: '' })
+    control?.on('event', (name, data) => {
+      this.#hear(name, data)
     })
-    control?.once('close', () => {
+    control?.once('close', (broken) => {
       if (this.#control === control) this.#control = undefined
+      if (broken) this.broke(broken)
     })
+  }
+
+  #hear(name: string, data: unknown): void {
+    if (name === 'SHUTDOWN') this.#end(readEvent(Shutdown, data)?.reason ?? '')
+    else if (name === 'GUEST_PANICKED') this.#ended.resolve({ reason: 'panic', code: null, message: '' })
+    else if (name === 'BLOCK_IO_ERROR') {
+      const error = readEvent(BlockIoError, data)
+      if (error?.action === 'stop') this.#halt({ noSpace: error.nospace === true, message: error.reason })
+    } else if (name === 'RESUME') this.#halt(undefined)
+  }
+
+  /** Takes the machine for ended: what answers in its place is not QEMU any more. */
+  broke(error: QmpBroken): void {
+    this.#ended.resolve({ reason: 'failed', code: null, message: error.message })
+  }
+
+  onHalt(heard: (halt: Halt | undefined) => void): void {
+    this.#heardHalt = heard
+    if (this.#halted) heard(this.#halted)
+  }
+
+  #halt(halt: Halt | undefined): void {
+    if (halt === this.#halted) return
+    const first = (this.#halted === undefined) !== (halt === undefined)
+    this.#halted = halt
+    if (first) this.#heardHalt(halt) // many requests fail at once, and the guest halts once
   }
 
   /** QEMU's ShutdownCause (qapi/run-state.json) in our words. */
   #end(cause: string): void {
-    const panic = this.#console === undefined ? undefined : panicIn(lastBytes(this.#console, 65_536))
+    const panic = this.#panic()
     const reasons: Readonly<Record<string, EndReason>> = {
       'guest-shutdown': 'poweroff',
       'guest-reset': 'reboot',
@@ -129,11 +179,21 @@ export class QemuMachine implements Machine {
     this.#ended.resolve({ reason, code: null, message: reason === 'panic' ? (panic ?? '') : '' })
   }
 
-  /** After adoption: whether the guest ended while nobody looked. */
+  #panic(): string | undefined {
+    if (this.#console === undefined) return undefined
+    try {
+      return panicIn(lastBytes(this.#console, 65_536))
+    } catch {
+      return undefined // its vm has been deleted
+    }
+  }
+
+  /** After adoption: whether the guest ended, or was halted, while nobody looked. */
   async readEnd(signal: AbortSignal): Promise<void> {
-    const { status } = (await this.#call('query-status', signal)) as { status?: string }
+    const { status } = await this.#call('query-status', Status, signal)
     if (status === 'shutdown') this.#end('guest-shutdown')
     else if (status === 'guest-panicked') this.#end('guest-panic')
+    else if (status === 'io-error') this.#halt({ noSpace: true, message: 'its disk could not be written' })
   }
 
   #file(name: string): string {
@@ -141,13 +201,27 @@ export class QemuMachine implements Machine {
   }
 
   async #reach(signal: AbortSignal): Promise<Qmp> {
-    if (!this.#control) this.#listen(await Qmp.connect(this.#file(FILE.qmp), signal))
+    try {
+      if (!this.#control) this.#listen(await Qmp.connect(this.#file(FILE.qmp), signal))
+    } catch (error) {
+      if (error instanceof QmpBroken) this.broke(error)
+      throw error
+    }
     if (!this.#control) throw new Error('QMP was closed')
     return this.#control
   }
 
-  async #call(command: string, signal: AbortSignal, args: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
-    return await (await this.#reach(signal)).call(command, args, signal)
+  async #call<T extends TSchema>(
+    command: string,
+    shape: T,
+    signal: AbortSignal,
+    args: Readonly<Record<string, unknown>> = {},
+  ): Promise<Static<T>> {
+    return await (await this.#reach(signal)).call(command, args, shape, signal)
+  }
+
+  async #do(command: string, signal: AbortSignal, args: Readonly<Record<string, unknown>> = {}): Promise<void> {
+    await this.#call(command, Type.Unknown(), signal, args)
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
@@ -161,20 +235,43 @@ export class QemuMachine implements Machine {
   }
   pause(signal: AbortSignal): Promise<void> {
     return this.#inTurn(async () => {
-      await this.#call('stop', signal)
+      await this.#do('stop', signal)
     })
   }
   resume(signal: AbortSignal): Promise<void> {
     return this.#inTurn(async () => {
-      await this.#call('cont', signal)
+      await this.#do('cont', signal)
+      try {
+        await this.#untilReached(signal)
+      } catch (error) {
+        await this.#do('stop', AbortSignal.timeout(FINISH_MS)).catch(() => undefined)
+        throw error
+      }
     })
   }
+
+  /** Of a machine that was restored: waits until its guest has heard of it, for what connects before would be cut. */
+  async #untilReached(signal: AbortSignal): Promise<void> {
+    const path = this.#file(FILE.reset)
+    if (!existsSync(path)) return
+    const reset: unknown = JSON.parse(readFileSync(path, 'utf8'))
+    if (Value.Check(PendingReset, reset)) {
+      const qtest = await Qtest.connect(this.#file(FILE.qtest), signal)
+      try {
+        await resetTaken(qtest, reset, signal)
+      } finally {
+        qtest.close()
+      }
+    }
+    rmSync(path)
+  }
+
   async powerButton(signal: AbortSignal): Promise<void> {
-    await this.#call('system_powerdown', signal)
+    await this.#do('system_powerdown', signal)
   }
 
   async state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'> {
-    const { status } = (await this.#call('query-status', signal)) as { status?: string }
+    const { status } = await this.#call('query-status', Status, signal)
     return status === 'running' ? 'running' : status === 'shutdown' || status === 'guest-panicked' ? 'ended' : 'paused'
   }
 
@@ -189,7 +286,7 @@ export class QemuMachine implements Machine {
     const bytes = shape.memoryMib * 2 ** 20
     const memory = openMemory(pid, bytes, 'r')
     try {
-      const qemu = qemuVersion(await this.#call('query-version', signal))
+      const qemu = sayVersion(await this.#call('query-version', QemuVersion, signal))
       const { devices, vsock } = await this.#saveDevices(signal)
       ftruncateSync(into.memory, bytes)
       const { sum } = await copyMemory(memory, into.memory, signal)
@@ -218,7 +315,7 @@ export class QemuMachine implements Machine {
       writeFileSync(this.#file(FILE.unplugged), JSON.stringify(vsock), { mode: 0o600 })
       try {
         await eject(qtest)
-        await this.#call('xen-save-devices-state', finish, { filename: `/proc/self/fd/${FD.devices}`, live: false })
+        await this.#do('xen-save-devices-state', finish, { filename: `/proc/self/fd/${FD.devices}`, live: false })
       } finally {
         await plugVsock(await this.#reach(finish), qtest, vsock, finish)
         rmSync(this.#file(FILE.unplugged))

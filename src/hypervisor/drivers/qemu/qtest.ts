@@ -1,8 +1,8 @@
 import { connect, type Socket } from 'node:net'
 import { deferred, orAbort, type Deferred } from '../../../lib/wait.ts'
 
-/** Of one answer: a VMM that a guest has taken over could send anything. */
-const LINE_MAX = 65_536
+/** Of one answer: a VMM that a guest has taken over could send anything. Ours are numbers. */
+const LINE_MAX = 256
 
 /** A width in bytes: 1, 2 or 4. */
 type Width = 1 | 2 | 4
@@ -54,7 +54,15 @@ export class Qtest {
   #take(text: string): void {
     const lines = (this.#line + text).split('\n')
     this.#line = lines.pop() ?? ''
-    for (const line of lines) this.#waiting.shift()?.resolve(line.trim())
+    for (const line of lines) {
+      const asked = this.#waiting.shift()
+      if (asked === undefined || line.length > LINE_MAX) {
+        asked?.reject(new Error('QEMU answers nonsense'))
+        this.#socket.destroy() // it says what nobody asked for, and could go on
+        return
+      }
+      asked.resolve(line.trim())
+    }
     if (this.#line.length > LINE_MAX) this.#socket.destroy()
   }
 

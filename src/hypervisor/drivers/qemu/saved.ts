@@ -108,14 +108,15 @@ export const writeState = async (
   await fsync(into)
 }
 
+/** The answer to `query-version` (qapi/control.json). */
+export const QemuVersion = Type.Object({
+  qemu: Type.Object({ major: NotNegative, minor: NotNegative, micro: NotNegative }),
+  package: Type.String({ maxLength: 256 }),
+})
+
 /** The answer to `query-version` as one text. */
-export const qemuVersion = (answer: unknown): string => {
-  const { qemu, package: build } = answer as {
-    readonly qemu?: { readonly major?: number; readonly minor?: number; readonly micro?: number }
-    readonly package?: string
-  }
-  return [qemu?.major, qemu?.minor, qemu?.micro].join('.') + (build ? ` ${build}` : '')
-}
+export const sayVersion = ({ qemu, package: build }: Static<typeof QemuVersion>): string =>
+  [qemu.major, qemu.minor, qemu.micro].join('.') + (build === '' ? '' : ` ${build}`)
 
 /** Reads a state file that is to become a machine of this shape. @throws an error that says why it cannot */
 export const readState = async ({ state: from }: Saved, shape: Shape): Promise<Trailer> => {

@@ -1,6 +1,7 @@
-import { closeSync, constants as open_, fchownSync, fstatSync, openSync } from 'node:fs'
+import { closeSync, constants as open_, fchownSync, fstatSync, openSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
+import { Type } from '@sinclair/typebox'
 import { embedded } from '../../../linux/embedded.ts'
 import { closeFd } from '../../../linux/fd.ts'
 import { MARK } from '../../../linux/marked.ts'
@@ -15,10 +16,14 @@ import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { argv, FD, type QemuOptions } from './argv.ts'
 import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './machine.ts'
 import { copyMemory, openMemory } from './memory.ts'
-import { qemuVersion, readState, shapeOf, type Trailer } from './saved.ts'
+import { QemuVersion, readState, sayVersion, shapeOf, type Trailer } from './saved.ts'
 import { tellReset } from './vsock-device.ts'
-import { Qmp } from './qmp.ts'
+import { Qmp, QmpBroken, readEvent } from './qmp.ts'
 import { Qtest } from './qtest.ts'
+
+/** qapi/migration.json and qapi/machine.json. */
+const Migration = Type.Object({ status: Type.String({ maxLength: 64 }) })
+const Uuid = Type.Object({ UUID: Type.String({ maxLength: 64 }) })
 
 const SIGKILL = constants.signals.SIGKILL
 
@@ -173,7 +178,7 @@ const load = async (
   saved: Trailer,
   signal: AbortSignal,
 ): Promise<void> => {
-  const version = qemuVersion(await control.call('query-version', {}, signal))
+  const version = sayVersion(await control.call('query-version', {}, QemuVersion, signal))
   if (version !== saved.qemu) throw new Error(`it was saved by QEMU ${saved.qemu}, this is ${version}`)
   const bytes = saved.shape.memoryMib * 2 ** 20
   if (fstatSync(from.memory).size !== bytes) throw new Error('its saved memory is not whole')
@@ -186,21 +191,23 @@ const load = async (
   }
 
   const loaded = deferred<string>()
-  control.on('event', ({ event, data }) => {
-    if (event === 'MIGRATION' && (data['status'] === 'completed' || data['status'] === 'failed'))
-      loaded.resolve(data['status'])
+  control.on('event', (name, data) => {
+    const status = name === 'MIGRATION' ? readEvent(Migration, data)?.status : undefined
+    if (status === 'completed' || status === 'failed') loaded.resolve(status)
   })
   control.once('close', () => {
     loaded.reject(new Error('QMP was closed'))
   })
-  await control.call('migrate-set-capabilities', { capabilities: [{ capability: 'events', state: true }] }, signal)
-  await control.call('migrate-incoming', { uri: `fd:${FD.state}` }, signal)
+  const capabilities = [{ capability: 'events', state: true }]
+  await control.call('migrate-set-capabilities', { capabilities }, Type.Unknown(), signal)
+  await control.call('migrate-incoming', { uri: `fd:${FD.state}` }, Type.Unknown(), signal)
   if ((await orAbort(loaded.promise, signal)) !== 'completed') throw new Error('QEMU cannot load it')
 
   const qtest = await Qtest.connect(join(identity.folder, FILE.qtest), signal)
   try {
     await plugVsock(control, qtest, saved.vsock, signal)
-    await tellReset(qtest, saved.vsock)
+    const reset = await tellReset(qtest, saved.vsock)
+    if (reset) writeFileSync(join(identity.folder, FILE.reset), JSON.stringify(reset), { mode: 0o600 })
   } finally {
     qtest.close()
   }
@@ -213,14 +220,16 @@ export const adopt = async (identity: MachineIdentity, signal: AbortSignal): Pro
   const helpers = identity.helpers.flatMap((id) => launchedBefore(id) ?? [])
   try {
     const control = await Qmp.connect(join(identity.folder, FILE.qmp), signal)
-    const uuid = ((await control.call('query-uuid', {}, signal)) as { UUID?: string }).UUID
-    if (uuid !== identity.uuid) throw new Error('another machine answers')
+    const { UUID } = await control.call('query-uuid', {}, Uuid, signal)
+    if (UUID !== identity.uuid) throw new Error('another machine answers')
     const machine = new QemuMachine(identity, control, main, helpers, undefined)
     await machine.readEnd(signal)
     await machine.repair(signal)
     return machine
-  } catch {
+  } catch (error) {
     // Its process is there and does not answer: ended by whoever asks for `kill`, never mistaken for gone.
-    return new QemuMachine(identity, undefined, main, helpers, undefined)
+    const machine = new QemuMachine(identity, undefined, main, helpers, undefined)
+    if (error instanceof QmpBroken) machine.broke(error)
+    return machine
   }
 }

@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { sleep } from '../../../lib/wait.ts'
 import type { Qtest } from './qtest.ts'
 
 /*
@@ -318,18 +319,43 @@ const TRANSPORT_RESET = 0
 const EVENT_QUEUE = 2
 const DESCRIPTOR_WRITE = 2
 
+/** A reset that lies in the guest's queue: the place of the driver's position in guest memory, and where it stood then. */
+export const PendingReset = Type.Object({ at: Address, avail: U16 }, shape)
+export type PendingReset = Static<typeof PendingReset>
+
+/** Between two looks: the guest gives the buffer back within a few of its own milliseconds. */
+const TAKEN_MS = 5
+
+/**
+ * Waits until the guest has taken a reset. Linux gives the buffer back after it has read its CID and ended its connections, and that is the
+ * only sign there is; a connection that is made before is ended with those of before, or answered in another guest's name.
+ *
+ * @throws Error: QEMU hung up; the signal's reason
+ */
+export const resetTaken = async (q: Qtest, { at, avail }: PendingReset, signal: AbortSignal): Promise<void> => {
+  while ((await q.read(2, at)) === avail) {
+    await sleep(TAKEN_MS, signal)
+    signal.throwIfAborted()
+  }
+}
+
 /**
  * Tells the guest that its connections are gone and that its CID may be another: what a device does on its event queue, which QEMU keeps to
- * itself and never uses. A guest whose driver does not run yet will ask for its CID when it does.
+ * itself and never uses. Gives back what `resetTaken` waits for when the guest runs; a guest whose driver does not run yet will ask for its
+ * CID when it does.
  */
-export const tellReset = async (q: Qtest, { msixControl, msix, common }: VirtioRegisters): Promise<void> => {
+export const tellReset = async (
+  q: Qtest,
+  { msixControl, msix, common }: VirtioRegisters,
+): Promise<PendingReset | undefined> => {
   const queue = common?.queues[EVENT_QUEUE]
-  if (!common || (common.status & STATUS.driverOk) === 0 || queue?.enabled !== 1) return
+  if (!common || (common.status & STATUS.driverOk) === 0 || queue?.enabled !== 1) return undefined
   if ((msixControl & MSIX_ON) === 0 || queue.vector * 4 >= msix.length || queue.size === 0) {
     throw new Error('its vsock driver takes no message-signalled interrupts')
   }
   const used = await q.read(2, queue.device + 2)
-  if ((await q.read(2, queue.driver + 2)) === used) throw new Error('its vsock driver was just starting')
+  const avail = await q.read(2, queue.driver + 2)
+  if (avail === used) throw new Error('its vsock driver was just starting')
   const head = await q.read(2, queue.driver + 4 + (used % queue.size) * 2)
   const descriptor = queue.descriptors + (head % queue.size) * 16
   if ((await q.read(4, descriptor + 8)) < 4 || ((await q.read(2, descriptor + 12)) & DESCRIPTOR_WRITE) === 0)
@@ -340,4 +366,5 @@ export const tellReset = async (q: Qtest, { msixControl, msix, common }: VirtioR
   await q.write(2, queue.device + 2, (used + 1) % 65_536)
   const [low = 0, high = 0, data = 0] = msix.slice(queue.vector * 4, queue.vector * 4 + 3)
   await q.write(4, low + high * 2 ** 32, data)
+  return { at: queue.driver + 2, avail }
 }

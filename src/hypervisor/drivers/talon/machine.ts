@@ -2,6 +2,7 @@ import { closeSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { Type, type Static } from '@sinclair/typebox'
+import { Allowance, type Rate } from '../../../lib/allowance.ts'
 import { deferred, sleep } from '../../../lib/wait.ts'
 import type { Exit } from '../../../linux/pidfd.ts'
 import type { Launched } from '../../../linux/spawn.ts'
@@ -16,6 +17,8 @@ const SIGKILL = constants.signals.SIGKILL
 const WAIT_MS = 50_000
 /** Between two requests where one told nothing new before its time: a talon that its guest has taken over must not keep us busy. */
 const CALM_MS = 500
+/** Requests for events, where each told something new. A machine has a dozen events in its life. */
+const ASKED: Rate = { perSecond: 2, burst: 64 }
 /** What the end of a process waits for an event that came over the socket before it. */
 const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
@@ -79,6 +82,7 @@ export class TalonMachine implements Machine {
     void this.#process.exited.then(() => {
       gone = true
     })
+    const allowance = new Allowance(ASKED)
     for (let after = 0; !this.#isEnded && !signal.aborted; ) {
       const asked = Date.now()
       const before = after
@@ -89,7 +93,8 @@ export class TalonMachine implements Machine {
       } catch {
         if (gone) return
       }
-      if (after === before && Date.now() - asked < WAIT_MS) await sleep(CALM_MS, signal)
+      const wait = after === before && Date.now() - asked < WAIT_MS ? CALM_MS : allowance.owe(1)
+      if (wait > 0) await sleep(wait, signal)
     }
   }
 
