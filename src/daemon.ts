@@ -19,6 +19,7 @@ import { Serial } from './lib/serial.ts'
 import { sleep } from './lib/wait.ts'
 import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
+import { Snapshots } from './snapshot/snapshots.ts'
 import { EventLog } from './store/events.ts'
 import { openStore } from './store/store.ts'
 import { doctor } from './system/doctor.ts'
@@ -79,6 +80,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     events,
     images: new Images(store, events, config.state),
     kernels: new Kernels(store, events, config.state),
+    snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
     stateId: stateId(config.state),
     queue: new Serial(),
@@ -144,6 +146,7 @@ const makeFolders = (config: Config): void => {
   for (const [folder, mode] of [
     [config.state, 0o700],
     [join(config.state, 'vms'), 0o700],
+    [join(config.state, 'snapshots'), 0o700],
     [config.run, 0o711],
     [join(config.run, 'm'), 0o711],
   ] as const) {

@@ -2,6 +2,7 @@ import type { Config } from './config.ts'
 import type { Hypervisors } from './hypervisor/hypervisors.ts'
 import type { Images } from './image/images.ts'
 import type { Kernels } from './kernel/kernels.ts'
+import type { Snapshots } from './snapshot/snapshots.ts'
 import type { Log } from './lib/log.ts'
 import type { Serial } from './lib/serial.ts'
 import type { EventLog } from './store/events.ts'
@@ -16,6 +17,7 @@ export interface Host {
   readonly events: EventLog
   readonly images: Images
   readonly kernels: Kernels
+  readonly snapshots: Snapshots
   readonly hypervisors: Hypervisors
   /** Names this state folder in the environment of every process that belongs to it. */
   readonly stateId: string

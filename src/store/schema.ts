@@ -44,6 +44,14 @@ export const imageNames = sqliteTable(
   (t) => [index('image_names_digest').on(t.digest)],
 )
 
+/** What is saved of a machine: the files stand in the folder of its id. A row goes when nothing refers to it any more. */
+export const snapshots = sqliteTable('snapshots', {
+  id: text().primaryKey().notNull(),
+  /** uid of the vm whose machine it was, which may be gone. */
+  sourceUid: text('source_uid').notNull(),
+  createdAt: integer('created_at').notNull(),
+})
+
 export const vms = sqliteTable(
   'vms',
   {
@@ -68,32 +76,42 @@ export const vms = sqliteTable(
     mac: text().notNull().unique(),
     ip: text().notNull().default(''),
     machineId: text('machine_id').notNull(),
-    /** What the driver needs to adopt the machine: absent while none was started. */
-    machine: json<MachineRecord>('machine'),
-    /** SHA-256 of the session's secret, hex. */
-    sessionSecret: text('session_secret'),
-    ackedSeq: integer('acked_seq').notNull().default(0),
     /** Whether the vm was ready once: a create that was cut short before that leaves no row. */
     wasReady: integer('was_ready', { mode: 'boolean' }).notNull().default(false),
     statusMessage: text('status_message'),
-    exitCode: integer('exit_code'),
-    exitSignal: integer('exit_signal'),
-    exitMessage: text('exit_message'),
-    bootMs: integer('boot_ms'),
     createdAt: integer('created_at').notNull(),
     updatedAt: integer('updated_at').notNull(),
-    startedAt: integer('started_at'),
-    stoppedAt: integer('stopped_at'),
-    /** Folder of what was saved of the machine, in the vm's own: the guest has not run since. */
-    saved: text(),
-    /** Whether the agent must still be told who it is: its machine was restored. */
-    identityDue: integer('identity_due', { mode: 'boolean' }).notNull().default(false),
     /** uid of the vm that this one was forked from, which may be gone. */
     forkedFrom: text('forked_from'),
+    /** What the guest goes on from: it has not run since this was taken. */
+    snapshot: text().references(() => snapshots.id),
   },
   (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)],
 )
-export type VmRow = typeof vms.$inferSelect
+
+/** What one boot of a vm is, from its start to its end: replaced whole when the next one begins. A vm that never booted has an empty one. */
+export const boots = sqliteTable('boots', {
+  vmUid: text('vm_uid')
+    .primaryKey()
+    .notNull()
+    .references(() => vms.uid, { onDelete: 'cascade' }),
+  /** What the driver needs to adopt the machine: absent while there is none. */
+  machine: json<MachineRecord>('machine'),
+  /** SHA-256 of the session's secret, hex. */
+  sessionSecret: text('session_secret'),
+  ackedSeq: integer('acked_seq').notNull().default(0),
+  /** Whether the agent must still be told who it is: its machine was restored. */
+  identityDue: integer('identity_due', { mode: 'boolean' }).notNull().default(false),
+  bootMs: integer('boot_ms'),
+  exitCode: integer('exit_code'),
+  exitSignal: integer('exit_signal'),
+  exitMessage: text('exit_message'),
+  startedAt: integer('started_at'),
+  stoppedAt: integer('stopped_at'),
+})
+export type BootRow = typeof boots.$inferSelect
+/** A vm with the boot that is under way, or its last one. */
+export type VmRow = typeof vms.$inferSelect & { readonly boot: BootRow }
 
 /** One process, told apart from a later one with its number by its start time and the host's boot. */
 export interface ProcessIdentity {

@@ -4,11 +4,13 @@ import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import first from './migrations/0001_init.sql' with { type: 'text' }
 import saved from './migrations/0002_saved.sql' with { type: 'text' }
+import snapshots from './migrations/0003_snapshots.sql' with { type: 'text' }
+import boots from './migrations/0004_boots.sql' with { type: 'text' }
 
 export type Store = BunSQLiteDatabase & { readonly $client: Database }
 
 /** In order; a released one never changes, a change of the schema is the next file. */
-const MIGRATIONS: readonly string[] = [first, saved]
+const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots]
 
 export const storeNewer = fault(
   'state_newer',
@@ -73,5 +75,12 @@ export const isDuplicate = (error: unknown, column: string): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     if (/UNIQUE constraint failed: ([\w., ]+)$/m.exec(at.message)?.[1]?.trim() === column) return true
   }
+  return false
+}
+
+/** Whether an error says that a row cannot go, since another refers to it. */
+export const isReferenced = (error: unknown): boolean => {
+  for (let at: unknown = error; at instanceof Error; at = at.cause)
+    if (at.message.includes('FOREIGN KEY constraint failed')) return true
   return false
 }

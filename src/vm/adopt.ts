@@ -1,14 +1,13 @@
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { eq, notInArray } from 'drizzle-orm'
+import { notInArray } from 'drizzle-orm'
 import { ON_BOOT } from '../contract/vm-state.ts'
 import type { Host } from '../host.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { chain } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
 import { endMarked } from '../linux/marked.ts'
-import { dropSaved } from '../snapshot/saved-files.ts'
-import { type VmRow, idempotency, vms } from '../store/schema.ts'
+import { type VmRow, idempotency } from '../store/schema.ts'
 import { listenForAgent } from './machine/agent.ts'
 import { expireUnattached, watch } from './machine/boot.ts'
 import { removeCgroups } from './machine/cgroups.ts'
@@ -18,8 +17,7 @@ import { purge } from './machine/purge.ts'
 import { completeRestore } from './machine/restored.ts'
 import { shutDown } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'
-import { pathsOf } from './row/layout.ts'
-import { byUid } from './row/lookup.ts'
+import { all, byUid } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 
 /** How long one machine may take to answer at the daemon's start. */
@@ -31,7 +29,8 @@ const PROBE_MS = 10_000
  * (a guest that still boots, a stop that is asked again) goes on behind it.
  */
 export const adoptAll = async (host: Host): Promise<void> => {
-  const rows = host.store.select().from(vms).all()
+  host.snapshots.takeOver()
+  const rows = all(host.store)
   await Promise.all(
     rows.map((row) =>
       host.queue
@@ -65,11 +64,11 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
       const live = await probe(host, row)
       if (!live?.machine) {
         if (row.state === 'starting' && !row.wasReady) await undoCreate(host, row)
-        else if (row.saved !== null) await backToStandby(host, row)
+        else if (row.snapshot !== null) await backToStandby(host, row)
         else await lostMeanwhile(host, row)
         return
       }
-      if (row.identityDue) await settleRestored(host, row, live, live.machine)
+      if (row.boot.identityDue) await settleRestored(host, row, live, live.machine)
       else await settle(host, row, live, live.machine)
     }
   }
@@ -80,7 +79,7 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
   if (row.state === 'starting') {
     await tearDown(host, row, live)
     await undoCreate(host, row)
-  } else if (row.saved !== null) {
+  } else if (row.snapshot !== null) {
     await tearDown(host, row, live)
     await backToStandby(host, row)
   } else {
@@ -91,7 +90,7 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
 const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await removeCgroups(host, row)
-  move(host.store, host.events, row.uid, 'standby', { machine: null, identityDue: false })
+  move(host.store, host.events, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
 }
 
 /** What a vm that is there is in truth. */
@@ -124,7 +123,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
         await tearDown(host, row, live)
         if (row.wasReady)
           move(host.store, host.events, row.uid, 'broke', {
-            machine: null,
+            boot: { machine: null },
             statusMessage: error instanceof Error ? error.message : String(error),
           })
         else await undoCreate(host, row)
@@ -142,8 +141,8 @@ const later = (host: Host, row: VmRow, work: () => Promise<unknown>): void => {
 /** The machine of a row, if it is still there: its session listens, its end is watched. */
 const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
   const driver = host.hypervisors.get(row.hypervisor)
-  if (!row.machine || !driver) return undefined
-  const machine = await driver.adopt(row.machine, AbortSignal.timeout(PROBE_MS))
+  if (!row.boot.machine || !driver) return undefined
+  const machine = await driver.adopt(row.boot.machine, AbortSignal.timeout(PROBE_MS))
   if (!machine) return undefined
   const live = await listenForAgent(host, row)
   watch(host, live, machine)
@@ -163,18 +162,14 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await removeCgroups(host, row)
   const message = 'the machine ended while the daemon was away'
-  if (row.exitCode !== null || row.state === 'stopping') {
+  if (row.boot.exitCode !== null || row.state === 'stopping') {
     move(host.store, host.events, row.uid, 'exited', {
-      machine: null,
-      stoppedAt: Date.now(),
-      exitMessage: row.exitMessage ?? message,
+      boot: { machine: null, stoppedAt: Date.now(), exitMessage: row.boot.exitMessage ?? message },
     })
   } else {
     move(host.store, host.events, row.uid, 'broke', {
-      machine: null,
-      stoppedAt: Date.now(),
       statusMessage: message,
-      exitMessage: message,
+      boot: { machine: null, stoppedAt: Date.now(), exitMessage: message },
     })
   }
   const after = byUid(host.store, row.uid)
@@ -188,7 +183,7 @@ const markOf = (host: Host, row: VmRow): string => `${host.stateId}/${row.uid}`
 
 /** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
 const sweep = async (host: Host): Promise<void> => {
-  const rows = host.store.select().from(vms).all()
+  const rows = all(host.store)
   await endMarked(
     `${host.stateId}/`,
     new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => markOf(host, row))),
@@ -199,7 +194,7 @@ const sweep = async (host: Host): Promise<void> => {
     new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
   )
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
-  for (const row of rows) dropSaved(pathsOf(host.config, row).folder, row.saved)
+  host.snapshots.sweep()
   if (rows.length > 0) {
     host.store
       .delete(idempotency)
@@ -227,7 +222,7 @@ const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
 
 /** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
 export const reprobe = async (host: Host): Promise<void> => {
-  for (const row of host.store.select().from(vms).where(eq(vms.state, 'unknown')).all()) {
+  for (const row of all(host.store, 'unknown')) {
     await host.queue
       .run(row.uid, async () => {
         const now = byUid(host.store, row.uid)

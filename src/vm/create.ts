@@ -15,7 +15,7 @@ import { admit } from './row/capacity.ts'
 import { idempotencyConflict, workloadMissing } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
 import { byUid } from './row/lookup.ts'
-import { move, newBoot } from './row/moves.ts'
+import { move } from './row/moves.ts'
 import { insert, reserving } from './row/reserve.ts'
 import { view } from './row/view.ts'
 import { writeTemplate } from '../volume/template.ts'
@@ -72,7 +72,7 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
   return await host.queue.run(row.uid, () =>
     createOrUndo(host, row, async () => {
       prepare(host, row)
-      move(host.store, host.events, row.uid, 'prepared', newBoot())
+      move(host.store, host.events, row.uid, 'prepared', { newBoot: {} })
       host.step('prepared')
       await boot(host, row)
     }),

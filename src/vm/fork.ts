@@ -4,7 +4,7 @@ import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
 import { deferred } from '../lib/wait.ts'
-import { closeSaved, durable } from '../snapshot/saved-files.ts'
+import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import type { VmRow } from '../store/schema.ts'
 import { boot } from './machine/boot.ts'
 import { createOrUndo } from './machine/creation.ts'
@@ -15,7 +15,7 @@ import { admit } from './row/capacity.ts'
 import { vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
 import { find } from './row/lookup.ts'
-import { move, newBoot } from './row/moves.ts'
+import { move } from './row/moves.ts'
 import { insert, reserving } from './row/reserve.ts'
 
 /**
@@ -126,24 +126,17 @@ const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<V
     await finishClone(host, row, template)
   })
 
-const finishClone = async (host: Host, row: VmRow, { target, session, saved, savedName }: Template): Promise<void> => {
+const finishClone = async (host: Host, row: VmRow, { target, session, saved }: Template): Promise<void> => {
   if (target === 'stopped') {
-    move(host.store, host.events, row.uid, 'cloned', { wasReady: true, stoppedAt: Date.now() })
+    move(host.store, host.events, row.uid, 'cloned', { wasReady: true, boot: { stoppedAt: Date.now() } })
     return
   }
-  if (savedName !== undefined) {
-    move(host.store, host.events, row.uid, 'saved', {
-      ...session,
-      wasReady: true,
-      saved: savedName,
-      stoppedAt: Date.now(),
-    })
+  if (target === 'standby') {
+    move(host.store, host.events, row.uid, 'saved', { wasReady: true, boot: { ...session, stoppedAt: Date.now() } })
     return
   }
   const starting = move(host.store, host.events, row.uid, 'prepared', {
-    ...newBoot(),
-    ...session,
-    identityDue: saved !== undefined,
+    newBoot: { ...session, identityDue: saved !== undefined },
   })
   host.step('prepared')
   if (saved === undefined) {
@@ -159,8 +152,7 @@ const finishClone = async (host: Host, row: VmRow, { target, session, saved, sav
   }
   move(host.store, host.events, row.uid, 'ready', {
     wasReady: true,
-    identityDue: false,
-    bootMs: Date.now() - (starting.startedAt ?? Date.now()),
+    boot: { identityDue: false, bootMs: Date.now() - (starting.boot.startedAt ?? Date.now()) },
   })
   host.step('ready')
 }

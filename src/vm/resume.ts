@@ -17,7 +17,7 @@ export const resume = async (host: Host, ref: string): Promise<Vm> => {
     const machine = live?.machine
     if (!after(row.state, 'resume') || !machine)
       throw vmWrongState({ name: row.name, status: row.state, verb: 'resume' })
-    if (row.identityDue) {
+    if (row.boot.identityDue) {
       await completeRestore(host, row, { live, machine })
       return view(find(host.store, uid))
     }

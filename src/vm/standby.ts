@@ -1,7 +1,8 @@
 import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { hypervisorUnable } from '../hypervisor/errors.ts'
-import { closeSaved, dropSaved, durable, keepSaved, newSaved } from '../snapshot/saved-files.ts'
+import { closeSaved, durable } from '../snapshot/snapshots.ts'
+import { immediate } from '../store/store.ts'
 import { saveDeadline, saveFault } from '../snapshot/saving.ts'
 import { freeze, unfreeze } from './machine/freeze.ts'
 import { tearDown } from './machine/teardown.ts'
@@ -14,8 +15,8 @@ import { view } from './row/view.ts'
 /**
  * Moves the memory of a vm to disk and ends its machine. Order of effects:
  *
- *   disks written out, processors halted → `paused` → memory, state and disk have reached the host's disk → `standby` names them in the
- *   row → machine, sockets and cgroups go
+ *   disks written out, processors halted → `paused` → memory, state and disk have reached the host's disk → `standby` refers to
+ *   the snapshot → machine, sockets and cgroups go
  *
  * What fails or is cut short before the row says `standby` leaves a vm that runs, or is paused, as it was.
  *
@@ -31,37 +32,40 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
       throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
     if (!machine.snapshot || !host.hypervisors.get(row.hypervisor)?.restore)
       throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
-    const { folder, overlay } = pathsOf(host.config, row)
+    const { overlay } = pathsOf(host.config, row)
     const runs = row.state === 'running'
     if (runs) {
       await freeze(host, live, machine)
       host.step('held')
       move(host.store, host.events, uid, 'pause')
     }
-    let name: string
+    let id: string | undefined
     try {
-      const made = newSaved(folder)
-      name = made.name
+      const made = host.snapshots.create()
+      id = made.id
       try {
         await machine.snapshot(made, saveDeadline(row))
       } finally {
         closeSaved(made)
       }
       await durable(overlay)
-      await keepSaved(folder, name)
+      await host.snapshots.keep(id)
       host.step('saved')
     } catch (error) {
-      dropSaved(folder, null)
+      if (id !== undefined) host.snapshots.discard(id)
       if (runs) {
         await unfreeze(live, machine)
         move(host.store, host.events, uid, 'resume')
       }
       throw saveFault(error)
     }
-    const asleep = move(host.store, host.events, uid, 'standby', { saved: name, machine: null, stoppedAt: Date.now() })
+    const snapshot = id
+    const asleep = immediate(host.store, (tx) => {
+      host.snapshots.record(tx, snapshot, uid)
+      return move(tx, host.events, uid, 'standby', { snapshot, boot: { machine: null, stoppedAt: Date.now() } })
+    })
     host.step('standby-recorded')
     await tearDown(host, row, live)
-    dropSaved(folder, name)
     return view(asleep)
   })
 }

@@ -12,7 +12,7 @@ const reached = (row: VmRow, goal: Goal): boolean => {
   const over = row.state === 'stopped' || row.state === 'crashed'
   if (goal === 'ready') {
     if (over || row.state === 'deleting')
-      throw vmEnded({ name: row.name, status: row.state, reason: row.statusMessage ?? row.exitMessage ?? '' })
+      throw vmEnded({ name: row.name, status: row.state, reason: row.statusMessage ?? row.boot.exitMessage ?? '' })
     return row.state === 'running' || row.state === 'paused'
   }
   return goal !== 'deleted' && (over || row.state === 'standby')

@@ -8,8 +8,7 @@ const at = (name: string) => ({ params: { name } })
 /** The compiled file on the fake driver: memory on disk and back. */
 describe.skipIf(!haveBinary)('standby', () => {
   let daemon: Daemon
-  const files = (uid: string): string[] =>
-    readdirSync(join(daemon.state, 'vms', uid)).filter((name) => name.startsWith('saved-'))
+  const files = (): string[] => readdirSync(join(daemon.state, 'snapshots'))
   const say = async (name: string, ...argv: string[]) =>
     await daemon.client.call('vm.exec', { ...at(name), body: { argv } })
 
@@ -28,7 +27,7 @@ describe.skipIf(!haveBinary)('standby', () => {
 
     expect(machinesOf(daemon.state)).toEqual([])
     expect(existsSync(join(daemon.run, 'm', vm.id.toString(36)))).toBe(false)
-    expect(files(vm.uid).length).toBe(1)
+    expect(files().length).toBe(1)
     expect((await daemon.client.call('system.summary', {})).capacity.cpu.allocated).toBe(0)
     await expect(say('one', 'true')).rejects.toMatchObject({
       code: 'vm_wrong_state',
@@ -43,7 +42,7 @@ describe.skipIf(!haveBinary)('standby', () => {
       mac_address: vm.mac_address,
     })
 
-    expect(files(vm.uid)).toEqual([])
+    expect(files()).toEqual([])
     expect(await say('one', 'hostname')).toMatchObject({ stdout: 'one\n' })
     expect(await daemon.client.call('vm.stop', { ...at('one'), body: {} })).toMatchObject({ status: 'stopped' }) // its session is there again
     await daemon.client.call('vm.delete', at('one'))
@@ -68,18 +67,19 @@ describe.skipIf(!haveBinary)('standby', () => {
 
     await daemon.client.call('vm.standby', at('woken'))
     expect(await daemon.client.call('vm.stop', { ...at('woken'), body: {} })).toMatchObject({ status: 'stopped' })
-    expect(files(vm.uid)).toEqual([])
+    expect(files()).toEqual([])
     expect(await daemon.client.call('vm.start', { ...at('woken'), body: {} })).toMatchObject({ status: 'running' })
 
     await daemon.client.call('vm.standby', at('woken'))
     await daemon.client.call('vm.delete', at('woken'))
     expect(existsSync(join(daemon.state, 'vms', vm.uid))).toBe(false)
+    expect(files()).toEqual([])
   }, 20_000)
 
   test('what was saved and is damaged is refused, and stays', async () => {
-    const vm = await createVm(daemon, { name: 'damaged', cmd: ['sleep', '1000'] })
+    await createVm(daemon, { name: 'damaged', cmd: ['sleep', '1000'] })
     await daemon.client.call('vm.standby', at('damaged'))
-    const folder = join(daemon.state, 'vms', vm.uid, files(vm.uid)[0] ?? '')
+    const folder = join(daemon.state, 'snapshots', files()[0] ?? '')
     truncateSync(join(folder, 'memory'), 10)
 
     await expect(daemon.client.call('vm.restore', at('damaged'))).rejects.toMatchObject({ code: 'vm_restore_failed' })

@@ -9,8 +9,9 @@ import { Images } from '../../src/image/images.ts'
 import { Kernels } from '../../src/kernel/kernels.ts'
 import { newLog } from '../../src/lib/log.ts'
 import { Serial } from '../../src/lib/serial.ts'
+import { Snapshots } from '../../src/snapshot/snapshots.ts'
 import { EventLog } from '../../src/store/events.ts'
-import { images, imageNames, kernels, vms, type VmRow } from '../../src/store/schema.ts'
+import { boots, images, imageNames, kernels, vms, type BootRow, type VmRow } from '../../src/store/schema.ts'
 import { openStore } from '../../src/store/store.ts'
 import { pathsOf } from '../../src/vm/row/layout.ts'
 
@@ -30,11 +31,14 @@ class CountedEvents extends EventLog {
   }
 }
 
+/** Columns of a vm, and of its boot. */
+type RowOf = Partial<typeof vms.$inferInsert> & { readonly boot?: Partial<BootRow> }
+
 export interface TestHost extends AsyncDisposable {
   readonly host: Host
   readonly events: CountedEvents
   /** Inserts a row as it is, with the defaults of the contract. */
-  vm(name: string, row?: Partial<typeof vms.$inferInsert>, want?: VmCreate): VmRow
+  vm(name: string, row?: RowOf, want?: VmCreate): VmRow
   paths(row: VmRow): ReturnType<typeof pathsOf>
 }
 
@@ -52,6 +56,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     events,
     images: new Images(store, events, config.state),
     kernels: new Kernels(store, events, config.state),
+    snapshots: new Snapshots(store, config.state),
     hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
     stateId: '0'.repeat(16),
     queue: new Serial(),
@@ -92,11 +97,11 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
   return {
     host,
     events,
-    vm: (name, row = {}, want = {}) => {
+    vm: (name, { boot, ...row } = {}, want = {}) => {
       const id = ++count
       const { name: _, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
       const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-      return store
+      const made = store
         .insert(vms)
         .values({
           uid: `vm_${String(id).padStart(20, '0')}`,
@@ -118,6 +123,14 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
         })
         .returning()
         .get()
+      return {
+        ...made,
+        boot: store
+          .insert(boots)
+          .values({ ...boot, vmUid: made.uid })
+          .returning()
+          .get(),
+      }
     },
     paths: (row) => {
       const at = pathsOf(config, row)

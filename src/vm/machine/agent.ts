@@ -17,7 +17,7 @@ const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => (
     const row = byUid(host.store, uid)
     if (!row) throw new Error('the vm has gone')
     const configuration = configure(row, host.images.byDigest(row.imageDigest).config)
-    change(host.store, uid, { sessionSecret: hashSecret(configuration.secret) })
+    change(host.store, uid, { boot: { sessionSecret: hashSecret(configuration.secret) } })
     return configuration
   },
   secretHash: () => sessionOf(host.store, uid)?.secret ?? undefined,
@@ -33,36 +33,35 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
   if (!row) return
   switch (event.type) {
     case 'ready': {
-      const bootMs = row.startedAt === null ? event.boot_ms : Date.now() - row.startedAt
-      if (row.state === 'starting' && !row.identityDue)
-        move(host.store, host.events, live.uid, 'ready', { ackedSeq: event.seq, wasReady: true, bootMs })
-      else change(host.store, live.uid, { ackedSeq: event.seq, wasReady: true, bootMs })
+      const { startedAt, identityDue } = row.boot
+      const bootMs = startedAt === null ? event.boot_ms : Date.now() - startedAt
+      const ready = { wasReady: true, boot: { ackedSeq: event.seq, bootMs } }
+      if (row.state === 'starting' && !identityDue) move(host.store, host.events, live.uid, 'ready', ready)
+      else change(host.store, live.uid, ready)
       live.ready.resolve(event.boot_ms)
       live.follow()
       return
     }
     case 'exited': {
       await live.drain()
+      const exitMessage =
+        [event.message ?? '', ...(event.oom ? ['OOM'] : [])]
+          .filter((word) => word !== '')
+          .join(' - ')
+          .slice(0, 1000) || null
       change(host.store, live.uid, {
-        ackedSeq: event.seq,
-        exitCode: event.code,
-        exitSignal: event.signal,
-        exitMessage:
-          [event.message ?? '', ...(event.oom ? ['OOM'] : [])]
-            .filter((word) => word !== '')
-            .join(' - ')
-            .slice(0, 1000) || null,
+        boot: { ackedSeq: event.seq, exitCode: event.code, exitSignal: event.signal, exitMessage },
       })
       return
     }
     case 'failed': {
       const message = `the agent failed at ${event.stage}: ${event.message}`.slice(0, 1000)
-      change(host.store, live.uid, { ackedSeq: event.seq, statusMessage: message, exitMessage: message })
+      change(host.store, live.uid, { statusMessage: message, boot: { ackedSeq: event.seq, exitMessage: message } })
       live.ready.reject(new Error(message))
       return
     }
     default:
-      change(host.store, live.uid, { ackedSeq: event.seq })
+      change(host.store, live.uid, { boot: { ackedSeq: event.seq } })
   }
 }
 

@@ -62,7 +62,7 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
     host.step('before-machine')
     const machine = await driver.start(spec, signal)
     host.step('machine-started')
-    change(host.store, row.uid, { machine: machine.identity })
+    change(host.store, row.uid, { boot: { machine: machine.identity } })
     host.step('machine-recorded')
     watch(host, live, machine)
     await Promise.race([
@@ -80,8 +80,7 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
     if (now?.state === 'starting')
       move(host.store, host.events, row.uid, 'broke', {
         statusMessage: fault.message,
-        machine: null,
-        stoppedAt: Date.now(),
+        boot: { machine: null, stoppedAt: Date.now() },
       })
     throw fault
   }

@@ -4,7 +4,7 @@ import type { LiveVm } from './live.ts'
 import { purge } from './purge.ts'
 import { removeRuntime } from './runtime.ts'
 import { byUid } from '../row/lookup.ts'
-import { move, newBoot } from '../row/moves.ts'
+import { move } from '../row/moves.ts'
 
 /**
  * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the reason for a daemon
@@ -17,35 +17,25 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
   if (row) {
     const stoppedAt = Date.now()
     if (row.state === 'running' && end.reason === 'reboot') {
-      move(host.store, host.events, live.uid, 'rebooted', { ...newBoot(), statusMessage: 'the guest rebooted' })
+      move(host.store, host.events, live.uid, 'rebooted', { newBoot: {}, statusMessage: 'the guest rebooted' })
     } else if (row.state === 'starting') {
       // the boot that is under way reports it
     } else if (
       end.reason === 'poweroff' ||
       end.reason === 'reboot' ||
       row.state === 'stopping' ||
-      row.exitCode !== null
+      row.boot.exitCode !== null
     ) {
       if (row.state !== 'deleting') {
         move(host.store, host.events, live.uid, 'exited', {
-          machine: null,
-          stoppedAt,
-          exitMessage:
-            row.exitMessage ??
-            (end.reason === 'poweroff'
-              ? 'the guest powered off'
-              : end.reason === 'reboot'
-                ? 'the guest rebooted'
-                : 'the machine was ended'),
+          boot: { machine: null, stoppedAt, exitMessage: row.boot.exitMessage ?? ended(end) },
         })
       }
     } else if (row.state !== 'deleting') {
       const reason = crashed(end)
       move(host.store, host.events, live.uid, 'broke', {
-        machine: null,
-        stoppedAt,
         statusMessage: row.statusMessage ?? reason,
-        exitMessage: row.exitMessage ?? reason,
+        boot: { machine: null, stoppedAt, exitMessage: row.boot.exitMessage ?? reason },
       })
     }
   }
@@ -58,6 +48,18 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
   if (after?.spec.auto_remove && (after.state === 'stopped' || after.state === 'crashed')) {
     move(host.store, host.events, live.uid, 'delete')
     await purge(host, live.uid)
+  }
+}
+
+/** How an end that is no crash came about. */
+const ended = (end: End): string => {
+  switch (end.reason) {
+    case 'poweroff':
+      return 'the guest powered off'
+    case 'reboot':
+      return 'the guest rebooted'
+    default:
+      return 'the machine was ended'
   }
 }
 

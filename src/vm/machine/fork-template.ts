@@ -2,28 +2,29 @@ import type { Host } from '../../host.ts'
 import type { Machine, Saved } from '../../hypervisor/driver.ts'
 import { hypervisorUnable } from '../../hypervisor/errors.ts'
 import { cloneFile } from '../../linux/clone-file.ts'
-import { closeSaved, keepSaved, linkSaved, newSaved, openSaved, unnamedSaved } from '../../snapshot/saved-files.ts'
+import { closeSaved } from '../../snapshot/snapshots.ts'
+import { immediate, type Store } from '../../store/store.ts'
 import { saveDeadline, saveFault } from '../../snapshot/saving.ts'
-import type { VmRow } from '../../store/schema.ts'
+import type { BootRow, VmRow } from '../../store/schema.ts'
 import { diskFault, makeFolder } from './folder.ts'
 import { freeze, unfreeze } from './freeze.ts'
 import type { LiveVm } from './live.ts'
 import { vmDeleted, vmWrongState } from '../row/errors.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
-import type { Change } from '../row/moves.ts'
+import { change } from '../row/moves.ts'
 
+/** What the source's agent knows, and what it acknowledged. */
+type Session = Partial<Pick<BootRow, 'sessionSecret' | 'ackedSeq'>>
 export type Target = 'running' | 'standby' | 'stopped'
 
 /** What clones are made of, taken at one moment of their source. Their disks and folders are there already. */
 export interface Template {
   readonly target: Target
   /** What the source's agent knows: a clone of its memory knows it too. */
-  readonly session: Change
+  readonly session: Session
   /** What running clones are restored from, the caller's to close; absent where they boot from their disk. */
   readonly saved?: Saved
-  /** Folder in every clone's own, where the clones shall sleep. */
-  readonly savedName?: string
 }
 
 /**
@@ -40,13 +41,14 @@ export const takeTemplate = async (
 ): Promise<Template> => {
   const source = byUid(host.store, uid)
   if (!source) throw vmDeleted({ name: uid })
-  const session: Change = target === 'stopped' ? {} : { sessionSecret: source.sessionSecret, ackedSeq: source.ackedSeq }
+  const session: Session =
+    target === 'stopped' ? {} : { sessionSecret: source.boot.sessionSecret, ackedSeq: source.boot.ackedSeq }
   const live = host.live.get(uid)
   const machine = live?.machine
   if ((source.state === 'running' || source.state === 'paused') && machine)
     return await ofMachine(host, source, { live, machine }, clones, target, session)
-  if (source.state === 'standby' && source.saved !== null)
-    return await ofSaved(host, source, source.saved, clones, target, session)
+  if (source.state === 'standby' && source.snapshot !== null)
+    return await ofSaved(host, source, source.snapshot, clones, target, session)
   if ((source.state === 'stopped' || source.state === 'crashed') && target !== 'standby') {
     await cloneDisks(host, source, clones)
     return { target, session: {} }
@@ -60,7 +62,7 @@ const ofMachine = async (
   { live, machine }: { readonly live: LiveVm; readonly machine: Machine },
   clones: readonly VmRow[],
   target: Target,
-  session: Change,
+  session: Session,
 ): Promise<Template> => {
   if (target !== 'stopped' && (!machine.snapshot || !host.hypervisors.get(source.hypervisor)?.restore))
     throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
@@ -85,7 +87,7 @@ const ofHeld = async (
   machine: Machine,
   clones: readonly VmRow[],
   target: Target,
-  session: Change,
+  session: Session,
 ): Promise<Template> => {
   host.step('held')
   await cloneDisks(host, source, clones)
@@ -95,13 +97,14 @@ const ofHeld = async (
     case 'running':
       return { target, session, saved: await saveForNow(host, source, machine) }
     case 'standby':
-      return { target, session, savedName: await saveForLater(host, source, machine, clones) }
+      await saveForLater(host, source, machine, clones)
+      return { target, session }
   }
 }
 
 /** For clones that run at once: shared where the driver can. */
 const saveForNow = async (host: Host, source: VmRow, machine: Machine): Promise<Saved> => {
-  const into = unnamedSaved(pathsOf(host.config, source).folder)
+  const into = host.snapshots.unnamed()
   try {
     if (machine.fork) return await machine.fork(into, saveDeadline(source))
     await machine.snapshot?.(into, saveDeadline(source))
@@ -112,56 +115,52 @@ const saveForNow = async (host: Host, source: VmRow, machine: Machine): Promise<
   }
 }
 
-/** For clones that sleep: one copy on disk, under a name in the folder of each. */
-const saveForLater = async (
-  host: Host,
-  source: VmRow,
-  machine: Machine,
-  [first, ...others]: readonly VmRow[],
-): Promise<string> => {
-  if (!first) throw new Error('a fork without clones')
-  const { folder } = pathsOf(host.config, first)
+/** For clones that sleep: one snapshot, to which each of them refers. */
+const saveForLater = async (host: Host, source: VmRow, machine: Machine, clones: readonly VmRow[]): Promise<void> => {
   try {
-    const made = newSaved(folder)
+    const made = host.snapshots.create()
     try {
       await machine.snapshot?.(made, saveDeadline(source))
+      await host.snapshots.keep(made.id)
+    } catch (error) {
+      host.snapshots.discard(made.id)
+      throw error
     } finally {
       closeSaved(made)
     }
-    await keepSaved(folder, made.name)
-    await linkAll(host, folder, made.name, others)
-    return made.name
+    immediate(host.store, (tx) => {
+      host.snapshots.record(tx, made.id, source.uid)
+      refer(tx, clones, made.id)
+    })
   } catch (error) {
     throw saveFault(error)
   }
 }
 
+/** Lets clones refer to a snapshot from now on: whatever becomes of their source, it stays for them. */
+const refer = (tx: Store, clones: readonly VmRow[], snapshot: string): void => {
+  for (const clone of clones) change(tx, clone.uid, { snapshot })
+}
+
 const ofSaved = async (
   host: Host,
   source: VmRow,
-  name: string,
+  snapshot: string,
   clones: readonly VmRow[],
   target: Target,
-  session: Change,
+  session: Session,
 ): Promise<Template> => {
   await cloneDisks(host, source, clones)
-  const { folder } = pathsOf(host.config, source)
   switch (target) {
     case 'stopped':
       return { target, session }
     case 'running':
-      return { target, session, saved: openSaved(folder, name) }
+      return { target, session, saved: host.snapshots.open(snapshot) }
     case 'standby':
-      await linkAll(host, folder, name, clones)
-      return { target, session, savedName: name }
-  }
-}
-
-const linkAll = async (host: Host, folder: string, name: string, to: readonly VmRow[]): Promise<void> => {
-  for (const clone of to) {
-    const its = pathsOf(host.config, clone).folder
-    await linkSaved(folder, name, its)
-    await keepSaved(its, name)
+      immediate(host.store, (tx) => {
+        refer(tx, clones, snapshot)
+      })
+      return { target, session }
   }
 }
 

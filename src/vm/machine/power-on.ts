@@ -8,12 +8,12 @@ import { boot } from './boot.ts'
 import { fits } from './configuration.ts'
 import { admit } from '../row/capacity.ts'
 import { byUid, find } from '../row/lookup.ts'
-import { move, newBoot } from '../row/moves.ts'
+import { move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
 
 /** The same for who is in the vm's queue already. */
 export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<Vm> => {
-  immediate(host.store, (tx) => {
+  const removeSnapshot = immediate(host.store, (tx) => {
     const row = find(tx, uid)
     if (row.state === 'stopped' || row.state === 'crashed') {
       const kernel =
@@ -23,9 +23,11 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }
-    move(tx, host.events, uid, 'start', newBoot())
+    move(tx, host.events, uid, 'start', { newBoot: {} })
+    return host.snapshots.release(tx, row.snapshot)
   })
   host.step('starting')
+  removeSnapshot()
   const row = byUid(host.store, uid)
   if (row) await boot(host, row)
   return view(find(host.store, uid))

@@ -28,7 +28,7 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
   host.step('before-files-removed')
   rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
   host.step('files-removed')
-  immediate(host.store, (tx) => {
+  const removeSnapshot = immediate(host.store, (tx) => {
     deleteVm(tx).run({ uid })
     deleteKeys(tx).run({ uid })
     host.events.append(tx, {
@@ -40,5 +40,7 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
       mac: row.mac,
       message: row.statusMessage ?? '',
     })
+    return host.snapshots.release(tx, row.snapshot)
   })
+  removeSnapshot()
 }

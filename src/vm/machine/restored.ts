@@ -3,8 +3,8 @@ import type { Host } from '../../host.ts'
 import type { Machine, Saved } from '../../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
-import { closeSaved, dropSaved, openSaved } from '../../snapshot/saved-files.ts'
 import type { VmRow } from '../../store/schema.ts'
+import { closeSaved } from '../../snapshot/snapshots.ts'
 import { immediate } from '../../store/store.ts'
 import { listenForAgent } from './agent.ts'
 import { machineSpec } from './assemble.ts'
@@ -14,7 +14,6 @@ import type { LiveVm } from './live.ts'
 import { tearDown } from './teardown.ts'
 import { admit } from '../row/capacity.ts'
 import { vmRestoreFailed } from '../row/errors.ts'
-import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
@@ -26,26 +25,28 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
   const row = immediate(host.store, (tx) => {
     const before = find(tx, uid)
     if (before.state === 'standby') admit(tx, host.config, before)
-    return move(tx, host.events, uid, 'restore', { identityDue: true })
+    return move(tx, host.events, uid, 'restore', { boot: { identityDue: true } })
   })
   host.step('restoring')
-  const { folder } = pathsOf(host.config, row)
   let woken: Restored
   try {
-    if (row.saved === null) throw new Error('nothing is saved of it')
-    const saved = openSaved(folder, row.saved)
+    if (row.snapshot === null) throw new Error('nothing is saved of it')
+    const saved = host.snapshots.open(row.snapshot)
     try {
       woken = await restoreMachine(host, row, saved)
     } finally {
       closeSaved(saved)
     }
   } catch (error) {
-    move(host.store, host.events, uid, 'standby', { machine: null, identityDue: false })
+    move(host.store, host.events, uid, 'standby', { boot: { machine: null, identityDue: false } })
     throw restoreFault(row, error)
   }
-  change(host.store, uid, { saved: null })
+  const removeFiles = immediate(host.store, (tx) => {
+    change(tx, uid, { snapshot: null })
+    return host.snapshots.release(tx, row.snapshot)
+  })
   host.step('saved-let-go')
-  dropSaved(folder, null) // the machine has the files open
+  removeFiles() // the machine has them open
   await completeRestore(host, row, woken)
   return view(find(host.store, uid))
 }
@@ -71,7 +72,7 @@ export const restoreMachine = async (host: Host, row: VmRow, saved: Saved): Prom
       AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal]),
     )
     host.step('machine-started')
-    change(host.store, row.uid, { machine: machine.identity })
+    change(host.store, row.uid, { boot: { machine: machine.identity } })
     host.step('machine-recorded')
     watch(host, live, machine)
     return { live, machine }
@@ -114,7 +115,7 @@ export const completeRestore = async (host: Host, row: VmRow, woken: Restored): 
       change(host.store, row.uid, { statusMessage: error.message })
     throw error
   }
-  move(host.store, host.events, row.uid, 'resume', { identityDue: false })
+  move(host.store, host.events, row.uid, 'resume', { boot: { identityDue: false } })
   host.step('restored')
 }
 

@@ -2,12 +2,11 @@ import type { Vm, VmStop } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import type { End, Machine } from '../../hypervisor/driver.ts'
 import { sleep } from '../../lib/wait.ts'
-import { dropSaved } from '../../snapshot/saved-files.ts'
 import type { VmRow } from '../../store/schema.ts'
+import { immediate } from '../../store/store.ts'
 import { recordEnd } from './end.ts'
 import type { LiveVm } from './live.ts'
 import { stopTimeout, vmDeleted, vmWrongState } from '../row/errors.ts'
-import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
@@ -22,24 +21,13 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
   const before = find(host.store, uid)
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
   // one that a daemon before this one began is asked again
-  const row =
-    before.state === 'stopping'
-      ? before
-      : move(
-          host.store,
-          host.events,
-          uid,
-          'stop',
-          before.state === 'standby' ? { saved: null, exitMessage: 'its memory was let go in standby' } : {},
-        )
+  if (before.state === 'standby') return view(forget(host, before))
+  const row = before.state === 'stopping' ? before : move(host.store, host.events, uid, 'stop')
   host.step('stopping')
-  if (before.state === 'standby') return view(forget(host, row))
   const live = host.live.get(uid)
   if (!live?.machine) {
     move(host.store, host.events, uid, 'exited', {
-      machine: null,
-      stoppedAt: Date.now(),
-      exitMessage: 'the machine was not there any more',
+      boot: { machine: null, stoppedAt: Date.now(), exitMessage: 'the machine was not there any more' },
     })
     return view(find(host.store, uid))
   }
@@ -56,8 +44,16 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
 }
 
 /** A vm in standby has no machine to end: what was saved of it goes. */
-const forget = (host: Host, row: VmRow): VmRow => {
-  dropSaved(pathsOf(host.config, row).folder, null)
+const forget = (host: Host, { uid, snapshot }: VmRow): VmRow => {
+  const { row, removeFiles } = immediate(host.store, (tx) => ({
+    row: move(tx, host.events, uid, 'stop', {
+      snapshot: null,
+      boot: { exitMessage: 'its memory was let go in standby' },
+    }),
+    removeFiles: host.snapshots.release(tx, snapshot),
+  }))
+  host.step('stopping')
+  removeFiles()
   return row
 }
 

@@ -1,18 +1,25 @@
-import { eq, or, sql, type SQL } from 'drizzle-orm'
+import { eq, getTableColumns, or, sql, type SQL } from 'drizzle-orm'
+import type { VmState } from '../../contract/vm-state.ts'
 import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../../lib/lookup.ts'
-import { type VmRow, vms } from '../../store/schema.ts'
+import { type VmRow, boots, vms } from '../../store/schema.ts'
 import { type Store, prepared } from '../../store/store.ts'
 import { vmAmbiguous, vmNotFound } from './errors.ts'
 
-const selectNamed = prepared((store) =>
+/** Selects vms, each with its boot. */
+const selectVms = (store: Store) =>
   store
-    .select()
+    .select({ ...getTableColumns(vms), boot: getTableColumns(boots) })
     .from(vms)
+    .innerJoin(boots, eq(boots.vmUid, vms.uid))
+    .$dynamic()
+
+const selectNamed = prepared((store) =>
+  selectVms(store)
     .where(or(eq(vms.name, sql.placeholder('ref')), eq(vms.uid, sql.placeholder('ref'))))
     .prepare(),
 )
 
-/** Text in a LIKE pattern that stands for itself. */
+/** Escapes text so that it stands for itself in a LIKE pattern. */
 export const escaped = (text: string): string => text.replaceAll(/[\\%_]/g, '\\$&')
 
 const BEGINNING = new RegExp(`^vm_[0-9a-z]{${ID_BEGINNING_MIN},20}$`)
@@ -23,7 +30,7 @@ const BEGINNING = new RegExp(`^vm_[0-9a-z]{${ID_BEGINNING_MIN},20}$`)
  * @throws `vm_not_found`, `vm_ambiguous`
  */
 export const find = (store: Store, ref: string, use: Use = 'change'): VmRow => {
-  const select = (where: SQL) => store.select().from(vms).where(where).limit(MATCHES_MAX).all()
+  const select = (where: SQL) => selectVms(store).where(where).limit(MATCHES_MAX).all()
   return lookUp(
     ref,
     {
@@ -43,24 +50,29 @@ export const find = (store: Store, ref: string, use: Use = 'change'): VmRow => {
 }
 
 const selectByUid = prepared((store) =>
-  store
-    .select()
-    .from(vms)
+  selectVms(store)
     .where(eq(vms.uid, sql.placeholder('uid')))
     .prepare(),
 )
 
+/** Reads one vm; undefined where it is gone. */
 export const byUid = (store: Store, uid: string): VmRow | undefined => selectByUid(store).get({ uid })
+
+/** Reads every vm, or those in one state. */
+export const all = (store: Store, state?: VmState): VmRow[] =>
+  selectVms(store)
+    .where(state && eq(vms.state, state))
+    .all()
 
 const selectSession = prepared((store) =>
   store
-    .select({ secret: vms.sessionSecret, acked: vms.ackedSeq })
-    .from(vms)
-    .where(eq(vms.uid, sql.placeholder('uid')))
+    .select({ secret: boots.sessionSecret, acked: boots.ackedSeq })
+    .from(boots)
+    .where(eq(boots.vmUid, sql.placeholder('uid')))
     .prepare(),
 )
 
-/** What the agent's session asks of a row, with each of its events. */
+/** Reads what the agent's session asks of a boot, with each of its events. */
 export const sessionOf = (
   store: Store,
   uid: string,

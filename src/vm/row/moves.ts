@@ -1,9 +1,10 @@
 import { and, eq, sql } from 'drizzle-orm'
 import { type Cause, type VmState, after } from '../../contract/vm-state.ts'
 import type { EventLog, EventType } from '../../store/events.ts'
-import { type VmRow, vms } from '../../store/schema.ts'
+import { type BootRow, type VmRow, boots, vms } from '../../store/schema.ts'
 import { type Store, immediate, prepared } from '../../store/store.ts'
 import { vmNotFound, vmWrongState } from './errors.ts'
+import { byUid } from './lookup.ts'
 
 /** What a state is called in the log of events. */
 const EVENT_OF = {
@@ -19,57 +20,50 @@ const EVENT_OF = {
   unknown: 'VM_UNKNOWN',
 } as const satisfies Record<VmState, EventType>
 
-export type Change = Partial<
-  Pick<
-    VmRow,
-    | 'machine'
-    | 'sessionSecret'
-    | 'ackedSeq'
-    | 'wasReady'
-    | 'statusMessage'
-    | 'exitCode'
-    | 'exitSignal'
-    | 'saved'
-    | 'identityDue'
-    | 'exitMessage'
-    | 'bootMs'
-    | 'startedAt'
-    | 'stoppedAt'
-    | 'spec'
-    | 'kernelDigest'
-    | 'hypervisor'
-  >
+type VmSet = Partial<
+  Pick<VmRow, 'state' | 'wasReady' | 'statusMessage' | 'snapshot' | 'spec' | 'kernelDigest' | 'hypervisor'>
 >
+type BootSet = Partial<Omit<BootRow, 'vmUid'>>
 
-type Set = Change & { readonly state?: VmState }
+/** What changes of a vm in one moment. */
+export interface Change extends Omit<VmSet, 'state'> {
+  /** What changes of the boot that is under way. */
+  readonly boot?: BootSet
+  /** Begins another boot with this and nothing else: what the last one was is forgotten, and so is what was saved before. */
+  readonly newBoot?: BootSet
+}
 
 const value = sql.placeholder
 
-const buildUpdate = (store: Store, set: Set) => {
-  const columns = Object.entries(set).map(([name, one]) => [name, one === null ? null : value(name)])
-  return store
-    .update(vms)
-    .set({ ...(Object.fromEntries(columns) as Set), gen: sql`${vms.gen} + 1`, updatedAt: sql`${value('now')}` })
-}
+/** The columns of `set` as placeholders. A null is part of the statement, since it is no JSON. */
+const placeholders = <S extends object>(set: S): S =>
+  Object.fromEntries(Object.entries(set).map(([name, one]) => [name, one === null ? null : value(name)])) as S
 
-const buildMove = (store: Store, set: Set) =>
+const buildUpdate = (store: Store, set: VmSet) =>
+  store.update(vms).set({ ...placeholders(set), gen: sql`${vms.gen} + 1`, updatedAt: sql`${value('now')}` })
+const buildMove = (store: Store, set: VmSet) =>
   buildUpdate(store, set)
     .where(and(eq(vms.uid, value('uid')), eq(vms.gen, value('was'))))
-    .returning()
+    .returning({ uid: vms.uid })
     .prepare()
-
-const buildChange = (store: Store, set: Set) =>
+const buildChange = (store: Store, set: VmSet) =>
   buildUpdate(store, set)
     .where(eq(vms.uid, value('uid')))
+    .prepare()
+const buildBoot = (store: Store, set: BootSet) =>
+  store
+    .update(boots)
+    .set(placeholders(set))
+    .where(eq(boots.vmUid, value('uid')))
     .prepare()
 
 /** Statements by the columns that they set, a dozen of each: to build one costs ten times the UPDATE. */
 const moves = prepared(() => new Map<string, ReturnType<typeof buildMove>>())
-
 const changes = prepared(() => new Map<string, ReturnType<typeof buildChange>>())
+const bootChanges = prepared(() => new Map<string, ReturnType<typeof buildBoot>>())
 
-/** The statement of these columns. A null is part of it, since it is no JSON. */
-const statementOf = <S>(known: Map<string, S>, set: Set, build: () => S): S => {
+/** Finds the statement that sets these columns, or builds it. */
+const statementOf = <S>(known: Map<string, S>, set: object, build: () => S): S => {
   let key = ''
   for (const [name, one] of Object.entries(set)) key += one === null ? `${name}=null ` : `${name} `
   const found = known.get(key)
@@ -79,7 +73,31 @@ const statementOf = <S>(known: Map<string, S>, set: Set, build: () => S): S => {
   return built
 }
 
-const given = (set: Set): Set => Object.fromEntries(Object.entries(set).filter(([, one]) => one !== undefined)) as Set
+const given = <S extends object>(set: S): S =>
+  Object.fromEntries(Object.entries(set).filter(([, one]) => one !== undefined)) as S
+
+const deleteBoot = prepared((store) =>
+  store
+    .delete(boots)
+    .where(eq(boots.vmUid, value('uid')))
+    .prepare(),
+)
+
+/** Writes what a change says of the boot. */
+const setBoot = (tx: Store, uid: string, { boot, newBoot }: Change): void => {
+  if (newBoot) {
+    deleteBoot(tx).run({ uid })
+    tx.insert(boots)
+      .values({ startedAt: Date.now(), ...newBoot, vmUid: uid })
+      .run()
+  }
+  if (!boot) return
+  const set = given(boot)
+  if (Object.keys(set).length > 0) statementOf(bootChanges(tx), set, () => buildBoot(tx, set)).run({ ...set, uid })
+}
+
+/** The columns of the vm's own row that a change sets. */
+const vmSet = ({ boot: _, newBoot, ...set }: Change): VmSet => given({ ...(newBoot && { snapshot: null }), ...set })
 
 const selectHead = prepared((store) =>
   store
@@ -101,14 +119,16 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
     if (!row) throw vmNotFound({ name: uid })
     const to = after(row.state, by)
     if (!to) throw vmWrongState({ name: row.name, status: row.state, verb: by })
-    const set = given({ statusMessage: null, ...change, state: to })
-    const moved = statementOf(moves(tx), set, () => buildMove(tx, set)).get({
+    const set = { statusMessage: null, ...vmSet(change), state: to }
+    const won = statementOf(moves(tx), set, () => buildMove(tx, set)).get({
       ...set,
       uid,
       now: Date.now(),
       was: row.gen,
     })
-    if (!moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
+    setBoot(tx, uid, change)
+    const moved = byUid(tx, uid)
+    if (!won || !moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
     if (to !== 'deleting') {
       // VM_DELETED is said when the last of it has gone
       events.append(tx, {
@@ -118,30 +138,18 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
         status: to,
         ip: row.ip,
         mac: row.mac,
-        pid: moved.machine?.process.pid ?? null,
+        pid: moved.boot.machine?.process.pid ?? null,
         message: moved.statusMessage ?? '',
       })
     }
     return moved
   })
 
-/** What a row forgets of the boot before when the next one begins. */
-export const newBoot = (): Change => ({
-  sessionSecret: null,
-  ackedSeq: 0,
-  exitCode: null,
-  exitSignal: null,
-  exitMessage: null,
-  bootMs: null,
-  machine: null,
-  saved: null,
-  identityDue: false,
-  startedAt: Date.now(),
-  stoppedAt: null,
-})
-
-/** Changes a row without a move; `gen` tells readers of it all the same. */
+/** Changes a vm without a move; `gen` tells readers of it all the same. */
 export const change = (store: Store, uid: string, set: Change): void => {
-  const only = given(set)
-  statementOf(changes(store), only, () => buildChange(store, only)).run({ ...only, uid, now: Date.now() })
+  immediate(store, (tx) => {
+    const only = vmSet(set)
+    statementOf(changes(tx), only, () => buildChange(tx, only)).run({ ...only, uid, now: Date.now() })
+    setBoot(tx, uid, set)
+  })
 }

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { sql } from 'drizzle-orm'
 import type { Host } from '../../host.ts'
 import { newId, newName } from '../../lib/id.ts'
-import { type VmRow, vms } from '../../store/schema.ts'
+import { boots, type VmRow, vms } from '../../store/schema.ts'
 import { type Store, immediate, isDuplicate, prepared } from '../../store/store.ts'
 import { vmExists } from './errors.ts'
 
@@ -92,8 +92,9 @@ export const insert = (host: Host, tx: Store, { uid, name, machineId }: Identity
     mac: newMac(),
     now,
   })
+  const boot = tx.insert(boots).values({ vmUid: uid }).returning().get()
   host.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
-  return row
+  return { ...row, boot }
 }
 
 const selectCids = prepared((store) => store.select({ cid: vms.cid }).from(vms).prepare())

@@ -4,7 +4,7 @@ import type { VmRow } from '../../store/schema.ts'
 const iso = (ms: number): string => new Date(ms).toISOString()
 
 /** A row as the API shows it. No values of the environment: they may be secrets. */
-export const view = (row: VmRow): Vm => ({
+export const view = ({ boot, ...row }: VmRow): Vm => ({
   id: row.id,
   uid: row.uid,
   name: row.name,
@@ -16,7 +16,7 @@ export const view = (row: VmRow): Vm => ({
   image_digest: row.imageDigest,
   kernel: row.kernelDigest,
   hypervisor: row.hypervisor,
-  pid: row.machine?.process.pid ?? null,
+  pid: boot.machine?.process.pid ?? null,
   ip_address: row.ip,
   mac_address: row.mac,
   vsock_cid: row.cid,
@@ -24,7 +24,7 @@ export const view = (row: VmRow): Vm => ({
   memory_mb: row.memoryMb,
   disk_mb: row.spec.disk_mb,
   kernel_cmdline: row.spec.kernel_cmdline,
-  serial_socket: row.machine ? `${row.machine.folder}/console.sock` : '',
+  serial_socket: boot.machine ? `${boot.machine.folder}/console.sock` : '',
   network: row.spec.network,
   port: row.spec.port ?? null,
   tty: row.spec.tty,
@@ -36,13 +36,13 @@ export const view = (row: VmRow): Vm => ({
   stop_timeout_s: row.spec.stop_timeout_s,
   forkable: row.spec.forkable ?? false,
   forked_from: row.forkedFrom,
-  exit_code: row.exitCode,
-  exit_signal: row.exitSignal,
-  exit_message: row.exitMessage,
-  boot_ms: row.bootMs,
+  exit_code: boot.exitCode,
+  exit_signal: boot.exitSignal,
+  exit_message: boot.exitMessage,
+  boot_ms: boot.bootMs,
   gen: row.gen,
   created_at: iso(row.createdAt),
   updated_at: iso(row.updatedAt),
-  started_at: row.startedAt === null ? null : iso(row.startedAt),
-  stopped_at: row.stoppedAt === null ? null : iso(row.stoppedAt),
+  started_at: boot.startedAt === null ? null : iso(boot.startedAt),
+  stopped_at: boot.stoppedAt === null ? null : iso(boot.stoppedAt),
 })

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync } from 'node:fs'
 import type { VmState } from '../../../src/contract/vm-state.ts'
 import type { End, EndReason, Machine } from '../../../src/hypervisor/driver.ts'
-import type { VmRow } from '../../../src/store/schema.ts'
+import type { BootRow } from '../../../src/store/schema.ts'
 import { recordEnd } from '../../../src/vm/machine/end.ts'
 import type { LiveVm } from '../../../src/vm/machine/live.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
@@ -13,14 +13,16 @@ import { testHost } from '../host.ts'
 const end = (reason: EndReason, message = ''): End => ({ reason, code: null, message })
 
 /** What is left of a vm in this state when its machine has ended so. */
-const after = async (state: VmState, ended: End, row: Partial<VmRow> = {}, auto_remove = false) => {
+const after = async (state: VmState, ended: End, boot: Partial<BootRow> = {}, auto_remove = false) => {
   await using bed = testHost()
   const vm = bed.vm(
     'web',
     {
       state,
-      machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
-      ...row,
+      boot: {
+        machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
+        ...boot,
+      },
     },
     { auto_remove },
   )
@@ -47,9 +49,9 @@ const after = async (state: VmState, ended: End, row: Partial<VmRow> = {}, auto_
   const now = byUid(bed.host.store, vm.uid)
   return {
     state: now?.state ?? 'gone',
-    exit: now?.exitMessage,
+    exit: now?.boot.exitMessage,
     status: now?.statusMessage,
-    machine: now?.machine ?? null,
+    machine: now?.boot.machine ?? null,
     atKill: said,
     live: bed.host.live.size,
     run: existsSync(at.run),
@@ -91,10 +93,7 @@ describe('the end of a machine', () => {
 
   test('keeps what the agent said of it', async () => {
     expect(
-      await after('running', end('poweroff'), {
-        statusMessage: 'the agent failed at root: bad disk',
-        exitMessage: 'the agent failed at root: bad disk',
-      }),
+      await after('running', end('poweroff'), { exitMessage: 'the agent failed at root: bad disk' }),
     ).toMatchObject({ exit: 'the agent failed at root: bad disk' })
   })
 
@@ -146,8 +145,10 @@ test('a change without a move is seen in the list too', async () => {
   expect(list(bed.host.store, {}).vms[0]).toMatchObject({ exit_code: null, pid: null })
 
   change(bed.host.store, uid, {
-    exitCode: 7,
-    machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
+    boot: {
+      exitCode: 7,
+      machine: { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' },
+    },
   })
 
   expect(list(bed.host.store, {}).vms[0]).toMatchObject({ exit_code: 7, pid: 7 })

@@ -2,8 +2,9 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import type { VmListQuery } from '../../../src/contract/vm.ts'
 import { byUid, find } from '../../../src/vm/row/lookup.ts'
 import { list } from '../../../src/vm/row/list.ts'
-import { move, newBoot } from '../../../src/vm/row/moves.ts'
+import { move } from '../../../src/vm/row/moves.ts'
 import { view } from '../../../src/vm/row/view.ts'
+import { snapshots } from '../../../src/store/schema.ts'
 import { testHost, type TestHost } from '../host.ts'
 
 let bed: TestHost
@@ -244,11 +245,12 @@ test('the view of a vm shows the names of its environment and no value', () => {
 })
 
 test("a boot after a restore that was never acknowledged waits for nobody's identity", () => {
-  const { uid } = bed.vm('woken', { state: 'crashed', saved: 'saved-x', identityDue: true })
+  bed.host.store.insert(snapshots).values({ id: 'snap_x', sourceUid: 'vm_x', createdAt: 0 }).run()
+  const { uid } = bed.vm('woken', { state: 'crashed', snapshot: 'snap_x', boot: { identityDue: true, exitCode: 3 } })
 
-  expect(move(bed.host.store, bed.host.events, uid, 'start', newBoot())).toMatchObject({
+  expect(move(bed.host.store, bed.host.events, uid, 'start', { newBoot: {} })).toMatchObject({
     state: 'starting',
-    saved: null,
-    identityDue: false,
+    snapshot: null,
+    boot: { identityDue: false, exitCode: null },
   })
 })
