@@ -9,4 +9,4 @@ export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 
 /** Faults of every operation on one vm. */
 export const ONE_VM = ['vm_not_found', 'vm_ambiguous'] as const
 /** Faults of every operation on the guest of one vm. */
-export const RUNNING_VM = [...ONE_VM, 'vm_wrong_state', 'agent_unavailable'] as const
+export const RUNNING_VM = [...ONE_VM, 'vm_wrong_state', 'agent_unavailable', 'guest_busy'] as const

@@ -4,7 +4,7 @@ import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
 import { share } from '../lib/turn.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
-import { guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
+import { guestBusy, guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
 import {
   AGENT_PORT,
   decodeJson,
@@ -141,8 +141,9 @@ export const asFault = (body: Record<string, unknown>, path: string | undefined)
       return guestPathNotFound({ path: path ?? '', reason: message })
     case 'user_not_found':
       return guestUserNotFound({ reason: message })
-    case 'not_ready':
     case 'busy':
+      return guestBusy({ reason: message })
+    case 'not_ready':
       return agentUnavailable({ reason: message })
     default:
       return guestRefused({ reason: message, agent_code: code })

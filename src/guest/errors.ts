@@ -23,6 +23,13 @@ export const guestRefused = fault(
 /** A request that is larger than an agent takes. */
 export const requestTooLarge = ({ limit }: { readonly limit: number }, cause?: unknown): Fault =>
   requestInvalid({ limit, reason: `what the guest is told of it is larger than ${limit} bytes` }, cause)
+export const guestBusy = fault(
+  'guest_busy',
+  'exhausted',
+  { reason: Type.String() },
+  (d) => `The guest is busy: ${d.reason}`,
+  'End some of them, or wait until they have ended: the guest itself is well',
+)
 export const guestSilent = fault(
   'guest_silent',
   'timeout',

@@ -28,7 +28,7 @@ const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-
 /** The guest's pages share the origin of the API: they run without it. */
 const SANDBOX = 'sandbox allow-scripts allow-forms'
 
-/** A stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `vm_wrong_state`, `agent_unavailable` */
+/** A stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
 export const dial = async (host: Host, ref: string, to: number | string, client: AbortSignal): Promise<Duplex> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   const signal = AbortSignal.any([client, AbortSignal.timeout(CONNECT_MS)])
@@ -37,6 +37,7 @@ export const dial = async (host: Host, ref: string, to: number | string, client:
     await accepted(conversation, undefined, signal)
     return conversation.raw()
   } catch (error) {
+    if (error instanceof Fault && error.kind === 'exhausted') throw error
     throw proxyFailed(
       {
         name: row.name,

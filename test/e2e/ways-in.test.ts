@@ -10,6 +10,7 @@ import {
   symlinkSync,
 } from 'node:fs'
 import { join } from 'node:path'
+import type { Raw } from '../../src/client/raw.ts'
 import { isRoot, setXattr } from '../linux/support.ts'
 import { AERIE, clean, cli, createVm, haveBinary, startDaemon, until, type Daemon } from './daemon.ts'
 
@@ -53,6 +54,38 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
     } finally {
       forward.kill()
       await forward.exited
+    }
+  }, 240_000)
+
+  test('connections that are forwarded leave room for commands, and one too many is told why', async () => {
+    await until(async () => (await exec('wget -q -O /dev/null http://127.0.0.1:8080/')).exit_code === 0)
+    const open: Raw[] = []
+    const refused: unknown[] = []
+    const dial = async (): Promise<void> => {
+      const one = await daemon.client.raw('vm.forward', { ...at('w'), query: { port: 8080 } })
+      open.push(one)
+      void one
+        .bytes()
+        .next()
+        .catch((error: unknown) => refused.push(error))
+    }
+    try {
+      for (let n = 0; n < 380; n += 20) await Promise.all(Array.from({ length: 20 }, dial))
+      expect(refused).toEqual([])
+      await Promise.all(Array.from({ length: 20 }, dial))
+      await until(() => refused.length > 0)
+
+      expect(refused[0]).toMatchObject({
+        code: 'guest_busy',
+        message: expect.stringContaining('The guest is busy: 384 connections into it') as unknown,
+      })
+      expect((await exec('echo room')).stdout).toBe('room\n')
+      expect(await daemon.client.call('vm.stats', at('w'))).toMatchObject({ name: 'w' })
+      expect(await daemon.client.call('vm.stat', { ...at('w'), query: { path: '/www' } })).toMatchObject({
+        is_dir: true,
+      })
+    } finally {
+      for (const one of open) one.close()
     }
   }, 240_000)
 

@@ -1,7 +1,7 @@
 //! What every conversation shares: one agent per guest, alive as long as the guest.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
 use crate::end::power::Power;
@@ -10,9 +10,7 @@ use crate::process::reap::Reaper;
 use crate::process::workload::Workloads;
 use crate::setup::mounts::Mounted;
 use crate::talk::events::Events;
-
-/// Conversations at once; the host's own limit for one guest.
-pub const CONVERSATIONS_MAX: usize = 256;
+use crate::talk::slots::Slots;
 
 /// See the module.
 #[derive(Debug)]
@@ -29,7 +27,7 @@ pub struct Agent {
     pub mounted: Mutex<Mounted>,
     /// From `ready` until the power-off begins.
     pub is_open: AtomicBool,
-    conversations: AtomicUsize,
+    pub slots: Slots,
 }
 
 /// For the one place that has no way to be handed it: a panic.
@@ -55,7 +53,7 @@ impl Agent {
             hostname: Mutex::default(),
             mounted: Mutex::default(),
             is_open: AtomicBool::new(false),
-            conversations: AtomicUsize::new(0),
+            slots: Slots::default(),
         }));
         Ok(RUNNING.get_or_init(|| agent))
     }
@@ -63,29 +61,5 @@ impl Agent {
     /// The agent of this process, once it has started.
     pub fn running() -> Option<&'static Self> {
         RUNNING.get().copied()
-    }
-
-    /// A slot for one more conversation, free again when dropped.
-    pub fn conversation(&'static self) -> Option<Slot> {
-        let taken = self
-            .conversations
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                (count < CONVERSATIONS_MAX).then_some(count + 1)
-            });
-        taken.ok().map(|_| Slot(self))
-    }
-
-    pub fn conversations(&self) -> usize {
-        self.conversations.load(Ordering::Acquire)
-    }
-}
-
-/// See [`Agent::conversation`].
-#[derive(Debug)]
-pub struct Slot(&'static Agent);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.conversations.fetch_sub(1, Ordering::AcqRel);
     }
 }

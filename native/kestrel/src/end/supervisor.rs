@@ -226,7 +226,7 @@ fn wait_for_silence(agent: &Agent) {
     let deadline = Instant::now() + TALK_MAX;
     let mut written = WRITTEN_BYTES.load(Ordering::Relaxed);
     let mut moved = Instant::now();
-    while agent.conversations() > 0 && Instant::now() < deadline {
+    while agent.slots.count() > 0 && Instant::now() < deadline {
         let now = WRITTEN_BYTES.load(Ordering::Relaxed);
         if now != written {
             written = now;

@@ -9,7 +9,7 @@ use aerie_protocol::{Frame, GENERATION, HOST_CID, Kind, kind_byte, parse_json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::agent::{Agent, CONVERSATIONS_MAX};
+use crate::agent::Agent;
 use crate::files::{copy_in, copy_out, stat};
 use crate::observe::{logs, metrics};
 use crate::process::{attach, exec};
@@ -36,12 +36,8 @@ pub fn run(agent: &'static Agent, listener: &OwnedFd) -> ! {
 
 fn greet(agent: &'static Agent, socket: OwnedFd) {
     let Ok(conn) = Conn::new(socket) else { return };
-    let Some(slot) = agent.conversation() else {
-        refuse_now(
-            conn,
-            &format!("{CONVERSATIONS_MAX} conversations are open already"),
-        );
-        return;
+    let Some(slot) = agent.slots.open() else {
+        return refuse_now(conn, "more connections are open already than it can hold");
     };
     let body = move || {
         serve(agent, conn);
@@ -90,7 +86,13 @@ fn serve(agent: &'static Agent, mut conn: Conn) {
         let message = "the guest is not ready, or about to power off";
         return conn.fail(&ErrorBody::new(code::NOT_READY, message));
     }
-    dispatch(agent, conn, kind, &body);
+    match agent.slots.of(kind) {
+        Ok(slot) => {
+            dispatch(agent, conn, kind, &body);
+            drop(slot);
+        }
+        Err(why) => conn.fail(&ErrorBody::new(code::BUSY, why)),
+    }
 }
 
 fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {

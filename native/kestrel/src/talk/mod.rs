@@ -6,4 +6,5 @@ pub mod events;
 pub mod listen;
 pub mod proxy;
 pub mod session;
+pub mod slots;
 pub mod vsock;
