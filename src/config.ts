@@ -6,7 +6,15 @@ import { Value } from '@sinclair/typebox/value'
 import { HypervisorName } from './contract/hypervisor.ts'
 import { oneOf } from './contract/operation.ts'
 import { fault } from './lib/fault.ts'
-import { SOCKET_PATH_MAX, systemPlaces, userPlaces, type Environment } from './lib/paths.ts'
+import {
+  fitsSockets,
+  lastingRun,
+  SOCKET_PATH_MAX,
+  systemPlaces,
+  userConfigFile,
+  userPlaces,
+  type Environment,
+} from './lib/paths.ts'
 
 /** Every setting of the daemon, with its reason. Flags win over `AERIE_*`, that over `aerie.toml`, that over the default. */
 export const Settings = Type.Object(
@@ -58,6 +66,10 @@ export interface Config extends Settings {
   readonly state: string
   readonly run: string
   readonly socket: string
+  /** Where the API listens: `socket`, and for one user's daemon a place that lasts. */
+  readonly sockets: readonly string[]
+  /** The folder of the machines' sockets. */
+  readonly machines: string
   readonly cpus: number
   readonly memoryMb: number
 }
@@ -89,18 +101,15 @@ const fromFile = (path: string): Record<string, unknown> => {
 /** One frozen configuration from all four sources; a value that does not fit names where it came from. */
 export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Environment, uid: number): Config => {
   const user = flags['user'] === true || env['AERIE_USER'] === 'true'
-  const places = user ? userPlaces(env, uid) : systemPlaces
+  const places = () => (user ? userPlaces(env, uid) : systemPlaces)
   const file =
     typeof flags['config'] === 'string'
       ? flags['config']
-      : (env['AERIE_CONFIG'] ??
-        (user
-          ? join(env['XDG_CONFIG_HOME'] || join(env['HOME'] ?? '/', '.config'), 'aerie/aerie.toml')
-          : '/etc/aerie/aerie.toml'))
+      : (env['AERIE_CONFIG'] ?? (user ? userConfigFile(env, uid) : '/etc/aerie/aerie.toml'))
   const asked = flags['config'] !== undefined || env['AERIE_CONFIG'] !== undefined
   const { config: _, ...flagged } = flags
   const layers: readonly (readonly [string, Record<string, unknown>])[] = [
-    [file, asked || existsSync(file) ? fromFile(file) : {}],
+    [file ?? '', file !== undefined && (asked || existsSync(file)) ? fromFile(file) : {}],
     ['the environment', fromEnvironment(env)],
     ['the flags', flagged],
   ]
@@ -113,8 +122,8 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
     if (wrong) throw configInvalid({ origin, reason: `${wrong.path.slice(1).replaceAll('/', '.')}: ${wrong.message}` })
   }
   const settings = Value.Default(Settings, Value.Convert(Settings, merged)) as Settings
-  const state = settings.state ?? places.state
-  const run = settings.run ?? (settings.state ? join(settings.state, 'run') : places.run)
+  const state = settings.state ?? places().state
+  const run = settings.run ?? (settings.state ? join(settings.state, 'run') : places().run)
   const socket = settings.socket ?? join(run, 'aerie.sock')
   for (const [name, path] of [
     ['state', state],
@@ -130,21 +139,21 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
       reason: `"${settings.listen}" is no address and port, as 127.0.0.1:7777 is`,
     })
   }
-  if (
-    Buffer.byteLength(join(run, 'm/zzzzzzz/console.sock')) > SOCKET_PATH_MAX ||
-    Buffer.byteLength(socket) > SOCKET_PATH_MAX
-  ) {
+  if (!fitsSockets(run) || Buffer.byteLength(socket) > SOCKET_PATH_MAX) {
     throw configInvalid({
       origin: 'run',
       reason: `"${run}" is too long for Unix sockets: choose a shorter folder with --run`,
     })
   }
+  const lasting = user ? lastingRun(state) : undefined
   return Object.freeze({
     ...settings,
     mode: user ? 'user' : 'system',
     state,
     run,
     socket,
+    sockets: [...new Set([socket, ...(lasting === undefined ? [] : [join(lasting, 'aerie.sock')])])],
+    machines: join(lasting ?? run, 'm'),
     cpus: cpus().length,
     memoryMb: Math.floor(totalmem() / 2 ** 20),
   })

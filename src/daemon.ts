@@ -1,6 +1,6 @@
 import { existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { readConfig, type Config } from './config.ts'
 import type { Host } from './host.ts'
@@ -115,10 +115,33 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     process.on(signal, () => {
       ending.resolve()
     })
+  let keeping = false
+  let complained = false
+  const keepSocket = () => {
+    if (keeping || going) return
+    keeping = true
+    api
+      .keep()
+      .then(
+        (anew) => {
+          complained = false
+          if (anew.length > 0) log.warn({ sockets: anew }, 'the socket was taken away: aerie listens anew')
+        },
+        (error: unknown) => {
+          if (!complained)
+            log.error({ reasons: chain(error) }, 'the socket was taken away, and aerie cannot listen anew')
+          complained = true
+        },
+      )
+      .finally(() => {
+        keeping = false
+      })
+  }
   const timer = setInterval(
     () => {
       void reprobe(host)
       punchConsoles(host)
+      keepSocket()
       if (
         config.idle_exit_s > 0 &&
         host.live.size === 0 &&
@@ -148,7 +171,8 @@ const makeFolders = (config: Config): void => {
     [join(config.state, 'vms'), 0o700],
     [join(config.state, 'snapshots'), 0o700],
     [config.run, 0o711],
-    [join(config.run, 'm'), 0o711],
+    [dirname(config.machines), 0o711],
+    [config.machines, 0o711],
   ] as const) {
     try {
       const there = lstatSync(folder, { throwIfNoEntry: false })

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { parseEndpoint, type Endpoint } from '../client/endpoint.ts'
 import { fault } from '../lib/fault.ts'
-import type { Environment, Places } from '../lib/paths.ts'
+import { lastingRun, type Environment, type Places } from '../lib/paths.ts'
 import { sleep } from '../lib/wait.ts'
 import type { Need } from './command.ts'
 
@@ -26,7 +26,7 @@ export const folderUntrusted = fault(
   'forbidden',
   { folder: Type.String(), reason: Type.String() },
   (d) => `Cannot use the sockets in ${d.folder}: ${d.reason}`,
-  'Somebody else may listen there: remove the folder, or set XDG_RUNTIME_DIR',
+  'Somebody else may listen there: remove the folder, or set XDG_STATE_HOME to one with a shorter path',
 )
 export const tokenFileUnreadable = fault(
   'token_file_unreadable',
@@ -85,7 +85,12 @@ export const answers = async (path: string): Promise<true | string> => {
 
 /** A folder in /tmp may be somebody else's, with a socket in it that waits for our secrets. */
 const checkOwn = (folder: string, uid: number): void => {
-  const stat = lstatSync(folder, { throwIfNoEntry: false })
+  let stat: ReturnType<typeof lstatSync>
+  try {
+    stat = lstatSync(folder, { throwIfNoEntry: false })
+  } catch {
+    return // nothing can be there: something above it is no folder, or is closed to us
+  }
   if (!stat) return
   if (!stat.isDirectory()) throw folderUntrusted({ folder, reason: 'it is no folder' })
   if (stat.uid !== uid) throw folderUntrusted({ folder, reason: `it belongs to user ${stat.uid}` })
@@ -117,12 +122,21 @@ export const reach = async (
   if (host === 'system') return { ...system, how: 'asked' }
   if (host === undefined && (await answers(world.system.socket)) === true) return system
 
-  const path = world.user.socket
-  checkOwn(world.user.run, world.uid)
-  if ((await answers(path)) === true) return { endpoint: { kind: 'unix', path }, how: 'user' }
-  if (need === 'use') throw daemonMissing({ system: world.system.socket, user: path })
-  await start(world)
-  return { endpoint: { kind: 'unix', path }, how: 'started' }
+  const { user } = world
+  const found = await findOwn(user, world.uid)
+  if (found !== undefined) return { endpoint: { kind: 'unix', path: found }, how: 'user' }
+  if (need === 'use') throw daemonMissing({ system: world.system.socket, user: user.socket })
+  return { endpoint: { kind: 'unix', path: await start(world, user) }, how: 'started' }
+}
+
+/** Where the daemon of this user answers: at its socket, or at the one in its state, where it listens in any case. */
+const findOwn = async (user: Places, uid: number): Promise<string | undefined> => {
+  for (const run of new Set([user.run, lastingRun(user.state) ?? user.run])) {
+    const path = run === user.run ? user.socket : join(run, 'aerie.sock')
+    checkOwn(run, uid)
+    if ((await answers(path)) === true) return path
+  }
+  return undefined
 }
 
 /** Opens the log of the user's daemon for appending; one that has grown large makes room first. */
@@ -151,8 +165,8 @@ export const tailOf = (text: string): string =>
  * Starts the daemon of this user and waits until it answers. Any number of callers may do so at once: the daemon's own lock lets one
  * through, the others end with `ANOTHER_RUNS`, and all callers wait for the same socket.
  */
-const start = async (world: World): Promise<void> => {
-  const { state, run, socket } = world.user
+const start = async (world: World, user: Places): Promise<string> => {
+  const { state, run, socket } = user
   const log = join(state, 'daemon.log')
   const startMs = world.startMs ?? START_MS
   const deadline = Date.now() + startMs
@@ -197,10 +211,8 @@ const start = async (world: World): Promise<void> => {
     child.unref()
     let patience = Number.POSITIVE_INFINITY
     for (let pause = 10; ; pause = Math.min(100, pause * 1.5)) {
-      if ((await answers(socket)) === true) {
-        checkOwn(run, world.uid)
-        return
-      }
+      const found = await findOwn(user, world.uid)
+      if (found !== undefined) return found
       const now = Date.now()
       if (now >= deadline)
         throw failed(`it does not answer after ${startMs / 1000} s`, tailOf(readFileSync(log, 'utf8').slice(from)))

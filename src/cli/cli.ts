@@ -155,7 +155,16 @@ const newContext = (env: Environment, globals: Globals, out: Out, programs: Prog
     ])
     const uid = process.getuid?.() ?? 0
     const reached = await reach(
-      { env, uid, system: systemPlaces, user: userPlaces(env, uid), self: selfOf() },
+      {
+        env,
+        uid,
+        system: systemPlaces,
+        // Found out where it is asked for: a user of the host's daemon needs no home.
+        get user() {
+          return userPlaces(env, uid)
+        },
+        self: selfOf(),
+      },
       globals,
       need,
     )

@@ -1,5 +1,6 @@
-import { chmodSync, chownSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, chownSync, lstatSync, mkdirSync, readFileSync, rmSync, type Stats } from 'node:fs'
 import { connect } from 'node:net'
+import { dirname } from 'node:path'
 import { randomUUID } from 'node:crypto'
 import type { Server, ServerWebSocket } from 'bun'
 import { Type } from '@sinclair/typebox'
@@ -36,7 +37,19 @@ export interface ApiServer {
   /** When the last request came or ended, ms. */
   readonly lastActive: () => number
   readonly open: () => number
+  /**
+   * Listens anew where the file of a Unix socket was taken away, as cleaners of /tmp do; tells where it did.
+   *
+   * @throws `address_taken`: somebody else listens there now; an error of the file system, as after a logout
+   */
+  keep(): Promise<readonly string[]>
   stop(): Promise<void>
+}
+
+interface UnixServer {
+  readonly path: string
+  readonly server: Server<SocketData>
+  readonly file: Stats
 }
 
 const LOOPBACK = new Set(['127.0.0.1', 'localhost', '[::1]', '::1'])
@@ -111,19 +124,24 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
 
   const servers: Server<SocketData>[] = []
   const addresses: string[] = []
-  const { socket, listen } = host.config
-  await freeSocket(socket)
-  servers.push(
-    Bun.serve({
+  const { sockets, listen } = host.config
+  const listenUnix = async (path: string): Promise<UnixServer> => {
+    await freeSocket(path)
+    const server = Bun.serve({
       ...common,
-      unix: socket,
+      unix: path,
       fetch: handler({ kind: 'unix', hosts: new Set() }),
-    } as Bun.Serve.Options<SocketData>),
-  )
-  chmodSync(socket, host.config.mode === 'system' ? 0o660 : 0o600)
-  const gid = host.config.mode === 'system' ? groupId(host.config.socket_group) : undefined
-  if (gid !== undefined) chownSync(socket, 0, gid)
-  addresses.push(`unix://${socket}`)
+    } as Bun.Serve.Options<SocketData>)
+    chmodSync(path, host.config.mode === 'system' ? 0o660 : 0o600)
+    const gid = host.config.mode === 'system' ? groupId(host.config.socket_group) : undefined
+    if (gid !== undefined) chownSync(path, 0, gid)
+    return { path, server, file: lstatSync(path) }
+  }
+  const unix: UnixServer[] = []
+  for (const path of sockets) {
+    unix.push(await listenUnix(path))
+    addresses.push(`unix://${path}`)
+  }
 
   if (listen !== '') {
     const at = listen.lastIndexOf(':')
@@ -143,9 +161,22 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
     addresses,
     lastActive: () => lastActive,
     open: () => active,
+    keep: async () => {
+      const renewed: string[] = []
+      for (const [at, { path, server, file }] of unix.entries()) {
+        const now = lstatSync(path, { throwIfNoEntry: false })
+        if (now?.ino === file.ino && now.dev === file.dev) continue
+        // What is under way goes on over the connections that it has; the file goes with the server, so the old one ends first.
+        void server.stop(false)
+        mkdirSync(dirname(path), { recursive: true, mode: 0o711 })
+        unix[at] = await listenUnix(path)
+        renewed.push(path)
+      }
+      return renewed
+    },
     stop: async () => {
-      await Promise.all(servers.map((server) => server.stop(true)))
-      rmSync(socket, { force: true })
+      await Promise.all([...unix.map(({ server }) => server), ...servers].map((server) => server.stop(true)))
+      for (const { path } of unix) rmSync(path, { force: true })
     },
   }
 }

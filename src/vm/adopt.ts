@@ -190,7 +190,7 @@ const sweep = async (host: Host): Promise<void> => {
   )
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
   removeOthers(
-    join(host.config.run, 'm'),
+    host.config.machines,
     new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
   )
   await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))

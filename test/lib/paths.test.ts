@@ -1,8 +1,8 @@
 import { expect, test } from 'bun:test'
 import { ensureFolder } from '../../src/lib/folder.ts'
-import { mkdtempSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
-import { systemPlaces, userPlaces } from '../../src/lib/paths.ts'
+import { homeOf, systemPlaces, userConfigFile, userPlaces } from '../../src/lib/paths.ts'
 
 test("the system's daemon stands where design.md says", () => {
   expect(systemPlaces).toEqual({
@@ -22,22 +22,62 @@ test("a user's daemon stands in the XDG folders, or in their defaults", () => {
     run: '/run/user/1000/aerie',
     socket: '/run/user/1000/aerie/aerie.sock',
   })
+})
+
+test('without a runtime folder its sockets stand in the state folder, and not in /tmp, where what is old is taken away', () => {
   expect(userPlaces({ HOME: '/home/ann' }, 1000)).toMatchObject({
     state: '/home/ann/.local/state/aerie',
-    run: '/tmp/aerie-1000',
+    run: '/home/ann/.local/state/aerie/run',
   })
 })
 
-test('an empty variable is none: XDG says so', () => {
-  expect(userPlaces({ HOME: '/home/ann', XDG_STATE_HOME: '', XDG_RUNTIME_DIR: '' }, 1000)).toMatchObject({
+test.each([
+  ['empty', { HOME: '/home/ann', XDG_STATE_HOME: '', XDG_RUNTIME_DIR: '' }],
+  ['relative', { HOME: '/home/ann', XDG_STATE_HOME: 'state', XDG_RUNTIME_DIR: './run', XDG_CONFIG_HOME: '..' }],
+  ['a tilde', { HOME: '/home/ann', XDG_STATE_HOME: '~/state', XDG_CONFIG_HOME: '~' }],
+])('a variable that is %s is none: XDG says so', (_, env) => {
+  expect(userPlaces(env, 1000)).toMatchObject({
     state: '/home/ann/.local/state/aerie',
-    run: '/tmp/aerie-1000',
+    run: '/home/ann/.local/state/aerie/run',
   })
+  expect(userConfigFile(env, 1000)).toBe('/home/ann/.config/aerie/aerie.toml')
 })
 
-test('a service that has no HOME has places all the same', () => {
-  expect(userPlaces({}, 0)).toMatchObject({ state: '/root/.local/state/aerie', run: '/tmp/aerie-0' })
-  expect(userPlaces({}, 7)).toMatchObject({ state: '/.local/state/aerie', run: '/tmp/aerie-7' })
+test.each([
+  ['unset', {}],
+  ['empty', { HOME: '' }],
+  ['relative', { HOME: 'home' }],
+  ['a dot', { HOME: '.' }],
+])('where HOME is %s the user database says the home', (_, env) => {
+  expect(homeOf(env, 0)).toBe('/root')
+  expect(userPlaces(env, 0).state).toBe('/root/.local/state/aerie')
+})
+
+test.each([
+  ['of no user that is known', 54_321],
+  ['that is not there', 65_534],
+])('a home %s is said in one sentence that names the variable', (_, uid) => {
+  expect(() => userPlaces({ HOME: 'x' }, uid)).toThrow(`Cannot find the home of user ${uid}: HOME is "x"`)
+  expect(() => homeOf({}, uid)).toThrow('HOME is not set')
+  expect(userPlaces({ XDG_STATE_HOME: '/data' }, uid).state).toBe('/data/aerie')
+  expect(userConfigFile({}, uid)).toBeUndefined()
+})
+
+test('a state folder too long for sockets has them elsewhere, and not where somebody else has been', () => {
+  const HOME = `/${'long/'.repeat(20)}home`
+  const uid = 900_000 + process.pid // nobody's, so that these names in /tmp are this test's own
+  const first = `/tmp/aerie-${uid}`
+  expect(userPlaces({ HOME, XDG_RUNTIME_DIR: '/run/user/7' }, 7).run).toBe('/run/user/7/aerie')
+  expect(userPlaces({ HOME, XDG_RUNTIME_DIR: `/${'x'.repeat(80)}` }, uid).run).toBe(first)
+  try {
+    mkdirSync(first) // ours, and so another user's for that uid
+    symlinkSync('/root', `${first}-1`)
+
+    expect(userPlaces({ HOME }, uid).run).toBe(`${first}-2`)
+  } finally {
+    rmSync(first, { recursive: true })
+    rmSync(`${first}-1`)
+  }
 })
 
 test('a folder has the mode that it was asked for, whatever the umask, also when it was there', () => {

@@ -4,7 +4,7 @@ import type { Config } from '../../config.ts'
 /** Where the files of one vm stand. The runtime folder's name is short (base 36 of the row's number): sockets live there. */
 export const pathsOf = (config: Config, vm: { readonly id: number; readonly uid: string }) => {
   const folder = join(config.state, 'vms', vm.uid)
-  const run = join(config.run, 'm', vm.id.toString(36))
+  const run = join(config.machines, vm.id.toString(36))
   return {
     folder,
     run,
