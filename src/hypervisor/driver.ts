@@ -38,6 +38,11 @@ export interface DiskSpec {
 /** Where a guest's network card leads: `user` is the VMM's own network, through the host's sockets. */
 export type NicKind = 'user'
 
+export interface NicSpec {
+  readonly kind: NicKind
+  readonly mac: string
+}
+
 /** Who a machine runs as, and the limits that its cgroup holds it to; absent for a daemon without root. */
 export interface JailSpec {
   readonly uid: number
@@ -57,12 +62,13 @@ export interface MachineSpec {
   readonly vcpus: number
   readonly memoryMib: number
   readonly disks: readonly DiskSpec[]
-  readonly nic: { readonly kind: NicKind; readonly mac: string } | undefined
+  /** Network cards, in the order in which the guest finds them. */
+  readonly nics: readonly NicSpec[]
   /** 3 or more: virtio 1.2, section 5.10.4. */
   readonly cid: number
   /** Takes the serial console; made by the caller, appended to by the VMM. */
   readonly consoleLog: string
-  /** Of that log the newest part which stays; a VMM that cannot keep to it appends, and the caller gives back what is old. */
+  /** Keep at most this much of `consoleLog`, in MiB. A VMM that cannot trim it only appends; the caller then punches out the old part. */
   readonly consoleLogMib: number
   /** Memory that clones can share: no copy at a fork, and smaller pages where the host gives shared memory no large ones. */
   readonly forkable: boolean

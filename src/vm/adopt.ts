@@ -10,7 +10,8 @@ import { endMarked } from '../linux/marked.ts'
 import { type VmRow, idempotency } from '../store/schema.ts'
 import { listenForAgent } from './machine/agent.ts'
 import { expireUnattached, watch } from './machine/boot.ts'
-import { removeCgroups } from './machine/cgroups.ts'
+import { sweepCgroups } from './machine/cgroups.ts'
+import { unmakeParts } from './machine/parts.ts'
 import { unfreeze } from './machine/freeze.ts'
 import type { LiveVm } from './machine/live.ts'
 import { purge } from './machine/purge.ts'
@@ -89,7 +90,7 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
 
 const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
-  await removeCgroups(host, row)
+  await unmakeParts(host, row)
   move(host.store, host.events, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
 }
 
@@ -160,7 +161,7 @@ const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
 /** The machine of a vm that was ready has gone while no daemon looked. */
 const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
-  await removeCgroups(host, row)
+  await unmakeParts(host, row)
   const message = 'the machine ended while the daemon was away'
   if (row.boot.exitCode !== null || row.state === 'stopping') {
     move(host.store, host.events, row.uid, 'exited', {
@@ -193,7 +194,7 @@ const sweep = async (host: Host): Promise<void> => {
     host.config.machines,
     new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
   )
-  await removeCgroups(host, undefined, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
+  await sweepCgroups(host, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
   host.snapshots.sweep()
   if (rows.length > 0) {
     host.store

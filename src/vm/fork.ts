@@ -3,6 +3,7 @@ import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
+import type { Undo } from '../lib/undo.ts'
 import { deferred } from '../lib/wait.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import type { VmRow } from '../store/schema.ts'
@@ -10,7 +11,6 @@ import { boot } from './machine/boot.ts'
 import { createOrUndo } from './machine/creation.ts'
 import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
 import { restoreMachine, resumeRestored } from './machine/restored.ts'
-import { tearDown } from './machine/teardown.ts'
 import { admit } from './row/capacity.ts'
 import { vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -120,13 +120,13 @@ const problemOf = (error: unknown): { code: string; message: string } =>
 
 /** One clone, in its own queue, from its row to what it shall be. */
 const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
-  createOrUndo(host, row, async () => {
+  createOrUndo(host, row, async (undo) => {
     const template = await coming
     await durable(pathsOf(host.config, row).overlay)
-    await finishClone(host, row, template)
+    await finishClone(host, row, template, undo)
   })
 
-const finishClone = async (host: Host, row: VmRow, { target, session, saved }: Template): Promise<void> => {
+const finishClone = async (host: Host, row: VmRow, { target, session, saved }: Template, undo: Undo): Promise<void> => {
   if (target === 'stopped') {
     move(host.store, host.events, row.uid, 'cloned', { wasReady: true, boot: { stoppedAt: Date.now() } })
     return
@@ -143,13 +143,7 @@ const finishClone = async (host: Host, row: VmRow, { target, session, saved }: T
     await boot(host, starting)
     return
   }
-  const woken = await restoreMachine(host, starting, saved)
-  try {
-    await resumeRestored(host, starting, woken)
-  } catch (error) {
-    await tearDown(host, row, woken.live)
-    throw error
-  }
+  await resumeRestored(host, starting, await restoreMachine(host, starting, saved, undo))
   move(host.store, host.events, row.uid, 'ready', {
     wasReady: true,
     boot: { identityDue: false, bootMs: Date.now() - (starting.boot.startedAt ?? Date.now()) },

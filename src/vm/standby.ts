@@ -1,6 +1,8 @@
 import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { hypervisorUnable } from '../hypervisor/errors.ts'
+import { undoing } from '../lib/undo.ts'
+import { undoFailed } from './machine/boot.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import { immediate } from '../store/store.ts'
 import { saveDeadline, saveFault } from '../snapshot/saving.ts'
@@ -8,7 +10,7 @@ import { freeze, unfreeze } from './machine/freeze.ts'
 import { tearDown } from './machine/teardown.ts'
 import { vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
-import { find } from './row/lookup.ts'
+import { byUid, find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
@@ -32,37 +34,33 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
       throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
     if (!machine.snapshot || !host.hypervisors.get(row.hypervisor)?.restore)
       throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
-    const { overlay } = pathsOf(host.config, row)
-    const runs = row.state === 'running'
-    if (runs) {
-      await freeze(host, live, machine)
-      host.step('held')
-      move(host.store, host.events, uid, 'pause')
-    }
-    let id: string | undefined
-    try {
+    const id = await undoing({ failed: undoFailed(host, row), reasonOf: saveFault }, async (undo) => {
+      if (row.state === 'running') {
+        await freeze(host, live, machine)
+        undo.push('pause', async () => {
+          await unfreeze(live, machine)
+          if (byUid(host.store, uid)?.state === 'paused') move(host.store, host.events, uid, 'resume')
+        })
+        host.step('held')
+        move(host.store, host.events, uid, 'pause')
+      }
       const made = host.snapshots.create()
-      id = made.id
+      undo.push('files', () => {
+        host.snapshots.discard(made.id)
+      })
       try {
-        await machine.snapshot(made, saveDeadline(row))
+        await machine.snapshot?.(made, saveDeadline(row))
       } finally {
         closeSaved(made)
       }
-      await durable(overlay)
-      await host.snapshots.keep(id)
+      await durable(pathsOf(host.config, row).overlay)
+      await host.snapshots.keep(made.id)
       host.step('saved')
-    } catch (error) {
-      if (id !== undefined) host.snapshots.discard(id)
-      if (runs) {
-        await unfreeze(live, machine)
-        move(host.store, host.events, uid, 'resume')
-      }
-      throw saveFault(error)
-    }
-    const snapshot = id
+      return made.id
+    })
     const asleep = immediate(host.store, (tx) => {
-      host.snapshots.record(tx, snapshot, uid)
-      return move(tx, host.events, uid, 'standby', { snapshot, boot: { machine: null, stoppedAt: Date.now() } })
+      host.snapshots.record(tx, id, uid)
+      return move(tx, host.events, uid, 'standby', { snapshot: id, boot: { machine: null, stoppedAt: Date.now() } })
     })
     host.step('standby-recorded')
     await tearDown(host, row, live)

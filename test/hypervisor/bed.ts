@@ -32,7 +32,7 @@ export const bedOf = (
         cmdline: 'console=ttyS0 panic=-1 reboot=t',
         vcpus: 1,
         memoryMib: 192,
-        nic: undefined,
+        nics: [],
         cid: 100 + id,
         forkable: false,
         consoleLog,

@@ -110,7 +110,7 @@ describe.skipIf(missing !== undefined)(
       const spec: MachineSpec = {
         ...tiny,
         disks,
-        nic: { kind: 'user', mac: '02:ae:00:00:00:01' },
+        nics: [{ kind: 'user', mac: '02:ae:00:00:00:01' }],
         jail: root ? { uid, gid: uid, groups: [] } : undefined,
       }
       specs.push(spec)

@@ -82,7 +82,7 @@ describe.skipIf(missing !== undefined)(`talon${missing === undefined ? '' : ` (s
         message: expect.stringContaining('32 MiB') as unknown,
       })
       await expect(
-        bed.driver.start({ ...spec, nic: { kind: 'user', mac: '02:00:00:00:00:01' } }, soon()),
+        bed.driver.start({ ...spec, nics: [{ kind: 'user', mac: '02:00:00:00:00:01' }] }, soon()),
       ).rejects.toMatchObject({ code: 'hypervisor_unavailable' })
 
       expect(marked(spec.mark)).toEqual([])

@@ -1,5 +1,5 @@
-import { expect, test } from 'bun:test'
-import { Undo } from '../../src/lib/undo.ts'
+import { describe, expect, test } from 'bun:test'
+import { Undo, undoing } from '../../src/lib/undo.ts'
 
 test('takes back what was done, newest first, one after the other', async () => {
   const order: string[] = []
@@ -86,4 +86,49 @@ test('takes back once, however often it is disposed of', async () => {
   await undo[Symbol.asyncDispose]()
 
   expect(times).toBe(1)
+})
+
+describe('a sequence that undoes itself', () => {
+  const failed = () => undefined
+
+  test('that succeeds takes nothing back, and answers', async () => {
+    let times = 0
+
+    const answer = await undoing({ failed }, (undo) => {
+      undo.push('once', () => times++)
+      return Promise.resolve('done')
+    })
+
+    expect([answer, times]).toEqual(['done', 0])
+  })
+
+  test('that throws tells every step why, newest first, and throws the same', async () => {
+    const told: string[] = []
+    const work = undoing(
+      { failed, reasonOf: (error) => new Error(`cannot: ${(error as Error).message}`) },
+      async (undo) => {
+        for (const name of ['first', 'second']) {
+          undo.push(name, (reason) => told.push(`${name} ${(reason as Error).message}`))
+        }
+        await Bun.sleep(1)
+        throw new Error('no disk')
+      },
+    )
+
+    await expect(work).rejects.toThrow('cannot: no disk')
+    expect(told).toEqual(['second cannot: no disk', 'first cannot: no disk'])
+  })
+
+  test('whose undo fails throws its own reason all the same', async () => {
+    const said: string[] = []
+    const work = undoing({ failed: (step) => said.push(step) }, (undo) => {
+      undo.push('stuck', () => {
+        throw new Error('busy')
+      })
+      return Promise.reject(new Error('no disk'))
+    })
+
+    await expect(work).rejects.toThrow('no disk')
+    expect(said).toEqual(['stuck'])
+  })
 })

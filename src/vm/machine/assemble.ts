@@ -1,8 +1,9 @@
 import type { Host } from '../../host.ts'
 import type { HypervisorDriver, MachineSpec } from '../../hypervisor/driver.ts'
+import type { Undo } from '../../lib/undo.ts'
 import type { VmRow } from '../../store/schema.ts'
-import { makeCgroups } from './cgroups.ts'
 import { jailOf } from './jail.ts'
+import { makeParts } from './parts.ts'
 import { pathsOf } from '../row/layout.ts'
 
 /** The machine's kernel command line: console, our init, no pause on panic (`-no-reboot` ends the machine there). */
@@ -21,9 +22,12 @@ const cmdline = (extra: string): string =>
     .filter((word) => word !== '')
     .join(' ')
 
-export const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriver): Promise<MachineSpec> => {
+/**
+ * Assembles a machine of its parts: what each of them needs of the host is made, and `undo` hears how it is taken back. What is the vm's own
+ * (kernel, processors, memory, logs, jail) is added here.
+ */
+export const assemble = async (host: Host, row: VmRow, driver: HypervisorDriver, undo: Undo): Promise<MachineSpec> => {
   const at = pathsOf(host.config, row)
-  const image = host.images.byDigest(row.imageDigest)
   return {
     mark: `${host.stateId}/${row.uid}`,
     uuid: uuidOf(row.machineId),
@@ -36,18 +40,13 @@ export const machineSpec = async (host: Host, row: VmRow, driver: HypervisorDriv
     cmdline: cmdline(row.spec.kernel_cmdline),
     vcpus: row.cpuCores,
     memoryMib: row.memoryMb,
-    disks: [
-      { path: host.images.pathOf(image), readOnly: true, serial: 'root' },
-      { path: at.overlay, readOnly: false, serial: 'overlay' },
-    ],
-    nic: row.spec.network.mode === 'user' ? { kind: 'user', mac: row.mac } : undefined,
     cid: row.cid,
     forkable: row.spec.forkable ?? false,
     consoleLog: at.consoleLog,
     consoleLogMib: host.config.log_max_mb,
     vmmLog: at.vmmLog,
     jail: jailOf(host.config, row),
-    cgroups: makeCgroups(host, row),
+    ...(await makeParts(host, row, undo)),
   }
 }
 

@@ -1,14 +1,15 @@
 import { guestSilent } from '../../guest/errors.ts'
 import type { Host } from '../../host.ts'
-import type { End, Machine } from '../../hypervisor/driver.ts'
+import type { End, HypervisorDriver, Machine, MachineSpec } from '../../hypervisor/driver.ts'
 import { Fault } from '../../lib/fault.ts'
 import { orAbort, sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { listenForAgent } from './agent.ts'
-import { machineSpec } from './assemble.ts'
+import { type Undo, undoing } from '../../lib/undo.ts'
+import { assemble } from './assemble.ts'
 import { recordEnd } from './end.ts'
 import type { LiveVm } from './live.ts'
-import { tearDown } from './teardown.ts'
+import { closeLive, removeRuntimeFolder } from './teardown.ts'
 import { vmStartFailed } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
@@ -44,50 +45,94 @@ export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
 const sayEnd = (end: End): string =>
   end.message === '' ? `the machine ended (${end.reason})` : `the machine ended (${end.reason}): ${end.message}`
 
+/** Says in the log what of a vm could not be taken back. */
+export const undoFailed =
+  (host: Host, row: VmRow) =>
+  (step: string, error: unknown): void => {
+    host.log.error({ vm: row.name, step, err: error }, 'cannot take back a step')
+  }
+
+/** A machine that a driver has made, with what the daemon holds of it. */
+export interface Launched {
+  readonly live: LiveVm
+  readonly machine: Machine
+}
+
 /**
- * Boots a vm whose row says `starting` (moved there with `newBoot`), until its agent is ready. Call it in the vm's queue. What fails is taken back, the row ends in
- * `crashed` with the reason, and the fault says why.
+ * Makes a machine, by `start` out of its assembled parts, writes it down and watches it. `undo` hears how each step is taken back: the
+ * machine is killed, its parts are unmade, the session closes, its folder goes.
+ */
+export const launchMachine = async (
+  host: Host,
+  row: VmRow,
+  driver: HypervisorDriver,
+  undo: Undo,
+  start: (spec: MachineSpec, live: LiveVm) => Promise<Machine>,
+): Promise<Launched> => {
+  undo.push('runtime folder', () => {
+    removeRuntimeFolder(host, row)
+  })
+  const live = await listenForAgent(host, row)
+  undo.push('session', () => {
+    closeLive(host, live)
+  })
+  const spec = await assemble(host, row, driver, undo)
+  host.step('before-machine')
+  const machine = await start(spec, live)
+  undo.push('machine', async () => {
+    if (host.live.get(live.uid) === live) host.live.delete(live.uid) // its end is ours, and no event of the vm
+    await machine.kill()
+  })
+  host.step('machine-started')
+  change(host.store, row.uid, { boot: { machine: machine.identity } })
+  host.step('machine-recorded')
+  watch(host, live, machine)
+  return { live, machine }
+}
+
+/**
+ * Boots a vm whose row says `starting` (moved there with a `newBoot`), until its agent is ready. Call it in the vm's queue. What fails is
+ * taken back, the row ends in `crashed` with the reason, and the fault says why.
  *
  * @throws `vm_start_failed`, `hypervisor_unavailable`
  */
 export const boot = async (host: Host, row: VmRow): Promise<void> => {
-  let live: LiveVm | undefined
-  try {
+  const cancelled = () => host.live.get(row.uid)?.cancel.signal
+  const reasonOf = (error: unknown) => startFault(host, row, cancelled(), error)
+  await undoing({ failed: undoFailed(host, row), reasonOf }, async (undo) => {
+    undo.push('state', (reason) => {
+      recordFailedBoot(host, row.uid, reason)
+    })
     const driver = host.hypervisors.need(row.hypervisor)
-    live = await listenForAgent(host, row)
-    live.log.restart()
     const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
-    const signal = AbortSignal.any([timeout, live.cancel.signal])
-    const spec = await machineSpec(host, row, driver)
-    host.step('before-machine')
-    const machine = await driver.start(spec, signal)
-    host.step('machine-started')
-    change(host.store, row.uid, { boot: { machine: machine.identity } })
-    host.step('machine-recorded')
-    watch(host, live, machine)
+    const untilReady = (live: LiveVm) => AbortSignal.any([timeout, live.cancel.signal])
+    const { live, machine } = await launchMachine(host, row, driver, undo, (spec, live) => {
+      live.log.restart()
+      return driver.start(spec, untilReady(live))
+    })
     await Promise.race([
-      orAbort(live.ready.promise, signal),
+      orAbort(live.ready.promise, untilReady(live)),
       machine.ended.then((end) => {
         throw new Error(sayEnd(end))
       }),
     ])
     host.step('ready')
     expireUnattached(host, live, row)
-  } catch (error) {
-    const fault = startFault(host, row, live, error)
-    await tearDown(host, row, live)
-    const now = byUid(host.store, row.uid)
-    if (now?.state === 'starting')
-      move(host.store, host.events, row.uid, 'broke', {
-        statusMessage: fault.message,
-        boot: { machine: null, stoppedAt: Date.now() },
-      })
-    throw fault
-  }
+  })
 }
 
-const startFault = (host: Host, row: VmRow, live: LiveVm | undefined, error: unknown): Fault => {
-  if (live?.cancel.signal.aborted && live.cancel.signal.reason instanceof Fault) return live.cancel.signal.reason
+/** Writes down that a boot has failed; a vm that was deleted or moved on meanwhile is left as it is. */
+const recordFailedBoot = (host: Host, uid: string, reason: unknown): void => {
+  if (byUid(host.store, uid)?.state !== 'starting') return
+  move(host.store, host.events, uid, 'broke', {
+    statusMessage: reason instanceof Error ? reason.message : String(reason),
+    boot: { machine: null, stoppedAt: Date.now() },
+  })
+}
+
+/** What a boot that failed throws: why it was cancelled, where it was. */
+const startFault = (host: Host, row: VmRow, cancelled: AbortSignal | undefined, error: unknown): Fault => {
+  if (cancelled?.aborted && cancelled.reason instanceof Fault) return cancelled.reason
   if (error instanceof Fault && error.kind === 'unavailable') return error
   const reason =
     error instanceof DOMException && error.name === 'TimeoutError'

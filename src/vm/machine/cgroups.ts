@@ -2,6 +2,7 @@ import type { Host } from '../../host.ts'
 import { listCgroups, makeCgroup, removeCgroup } from '../../linux/cgroup.ts'
 import { hasCode } from '../../linux/errno.ts'
 import type { VmRow } from '../../store/schema.ts'
+import type { Part } from './part.ts'
 
 /** What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache of the disks. */
 const OVERHEAD_MIB = 512
@@ -12,8 +13,8 @@ const THREADS_MAX = 512
 
 const nameOf = (host: Host, uid: string): string => `${host.stateId}-${uid}`
 
-/** The groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
-export const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
+/** Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
+const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
   if (host.hypervisors.get(row.hypervisor)?.unlimited || !host.config.jail) return []
   const { folders, ignored } = makeCgroup(nameOf(host, row.uid), {
     memoryMaxBytes: (row.memoryMb + OVERHEAD_MIB) * 2 ** 20,
@@ -25,26 +26,31 @@ export const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
   return folders
 }
 
-/** Removes the groups of one vm; of every vm of this state folder but those in `keep` where none is named. */
-export const removeCgroups = async (
-  host: Host,
-  row: VmRow | undefined,
-  keep: ReadonlySet<string> = new Set(),
-): Promise<void> => {
-  if (row && host.hypervisors.get(row.hypervisor)?.unlimited) return
-  const own = `${host.stateId}-`
-  const names = row
-    ? [nameOf(host, row.uid)]
-    : listCgroups().filter((name) => name.startsWith(own) && !keep.has(name.slice(own.length)))
-  for (const name of names) {
-    try {
-      await removeCgroup(name)
-    } catch (error) {
-      if (!hasCode(error, 'EACCES', 'EPERM', 'EROFS'))
-        host.log.warn(
-          { cgroup: name, reason: error instanceof Error ? error.message : String(error) },
-          'cannot remove a cgroup',
-        )
-    }
+/** Removes a group; what this host does not let us remove is nothing that we made. */
+const remove = async (host: Host, name: string): Promise<void> => {
+  try {
+    await removeCgroup(name)
+  } catch (error) {
+    if (!hasCode(error, 'EACCES', 'EPERM', 'EROFS'))
+      host.log.warn(
+        { cgroup: name, reason: error instanceof Error ? error.message : String(error) },
+        'cannot remove a cgroup',
+      )
   }
+}
+
+/** Brings the limits of a vm. */
+export const cgroups: Part = {
+  name: 'cgroups',
+  make: (host, row) => ({ cgroups: makeCgroups(host, row) }),
+  unmake: async (host, row) => {
+    if (!host.hypervisors.get(row.hypervisor)?.unlimited) await remove(host, nameOf(host, row.uid))
+  },
+}
+
+/** Removes the groups of every vm of this state folder but those in `keep`. */
+export const sweepCgroups = async (host: Host, keep: ReadonlySet<string>): Promise<void> => {
+  const own = `${host.stateId}-`
+  for (const name of listCgroups())
+    if (name.startsWith(own) && !keep.has(name.slice(own.length))) await remove(host, name)
 }

@@ -4,6 +4,8 @@ import type { VmSpec } from '../../contract/vm-spec.ts'
 import { requestTooLarge } from '../../guest/errors.ts'
 import { OK_MAX } from '../../guest/frames.ts'
 import type { Configuration } from '../../guest/session.ts'
+import type { GuestOf } from './part.ts'
+import { guestShare } from './parts.ts'
 
 /** Of the agent's memory, for what the workload says while the daemon is away. */
 const LOG_BYTES = 1_048_576
@@ -48,10 +50,7 @@ const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record
 })
 
 /** A new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
-export const configure = (
-  vm: { readonly name: string; readonly machineId: string; readonly spec: VmSpec },
-  image: ImageConfig,
-): Configuration => {
+export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
   const { spec } = vm
   const argv = argvOf(spec, image)
   return {
@@ -60,10 +59,7 @@ export const configure = (
     time_ns: Date.now() * 1_000_000,
     hostname: vm.name,
     machine_id: vm.machineId,
-    root: { mode: 'overlay', overlay_size_bytes: spec.disk_mb * 2 ** 20 },
-    volumes: [],
-    files: [],
-    network: { mode: spec.network.mode === 'user' ? 'user' : 'none' },
+    ...guestShare(vm),
     workload:
       argv.length === 0
         ? null

@@ -2,7 +2,7 @@ import type { Host } from '../../host.ts'
 import type { End } from '../../hypervisor/driver.ts'
 import type { LiveVm } from './live.ts'
 import { purge } from './purge.ts'
-import { removeRuntime } from './runtime.ts'
+import { removeRuntime } from './teardown.ts'
 import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 

@@ -3,7 +3,7 @@ import { eq, sql } from 'drizzle-orm'
 import type { Host } from '../../host.ts'
 import { idempotency, vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
-import { removeRuntime } from './runtime.ts'
+import { removeRuntime } from './teardown.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
 

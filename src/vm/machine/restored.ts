@@ -1,17 +1,14 @@
 import type { Vm } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
-import type { Machine, Saved } from '../../hypervisor/driver.ts'
+import type { Saved } from '../../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { closeSaved } from '../../snapshot/snapshots.ts'
 import { immediate } from '../../store/store.ts'
-import { listenForAgent } from './agent.ts'
-import { machineSpec } from './assemble.ts'
-import { watch } from './boot.ts'
+import { type Undo, undoing } from '../../lib/undo.ts'
+import { type Launched, launchMachine, undoFailed } from './boot.ts'
 import { sendIdentity } from './identity.ts'
-import type { LiveVm } from './live.ts'
-import { tearDown } from './teardown.ts'
 import { admit } from '../row/capacity.ts'
 import { vmRestoreFailed } from '../row/errors.ts'
 import { byUid, find } from '../row/lookup.ts'
@@ -20,7 +17,7 @@ import { view } from '../row/view.ts'
 
 const PAUSE_MS = 10_000
 
-/** The same for who is in the vm's queue already. */
+/** Wakes a vm in standby; call it in the vm's queue. @throws as `restore` in `vm/restore.ts` */
 export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
   const row = immediate(host.store, (tx) => {
     const before = find(tx, uid)
@@ -28,59 +25,44 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
     return move(tx, host.events, uid, 'restore', { boot: { identityDue: true } })
   })
   host.step('restoring')
-  let woken: Restored
-  try {
-    if (row.snapshot === null) throw new Error('nothing is saved of it')
-    const saved = host.snapshots.open(row.snapshot)
-    try {
-      woken = await restoreMachine(host, row, saved)
-    } finally {
-      closeSaved(saved)
-    }
-  } catch (error) {
-    move(host.store, host.events, uid, 'standby', { boot: { machine: null, identityDue: false } })
-    throw restoreFault(row, error)
-  }
+  const launched = await undoing(
+    { failed: undoFailed(host, row), reasonOf: (error) => restoreFault(row, error) },
+    async (undo) => {
+      undo.push('state', () => {
+        move(host.store, host.events, uid, 'standby', { boot: { machine: null, identityDue: false } })
+      })
+      if (row.snapshot === null) throw new Error('nothing is saved of it')
+      const saved = host.snapshots.open(row.snapshot)
+      try {
+        return await restoreMachine(host, row, saved, undo)
+      } finally {
+        closeSaved(saved)
+      }
+    },
+  )
   const removeFiles = immediate(host.store, (tx) => {
     change(tx, uid, { snapshot: null })
     return host.snapshots.release(tx, row.snapshot)
   })
   host.step('saved-let-go')
   removeFiles() // the machine has them open
-  await completeRestore(host, row, woken)
+  await completeRestore(host, row, launched)
   return view(find(host.store, uid))
 }
 
-export interface Restored {
-  readonly live: LiveVm
-  readonly machine: Machine
-}
-
-/** A paused machine of what was saved, in the row and watched. What fails is taken back, the row's state is the caller's. */
-export const restoreMachine = async (host: Host, row: VmRow, saved: Saved): Promise<Restored> => {
+/** Makes a paused machine of what was saved, in the row and watched. `undo` takes it back, the row's state is the caller's. */
+export const restoreMachine = async (host: Host, row: VmRow, saved: Saved, undo: Undo): Promise<Launched> => {
   const driver = host.hypervisors.need(row.hypervisor)
-  if (!driver.restore)
-    throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'it cannot restore a machine here' })
-  let live: LiveVm | undefined
-  try {
-    live = await listenForAgent(host, row)
-    const spec = await machineSpec(host, row, driver)
-    host.step('before-machine')
-    const machine = await driver.restore(
-      spec,
-      saved,
-      AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal]),
-    )
-    host.step('machine-started')
-    change(host.store, row.uid, { boot: { machine: machine.identity } })
-    host.step('machine-recorded')
-    watch(host, live, machine)
-    return { live, machine }
-  } catch (error) {
-    const reason: unknown = live?.cancel.signal.aborted ? live.cancel.signal.reason : error
-    await tearDown(host, row, live)
-    throw reason
-  }
+  const restore = driver.restore?.bind(driver)
+  if (!restore) throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'it cannot restore a machine here' })
+  return await launchMachine(host, row, driver, undo, async (spec, { cancel }) => {
+    const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
+    try {
+      return await restore(spec, saved, AbortSignal.any([timeout, cancel.signal]))
+    } catch (error) {
+      throw cancel.signal.aborted ? cancel.signal.reason : error
+    }
+  })
 }
 
 /**
@@ -88,7 +70,7 @@ export const restoreMachine = async (host: Host, row: VmRow, saved: Saved): Prom
  *
  * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
  */
-export const resumeRestored = async (host: Host, row: VmRow, { live, machine }: Restored): Promise<void> => {
+export const resumeRestored = async (host: Host, row: VmRow, { live, machine }: Launched): Promise<void> => {
   const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
     await machine.resume(signal)
@@ -107,9 +89,9 @@ export const resumeRestored = async (host: Host, row: VmRow, { live, machine }: 
 }
 
 /** A restored guest of a vm in `paused` runs on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
-export const completeRestore = async (host: Host, row: VmRow, woken: Restored): Promise<void> => {
+export const completeRestore = async (host: Host, row: VmRow, launched: Launched): Promise<void> => {
   try {
-    await resumeRestored(host, row, woken)
+    await resumeRestored(host, row, launched)
   } catch (error) {
     if (error instanceof Fault && byUid(host.store, row.uid)?.state === 'paused')
       change(host.store, row.uid, { statusMessage: error.message })

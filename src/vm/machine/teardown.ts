@@ -1,9 +1,28 @@
+import { rmSync } from 'node:fs'
 import type { Host } from '../../host.ts'
 import type { VmRow } from '../../store/schema.ts'
 import type { LiveVm } from './live.ts'
-import { removeRuntime } from './runtime.ts'
+import { unmakeParts } from './parts.ts'
+import { pathsOf } from '../row/layout.ts'
 
-/** Takes back a boot: every process, socket and cgroup of the vm. Its files stay. */
+/** Removes the folder in which the sockets of a machine stand. */
+export const removeRuntimeFolder = (host: Host, row: VmRow): void => {
+  rmSync(pathsOf(host.config, row).run, { recursive: true, force: true })
+}
+
+/** Removes what a vm has of the host only while it has a machine: its parts, and the folder of its sockets. */
+export const removeRuntime = async (host: Host, row: VmRow): Promise<void> => {
+  await unmakeParts(host, row)
+  removeRuntimeFolder(host, row)
+}
+
+/** Forgets a live vm and closes what the daemon holds of it; the machine is not touched. */
+export const closeLive = (host: Host, live: LiveVm): void => {
+  if (host.live.get(live.uid) === live) host.live.delete(live.uid)
+  live.close()
+}
+
+/** Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. */
 export const tearDown = async (host: Host, row: VmRow, live: LiveVm | undefined): Promise<void> => {
   if (live && host.live.get(row.uid) === live) host.live.delete(row.uid)
   await live?.machine?.kill()

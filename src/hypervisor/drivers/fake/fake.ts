@@ -30,8 +30,8 @@ const command = (): string[] =>
 /** Of a file of what was saved: the guest's memory as text, and beside it whose it is and its digest. */
 const MEMORY_MAX = 16 * 2 ** 20
 const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
-const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks'>): string =>
-  `${spec.vcpus}:${spec.memoryMib}:${spec.disks.map((disk) => disk.serial).join(',')}`
+const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>): string =>
+  [spec.vcpus, spec.memoryMib, spec.disks.map((disk) => disk.serial), spec.nics.map((nic) => nic.kind)].join(':')
 
 const start = (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => launch(spec, undefined, signal)
 

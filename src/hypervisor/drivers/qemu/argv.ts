@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { numbered } from '../../../linux/inherited.ts'
 import type { MachineSpec } from '../../driver.ts'
 import { VSOCK_PLUG, VSOCK_PORT } from './vsock-device.ts'
 
@@ -8,19 +9,8 @@ export interface QemuOptions {
   readonly accelerator: 'kvm' | 'tcg'
 }
 
-/** What QEMU inherits, by its own number. */
-export const FD = {
-  qmp: 3,
-  console: 4,
-  consoleLog: 5,
-  vhost: 6,
-  kernel: 7,
-  initramfs: 8,
-  qtest: 9,
-  devices: 10,
-  state: 11,
-  disks: 12,
-} as const
+/** What QEMU inherits, by its own number; disks come behind. A later daemon that adopts it relies on them. */
+export const FD = numbered('qmp', 'console', 'consoleLog', 'vhost', 'kernel', 'initramfs', 'qtest', 'devices', 'state')
 
 /** Of QEMU's cache of translated code, MiB: its default is a gigabyte. */
 const TCG_CACHE_MIB = 128
@@ -34,7 +24,7 @@ const TCG_CPU = 'max,erms=off,fsrm=off'
 /** What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not at all. */
 const hardware = (
   { accelerator }: QemuOptions,
-  spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nic'>,
+  spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>,
 ): string[] => [
   '-cpu',
   accelerator === 'kvm' ? 'host,vmx=off,svm=off' : TCG_CPU,
@@ -53,7 +43,7 @@ const hardware = (
   '-device',
   'vmgenid,guid=auto',
   ...spec.disks.flatMap((disk, index) => ['-device', `virtio-blk-pci,drive=d${index},serial=${disk.serial}`]),
-  ...(spec.nic ? ['-device', `virtio-net-pci,netdev=n0,mac=${spec.nic.mac},romfile=`] : []),
+  ...spec.nics.flatMap(({ mac }, index) => ['-device', `virtio-net-pci,netdev=n${index},mac=${mac},romfile=`]),
 ]
 
 /** Another text for every build of ours that gives guests other hardware. */
@@ -65,7 +55,7 @@ export const layoutOf = (options: QemuOptions): string =>
           vcpus: 1,
           memoryMib: 1,
           disks: [{ path: '', readOnly: false, serial: 'disk' }],
-          nic: { kind: 'user', mac: '' },
+          nics: [{ kind: 'user', mac: '' }],
         }),
         VSOCK_PLUG,
       ]),
@@ -73,11 +63,14 @@ export const layoutOf = (options: QemuOptions): string =>
     .digest('hex')
     .slice(0, 16)
 
-/** Of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`). */
+/**
+ * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`).
+ * `disks` are the numbers of its disks' descriptors.
+ */
 export const argv = (
   options: QemuOptions,
   spec: MachineSpec,
-  { restored }: { readonly restored: boolean },
+  { disks, restored }: { readonly disks: readonly number[]; readonly restored: boolean },
 ): string[] => [
   'qemu-system-x86_64',
   '-no-user-config',
@@ -119,7 +112,7 @@ export const argv = (
   `socket,id=${VSOCK_PLUG.chardev},fd=${FD.vhost}`,
   ...spec.disks.flatMap((disk, index) => [
     '-add-fd',
-    `fd=${FD.disks + index},set=${index + 10}`,
+    `fd=${disks[index]},set=${index + 10}`,
     '-blockdev',
     JSON.stringify({
       driver: 'raw',
@@ -136,7 +129,7 @@ export const argv = (
       },
     }),
   ]),
-  ...(spec.nic ? ['-netdev', 'user,id=n0'] : []),
+  ...spec.nics.flatMap(({ kind }, index) => ['-netdev', `${kind},id=n${index}`]),
   ...hardware(options, spec),
   // QEMU writes states without a word of its machine type where it is asked for the devices alone.
   ...(restored

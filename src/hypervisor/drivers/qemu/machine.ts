@@ -13,7 +13,7 @@ import { endProcesses } from '../end-processes.ts'
 import { fsync } from '../../../linux/positional.ts'
 import { FD } from './argv.ts'
 import { copyMemory, openMemory } from './memory.ts'
-import { QemuVersion, readDevices, sayVersion, Shape, writeState } from './saved.ts'
+import { QemuVersion, readDevices, sayVersion, Shape, shapeOfToday, writeState } from './saved.ts'
 import {
   eject,
   PendingReset,
@@ -299,7 +299,7 @@ export class QemuMachine implements Machine {
 
   #shape(): Shape {
     const text = environmentOf(this.identity.process.pid, SHAPE_VARIABLE)
-    const shape: unknown = text === undefined ? undefined : JSON.parse(text)
+    const shape = text === undefined ? undefined : shapeOfToday(JSON.parse(text))
     if (!Value.Check(Shape, shape)) throw new Error('it was started by an older aerie')
     return shape
   }

@@ -36,12 +36,19 @@ export const Shape = Type.Object(
     layout: Type.String(),
     vcpus: NotNegative,
     memoryMib: NotNegative,
-    nic: Type.Boolean(),
+    nics: Type.Array(Type.String()),
     disks: Type.Array(Type.Object({ serial: Type.String(), readOnly: Type.Boolean(), bytes: NotNegative }, closed)),
   },
   closed,
 )
 export type Shape = Static<typeof Shape>
+
+/** Turns a shape of an older release, which knew one network card at most, into one of today. What comes in may be anything. */
+export const shapeOfToday = (shape: unknown): unknown => {
+  if (typeof shape !== 'object' || shape === null || !('nic' in shape)) return shape
+  const { nic, ...rest } = shape
+  return { ...rest, nics: nic === true ? ['user'] : [] }
+}
 
 export const shapeOf = (options: QemuOptions, spec: MachineSpec): Shape => ({
   accelerator: options.accelerator,
@@ -49,7 +56,7 @@ export const shapeOf = (options: QemuOptions, spec: MachineSpec): Shape => ({
   cpu: options.accelerator === 'kvm' ? sha256(Buffer.from([...cpuFlags()].sort().join(' '))).slice(0, 16) : '',
   vcpus: spec.vcpus,
   memoryMib: spec.memoryMib,
-  nic: spec.nic !== undefined,
+  nics: spec.nics.map(({ kind }) => kind),
   disks: spec.disks.map(({ path, serial, readOnly }) => ({ serial, readOnly, bytes: statSync(path).size })),
 })
 
@@ -69,7 +76,7 @@ export type Trailer = Static<typeof Trailer>
 
 /** @throws an error that says what of it differs */
 const sameShape = (saved: Shape, asked: Shape): void => {
-  for (const key of ['accelerator', 'cpu', 'layout', 'vcpus', 'memoryMib', 'nic', 'disks'] as const) {
+  for (const key of ['accelerator', 'cpu', 'layout', 'vcpus', 'memoryMib', 'nics', 'disks'] as const) {
     const [was, is] = [JSON.stringify(saved[key]), JSON.stringify(asked[key])]
     if (was !== is) throw new Error(`it was saved with another shape: ${key} ${was}, not ${is}`)
   }
@@ -130,7 +137,9 @@ export const readState = async ({ state: from }: Saved, shape: Shape): Promise<T
     .split('\n')
   if (magic !== MAGIC || sum !== sha256(Buffer.from(json)))
     throw new Error('its saved state is not whole, or not of this driver')
-  const trailer: unknown = JSON.parse(json)
+  const read: unknown = JSON.parse(json)
+  const trailer =
+    typeof read === 'object' && read !== null && 'shape' in read ? { ...read, shape: shapeOfToday(read.shape) } : read
   if (!Value.Check(Trailer, trailer)) throw new Error('its saved state is of another version')
   if (trailer.stateBytes !== devices.byteLength || trailer.stateSha256 !== sha256(devices))
     throw new Error('its saved state is damaged')

@@ -4,6 +4,7 @@ import { constants } from 'node:os'
 import { Type } from '@sinclair/typebox'
 import { embedded } from '../../../linux/embedded.ts'
 import { closeFd } from '../../../linux/fd.ts'
+import { Inherited } from '../../../linux/inherited.ts'
 import { MARK } from '../../../linux/marked.ts'
 import { bootId } from '../../../linux/proc.ts'
 import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
@@ -73,6 +74,18 @@ export const start = async (
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
     const state = from && own(openSync(`/proc/self/fd/${from.state}`, 'r')) // with a position of its own
 
+    const given = new Inherited(FD)
+    given.name('qmp', qmp)
+    given.name('console', serial)
+    given.name('consoleLog', consoleLog)
+    given.name('vhost', vhostQemu)
+    given.name('kernel', kernel)
+    given.name('initramfs', initramfs)
+    given.name('qtest', qtest)
+    given.name('devices', devices)
+    if (state !== undefined) given.name('state', state)
+    const diskFds = given.list(disks)
+
     const mark = { [MARK]: spec.mark }
     const backend = launch(
       {
@@ -109,24 +122,13 @@ export const start = async (
         ...confined(spec),
         env: { ...mark, [SHAPE_VARIABLE]: JSON.stringify(shape) },
         exe: options.program,
-        argv: argv(options, spec, { restored: saved !== undefined }),
+        argv: argv(options, spec, { disks: diskFds, restored: saved !== undefined }),
       },
       {
         stdout: vmmLog,
         stderr: vmmLog,
         signal,
-        fds: [
-          [qmp, FD.qmp],
-          [serial, FD.console],
-          [consoleLog, FD.consoleLog],
-          [vhostQemu, FD.vhost],
-          [kernel, FD.kernel],
-          [initramfs, FD.initramfs],
-          [qtest, FD.qtest],
-          [devices, FD.devices],
-          ...(state === undefined ? [] : [[state, FD.state] as const]),
-          ...disks.map((fd, index) => [fd, FD.disks + index] as const),
-        ],
+        fds: given.fds,
       },
     )
     for (const one of await Promise.allSettled([main, backend])) if (one.status === 'fulfilled') started.push(one.value)

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { Value } from '@sinclair/typebox/value'
 import { embedded } from '../../../linux/embedded.ts'
 import { closeFd } from '../../../linux/fd.ts'
+import { Inherited, numbered } from '../../../linux/inherited.ts'
 import { memfdEmpty, memfdSealed } from '../../../linux/memfd.ts'
 import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
 import { bootId } from '../../../linux/proc.ts'
@@ -20,21 +21,20 @@ const SIGKILL = constants.signals.SIGKILL
 /** What reading kernel and initramfs may take, from a disk that is slow. */
 const BUILD_MS = 60_000
 
-/** What talon inherits, by its own number. */
-const FD = {
-  config: 3,
-  api: 4,
-  kvm: 5,
-  vsock: 6,
-  console: 7,
-  consoleLog: 8,
-  kernel: 9,
-  initramfs: 10,
-  ram: 11,
-  state: 12,
-  memory: 13,
-  disks: 16,
-} as const
+/** What talon inherits, by its own number; disks come behind. A later daemon that adopts it relies on them. */
+const FD = numbered(
+  'config',
+  'api',
+  'kvm',
+  'vsock',
+  'console',
+  'consoleLog',
+  'kernel',
+  'initramfs',
+  'ram',
+  'state',
+  'memory',
+)
 /** Of the memory file, in /proc/PID/fd: the daemon that adopts knows it by this. */
 const RAM = 'aerie-ram'
 const CONSOLE_NOTE = 'console.json'
@@ -42,15 +42,15 @@ const CONSOLE_NOTE = 'console.json'
 /** In whole huge pages. */
 const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 2 ** 21
 
-/** Cloud Hypervisor's VmConfig. */
-const configOf = (spec: MachineSpec, shared: boolean): unknown => ({
+/** Writes Cloud Hypervisor's VmConfig; `disks` are the numbers of the disks' descriptors. */
+const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
   cpus: { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
   memory: shared
     ? { size: 0, zones: [{ id: 'ram', size: ramBytes(spec), shared: true, file: `/dev/fd/${FD.ram}` }] }
     : { size: ramBytes(spec) },
   disks: spec.disks.map((disk, index) => ({
-    path: `/dev/fd/${FD.disks + index}`,
+    path: `/dev/fd/${disks[index]}`,
     readonly: disk.readOnly,
     serial: disk.serial,
   })),
@@ -67,17 +67,18 @@ const configOf = (spec: MachineSpec, shared: boolean): unknown => ({
 })
 
 /** What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private view of the file. */
-const launchOf = (spec: MachineSpec, from: Saved | undefined): unknown =>
+const launchOf = (spec: MachineSpec, disks: readonly number[], from: Saved | undefined): unknown =>
   from
-    ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, false) } }
-    : configOf(spec, spec.forkable)
+    ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, disks, false) } }
+    : configOf(spec, disks, spec.forkable)
 
 /** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
 export const start = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
-  if (spec.nic)
+  const [nic] = spec.nics
+  if (nic)
     throw hypervisorUnavailable({
       hypervisor: 'talon',
-      reason: `it has no network of the kind "${spec.nic.kind}"; QEMU has`,
+      reason: `it has no network of the kind "${nic.kind}"; QEMU has`,
     })
   const fds: number[] = []
   const own = (fd: number): number => {
@@ -88,7 +89,6 @@ export const start = async (spec: MachineSpec, from: Saved | undefined, signal: 
   let ram: number | undefined
   try {
     const kvm = own(openKvm())
-    const config = own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, from)))))
     const api = own(unixListen(join(spec.folder, 'api.sock'), { mode: 0o600 }))
     const vsock = own(unixListen(join(spec.folder, 'vsock'), { mode: 0o600 }))
     const serial = own(unixListen(join(spec.folder, 'console.sock'), { mode: 0o600 }))
@@ -98,6 +98,21 @@ export const start = async (spec: MachineSpec, from: Saved | undefined, signal: 
     const initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
     ram = spec.forkable && !from ? memfdEmpty(RAM, ramBytes(spec)) : undefined
+    const given = new Inherited(FD)
+    const diskFds = given.list(disks)
+    given.name('config', own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, diskFds, from))))))
+    given.name('api', api)
+    given.name('kvm', kvm)
+    given.name('vsock', vsock)
+    given.name('console', serial)
+    given.name('consoleLog', consoleLog)
+    given.name('kernel', kernel)
+    given.name('initramfs', initramfs)
+    if (ram !== undefined) given.name('ram', ram)
+    if (from) {
+      given.name('state', from.state)
+      given.name('memory', from.memory)
+    }
     const note: ConsoleNote = { log: spec.consoleLog, from: fstatSync(consoleLog).size }
     writeFileSync(join(spec.folder, CONSOLE_NOTE), JSON.stringify(note), { mode: 0o600 })
     const said = fstatSync(vmmLog).size
@@ -136,24 +151,7 @@ export const start = async (spec: MachineSpec, from: Saved | undefined, signal: 
         stdout: vmmLog,
         stderr: vmmLog,
         signal,
-        fds: [
-          [config, FD.config],
-          [api, FD.api],
-          [kvm, FD.kvm],
-          [vsock, FD.vsock],
-          [serial, FD.console],
-          [consoleLog, FD.consoleLog],
-          [kernel, FD.kernel],
-          [initramfs, FD.initramfs],
-          ...(ram === undefined ? [] : [[ram, FD.ram] as const]),
-          ...(from
-            ? ([
-                [from.state, FD.state],
-                [from.memory, FD.memory],
-              ] as const)
-            : []),
-          ...disks.map((fd, index) => [fd, FD.disks + index] as const),
-        ],
+        fds: given.fds,
       },
     )
     const running = main
