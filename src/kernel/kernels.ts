@@ -169,6 +169,7 @@ export class Kernels {
     },
     image: string,
     modules: string,
+    isDefault: boolean,
   ): Promise<Kernel> {
     const temporary = join(this.#folder, `.${newId('tmp')}`)
     ensureFolder(temporary, 0o711)
@@ -178,6 +179,7 @@ export class Kernels {
       const sha256 = await sha256File(image)
       return await this.#record(temporary, kernel.version, kernel.format, sha256, [...kernel.modules], {
         name: kernel.name,
+        default: isDefault,
       })
     } finally {
       rmSync(temporary, { recursive: true, force: true })

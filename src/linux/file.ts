@@ -1,3 +1,4 @@
+import { closeSync, openSync, renameSync, writeFileSync } from 'node:fs'
 import { checked, hasCode } from './errno.ts'
 import { host } from './host-library.ts'
 
@@ -47,4 +48,17 @@ export const allocatedBytes = (fd: number): number => checked(host().aerie_alloc
 /** fsync(2): takes the device's time. For small files whose loss would break a promise, and for folders after a rename. */
 export const fsync = (fd: number): void => {
   checked(host().aerie_fsync(fd), 'fsync')
+}
+
+/** Writes a small file whole or not at all: after a crash there is the old one or the new one. */
+export const replaceFile = (path: string, text: string): void => {
+  const temporary = `${path}.new`
+  const fd = openSync(temporary, 'w', 0o600)
+  try {
+    writeFileSync(fd, text)
+    fsync(fd)
+  } finally {
+    closeSync(fd)
+  }
+  renameSync(temporary, path)
 }
