@@ -8,6 +8,10 @@ export const LogLine = Type.Object({
   source: Type.String(),
   stream: Type.String(),
   line: Type.String(),
+  encoding: Type.Optional(Type.Literal('base64', { description: 'The line is no UTF-8: its bytes in base64' })),
+  partial: Type.Optional(
+    Type.Literal(true, { description: 'The line has no end yet, or is longer than 1 MiB and goes on in the next one' }),
+  ),
   timestamp: Type.Union([Timestamp, Type.Null()]),
 })
 export type LogLine = Static<typeof LogLine>

@@ -3,10 +3,15 @@ import type { LogLine, LogQuery } from '../contract/log.ts'
 import type { Host } from '../host.ts'
 import { parseDuration } from '../lib/bytes.ts'
 import type { VmRow } from '../store/schema.ts'
+import { share } from '../lib/turn.ts'
+import { sleep } from '../lib/wait.ts'
 import { type Source, Tail } from './log/tail.ts'
 import { sinceInvalid } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
 import { byUid, find } from './row/lookup.ts'
+
+/** How long the start of a line is held back from somebody who reads along, in the hope of its end. */
+const HELD_MS = 300
 
 /** @throws `since_invalid` */
 const sinceMs = (text: string | undefined): number => {
@@ -47,7 +52,7 @@ async function* stream(
 ): AsyncGenerator<LogLine> {
   const tails = sources.map((source) => new Tail(fileOf(host, row, source), row.name, source, since))
   const follow = query.follow === true
-  for (const tail of tails) yield* tail.last(query.tail, follow)
+  for (const tail of tails) yield* fairly(tail.last(query.tail, follow))
   if (!follow) return
   const changed = new Changes(
     tails.map((tail) => tail.path),
@@ -59,7 +64,7 @@ async function* stream(
       const state = byUid(host.store, row.uid)?.state // asked before the files are: what was said until then is surely in them
       let some = false
       for (const tail of tails)
-        for await (const line of tail.more()) {
+        for await (const line of fairly(tail.more())) {
           some = true
           yield line
         }
@@ -68,11 +73,23 @@ async function* stream(
         for (const tail of tails) yield* tail.rest()
         return
       }
-      if ((await Promise.race([changed.next(), moved])) === 'moved')
-        moved = host.events.appended(client).then(() => 'moved')
+      // A prompt has no end, and whoever reads along waits for it.
+      const waits = tails.some((tail) => tail.holds) ? [sleep(HELD_MS, client).then(() => 'late' as const)] : []
+      const woken = await Promise.race([changed.next(), moved, ...waits])
+      if (woken === 'late') for (const tail of tails) yield* tail.rest()
+      if (woken === 'moved') moved = host.events.appended(client).then(() => 'moved')
     }
   } finally {
     changed.close()
+  }
+}
+
+/** Gives the event loop to others between two lines: a log may be of nothing but empty ones. */
+async function* fairly(lines: AsyncIterable<LogLine>): AsyncGenerator<LogLine> {
+  for await (const line of lines) {
+    yield line
+    const turn = share()
+    if (turn) await turn
   }
 }
 

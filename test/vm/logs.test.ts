@@ -97,7 +97,6 @@ describe('a line in several records', () => {
     say('err\n', 2)
     say(` done\n${long}\nlast`)
     say('oops\n', 2)
-    log.flush()
 
     const whole = [
       ['stderr', 'err'],
@@ -107,16 +106,21 @@ describe('a line in several records', () => {
       ['stdout', 'last'],
     ]
     expect((await read()).map((one) => [one.stream, one.line])).toEqual(whole)
-    // counted from the end, it stands where its last record does that is there
+    expect((await read()).map((one) => one.partial)).toEqual([undefined, undefined, undefined, undefined, true])
+    // counted from the end, a line stands where its last byte does
     const back = [
-      ['stderr', 'err'],
-      ['stdout', 'half done'],
-      ['stdout', long],
-      ['stdout', 'last'],
       ['stderr', 'oops'],
+      ['stdout', 'last'],
+      ['stdout', long],
+      ['stdout', 'half done'],
+      ['stderr', 'err'],
     ]
-    for (let tail = 1; tail <= 5; tail++)
-      expect((await read({ tail })).map((one) => [one.stream, one.line])).toEqual(back.slice(-tail))
+    for (let tail = 1; tail <= 5; tail++) {
+      const wanted = back.slice(0, tail)
+      expect((await read({ tail })).map((one) => [one.stream, one.line])).toEqual(
+        whole.filter((one) => wanted.some(([, line]) => line === one[1])),
+      )
+    }
   })
 
   test('has the character in it that two records share', async () => {
@@ -136,7 +140,6 @@ describe('a line in several records', () => {
 
   test("that never ends is shown at the end of its boot, and never joined with the next one's", async () => {
     say('Password: ')
-    log.flush()
     log.restart()
     offset = 0
     say('hello\n')
@@ -150,18 +153,65 @@ describe('a line in several records', () => {
     for (let i = 0; i < 100; i++) say('y'.repeat(50_000))
     say('\n')
 
-    for (const lines of [await texts(), await texts({ tail: 100 })]) {
+    for (const lines of [await read(), await read({ tail: 100 }), await read({ tail: 1 })]) {
       expect(lines.length).toBe(5)
-      expect(lines.join('')).toBe('y'.repeat(5_000_000))
-      for (const line of lines) expect(line.length).toBeLessThan(1_100_000)
+      expect(lines.map((one) => one.line).join('')).toBe('y'.repeat(5_000_000))
+      expect(lines.map((one) => one.partial)).toEqual([true, true, true, true, undefined])
+      for (const one of lines) expect(one.line.length).toBeLessThan(1_100_000)
     }
+  })
+})
+
+describe('what was written', () => {
+  const CASES: readonly (readonly [string, Uint8Array])[] = [
+    ['bytes that are no UTF-8', Buffer.from([0xed, 0xab, 0xee, 0xdb, 3, 10])],
+    ['a last line without its end', Buffer.from('one\ntwo')],
+    ['a prompt alone', Buffer.from('ready> ')],
+    ['empty lines', Buffer.from('\n\n\n')],
+    ['carriage returns', Buffer.from('1%\r50%\r100%\r\n')],
+    ['zeros', Buffer.from('a\0b\0\n\0')],
+    ['a line of three megabytes', Buffer.from(`${'x'.repeat(3_000_000)}\n`)],
+    ['three megabytes that are no UTF-8, and then a word', Buffer.from(`${'\xff'.repeat(3_000_000)}\nend`, 'latin1')],
+    ['a byte order mark', Buffer.from('\uFEFFhi\n')],
+  ]
+  for (const [name, said] of CASES) {
+    test(`comes back byte for byte: ${name}`, async () => {
+      log = new AppLog(at.appLog, 100_000_000)
+      for (let from = 0; from < said.byteLength; from += 65_536)
+        log.take({ stream: 1, offset: from, timeMs: 1, bytes: said.subarray(from, from + 65_536) })
+
+      for (const lines of [await read(), await read({ tail: 1_000_000 })]) {
+        const bytes = Buffer.concat(
+          lines.map((one) =>
+            Buffer.concat([Buffer.from(one.line, one.encoding ?? 'utf8'), Buffer.from(one.partial ? '' : '\n')]),
+          ),
+        )
+        expect(bytes.equals(said)).toBe(true)
+      }
+    })
+  }
+
+  test('is counted from behind in little memory, a million lines of it', async () => {
+    log = new AppLog(at.appLog, 100_000_000)
+    say('first\n')
+    for (let i = 0; i < 20; i++) say('\n'.repeat(50_000))
+    say('last\n')
+    const before = process.memoryUsage().rss
+    let count = 0
+    let highest = 0
+    for await (const _ of logs(bed.host, 'web', { tail: 1_000_000 }, never)) {
+      if (++count % 100_000 === 0) highest = Math.max(highest, process.memoryUsage().rss)
+    }
+
+    expect(count).toBe(1_000_000)
+    expect(highest - before).toBeLessThan(150 * 2 ** 20)
   })
 })
 
 describe('a reader that finds nothing', () => {
   test('leaves the event loop to others between two pieces of the file', async () => {
     log = new AppLog(at.appLog, 100_000_000)
-    for (let i = 0; i < 40; i++) say(`${'noise '.repeat(20_000)}\n`)
+    for (let i = 0; i < 200; i++) say(`${'noise '.repeat(20_000)}\n`)
     for (const query of [{ source: 'agent' }, { source: 'agent', tail: 5 }] as const) {
       let turns = 0
       let reading = true
@@ -174,7 +224,7 @@ describe('a reader that finds nothing', () => {
       expect(await texts(query)).toEqual([])
 
       reading = false
-      expect(turns).toBeGreaterThan(10) // 4.8 MB in pieces of 256 KiB at most
+      expect(turns).toBeGreaterThan(10) // 24 MB in pieces of 256 KiB at most
     }
   })
 })
@@ -279,6 +329,17 @@ describe('a reader that follows', () => {
     expect(await one.sees(2)).toEqual(['err', 'half done'])
     await all.stop()
     await one.stop()
+  })
+
+  test('sees a prompt without an end, and then the rest of its line', async () => {
+    const reader = follow()
+    say('ready> ')
+    expect(await reader.sees(1)).toEqual(['ready> '])
+
+    say('42\n')
+
+    expect(await reader.sees(2)).toEqual(['ready> ', '42'])
+    await reader.stop()
   })
 
   test('sees every line once while the file is turned over under it', async () => {

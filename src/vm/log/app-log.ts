@@ -1,58 +1,59 @@
 import { appendFileSync, closeSync, existsSync, fstatSync, openSync, readSync, renameSync, statSync } from 'node:fs'
 import { EventEmitter } from 'node:events'
 import type { LogRecord } from '../../guest/frames.ts'
-import { piecesBackwards, readBackwards } from './line-file.ts'
+import { readBackwards } from './line-file.ts'
 
-/** One line that the workload (or the agent) wrote. */
-export interface AppLine {
-  /** Offset in the agent's log right after this line: where to go on after a restart of the daemon. */
+/** A run of bytes that the workload (or the agent) wrote, as one line of the file. */
+export interface AppRun {
+  /** Offset in the agent's log right after this run: where to go on after a restart of the daemon. */
   readonly o: number
+  /** When it was written, Unix milliseconds. */
   readonly t: number
   /** 1 stdout, 2 stderr, 3 the agent; 0 says nothing but that a new boot began here */
   readonly s: 0 | 1 | 2 | 3
-  /** The line, UTF-8; `b` instead where it is no UTF-8. */
+  /** The bytes as text, newlines in it; `y` instead, in base64, where they are no UTF-8 or where that is shorter. */
+  readonly x?: string
+  readonly y?: string
+  /** Of a release before runs: one line without its newline, as text or in base64; `p` says that it goes on in the next record. */
   readonly d?: string
   readonly b?: string
-  /** The line goes on in the next record of its stream. */
   readonly p?: true
-  /** The line began in the record before of its stream. */
-  readonly c?: true
 }
 
-/** A line longer than this is kept in parts. */
-const LINE_MAX = 16_384
-/** How far back is looked for a line that has no end yet, when the daemon comes back. */
-const OPEN_BYTES_MAX = 262_144
+/** A run is never longer: a reader takes one at a time into memory. */
+const RUN_BYTES_MAX = 16_384
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** What a line, or a part of one, held. */
-export const bytesOf = (line: AppLine): Buffer =>
-  line.d === undefined ? Buffer.from(line.b ?? '', 'base64') : Buffer.from(line.d)
+/** What a run held: text where the file has text, else bytes. */
+export const contentOf = (run: AppRun): string | Buffer => {
+  if (run.x !== undefined) return run.x
+  if (run.y !== undefined) return Buffer.from(run.y, 'base64')
+  const end = run.p ? '' : '\n'
+  if (run.d !== undefined) return run.d + end
+  return Buffer.concat([Buffer.from(run.b ?? '', 'base64'), Buffer.from(end)])
+}
 
 /**
- * What the workload of one vm said, on disk: a JSON object a line, the last `maxBytes` and one older file of the same size.
+ * What the workload of one vm said, on disk, byte for byte: runs of bytes in the order of the agent's offsets, in the newest `maxBytes`
+ * and one older file of the same size. Lines are made when somebody reads (`log/tail.ts`): a guest decides how many there are.
  *
- * Written before it is acknowledged to anybody, so a restart of the daemon goes on after the last line (`next`): records stand in the
- * order of the agent's offsets, and what was held back as the start of a line is written first when another stream gets ahead of it.
+ * A run is in the file when `take` returns, so a restart of the daemon goes on after the last one (`next`).
  */
 export class AppLog extends EventEmitter<{ append: [] }> {
   readonly path: string
   readonly #maxBytes: number
   #size: number
   #next: number
-  readonly #partial = new Map<1 | 2 | 3, { bytes: Buffer; offset: number; timeMs: number }>()
-  /** Streams whose last record in the file is a line without its end. */
-  readonly #open: Set<1 | 2 | 3>
 
   constructor(path: string, maxBytes: number) {
     super()
     this.setMaxListeners(0)
     this.path = path
     this.#maxBytes = maxBytes
-    appendFileSync(path, endsWhole(path) ? '' : '\n', { mode: 0o600 }) // a crash cut the last line short; who follows needs a file
+    // A crash cut the last line short; and who follows needs a file. A full disk must not keep a vm from being stopped.
+    this.#append(endsWhole(path) ? '' : '\n')
     this.#size = statSync(path, { throwIfNoEntry: false })?.size ?? 0
     this.#next = lastOffset(path) ?? lastOffset(`${path}.1`) ?? 0
-    this.#open = openStreams(path)
   }
 
   /** The agent's offset from which bytes are still missing here. */
@@ -62,85 +63,63 @@ export class AppLog extends EventEmitter<{ append: [] }> {
 
   /** Starts over: a new boot counts its offsets from 0 again, and the next daemon must know. */
   restart(): void {
-    this.#partial.clear()
-    this.#open.clear()
-    if (this.#next > 0) this.#write([{ o: 0, t: Date.now(), s: 0 }])
+    if (this.#next > 0) this.#write({ o: 0, t: Date.now(), s: 0 })
+    this.#next = 0
   }
 
-  /** Where a stream that is opened anew goes on: what was held back as the start of a line comes again. */
-  resume(): number {
-    this.#partial.clear()
-    return this.#next
-  }
-
-  take(record: LogRecord): void {
-    const lines: AppLine[] = []
-    for (const [stream, held] of this.#partial) if (stream !== record.stream) this.#flush(stream, held, lines)
-    const held = this.#partial.get(record.stream)
-    let bytes = held ? Buffer.concat([held.bytes, record.bytes]) : Buffer.from(record.bytes)
-    let offset = held ? held.offset : record.offset
-    for (;;) {
-      const end = bytes.indexOf(10)
-      if (end < 0 && bytes.byteLength <= LINE_MAX) break
-      const cut = end >= 0 && end <= LINE_MAX ? end : wholeCharacters(bytes, LINE_MAX)
-      offset += cut + (cut === end ? 1 : 0)
-      lines.push(this.#line(bytes.subarray(0, cut), offset, record.timeMs, record.stream, cut !== end))
-      bytes = bytes.subarray(cut + (cut === end ? 1 : 0))
+  /** Writes what an agent sent. False where it could not be written, since the disk is full: nothing of it counts as taken from there on. */
+  take(record: LogRecord): boolean {
+    for (let at = 0; at < record.bytes.byteLength; at += RUN_BYTES_MAX) {
+      const bytes = record.bytes.subarray(at, at + RUN_BYTES_MAX)
+      const run = runOf(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength))
+      if (!this.#write({ o: record.offset + at + bytes.byteLength, t: record.timeMs, s: record.stream, ...run }))
+        return false
     }
-    if (bytes.byteLength > 0)
-      this.#partial.set(record.stream, { bytes: Buffer.from(bytes), offset, timeMs: record.timeMs })
-    else this.#partial.delete(record.stream)
-    this.#write(lines)
+    return true
   }
 
-  /** Writes what was held back as the start of a line: the workload has ended. */
-  flush(): void {
-    const lines: AppLine[] = []
-    for (const [stream, held] of this.#partial) this.#flush(stream, held, lines)
-    this.#write(lines)
+  #write(run: AppRun): boolean {
+    const text = `${JSON.stringify(run)}\n`
+    const size = Buffer.byteLength(text)
+    if (this.#size > 0 && this.#size + size > this.#maxBytes) this.#turnOver()
+    if (!this.#append(text)) return false
+    this.#size += size
+    this.#next = run.o
+    this.emit('append')
+    return true
   }
 
-  #flush(stream: 1 | 2 | 3, held: { bytes: Buffer; offset: number; timeMs: number }, lines: AppLine[]): void {
-    lines.push(this.#line(held.bytes, held.offset + held.bytes.byteLength, held.timeMs, stream, true))
-    this.#partial.delete(stream)
-  }
-
-  #line(bytes: Buffer, offset: number, timeMs: number, stream: 1 | 2 | 3, partial: boolean): AppLine {
-    const rest = {
-      o: offset,
-      t: timeMs,
-      s: stream,
-      ...(partial && { p: true as const }),
-      ...(this.#open.has(stream) && { c: true as const }),
-    }
-    if (partial) this.#open.add(stream)
-    else this.#open.delete(stream)
+  #turnOver(): void {
     try {
-      return { ...rest, d: strict.decode(bytes) }
-    } catch {
-      return { ...rest, b: bytes.toString('base64') }
-    }
-  }
-
-  #write(lines: readonly AppLine[]): void {
-    const last = lines.at(-1)
-    if (!last) return
-    const text = lines.map((line) => `${JSON.stringify(line)}\n`).join('')
-    if (this.#size > this.#maxBytes) {
       renameSync(this.path, `${this.path}.1`)
       this.#size = 0
+    } catch {
+      /* its folder is being deleted, or the disk is full: the file grows, or the append says so */
     }
-    appendFileSync(this.path, text, { mode: 0o600 })
-    this.#size += Buffer.byteLength(text)
-    this.#next = last.o
-    this.emit('append')
+  }
+
+  #append(text: string): boolean {
+    try {
+      appendFileSync(this.path, text, { mode: 0o600 })
+      return true
+    } catch {
+      return false
+    }
   }
 }
 
-/** `at`, or a little before it where it is in the middle of a character: UTF-8 has at most three bytes that continue one. */
-const wholeCharacters = (bytes: Buffer, at: number): number => {
-  for (let cut = at; cut > at - 4; cut--) if (((bytes[cut] ?? 0) & 0xc0) !== 0x80) return cut
-  return at
+/** The shorter of the two ways to write bytes into JSON that is lost in neither. */
+const runOf = (bytes: Buffer): Pick<AppRun, 'x'> | Pick<AppRun, 'y'> => {
+  let text: string
+  try {
+    text = strict.decode(bytes)
+  } catch {
+    return { y: bytes.toString('base64') }
+  }
+  // Control characters take six bytes each in JSON: a guest must not make its log six times what it says.
+  return Buffer.byteLength(JSON.stringify(text)) <= bytes.byteLength * 2 + 2
+    ? { x: text }
+    : { y: bytes.toString('base64') }
 }
 
 const endsWhole = (path: string): boolean => {
@@ -159,39 +138,11 @@ const lastOffset = (path: string): number | undefined => {
   let found: number | undefined
   readBackwards(path, (line) => {
     try {
-      found = (JSON.parse(line) as AppLine).o
+      found = (JSON.parse(line) as AppRun).o
     } catch {
-      return true
-    } // a line that a crash cut short
+      return true // a line that a crash cut short
+    }
     return false
   })
   return found
-}
-
-/** The streams whose last record is a line without its end. */
-const openStreams = (path: string): Set<1 | 2 | 3> => {
-  const seen = new Set<number>()
-  const open = new Set<1 | 2 | 3>()
-  const fd = openSync(path, 'r')
-  try {
-    let left = OPEN_BYTES_MAX
-    for (const lines of piecesBackwards(fd)) {
-      for (const line of lines) {
-        let record: AppLine
-        try {
-          record = JSON.parse(line) as AppLine
-        } catch {
-          continue
-        }
-        if (record.s === 0) return open
-        if (!seen.has(record.s) && record.p) open.add(record.s)
-        seen.add(record.s)
-        left -= line.length
-      }
-      if (left <= 0 || seen.size === 3) break
-    }
-    return open
-  } finally {
-    closeSync(fd)
-  }
 }

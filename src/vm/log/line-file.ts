@@ -23,32 +23,38 @@ export const firstByte = (fd: number): number => {
 const BACK_MAX = 1_048_576
 const BACK_CHUNK = 65_536
 
+/** A line of a file, and where it begins. */
+export interface PlacedLine {
+  readonly at: number
+  readonly text: string
+}
+
 /**
- * The lines of an open file from its end, newest first, as many at a time as end in one piece of the file; none in one that holds the middle
- * of a long line. Empty lines are left out.
+ * The lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of the file; none in one that
+ * holds the middle of a long line. Empty lines are left out.
  */
-export function* piecesBackwards(fd: number): Generator<readonly string[], void> {
+export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generator<readonly PlacedLine[], void> {
   const from = firstByte(fd)
   /** The line that is being put together, its parts in order, and how long it is. */
   let parts: Buffer[] = []
   let length = 0
-  for (let at = fstatSync(fd).size; at > from; ) {
-    const size = Math.min(BACK_CHUNK, at - from)
-    const chunk = Buffer.alloc(size)
-    const lines: string[] = []
-    at -= size
-    readSync(fd, chunk, 0, size, at)
-    let end = size
+  for (let at = size; at > from; ) {
+    const wanted = Math.min(BACK_CHUNK, at - from)
+    const chunk = Buffer.alloc(wanted)
+    const lines: PlacedLine[] = []
+    at -= wanted
+    readSync(fd, chunk, 0, wanted, at)
+    let end = wanted
     for (let cut = chunk.lastIndexOf(10); cut >= 0; cut = cut === 0 ? -1 : chunk.lastIndexOf(10, cut - 1)) {
       if (end - cut > 1 || parts.length > 0)
-        lines.push(Buffer.concat([chunk.subarray(cut + 1, end), ...parts]).toString('utf8'))
+        lines.push({ at: at + cut + 1, text: Buffer.concat([chunk.subarray(cut + 1, end), ...parts]).toString('utf8') })
       parts = []
       length = 0
       end = cut
     }
     if (length < BACK_MAX && end > 0) parts.unshift(chunk.subarray(0, end))
     length += end
-    if (at <= from && parts.length > 0) lines.push(Buffer.concat(parts).toString('utf8'))
+    if (at <= from && parts.length > 0) lines.push({ at: from, text: Buffer.concat(parts).toString('utf8') })
     yield lines
   }
 }
@@ -58,7 +64,7 @@ export const readBackwards = (path: string, take: (line: string) => boolean): vo
   if (!existsSync(path)) return
   const fd = openSync(path, 'r')
   try {
-    for (const lines of piecesBackwards(fd)) for (const line of lines) if (!take(line)) return
+    for (const lines of piecesBackwards(fd)) for (const line of lines) if (!take(line.text)) return
   } finally {
     closeSync(fd)
   }

@@ -1,75 +1,79 @@
-import { type AppLine, bytesOf } from './app-log.ts'
+import type { LogLine } from '../../contract/log.ts'
+import { type AppRun, contentOf } from './app-log.ts'
 
-/** A guest may write for ever and end no line: one longer than this is shown in pieces. */
+/** A guest may write for ever and end no line: a longer one is shown in pieces. */
 const BYTES_MAX = 1_048_576
+const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** A line as somebody wrote it, out of one record or of several: a long one, or one that the other stream got ahead of. */
-export class Line {
-  /** Its last record, whose time is the line's. */
-  #end: AppLine
-  readonly #parts: AppLine[]
-  #bytes: number
+export type StreamId = AppRun['s']
 
-  constructor(record: AppLine) {
-    this.#end = record
-    this.#parts = [record]
-    this.#bytes = sizeOf(record)
-  }
+/** A line as somebody wrote it, or a piece of one. */
+export interface Piece {
+  readonly stream: StreamId
+  /** When its last byte was written, Unix milliseconds. */
+  readonly time: number
+  readonly parts: readonly (string | Buffer)[]
+  /** Whether its newline was there. */
+  readonly ended: boolean
+}
 
-  get end(): AppLine {
-    return this.#end
-  }
-  get full(): boolean {
-    return this.#bytes >= BYTES_MAX
-  }
-  /** The text, whatever bytes it held; a character may be in two records. */
-  get text(): string {
-    const { d } = this.#end
-    return this.#parts.length === 1 && d !== undefined ? d : Buffer.concat(this.#parts.map(bytesOf)).toString('utf8')
-  }
-
-  after(record: AppLine): void {
-    this.#parts.push(record)
-    this.#bytes += sizeOf(record)
-    this.#end = record
-  }
-  before(record: AppLine): void {
-    this.#parts.unshift(record)
-    this.#bytes += sizeOf(record)
+/** What a piece says on the wire: its text, or its bytes in base64 where they are no UTF-8. */
+export const wordsOf = (piece: Piece): Pick<LogLine, 'line' | 'encoding' | 'partial'> => {
+  const partial = piece.ended ? {} : { partial: true as const }
+  if (piece.parts.every((part) => typeof part === 'string')) return { line: piece.parts.join(''), ...partial }
+  const bytes = Buffer.concat(piece.parts.map((part) => (typeof part === 'string' ? Buffer.from(part) : part)))
+  try {
+    return { line: strict.decode(bytes), ...partial }
+  } catch {
+    return { line: bytes.toString('base64'), encoding: 'base64', ...partial }
   }
 }
 
-const sizeOf = (record: AppLine): number => record.d?.length ?? record.b?.length ?? 0
+/** Makes lines out of runs as they come: the line that has not ended is held back for each stream. */
+export class Lines {
+  readonly #held = new Map<StreamId, { parts: (string | Buffer)[]; bytes: number; time: number }>()
 
-/** Puts lines together out of records as they come: one line at most is held back for each stream. */
-export class Joiner {
-  readonly #held = new Map<AppLine['s'], Line>()
-
-  /** The start of a line, whose other records come. */
-  hold(line: Line): void {
-    this.#held.set(line.end.s, line)
+  /** Whether something is held back. */
+  get some(): boolean {
+    return this.#held.size > 0
   }
 
-  /** The lines that end with a record. */
-  *take(record: AppLine): Generator<Line> {
-    if (record.s === 0) {
+  /** The lines that end in a run. Its first `skip` bytes are somebody else's. */
+  *take(run: AppRun, skip = 0): Generator<Piece> {
+    if (run.s === 0) {
       yield* this.rest()
       return
     }
-    const held = this.#held.get(record.s)
-    const goesOn = held !== undefined && record.c === true
-    this.#held.delete(record.s)
-    if (held && !goesOn) yield held // its end never came
-    const line = goesOn ? held : new Line(record)
-    if (goesOn) line.after(record)
-    if (record.p && !line.full) this.#held.set(record.s, line)
-    else yield line
+    let content = contentOf(run)
+    if (skip > 0) content = (typeof content === 'string' ? Buffer.from(content) : content).subarray(skip)
+    const held = this.#held.get(run.s) ?? { parts: [], bytes: 0, time: run.t }
+    this.#held.delete(run.s)
+    let from = 0
+    for (let end = indexOf(content, from); end >= 0; end = indexOf(content, from)) {
+      yield { stream: run.s, time: run.t, parts: [...held.parts, slice(content, from, end)], ended: true }
+      held.parts = []
+      held.bytes = 0
+      from = end + 1
+    }
+    if (from < content.length) {
+      held.parts.push(slice(content, from, content.length))
+      held.bytes += content.length - from
+    }
+    if (held.parts.length === 0) return
+    if (held.bytes >= BYTES_MAX) yield { stream: run.s, time: run.t, parts: held.parts, ended: false }
+    else this.#held.set(run.s, { ...held, time: run.t })
   }
 
-  /** What is held: no more comes. */
-  *rest(): Generator<Line> {
-    const held = [...this.#held.values()]
+  /** What is held back: nothing more comes, or somebody has waited long enough for its end. */
+  *rest(): Generator<Piece> {
+    const held = [...this.#held]
     this.#held.clear()
-    yield* held
+    for (const [stream, { parts, time }] of held) yield { stream, time, parts, ended: false }
   }
 }
+
+// A string and a Buffer have these by the same names, and TypeScript has no call that fits both.
+const indexOf = (content: string | Buffer, from: number): number =>
+  typeof content === 'string' ? content.indexOf('\n', from) : content.indexOf(10, from)
+const slice = (content: string | Buffer, from: number, to: number): string | Buffer =>
+  typeof content === 'string' ? content.slice(from, to) : content.subarray(from, to)

@@ -1,21 +1,15 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import type { LogLine } from '../../contract/log.ts'
-import type { AppLine } from './app-log.ts'
 import { withoutControls } from '../../lib/plain.ts'
+import { share } from '../../lib/turn.ts'
+import type { AppRun } from './app-log.ts'
 import { firstByte, piecesBackwards } from './line-file.ts'
-import { Joiner, Line } from './line.ts'
+import { Beginning } from './beginning.ts'
+import { Lines, type Piece, wordsOf } from './line.ts'
 
 export type Source = 'app' | 'console' | 'vmm' | 'agent'
 const CHUNK = 262_144
-/** How far back before the last lines is looked for one that has not ended, which goes on as more is read. */
-const OPEN_BYTES_MAX = 262_144
 const STREAMS = { 1: 'stdout', 2: 'stderr', 3: 'agent' } as const
-
-/** Lets others have the event loop, between two pieces of a file: a reader may want nothing of all that it holds. */
-const pause = (): Promise<void> =>
-  new Promise((resolve) => {
-    setImmediate(resolve)
-  })
 
 const openIfThere = (path: string): number | undefined => {
   try {
@@ -32,7 +26,7 @@ export class Tail {
   readonly #name: string
   readonly #source: Source
   readonly #since: number
-  readonly #joiner = new Joiner()
+  readonly #lines = new Lines()
   #at = 0
   #inode = 0n
   /** The start of a line of the file whose end was not there yet. */
@@ -46,11 +40,16 @@ export class Tail {
     this.#since = since
   }
 
+  /** Whether the start of a line has been read and not shown. */
+  get holds(): boolean {
+    return this.#lines.some
+  }
+
   /** What the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is kept for then. */
   async *last(count: number | undefined, more: boolean): AsyncGenerator<LogLine> {
     // Both at once: the file may be turned over while they are read.
-    const old = openIfThere(`${this.path}.1`)
-    const fd = openIfThere(this.path)
+    const files = [openIfThere(`${this.path}.1`), openIfThere(this.path)]
+    const [old, fd] = files
     try {
       if (fd !== undefined) {
         const at = fstatSync(fd, { bigint: true })
@@ -58,18 +57,23 @@ export class Tail {
         this.#inode = at.ino
       }
       if (count === 0) return
-      if (count !== undefined) {
-        yield* this.#backwards([fd, old], count, more)
-        return
+      const ends = [old === undefined ? 0 : fstatSync(old).size, this.#at]
+      const beginning = count === undefined ? undefined : await this.#beginning(files, ends, count, more)
+      const from = beginning?.from ?? { file: 0, at: 0 }
+      for (let file = from.file; file < files.length; file++) {
+        const one = files[file]
+        const at = file === from.file ? from.at : 0
+        if (one !== undefined)
+          yield* this.#read(
+            one,
+            at,
+            ends[file] ?? 0,
+            (run, place) => beginning?.skip(run, { file, at: place }) ?? (beginning ? undefined : 0),
+          )
       }
-      for (const [one, end] of [
-        [old, Number.MAX_SAFE_INTEGER],
-        [fd, this.#at],
-      ] as const)
-        if (one !== undefined) yield* this.#lines(one, 0, end)
       if (!more) yield* this.rest()
     } finally {
-      for (const one of [old, fd]) if (one !== undefined) closeSync(one)
+      for (const one of files) if (one !== undefined) closeSync(one)
     }
   }
 
@@ -83,99 +87,86 @@ export class Tail {
       const size = Number(bytes)
       if (ino !== this.#inode && this.#inode !== 0n) {
         old = openIfThere(`${this.path}.1`)
-        if (old !== undefined) yield* this.#lines(old, this.#at, Number.MAX_SAFE_INTEGER)
+        if (old !== undefined) yield* this.#read(old, this.#at, Number.MAX_SAFE_INTEGER)
         this.#at = 0
       }
       this.#inode = ino
       if (size < this.#at) this.#at = 0
       const from = this.#at
       this.#at = Math.max(size, from)
-      if (size > from) yield* this.#lines(fd, from, size)
+      if (size > from) yield* this.#read(fd, from, size)
     } finally {
       for (const one of [old, fd]) if (one !== undefined) closeSync(one)
     }
   }
 
-  /** What was held back as the start of a line: no more will come. */
+  /** What was held back as the start of a line: no more will come, or nobody waits longer for its end. */
   *rest(): Generator<LogLine> {
-    if (this.#begun.byteLength > 0) yield* this.#take(this.#begun)
-    this.#begun = Buffer.alloc(0)
-    yield* this.#show(this.#joiner.rest())
+    if (this.#isPlain && this.#begun.byteLength > 0) {
+      const run = this.#run(this.#begun.toString('utf8'))
+      if (run) yield* this.#show(this.#lines.take(run))
+      this.#begun = Buffer.alloc(0)
+    }
+    yield* this.#show(this.#lines.rest())
   }
 
-  async *#lines(fd: number, from: number, to: number): AsyncGenerator<LogLine> {
+  /** The lines of a part of a file. `skip` tells how many bytes of a run are not wanted; undefined where none of it is. */
+  async *#read(
+    fd: number,
+    from: number,
+    to: number,
+    skip: (run: AppRun, at: number) => number | undefined = () => 0,
+  ): AsyncGenerator<LogLine> {
     const chunk = Buffer.alloc(CHUNK)
     for (let at = Math.max(from, firstByte(fd)); at < to; ) {
       const read = readSync(fd, chunk, 0, Math.min(CHUNK, to - at), at)
       if (read === 0) return
-      at += read
       let bytes = Buffer.concat([this.#begun, chunk.subarray(0, read)])
+      let place = at - this.#begun.byteLength
+      at += read
       for (let end = bytes.indexOf(10); end >= 0; end = bytes.indexOf(10)) {
-        yield* this.#take(bytes.subarray(0, end))
+        const run = this.#run(bytes.subarray(0, end).toString('utf8'))
+        if (run) {
+          const bytes = skip(run, place)
+          if (bytes !== undefined) yield* this.#show(this.#lines.take(run, bytes))
+        }
+        place += end + 1
         bytes = bytes.subarray(end + 1)
+        const turn = share()
+        if (turn) await turn
       }
       this.#begun = Buffer.from(bytes.byteLength > CHUNK ? bytes.subarray(-CHUNK) : bytes)
-      await pause()
     }
   }
 
-  async *#backwards(fds: readonly (number | undefined)[], count: number, more: boolean): AsyncGenerator<LogLine> {
-    const kept: Line[] = []
-    const seen = new Set<number>()
-    /** Lines whose start has not been read, by stream. */
-    const open = new Map<number, Line>()
-    const streams = this.#isPlain ? [] : this.#source === 'agent' ? [3] : [1, 2]
-    let left = OPEN_BYTES_MAX
-    const enough = (): boolean =>
-      kept.length >= count && open.size === 0 && (!more || left <= 0 || streams.every((stream) => seen.has(stream)))
-    const take = (text: string): void => {
-      const record = this.#record(text)
-      if (!record) return
-      if (record.s === 0) {
-        open.clear()
-        for (const stream of [1, 2, 3]) seen.add(stream)
-        return
-      }
-      const known = open.get(record.s)
-      const newest = !seen.has(record.s)
-      open.delete(record.s)
-      seen.add(record.s)
-      const line = known && record.p ? known : new Line(record)
-      if (line === known) line.before(record)
-      else if (more && newest && record.p)
-        this.#joiner.hold(line) // its end comes
-      else if (kept.length < count && this.#wants(record)) kept.push(line)
-      else return
-      if (record.c && !line.full) open.set(record.s, line)
-    }
-    for (const fd of fds) {
+  async #beginning(
+    files: readonly (number | undefined)[],
+    ends: readonly number[],
+    count: number,
+    more: boolean,
+  ): Promise<Beginning> {
+    const beginning = new Beginning(this.#isPlain ? [1] : this.#source === 'agent' ? [3] : [1, 2], count, more)
+    for (let file = files.length - 1; file >= 0; file--) {
+      const fd = files[file]
       if (fd === undefined) continue
-      for (const lines of piecesBackwards(fd)) {
-        for (const line of lines) {
-          take(line)
-          if (kept.length >= count) left -= line.length
-          if (enough()) {
-            yield* this.#show(kept.reverse())
-            return
-          }
+      for (const lines of piecesBackwards(fd, ends[file])) {
+        for (const { at, text } of lines) {
+          const run = this.#run(text)
+          if (run && beginning.take(run, { file, at }, text.length, this.#wants(run))) return beginning
         }
-        await pause()
+        const turn = share()
+        if (turn) await turn
       }
     }
-    yield* this.#show(kept.reverse())
+    return beginning
   }
 
-  *#take(bytes: Buffer): Generator<LogLine> {
-    const record = this.#record(bytes.toString('utf8'))
-    if (record) yield* this.#show(this.#joiner.take(record))
-  }
-
-  /** A line of the file as a record; undefined where it is of another source, or was cut by a crash. */
-  #record(text: string): AppLine | undefined {
-    if (this.#isPlain) return { o: 0, t: 0, s: 1, d: withoutControls(text.replace(/\r$/, '')) }
+  /** A line of the file as a run; undefined where it is of another source, or was cut by a crash. */
+  #run(text: string): AppRun | undefined {
+    if (this.#isPlain) return { o: 0, t: 0, s: 1, x: `${withoutControls(text.replace(/\r$/, ''))}\n` }
     try {
-      const record = JSON.parse(text) as AppLine
-      return record.s === 0 || (record.s === 3) === (this.#source === 'agent') ? record : undefined
+      const run = JSON.parse(text) as AppRun
+      return run.s === 0 || (run.s === 3) === (this.#source === 'agent') ? run : undefined
     } catch {
       return undefined
     }
@@ -184,23 +175,19 @@ export class Tail {
   get #isPlain(): boolean {
     return this.#source === 'console' || this.#source === 'vmm'
   }
-  #wants(record: AppLine): boolean {
-    return this.#isPlain || record.t >= this.#since
+  #wants(run: AppRun): boolean {
+    return this.#isPlain || run.t >= this.#since
   }
 
-  *#show(lines: Iterable<Line>): Generator<LogLine> {
-    const name = this.#name
-    const source = this.#source
-    for (const line of lines) {
-      const { s, t } = line.end
-      if (s === 0 || !this.#wants(line.end)) continue
+  *#show(pieces: Iterable<Piece>): Generator<LogLine> {
+    for (const piece of pieces) {
+      if (piece.stream === 0 || (!this.#isPlain && piece.time < this.#since)) continue
       yield {
-        name,
-        source,
-        line: line.text,
-        ...(this.#isPlain
-          ? { stream: source, timestamp: null }
-          : { stream: STREAMS[s], timestamp: new Date(t).toISOString() }),
+        name: this.#name,
+        source: this.#source,
+        stream: this.#isPlain ? this.#source : STREAMS[piece.stream],
+        timestamp: this.#isPlain ? null : new Date(piece.time).toISOString(),
+        ...wordsOf(piece),
       }
     }
   }

@@ -5,6 +5,7 @@ import type { Machine } from '../../hypervisor/driver.ts'
 import type { Log } from '../../lib/log.ts'
 import { type Deferred, deferred, orAbort, sleep } from '../../lib/wait.ts'
 import type { AppLog } from '../log/app-log.ts'
+import { LogIntake } from '../log/intake.ts'
 
 /** How long the last lines of a workload may take to arrive once it has ended. */
 const DRAIN_MS = 5000
@@ -20,6 +21,7 @@ export class LiveVm {
   readonly uid: string
   readonly name: string
   readonly log: AppLog
+  readonly #intake: LogIntake
   readonly session: GuestSession
   /** Resolves at the agent's `ready`; rejects where the agent reported that it failed. */
   readonly ready: Deferred<number> = deferred()
@@ -39,6 +41,7 @@ export class LiveVm {
     this.uid = uid
     this.name = name
     this.log = log
+    this.#intake = new LogIntake(log, this.#done.signal)
     this.session = session
     this.#logger = logger
   }
@@ -85,7 +88,7 @@ export class LiveVm {
     const { conversation, ok } = await converse(
       machine,
       KIND.logs,
-      { from: this.log.resume(), follow: !this.#draining },
+      { from: this.#intake.resume(), follow: !this.#draining },
       signal,
     )
     if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
@@ -96,7 +99,7 @@ export class LiveVm {
     signal.addEventListener('abort', close, { once: true })
     try {
       for await (const frame of conversation) {
-        if (frame.type === FRAME.log) this.log.take(decodeLog(frame))
+        if (frame.type === FRAME.log) await this.#intake.take(decodeLog(frame))
         else if (frame.type === FRAME.eof) return true
       }
       return false
@@ -118,13 +121,13 @@ export class LiveVm {
       }
     }
     await Promise.race([rest().catch(() => undefined), sleep(DRAIN_MS)])
-    this.log.flush()
+    this.#intake.flush()
   }
 
   /** The same where the machine may be gone already: what is on its way is taken, nothing new is asked for. */
   async drainIfConnected(): Promise<void> {
     if (this.#followed && !this.#followed.closed) await Promise.race([this.#following, sleep(500)])
-    this.log.flush()
+    this.#intake.flush()
   }
 
   /** Lets go of all that is the daemon's own; the machine is not touched. */
@@ -132,6 +135,6 @@ export class LiveVm {
     this.#done.abort()
     this.#followed?.close()
     this.session.close()
-    this.log.flush()
+    this.#intake.flush()
   }
 }

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { AppLog, bytesOf, type AppLine } from '../../../src/vm/log/app-log.ts'
+import { AppLog, type AppRun, contentOf } from '../../../src/vm/log/app-log.ts'
 
 let folder: string
 let path: string
@@ -10,138 +10,113 @@ beforeEach(() => {
   path = join(folder, 'app.jsonl')
 })
 afterEach(() => {
-  rmSync(folder, { recursive: true })
+  rmSync(folder, { recursive: true, force: true })
 })
 
 const open = (maxBytes = 1_000_000) => new AppLog(path, maxBytes)
-const lines = (of = path): AppLine[] =>
+const runs = (of = path): AppRun[] =>
   existsSync(of)
     ? readFileSync(of, 'utf8')
         .split('\n')
         .filter((line) => line !== '')
-        .map((line) => JSON.parse(line) as AppLine)
+        .map((line) => JSON.parse(line) as AppRun)
     : []
-const texts = (of = path): string[] => lines(of).map((line) => bytesOf(line).toString())
+const bytes = (of = path): Buffer =>
+  Buffer.concat(
+    runs(of).map((run) => {
+      const content = contentOf(run)
+      return typeof content === 'string' ? Buffer.from(content) : content
+    }),
+  )
+const text = (of = path): string => bytes(of).toString()
 
 /** What an agent sends: each piece at the offset where the last one ended. */
 const sayer = (log: AppLog, from = 0) => {
   let offset = from
-  return (text: string | Uint8Array, stream: 1 | 2 | 3 = 1, timeMs = 1000) => {
-    const bytes = Buffer.from(text as string)
+  return (said: string | Uint8Array, stream: 1 | 2 | 3 = 1, timeMs = 1000) => {
+    const bytes = Buffer.from(said as string)
     log.take({ stream, offset, timeMs, bytes })
     offset += bytes.byteLength
     return offset
   }
 }
 
-describe('lines', () => {
-  test('are written when they are whole, with their stream, their time and the place after them', () => {
+describe('runs', () => {
+  test('are written as they come, with their stream, their time and the place after them', () => {
     const log = open()
     const say = sayer(log)
     say('one\ntwo\nthr', 1, 5)
     say('ee\n', 1, 6)
     say('oops\n', 2, 7)
 
-    expect(lines()).toEqual([
-      { o: 4, t: 5, s: 1, d: 'one' },
-      { o: 8, t: 5, s: 1, d: 'two' },
-      { o: 14, t: 6, s: 1, d: 'three' },
-      { o: 19, t: 7, s: 2, d: 'oops' },
+    expect(runs()).toEqual([
+      { o: 11, t: 5, s: 1, x: 'one\ntwo\nthr' },
+      { o: 14, t: 6, s: 1, x: 'ee\n' },
+      { o: 19, t: 7, s: 2, x: 'oops\n' },
     ])
     expect(log.next).toBe(19)
   })
 
-  test('that are empty, or end in a carriage return, are kept as they are', () => {
-    sayer(open())('\n\na\r\n')
-
-    expect(texts()).toEqual(['', '', 'a\r'])
-  })
-
-  test('whose end has not come are held back, and written first when another stream gets ahead', () => {
-    const say = sayer(open())
-    say('half')
-    expect(lines()).toEqual([])
-
-    say('err\n', 2)
-    say(' done\n')
-
-    expect(lines().map(({ s, d, p, c }) => [s, d, p, c])).toEqual([
-      [1, 'half', true, undefined],
-      [2, 'err', undefined, undefined],
-      [1, ' done', undefined, true],
-    ])
-  })
-
-  test('whose end never comes are written when the workload has ended', () => {
+  test('hold what has no end yet, at once', () => {
     const log = open()
-    const say = sayer(log)
-    say('no newline')
-    log.flush()
-    log.flush()
+    sayer(log)('ready> ')
 
-    expect(lines()).toEqual([{ o: 10, t: 1000, s: 1, p: true, d: 'no newline' }])
-    expect(log.next).toBe(10)
+    expect(runs()).toEqual([{ o: 7, t: 1000, s: 1, x: 'ready> ' }])
+    expect(log.next).toBe(7)
   })
 
-  test('longer than 16 KiB are kept in parts that lose nothing', () => {
+  test('that are long are kept in parts that lose nothing', () => {
     const log = open()
-    const long = 'x'.repeat(16_384)
-    const longer = 'y'.repeat(40_000)
-    const say = sayer(log)
-    const end = say(`${long}\n${longer}\nend\n`)
+    const said = `${'x'.repeat(16_384)}\n${'y'.repeat(40_000)}\nend\n`
+    const end = sayer(log)(said)
 
-    expect(lines().map(({ d = '', p, c }) => [d.length, p, c])).toEqual([
-      [16_384, undefined, undefined],
-      [16_384, true, undefined],
-      [16_384, true, true],
-      [40_000 - 2 * 16_384, undefined, true],
-      [3, undefined, undefined],
-    ])
-    expect(texts().join('')).toBe(`${long}${longer}end`)
+    expect(text()).toBe(said)
     expect(log.next).toBe(end)
+    for (const run of runs()) expect((run.x ?? '').length).toBeLessThanOrEqual(16_384)
   })
 
-  test('are never cut in the middle of a character', () => {
-    sayer(open())(`${'x'.repeat(16_383)}ü€😀${'z'.repeat(16_381)}😀\n`)
-
-    expect(texts().join('')).toBe(`${'x'.repeat(16_383)}ü€😀${'z'.repeat(16_381)}😀`)
-    expect(lines().every((line) => line.d !== undefined)).toBe(true)
-  })
-
-  test('that are no UTF-8 keep their bytes', () => {
-    const bytes = Buffer.from([0xff, 0xfe, 0x00, 0x41, 0x0a])
-    const say = sayer(open())
-    say(bytes)
-    say(Buffer.from([0xef, 0xbb, 0xbf, 0x42, 0x0a]))
-
-    expect(lines()[0]).toMatchObject({ b: bytes.subarray(0, 4).toString('base64') })
-    expect(texts()).toEqual(['��\0A', '﻿B'])
-  })
-
-  test('come out the same in whatever portions they come', () => {
-    const text = `first\n${'long '.repeat(9000)}\nünïcode 😀\n\nlast\n`
-    const bytes = Buffer.from(text)
+  test('keep every byte, whatever is in them and wherever they are cut', () => {
+    const all = Buffer.from(Array.from({ length: 65_536 }, (_, n) => (n * 7 + (n >> 8)) & 0xff))
+    const said = Buffer.concat([
+      Buffer.from('\n\na\r\n\0\x1b[31mred\uFEFFünïcode 😀'),
+      Buffer.from([0xed, 0xab, 0xee, 0xdb, 3, 10]),
+      all,
+    ])
     let seed = 7
     const random = (below: number) => {
       seed = (seed * 1664525 + 1013904223) >>> 0
       return seed % below
     }
     const say = sayer(open())
-    for (let at = 0; at < bytes.byteLength; ) {
+    for (let at = 0; at < said.byteLength; ) {
       const size = 1 + random(5000)
-      say(bytes.subarray(at, at + size))
+      say(said.subarray(at, at + size))
       at += size
     }
 
-    const joined = lines()
-      .map((line) => `${bytesOf(line).toString()}${line.p ? '' : '\n'}`)
-      .join('')
-    expect(joined).toBe(text)
+    expect(bytes().equals(said)).toBe(true)
   })
+
+  for (const [name, byte] of [
+    ['empty lines', 10],
+    ['bytes that are no UTF-8', 0xff],
+    ['control characters', 1],
+    ['zeros', 0],
+    ['quotes', 34],
+    ['letters', 65],
+  ] as const) {
+    test(`of ${name} take at most some twice what was said`, () => {
+      const log = open(100_000_000)
+      sayer(log)(Buffer.alloc(1_000_000, byte))
+
+      expect(statSync(path).size).toBeLessThan(2_100_000)
+      expect(bytes().equals(Buffer.alloc(1_000_000, byte))).toBe(true)
+    })
+  }
 })
 
 describe('the file', () => {
-  test('is there before the first line, for its owner alone', () => {
+  test('is there before the first run, for its owner alone', () => {
     open()
 
     expect(statSync(path).mode & 0o777).toBe(0o600)
@@ -151,51 +126,48 @@ describe('the file', () => {
     const say = sayer(open(1000))
     for (let i = 0; i < 100; i++) say(`line ${i}\n`)
 
-    const kept = [...texts(`${path}.1`), ...texts()]
-    expect(statSync(path).size).toBeLessThan(1100)
-    expect(statSync(`${path}.1`).size).toBeLessThan(1100)
+    const kept = `${text(`${path}.1`)}${text()}`.split('\n').slice(0, -1)
+    expect(statSync(path).size).toBeLessThanOrEqual(1000)
+    expect(statSync(`${path}.1`).size).toBeLessThanOrEqual(1000)
     expect(kept.at(-1)).toBe('line 99')
     expect(kept).toEqual(Array.from({ length: kept.length }, (_, index) => `line ${100 - kept.length + index}`))
+  })
+
+  test('is never larger than it may be, however much comes at once', () => {
+    const say = sayer(open(100_000))
+    for (let i = 0; i < 10; i++) say(Buffer.alloc(1_000_000, 10))
+
+    expect(statSync(path).size).toBeLessThanOrEqual(100_000)
+    expect(statSync(`${path}.1`).size).toBeLessThanOrEqual(100_000)
+  })
+
+  test('that cannot be written says so, throws nothing, and takes nothing as taken', () => {
+    const log = open()
+    const say = sayer(log)
+    say('one\n')
+    rmSync(folder, { recursive: true })
+
+    expect(log.take({ stream: 1, offset: 4, timeMs: 1, bytes: Buffer.from('two\n') })).toBe(false)
+    expect(log.next).toBe(4)
+    expect(() => log.restart()).not.toThrow()
   })
 })
 
 describe('after a restart of the daemon', () => {
-  test('the log goes on after its last line', () => {
+  test('the log goes on after its last run', () => {
     sayer(open())('one\ntwo\nhel')
 
     const log = open()
 
-    expect(log.next).toBe(8)
-    sayer(log, 8)('hello\n')
-    expect(texts()).toEqual(['one', 'two', 'hello'])
+    expect(log.next).toBe(11)
+    sayer(log, 11)('lo\n')
+    expect(text()).toBe('one\ntwo\nhello\n')
   })
 
-  test('a line that was half written goes on, though others came after it, and one of the boot before does not', () => {
-    const first = open()
-    const say = sayer(first)
-    say('half')
-    say('err\n', 2)
-    first.flush()
-
-    const log = open()
-    sayer(log, log.next)(' done\nnew\n')
-    expect(lines().map(({ d, p, c }) => [d, p, c])).toEqual([
-      ['half', true, undefined],
-      ['err', undefined, undefined],
-      [' done', undefined, true],
-      ['new', undefined, undefined],
-    ])
-
-    sayer(log, log.next)('cut')
-    log.flush()
-    log.restart()
-    sayer(open())('fresh\n')
-    expect(lines().at(-1)).toMatchObject({ d: 'fresh' })
-    expect(lines().at(-1)?.c).toBeUndefined()
-  })
-
-  test('a last line that the crash cut short is had again', () => {
-    sayer(open())('one\ntwo\n')
+  test('a last run that the crash cut short is had again', () => {
+    const say = sayer(open())
+    say('one\n')
+    say('two\n')
     writeFileSync(path, readFileSync(path).subarray(0, -9))
 
     const log = open()
@@ -207,12 +179,12 @@ describe('after a restart of the daemon', () => {
       .filter((line) => line !== '')
       .flatMap((line) => {
         try {
-          return [JSON.parse(line) as AppLine]
+          return [JSON.parse(line) as AppRun]
         } catch {
           return []
         }
       })
-    expect(whole.map((line) => line.d)).toEqual(['one', 'two'])
+    expect(whole.map((run) => run.x)).toEqual(['one\n', 'two\n'])
   })
 
   test('a log that was just turned over knows its place from the older file', () => {
@@ -241,29 +213,34 @@ describe('after a restart of the daemon', () => {
     sayer(log)('hi\n')
     expect(open().next).toBe(3)
   })
+
+  test('what an older release wrote, a line a record, reads as it was', () => {
+    writeFileSync(
+      path,
+      [
+        { o: 4, t: 1, s: 1, d: 'one' },
+        { o: 8, t: 1, s: 1, d: 'ha', p: true },
+        { o: 12, t: 1, s: 1, d: 'lf', c: true },
+        { o: 15, t: 1, s: 1, b: Buffer.from([0xff, 0xfe]).toString('base64') },
+      ]
+        .map((line) => `${JSON.stringify(line)}\n`)
+        .join(''),
+    )
+
+    expect(open().next).toBe(15)
+    expect(bytes().equals(Buffer.concat([Buffer.from('one\nhalf\n'), Buffer.from([0xff, 0xfe, 10])]))).toBe(true)
+  })
 })
 
-test('a stream that is opened again sends what was held back again, and it is there once', () => {
-  const log = open()
-  sayer(log)('one\nhel')
-
-  const from = log.resume()
-
-  expect(from).toBe(4)
-  sayer(log, from)('hello\n')
-  expect(texts()).toEqual(['one', 'hello'])
-})
-
-test('whoever waits for lines is woken when they are in the file', () => {
+test('whoever waits for the log is woken when it is in the file', () => {
   const log = open()
   const seen: number[] = []
   log.on('append', () => {
-    seen.push(lines().length)
+    seen.push(runs().length)
   })
   const say = sayer(log)
   say('one\ntwo\n')
   say('held')
-  say(' back\n')
 
-  expect(seen).toEqual([2, 3])
+  expect(seen).toEqual([1, 2])
 })

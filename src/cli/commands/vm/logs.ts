@@ -34,9 +34,17 @@ export const logs = command({
       }
       const source = flags.source === 'all' ? `${line.source.padEnd(7)} ` : ''
       const time = flags.timestamps ? `${line.timestamp ?? '-'} ` : ''
-      // The workload's own output is its own, as with docker logs; the rest is told by us, and no terminal obeys it.
+      // The workload's own output is its own, byte for byte, as with docker logs; the rest is told by us, and no terminal obeys it.
       const said = line.source === 'app' ? line.line : plain(line.line)
-      await writeAll(line.stream === 'stderr' ? 2 : 1, Buffer.from(`${time}${source}${said}\n`))
+      const before = `${time}${source}`
+      await writeAll(
+        line.stream === 'stderr' ? 2 : 1,
+        Buffer.concat([
+          Buffer.from(before),
+          Buffer.from(said, line.encoding ?? 'utf8'),
+          Buffer.from(line.partial && before === '' ? '' : '\n'),
+        ]),
+      )
     }
     return 0
   },
