@@ -477,6 +477,7 @@ fn files_ports_and_numbers_of_the_guest_are_reached() {
             path: "/srv/new".to_owned(),
             owner: Owner::Root,
             mode: None,
+            archive: true,
         },
     );
     for part in archive.chunks(100_000) {
@@ -498,6 +499,7 @@ fn files_ports_and_numbers_of_the_guest_are_reached() {
         &CopyOut {
             path: "/srv/new/d".to_owned(),
             follow: false,
+            sparse: false,
         },
     );
     let Got::Ok(body) = talk.next() else {

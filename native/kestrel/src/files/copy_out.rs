@@ -1,29 +1,33 @@
 //! copy-out: files of the guest become a tar stream.
 //!
 //! The first entry is the path's last component, all others are below it. Hard links within the tree stay links, sockets are
-//! left out, and so are the kernel's own file systems unless the path itself is in one.
+//! left out, and so are the kernel's own file systems unless the path itself is in one. Every folder is held open while what
+//! is in it is read: a process of the guest that swaps one for a link meanwhile leads nowhere.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aerie_protocol::message::{CopyOut, CopyOutOk};
 use aerie_protocol::{Frame, kind_byte};
 
+use crate::files::at::{self, Status};
 use crate::files::stat::{absolute, error_body};
-use crate::files::tar::{Entry, EntryKind, end, header, padding};
-use crate::sys::{c_path, check};
+use crate::files::tar::{Entry, EntryKind, Sparse, end, header, padding};
 use crate::talk::conn::{Conn, ConnError};
 
 const DEPTH_MAX: usize = 256;
 /// Files with several names that are remembered; later ones are archived anew.
 const LINKS_MAX: usize = 50_000;
-/// A file of /proc states no size: so much of it is read to know it.
-const UNSIZED_BYTES_MAX: u64 = 1024 * 1024;
+/// A file that does not say its size is held whole, to know it before its header is written.
+const UNSIZED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Pieces of a sparse file that are told apart; what is behind the last counts as data.
+const PIECES_MAX: usize = 65_536;
 const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// Data goes out in frames of about this size.
 const FRAME_BYTES: usize = 64 * 1024;
@@ -58,7 +62,11 @@ pub fn serve(mut conn: Conn, body: &CopyOut) {
         conn: &mut conn,
         waiting: Vec::new(),
     };
-    let done = archive(&mut sink, path, name.into_vec(), &found, follow)
+    let how = How {
+        follow,
+        sparse: body.sparse,
+    };
+    let done = archive(&mut sink, path, name.into_vec(), how)
         .and_then(|()| sink.send())
         .and_then(|()| conn.output.queue(&Frame::Eof).map_err(CopyError::Conn));
     match done {
@@ -110,51 +118,96 @@ enum CopyError {
     Read { path: PathBuf, source: io::Error },
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct How {
+    /// Whether a symlink that was named is what it leads to.
+    follow: bool,
+    /// Whether holes are left out.
+    sparse: bool,
+}
+
 /// A folder whose entries are still to be archived.
 struct Level {
-    path: PathBuf,
+    folder: at::Folder,
+    /// In the archive.
     name: Vec<u8>,
-    entries: fs::ReadDir,
+    /// In sentences.
+    path: PathBuf,
+    device: u64,
+}
+
+/// What is to be archived: a name in an open folder, what it is called in the archive, and in sentences.
+struct Item<'a> {
+    here: BorrowedFd<'a>,
+    base: &'a [u8],
+    name: Vec<u8>,
+    path: &'a Path,
+    /// The device of the folder that it is in; `None` for what was named itself.
+    device: Option<u64>,
+}
+
+impl Item<'_> {
+    fn failed(&self, source: io::Error) -> CopyError {
+        CopyError::Read {
+            path: self.path.to_owned(),
+            source,
+        }
+    }
 }
 
 struct Walk<'a, S> {
     sink: &'a mut S,
+    how: How,
     /// First names of files that have several, by device and inode.
     links: BTreeMap<(u64, u64), Vec<u8>>,
     levels: Vec<Level>,
+    buffer: Vec<u8>,
 }
 
-fn archive<S: Sink>(
-    sink: &mut S,
-    path: &Path,
-    name: Vec<u8>,
-    found: &Metadata,
-    follow: bool,
-) -> Result<(), CopyError> {
+fn archive<S: Sink>(sink: &mut S, path: &Path, name: Vec<u8>, how: How) -> Result<(), CopyError> {
     let mut walk = Walk {
         sink,
+        how,
         links: BTreeMap::new(),
         levels: Vec::new(),
+        buffer: vec![0; FRAME_BYTES],
     };
-    let real = match follow {
+    let real = match how.follow {
         true => fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
         false => path.to_owned(),
     };
-    walk.entry(&real, name, found)?;
-    while let Some(level) = walk.levels.last_mut() {
-        let next = level.entries.next();
-        match next {
-            None => drop(walk.levels.pop()),
-            Some(Err(source)) => {
-                let path = level.path.clone();
+    let (above, base) = match (real.parent(), real.file_name()) {
+        (Some(above), Some(base)) => (above, base),
+        _ => (real.as_path(), OsStr::new(".")),
+    };
+    let here = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(above)
+        .map_err(|source| CopyError::Read {
+            path: above.to_owned(),
+            source,
+        })?;
+    walk.entry(&Item {
+        here: here.as_fd(),
+        base: base.as_bytes(),
+        name,
+        path: &real,
+        device: None,
+    })?;
+    while let Some(mut level) = walk.levels.pop() {
+        match level.folder.next_name() {
+            Ok(None) => {}
+            Err(source) => {
+                let path = level.path;
                 return Err(CopyError::Read { path, source });
             }
-            Some(Ok(entry)) => {
-                let name = [&level.name[..], b"/", entry.file_name().as_bytes()].concat();
-                // Deleted since: it is not there.
-                if let Ok(found) = entry.metadata() {
-                    walk.entry(&entry.path(), name, &found)?;
-                }
+            Ok(Some(base)) => {
+                // Folders that the entry opens go behind this one, which is put back first.
+                let at = walk.levels.len();
+                let opened = walk.below(&level, &base)?;
+                walk.levels.insert(at, level);
+                walk.levels.extend(opened);
             }
         }
     }
@@ -162,193 +215,309 @@ fn archive<S: Sink>(
 }
 
 impl<S: Sink> Walk<'_, S> {
-    fn entry(&mut self, path: &Path, name: Vec<u8>, found: &Metadata) -> Result<(), CopyError> {
-        let Some(kind) = kind_of(found) else {
-            return Ok(());
+    fn below(&mut self, level: &Level, base: &[u8]) -> Result<Option<Level>, CopyError> {
+        let path = level.path.join(OsStr::from_bytes(base));
+        let depth = self.levels.len() + 1;
+        let item = Item {
+            here: level.folder.as_fd(),
+            base,
+            name: [&level.name[..], b"/", base].concat(),
+            path: &path,
+            device: Some(level.device),
+        };
+        let opened = self.item(&item)?;
+        if opened.is_some() && depth >= DEPTH_MAX {
+            let reason = "it is in more than 256 folders";
+            return Err(item.failed(io::Error::new(io::ErrorKind::InvalidFilename, reason)));
+        }
+        Ok(opened)
+    }
+
+    fn entry(&mut self, item: &Item<'_>) -> Result<(), CopyError> {
+        let opened = self.item(item)?;
+        self.levels.extend(opened);
+        Ok(())
+    }
+
+    /// Archives one thing; a folder is returned, for what is in it.
+    fn item(&mut self, item: &Item<'_>) -> Result<Option<Level>, CopyError> {
+        let found = match at::status(item.here, item.base) {
+            Ok(found) => found,
+            // Deleted since: it is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
+                return Ok(None);
+            }
+            Err(error) => return Err(item.failed(error)),
+        };
+        let Some(kind) = kind_of(&found) else {
+            return Ok(None);
         };
         let mut entry = Entry {
             kind,
-            path: name,
+            path: item.name.clone(),
             link: Vec::new(),
-            mode: found.mode() & 0o7777,
-            uid: found.uid(),
-            gid: found.gid(),
-            mtime: (
-                found.mtime(),
-                u32::try_from(found.mtime_nsec()).unwrap_or(0),
-            ),
+            mode: found.mode(),
+            uid: found.owner().0,
+            gid: found.owner().1,
+            mtime: found.time(),
             size: 0,
+            sparse: None,
             device: match kind {
-                EntryKind::Char | EntryKind::Block => {
-                    (libc::major(found.rdev()), libc::minor(found.rdev()))
-                }
+                EntryKind::Char | EntryKind::Block => found.node(),
                 _ => (0, 0),
             },
             xattrs: Vec::new(),
         };
-        let failed = |source| CopyError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        if !found.is_dir() && found.nlink() > 1 {
-            let key = (found.dev(), found.ino());
-            if let Some(first) = self.links.get(&key) {
-                entry.kind = EntryKind::HardLink;
-                entry.link.clone_from(first);
-                return self.sink.write(&header(&entry));
-            }
-            if self.links.len() < LINKS_MAX {
-                self.links.insert(key, entry.path.clone());
-            }
+        if kind != EntryKind::Dir
+            && found.links() > 1
+            && let Some(first) = self.links.get(&found.id())
+        {
+            entry.kind = EntryKind::HardLink;
+            entry.link.clone_from(first);
+            self.sink.write(&header(&entry))?;
+            return Ok(None);
         }
-        entry.xattrs = xattrs(path);
-        match kind {
-            EntryKind::File => return self.file(path, entry),
-            EntryKind::Symlink => match fs::read_link(path) {
-                Ok(target) => entry.link = target.into_os_string().into_vec(),
-                Err(_) => return Ok(()),
+        entry.xattrs = xattrs(item.here, item.base);
+        let opened = match kind {
+            EntryKind::File => match self.file(item, &found, entry)? {
+                true => None,
+                false => return Ok(None),
             },
-            EntryKind::Dir => {
-                let below = entry.path.clone();
-                entry.path.push(b'/');
-                // The kernel's views are no files; asked for by their own path they are.
-                let is_view = !self.levels.is_empty() && is_kernel_view(path);
-                if !is_view && self.levels.len() < DEPTH_MAX {
-                    match fs::read_dir(path) {
-                        Ok(entries) => self.levels.push(Level {
-                            path: path.to_owned(),
-                            name: below,
-                            entries,
-                        }),
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                        Err(error) => return Err(failed(error)),
-                    }
+            EntryKind::Symlink => {
+                match at::read_link(item.here, item.base) {
+                    Ok(target) => entry.link = target,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(item.failed(error)),
                 }
+                self.sink.write(&header(&entry))?;
+                None
             }
-            _ => {}
+            EntryKind::Dir => return self.folder(item, entry),
+            _ => {
+                self.sink.write(&header(&entry))?;
+                None
+            }
+        };
+        if found.links() > 1 && self.links.len() < LINKS_MAX {
+            self.links.insert(found.id(), item.name.clone());
         }
-        self.sink.write(&header(&entry))
+        Ok(opened)
     }
 
-    fn file(&mut self, path: &Path, mut entry: Entry) -> Result<(), CopyError> {
-        let failed = |source| CopyError::Read {
-            path: path.to_owned(),
-            source,
+    fn folder(&mut self, item: &Item<'_>, mut entry: Entry) -> Result<Option<Level>, CopyError> {
+        entry.path.push(b'/');
+        let opened = at::open_folder_to_read(item.here, item.base);
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
+                return Ok(None);
+            }
+            Err(_) if self.may_refuse(item) => return Ok(None),
+            Err(error) => return Err(item.failed(error)),
         };
-        let opened = OpenOptions::new()
-            .read(true)
-            // A file that has become a pipe meanwhile must not hold us up.
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path);
-        let mut file = match opened {
+        let device = at::status_of(fd.as_fd())
+            .map_err(|error| item.failed(error))?
+            .device();
+        self.sink.write(&header(&entry))?;
+        // The kernel's views are no files; asked for by a path of their own they are.
+        let is_mounted = item.device.is_some_and(|above| above != device);
+        if is_mounted && at::is_kernel_view(fd.as_fd()) {
+            return Ok(None);
+        }
+        Ok(Some(Level {
+            folder: at::Folder::new(fd).map_err(|error| item.failed(error))?,
+            name: item.name.clone(),
+            path: item.path.to_owned(),
+            device,
+        }))
+    }
+
+    /// The kernel's views have files that refuse to be read, whatever their mode says. One that was named says so; one of many
+    /// is left out.
+    fn may_refuse(&self, item: &Item<'_>) -> bool {
+        item.device.is_some() && at::is_kernel_view(item.here)
+    }
+
+    /// Says whether there is an entry now.
+    fn file(&mut self, item: &Item<'_>, seen: &Status, entry: Entry) -> Result<bool, CopyError> {
+        let failed = |source| item.failed(source);
+        let file = match at::open_to_read(item.here, item.base) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
+                return Ok(false);
+            }
+            Err(_) if self.may_refuse(item) => return Ok(false),
             Err(error) => return Err(failed(error)),
         };
-        let found = file.metadata().map_err(failed)?;
-        if !found.is_file() {
-            return Ok(());
+        let found = at::status_of(file.as_fd()).map_err(failed)?;
+        if found.id() != seen.id() {
+            // Replaced since; whoever did it has the file again when the copy is made anew.
+            let reason = "it was replaced while it was copied";
+            return Err(failed(io::Error::other(reason)));
         }
-        entry.size = found.len();
-        if entry.size == 0 && is_kernel_view(path) {
-            return self.unsized_file(file, entry);
+        let size = found.size();
+        if self.how.sparse
+            && size > 512
+            && found.allocated() + 512 <= size
+            && let Some(sparse) = pieces_of(&file, size)
+        {
+            return self.sparse_file(item, &file, entry, sparse);
         }
-        let size = entry.size;
+        if size > FRAME_BYTES as u64 {
+            let entry = Entry { size, ..entry };
+            self.sink.write(&header(&entry))?;
+            self.piece(item, &file, 0, size)?;
+            self.sink.write(&padding(size))?;
+            return Ok(true);
+        }
+        // Files of /proc state no size, and those of /sys one that they do not have: what can be read at once is, and counts.
+        let mut content = std::mem::take(&mut self.buffer);
+        let read = read_whole(&file, size, &mut content);
+        let done = match read {
+            Ok(count) => {
+                let entry = Entry {
+                    size: count as u64,
+                    ..entry
+                };
+                self.sink
+                    .write(&header(&entry))
+                    .and_then(|()| self.sink.write(content.get(..count).unwrap_or_default()))
+                    .and_then(|()| self.sink.write(&padding(entry.size)))
+                    .map(|()| true)
+            }
+            Err(_) if self.may_refuse(item) => Ok(false),
+            Err(error) => Err(failed(error)),
+        };
+        content.resize(FRAME_BYTES, 0);
+        content.shrink_to(FRAME_BYTES);
+        self.buffer = content;
+        done
+    }
+
+    fn sparse_file(
+        &mut self,
+        item: &Item<'_>,
+        file: &File,
+        entry: Entry,
+        sparse: Sparse,
+    ) -> Result<bool, CopyError> {
+        let size = sparse.pieces.iter().map(|(_, length)| length).sum();
+        let pieces = sparse.pieces.clone();
+        let entry = Entry {
+            size,
+            sparse: Some(sparse),
+            ..entry
+        };
         self.sink.write(&header(&entry))?;
-        let mut left = size;
-        let mut buffer = vec![0; FRAME_BYTES];
-        while left > 0 {
-            let room = usize::try_from(left).map_or(FRAME_BYTES, |left| left.min(FRAME_BYTES));
-            let part = buffer.get_mut(..room).unwrap_or_default();
-            // It may shrink while it is read; the size is promised, so zeros take the place. Growth is left out.
-            let count = match file.read(part) {
+        for (offset, length) in pieces {
+            self.piece(item, file, offset, length)?;
+        }
+        self.sink.write(&padding(size))?;
+        Ok(true)
+    }
+
+    /// Bytes of a file that its header has promised. What it grew by meanwhile is left out.
+    fn piece(
+        &mut self,
+        item: &Item<'_>,
+        file: &File,
+        mut from: u64,
+        length: u64,
+    ) -> Result<(), CopyError> {
+        let end = from.saturating_add(length);
+        while from < end {
+            let room =
+                usize::try_from(end - from).map_or(FRAME_BYTES, |left| left.min(FRAME_BYTES));
+            let part = self.buffer.get_mut(..room).unwrap_or_default();
+            let count = match file.read_at(part, from) {
                 Ok(0) => {
-                    part.fill(0);
-                    room
+                    let reason = "it became shorter while it was copied";
+                    return Err(item.failed(io::Error::other(reason)));
                 }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(item.failed(error)),
             };
             self.sink.write(part.get(..count).unwrap_or_default())?;
-            left -= count as u64;
+            from += count as u64;
         }
-        self.sink.write(&padding(size))
+        Ok(())
     }
+}
 
-    fn unsized_file(&mut self, file: File, mut entry: Entry) -> Result<(), CopyError> {
-        let mut content = Vec::new();
-        // Some views refuse to be read: then they are empty.
-        let _ = file.take(UNSIZED_BYTES_MAX).read_to_end(&mut content);
-        entry.size = content.len() as u64;
-        self.sink.write(&header(&entry))?;
-        self.sink.write(&content)?;
-        self.sink.write(&padding(entry.size))
+/// Reads a file to its end, at most what it states: it may grow meanwhile. One that states nothing is read as long as it says
+/// something.
+fn read_whole(file: &File, stated: u64, content: &mut Vec<u8>) -> io::Result<usize> {
+    let most = match usize::try_from(stated) {
+        Ok(stated @ 1..) => stated,
+        _ => UNSIZED_BYTES_MAX,
+    };
+    let mut filled = 0;
+    while filled < most {
+        if content.len() == filled {
+            content.resize(most.min(filled * 2), 0);
+        }
+        let room = content.len().min(most);
+        match file.read_at(
+            content.get_mut(filled..room).unwrap_or_default(),
+            filled as u64,
+        ) {
+            Ok(0) => return Ok(filled),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
+    match stated {
+        0 => Err(io::Error::other(
+            "it does not say its size, and is longer than 16 MiB",
+        )),
+        _ => Ok(filled),
+    }
+}
+
+/// Where a file holds data; `None` where it has no holes, or its file system does not say.
+fn pieces_of(file: &File, size: u64) -> Option<Sparse> {
+    let mut pieces = Vec::new();
+    let mut from = 0;
+    while let Some(start) = at::next_data(file, from).ok()? {
+        if start >= size {
+            break;
+        }
+        let end = match pieces.len() < PIECES_MAX - 1 {
+            true => at::next_hole(file, start).ok()?.min(size),
+            false => size,
+        };
+        pieces.push((start, end - start));
+        from = end;
+        if end == size {
+            break;
+        }
+    }
+    (pieces != [(0, size)]).then_some(Sparse { size, pieces })
 }
 
 /// `None` for a socket, which means nothing without its process.
-fn kind_of(found: &Metadata) -> Option<EntryKind> {
-    let kind = found.file_type();
-    Some(if kind.is_file() {
-        EntryKind::File
-    } else if kind.is_dir() {
-        EntryKind::Dir
-    } else if kind.is_symlink() {
-        EntryKind::Symlink
-    } else if kind.is_fifo() {
-        EntryKind::Fifo
-    } else if kind.is_char_device() {
-        EntryKind::Char
-    } else if kind.is_block_device() {
-        EntryKind::Block
-    } else {
-        return None;
-    })
-}
-
-/// Whether a path is in a file system that the kernel makes up (magic numbers of linux/magic.h).
-fn is_kernel_view(path: &Path) -> bool {
-    const VIEWS: [i64; 11] = [
-        0x9fa0,      // proc
-        0x6265_6572, // sysfs
-        0x6367_7270, // cgroup2
-        0x27_e0eb,   // cgroup
-        0x1cd1,      // devpts
-        0x7472_6163, // tracefs
-        0x6462_6720, // debugfs
-        0x7363_6673, // securityfs
-        0xcafe_4a11, // bpf
-        0x1980_0202, // mqueue
-        0x6165_676c, // pstore
-    ];
-    let Ok(path) = c_path(path) else { return false };
-    // SAFETY: statfs is plain integers; zero is a value of it.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a valid C string and room for a statfs.
-    let known = check(unsafe { libc::statfs(path.as_ptr(), &raw mut stat) });
-    // The type's width differs between the C libraries; the numbers are 32 bits.
-    #[allow(
-        clippy::unnecessary_cast,
-        clippy::cast_possible_wrap,
-        reason = "f_type is signed in one C library and unsigned in the other"
-    )]
-    let kind = stat.f_type as i64 & 0xffff_ffff;
-    known.is_ok() && VIEWS.contains(&kind)
+fn kind_of(found: &Status) -> Option<EntryKind> {
+    match found.kind() {
+        libc::S_IFREG => Some(EntryKind::File),
+        libc::S_IFDIR => Some(EntryKind::Dir),
+        libc::S_IFLNK => Some(EntryKind::Symlink),
+        libc::S_IFIFO => Some(EntryKind::Fifo),
+        libc::S_IFCHR => Some(EntryKind::Char),
+        libc::S_IFBLK => Some(EntryKind::Block),
+        _ => None,
+    }
 }
 
 /// What a file carries beside its contents. A file system without such attributes has none; those of overlayfs are not the
 /// file's own.
-fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let Ok(path) = c_path(path) else {
-        return Vec::new();
-    };
+fn xattrs(here: BorrowedFd<'_>, base: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut names = vec![0_u8; XATTR_BYTES_MAX];
-    // SAFETY: a valid C string, and room for the length given.
-    let size = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    let Ok(size @ 1..) = usize::try_from(size) else {
+    let size = at::xattr_names(here, base, &mut names);
+    if size == 0 {
         return Vec::new();
-    };
+    }
     let mut value = vec![0_u8; XATTR_BYTES_MAX];
     let mut total = 0;
     names
@@ -357,17 +526,8 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay."))
         .filter_map(|name| {
-            let c_name = CString::new(name).ok()?;
-            // SAFETY: two valid C strings, and room for the length given.
-            let size = unsafe {
-                libc::lgetxattr(
-                    path.as_ptr(),
-                    c_name.as_ptr(),
-                    value.as_mut_ptr().cast(),
-                    value.len(),
-                )
-            };
-            let found = value.get(..usize::try_from(size).ok()?)?;
+            let size = at::xattr(here, base, name, &mut value).ok()?;
+            let found = value.get(..size)?;
             total += name.len() + found.len();
             // Our own reader's limit for a header, with room for names.
             (total < 512 * 1024).then(|| (name.to_vec(), found.to_vec()))
@@ -382,6 +542,13 @@ mod tests {
     use super::*;
     use crate::files::copy_in;
     use crate::test_folder::TestFolder;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    const KEEP: copy_in::How = copy_in::How {
+        owner: Owner::Keep,
+        is_archive: true,
+        folder_mode: 0o755,
+    };
 
     impl Sink for Vec<u8> {
         fn write(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
@@ -392,8 +559,7 @@ mod tests {
 
     fn pack(path: &Path, name: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let found = fs::symlink_metadata(path).unwrap();
-        archive(&mut bytes, path, name.into(), &found, false).unwrap();
+        archive(&mut bytes, path, name.into(), How::default()).unwrap();
         bytes
     }
 
@@ -411,7 +577,7 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(from.join("s")).unwrap();
 
         let packed = pack(&from, "to");
-        copy_in::copy(&packed[..], folder.path(), Owner::Keep, 0o755).unwrap();
+        copy_in::copy(&packed[..], folder.path(), KEEP).unwrap();
 
         let to = folder.path().join("to");
         assert_eq!(fs::read(to.join("d/f")).unwrap(), vec![1; 70_000]);
@@ -449,15 +615,206 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_stated_size_has_its_contents() {
-        let packed = pack(Path::new("/proc/version"), "version");
+    fn a_file_has_what_it_says_whatever_it_states() {
+        let folder = TestFolder::new();
+        // Of /proc no size is stated, of /sys a page.
+        for path in [
+            "/proc/version",
+            "/sys/kernel/uevent_seqnum",
+            "/proc/self/limits",
+        ] {
+            let path = Path::new(path);
+            let Ok(content) = fs::read(path) else {
+                continue;
+            };
+            let packed = pack(path, "it");
+
+            copy_in::copy(&packed[..], folder.path(), KEEP).unwrap();
+
+            assert_eq!(
+                fs::read(folder.path().join("it")).unwrap(),
+                content,
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tree_of_the_kernel_leaves_out_what_refuses() {
+        let folder = TestFolder::new();
+
+        let packed = pack(Path::new("/proc/self/net"), "net");
+        let unread = archive(
+            &mut Vec::new(),
+            Path::new("/proc/self/mem"),
+            b"mem".into(),
+            How::default(),
+        );
+
+        copy_in::copy(&packed[..], folder.path(), KEEP).unwrap();
+        assert!(folder.path().join("net/dev").exists() || folder.path().join("net").is_symlink());
+        assert!(matches!(unread, Err(CopyError::Read { .. })));
+    }
+
+    #[test]
+    fn holes_stay_holes_where_they_are_asked_for() {
+        use std::io::{Seek, SeekFrom, Write};
 
         let folder = TestFolder::new();
-        copy_in::copy(&packed[..], folder.path(), Owner::Keep, 0o755).unwrap();
+        let from = folder.path().join("from");
+        let mut file = File::create(&from).unwrap();
+        for offset in [0, 1 << 20, 5 << 20] {
+            file.seek(SeekFrom::Start(offset)).unwrap();
+            file.write_all(&[7; 5000]).unwrap();
+        }
+        file.set_len(64 << 20).unwrap();
+        let none = folder.path().join("none");
+        File::create(&none).unwrap().set_len(16 << 20).unwrap();
+        let content = fs::read(&from).unwrap();
+
+        for (path, sparse, most) in [
+            (&from, true, 200_000),
+            (&none, true, 10_000),
+            (&from, false, usize::MAX),
+        ] {
+            let mut packed = Vec::new();
+            let how = How {
+                follow: false,
+                sparse,
+            };
+            archive(&mut packed, path, b"to".into(), how).unwrap();
+            copy_in::copy(&packed[..], folder.path(), KEEP).unwrap();
+
+            let to = folder.path().join("to");
+            assert!(packed.len() < most, "{}", packed.len());
+            assert_eq!(
+                fs::metadata(&to).unwrap().len(),
+                fs::metadata(path).unwrap().len()
+            );
+            if sparse {
+                assert!(fs::metadata(&to).unwrap().blocks() * 512 <= 64 * 1024);
+            }
+        }
+        assert!(fs::read(folder.path().join("to")).unwrap() == content);
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        let folder = TestFolder::new();
+        let from = folder.path().join("from");
+        fs::create_dir(&from).unwrap();
+        let names: Vec<Vec<u8>> = vec![
+            vec![0xe4],
+            vec![0xf6],
+            b"a\nb".to_vec(),
+            vec![0xff; 255],
+            [&b"x"[..], &[0x80; 180]].concat(),
+        ];
+        for name in &names {
+            fs::write(from.join(OsStr::from_bytes(name)), name).unwrap();
+        }
+        std::os::unix::fs::symlink(OsStr::from_bytes(&[0xe5, b'/', 0xe4]), from.join("link"))
+            .unwrap();
+
+        copy_in::copy(&pack(&from, "to")[..], folder.path(), KEEP).unwrap();
+
+        let to = folder.path().join("to");
+        for name in &names {
+            assert_eq!(&fs::read(to.join(OsStr::from_bytes(name))).unwrap(), name);
+        }
+        assert_eq!(fs::read_dir(&to).unwrap().count(), names.len() + 1);
+        let target = fs::read_link(to.join("link")).unwrap();
+        assert_eq!(target.as_os_str().as_bytes(), [0xe5, b'/', 0xe4]);
+    }
+
+    /// Does something to the files when the first bytes of the archive are there.
+    struct Meddler<F> {
+        bytes: Vec<u8>,
+        act: Option<F>,
+    }
+
+    impl<F: FnOnce()> Sink for Meddler<F> {
+        fn write(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
+            self.bytes.extend_from_slice(bytes);
+            if let Some(act) = self.act.take() {
+                act();
+            }
+            Ok(())
+        }
+    }
+
+    fn meddle(path: &Path, act: impl FnOnce()) -> Result<Vec<u8>, CopyError> {
+        let mut sink = Meddler {
+            bytes: Vec::new(),
+            act: Some(act),
+        };
+        archive(&mut sink, path, b"it".into(), How::default())?;
+        Ok(sink.bytes)
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error_and_one_that_grows_is_cut() {
+        let folder = TestFolder::new();
+        let path = folder.path().join("log");
+        fs::write(&path, vec![1; 300_000]).unwrap();
+        let set = |size| {
+            let path = path.clone();
+            move || {
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open(path)
+                    .unwrap()
+                    .set_len(size)
+                    .unwrap()
+            }
+        };
+
+        let grown = meddle(&path, set(500_000)).unwrap();
+        copy_in::copy(&grown[..], folder.path(), KEEP).unwrap();
+        let shrunk = meddle(&path, set(100));
 
         assert_eq!(
-            fs::read_to_string(folder.path().join("version")).unwrap(),
-            fs::read_to_string("/proc/version").unwrap()
+            fs::read(folder.path().join("it")).unwrap(),
+            vec![1; 300_000]
         );
+        assert!(
+            matches!(shrunk, Err(CopyError::Read { source, .. }) if source.to_string().contains("shorter"))
+        );
+    }
+
+    #[test]
+    fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere() {
+        let folder = TestFolder::new();
+        let top = folder.path().join("top");
+        let secret = folder.path().join("secret");
+        for path in [&top, &secret, &top.join("d")] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::write(secret.join("key"), "secret").unwrap();
+
+        let packed = meddle(&top, || {
+            fs::remove_dir(top.join("d")).unwrap();
+            std::os::unix::fs::symlink(&secret, top.join("d")).unwrap();
+        })
+        .unwrap();
+
+        assert!(!String::from_utf8_lossy(&packed).contains("key"));
+    }
+
+    #[test]
+    fn a_tree_too_deep_for_an_archive_is_an_error() {
+        let folder = TestFolder::new();
+        let mut path = folder.path().join("top");
+        path.extend(std::iter::repeat_n("d", 300));
+        fs::create_dir_all(&path).unwrap();
+
+        let deep = archive(
+            &mut Vec::new(),
+            &folder.path().join("top"),
+            b"top".into(),
+            How::default(),
+        );
+
+        assert!(matches!(deep, Err(CopyError::Read { .. })));
     }
 }

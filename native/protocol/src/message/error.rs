@@ -42,6 +42,8 @@ pub mod code {
     pub const NOT_A_DIRECTORY: &str = "not_a_directory";
     /// A file of a copy would replace a directory.
     pub const IS_A_DIRECTORY: &str = "is_a_directory";
+    /// A FIFO, a socket or a device stands where a file is to be.
+    pub const NOT_A_FILE: &str = "not_a_file";
     pub const PERMISSION_DENIED: &str = "permission_denied";
     pub const NO_SPACE: &str = "no_space";
     /// A tar stream that is malformed, truncated, or has a name that leaves its destination.

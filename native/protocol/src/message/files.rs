@@ -23,6 +23,9 @@ pub struct CopyIn {
     /// Permission bits of directories that have to be made for `path`; 0o755 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
+    /// Also set-id bits, file capabilities and devices; what exists takes the owner and mode of its entry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub archive: bool,
 }
 
 /// The final `ok` of copy-in.
@@ -44,6 +47,9 @@ pub struct CopyOut {
     /// Whether a symlink at `path` itself is followed; links below are always archived as links.
     #[serde(default)]
     pub follow: bool,
+    /// Whether holes of files are left out (PAX 1.0 sparse files); else they are zeros.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sparse: bool,
 }
 
 /// `ok` of copy-out.

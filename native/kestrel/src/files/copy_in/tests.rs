@@ -1,9 +1,16 @@
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::files::tar::{end, header, padding};
+use crate::sys::c_path;
 use crate::test_folder::TestFolder;
+
+const KEEP: How = How {
+    owner: Owner::Keep,
+    is_archive: true,
+    folder_mode: 0o755,
+};
 
 /// The owner that a test without root can give.
 fn me() -> (u32, u32) {
@@ -37,7 +44,7 @@ fn archive(entries: &[(Entry, &str)]) -> Vec<u8> {
 }
 
 fn unpack(root: &Path, entries: &[(Entry, &str)]) -> Result<CopyInDone, CopyError> {
-    copy(&archive(entries)[..], root, Owner::Keep, 0o755)
+    copy(&archive(entries)[..], root, KEEP)
 }
 
 fn file(path: &str) -> Entry {
@@ -126,23 +133,287 @@ fn names_that_leave_the_folder_are_refused() {
 }
 
 #[test]
-fn files_replace_files_and_links_and_never_folders() {
+fn files_go_where_links_lead_and_never_replace_folders() {
     let folder = TestFolder::new();
     let root = folder.path();
     fs::create_dir(root.join("d")).unwrap();
-    fs::write(root.join("target"), "kept").unwrap();
+    fs::write(root.join("target"), "old").unwrap();
     std::os::unix::fs::symlink("target", root.join("l")).unwrap();
+    std::os::unix::fs::symlink("d/../l", root.join("chain")).unwrap();
+    std::os::unix::fs::symlink("d/new", root.join("dangling")).unwrap();
+    std::os::unix::fs::symlink("circle", root.join("circle")).unwrap();
 
-    unpack(root, &[(file("l"), "new")]).unwrap();
+    for (name, target) in [("l", "target"), ("chain", "target"), ("dangling", "d/new")] {
+        unpack(root, &[(file(name), name)]).unwrap();
 
-    assert_eq!(fs::read_to_string(root.join("target")).unwrap(), "kept");
-    assert!(fs::symlink_metadata(root.join("l")).unwrap().is_file());
+        assert_eq!(fs::read_to_string(root.join(target)).unwrap(), name);
+        assert!(fs::symlink_metadata(root.join(name)).unwrap().is_symlink());
+    }
+    assert!(unpack(root, &[(file("circle"), "x")]).is_err());
     let refused = unpack(root, &[(file("d"), "x")]).unwrap_err();
     assert_eq!(refused.body().code, code::IS_A_DIRECTORY);
     let refused = unpack(root, &[(entry(EntryKind::Dir, "l/"), "")]).unwrap_err();
     assert_eq!(refused.body().code, code::NOT_A_DIRECTORY);
     let refused = unpack(&root.join("l"), &[]).unwrap_err();
     assert_eq!(refused.body().code, code::NOT_A_DIRECTORY);
+}
+
+#[test]
+fn links_that_the_stream_made_lead_nowhere() {
+    let folder = TestFolder::new();
+    let outside = folder.path().join("outside");
+    let away = outside.to_string_lossy().into_owned();
+    let below = |name: &str| (file(name), "evil");
+    let symlink = |name: &str, to: &str| (link(EntryKind::Symlink, name, to), "");
+    let cases = [
+        vec![symlink("l", &away), below("l/secret")],
+        vec![symlink("l", &away), below("l/new/deep")],
+        vec![
+            symlink("l", &away),
+            (entry(EntryKind::Dir, "l/"), ""),
+            below("l/x"),
+        ],
+        vec![symlink("l", &away), (entry(EntryKind::Dir, "l/sub/"), "")],
+        vec![symlink("l", &away), symlink("l/x", "/")],
+        vec![symlink("l", &away), (entry(EntryKind::Fifo, "l/x"), "")],
+        vec![
+            symlink("a", ".."),
+            symlink("b", "a/outside"),
+            below("b/secret"),
+        ],
+        vec![
+            symlink("l", &away),
+            (link(EntryKind::HardLink, "h", "l"), ""),
+            below("h/x"),
+        ],
+        vec![
+            symlink("l", &away),
+            (link(EntryKind::HardLink, "h", "l/secret"), ""),
+            below("h"),
+        ],
+        // By links that were there, which lead over one of the stream's: `was` is "made/x", `deep` is "made".
+        vec![symlink("made", &away), below("was")],
+        vec![symlink("made", &away), below("deep/x")],
+        // Another name of a link that was there is at another place, and so leads elsewhere.
+        vec![
+            (link(EntryKind::HardLink, "up", "sub/was"), ""),
+            below("up"),
+        ],
+    ];
+    for (at, entries) in cases.iter().enumerate() {
+        let _ = fs::remove_dir_all(&outside);
+        let root = folder.path().join(format!("root{at}"));
+        fs::create_dir_all(root.join("sub/sub")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("secret"), "kept").unwrap();
+        for (target, name) in [
+            ("made/x", "was"),
+            ("made", "deep"),
+            ("../../outside/x", "sub/sub/was"),
+        ] {
+            std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("../outside/x", root.join("sub/was")).unwrap();
+
+        let refused = unpack(&root, entries);
+
+        if at < 11 {
+            assert!(
+                matches!(refused, Err(CopyError::OverLink(_))),
+                "{at}: {refused:?}"
+            );
+        }
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{at}");
+        assert_eq!(
+            fs::read_to_string(outside.join("secret")).unwrap(),
+            "kept",
+            "{at}"
+        );
+    }
+}
+
+#[test]
+fn a_name_that_the_stream_gave_by_a_link_is_replaced_and_not_written_through() {
+    let folder = TestFolder::new();
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(folder.path().join("outside"), "kept").unwrap();
+
+    unpack(
+        &root,
+        &[
+            (link(EntryKind::Symlink, "s", "../outside"), ""),
+            (file("s"), "new"),
+            (file("a"), "first"),
+            (link(EntryKind::HardLink, "b", "a"), ""),
+            (file("b"), "second"),
+        ],
+    )
+    .unwrap();
+
+    assert_eq!(
+        fs::read_to_string(folder.path().join("outside")).unwrap(),
+        "kept"
+    );
+    assert_eq!(fs::read_to_string(root.join("s")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "first");
+    assert_eq!(fs::read_to_string(root.join("b")).unwrap(), "second");
+}
+
+#[test]
+fn what_stands_there_keeps_its_mode_and_its_names_unless_it_is_an_archive() {
+    let folder = TestFolder::new();
+    let root = folder.path();
+    fs::write(root.join("f"), "old, and longer").unwrap();
+    fs::set_permissions(root.join("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::hard_link(root.join("f"), root.join("other")).unwrap();
+    fs::create_dir(root.join("d")).unwrap();
+    fs::set_permissions(root.join("d"), fs::Permissions::from_mode(0o711)).unwrap();
+    let entries = [
+        (
+            Entry {
+                mode: 0o4755,
+                ..file("f")
+            },
+            "new",
+        ),
+        (
+            Entry {
+                mode: 0o777,
+                ..entry(EntryKind::Dir, "d/")
+            },
+            "",
+        ),
+        (
+            Entry {
+                mode: 0o6751,
+                ..file("fresh")
+            },
+            "x",
+        ),
+        (
+            Entry {
+                mode: 0o1777,
+                ..entry(EntryKind::Dir, "tmp/")
+            },
+            "",
+        ),
+    ];
+    let mode = |name: &str| fs::metadata(root.join(name)).unwrap().mode() & 0o7777;
+    let plain = How {
+        is_archive: false,
+        ..KEEP
+    };
+
+    copy(&archive(&entries)[..], root, plain).unwrap();
+
+    assert_eq!(
+        ["f", "d", "fresh", "tmp"].map(mode),
+        [0o600, 0o711, 0o751, 0o777]
+    );
+    assert_eq!(fs::read_to_string(root.join("other")).unwrap(), "new");
+
+    unpack(root, &entries).unwrap();
+
+    assert_eq!(
+        ["f", "d", "fresh", "tmp"].map(mode),
+        [0o4755, 0o777, 0o6751, 0o1777]
+    );
+}
+
+#[test]
+fn devices_come_with_archives_only() {
+    let folder = TestFolder::new();
+    let node = Entry {
+        device: (1, 3),
+        ..entry(EntryKind::Char, "null")
+    };
+
+    let plain = How {
+        is_archive: false,
+        ..KEEP
+    };
+    let done = copy(&archive(&[(node, "")])[..], folder.path(), plain).unwrap();
+
+    assert_eq!((done.entries, done.skipped), (0, 1));
+    assert!(!folder.path().join("null").exists());
+}
+
+#[test]
+fn a_fifo_or_a_socket_is_neither_written_nor_replaced() {
+    let folder = TestFolder::new();
+    let root = folder.path();
+    at::make_node(
+        fs::File::open(root).unwrap().as_fd(),
+        b"fifo",
+        libc::S_IFIFO,
+        (0, 0),
+    )
+    .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+    std::os::unix::fs::symlink("fifo", root.join("link")).unwrap();
+    let kind = |name: &str| fs::symlink_metadata(root.join(name)).unwrap().mode() & libc::S_IFMT;
+
+    for name in ["fifo", "socket", "link"] {
+        let mut entries = vec![(file(name), "x")];
+        if name != "link" {
+            entries.push((link(EntryKind::Symlink, name, "x"), ""));
+            entries.push((link(EntryKind::HardLink, name, "link"), ""));
+        }
+        for one in entries {
+            let refused = unpack(root, &[one]).unwrap_err();
+            assert_eq!(refused.body().code, code::NOT_A_FILE, "{name}: {refused:?}");
+        }
+    }
+    unpack(root, &[(entry(EntryKind::Fifo, "fifo"), "")]).unwrap();
+
+    assert_eq!(
+        ["fifo", "socket", "link"].map(kind),
+        [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFLNK]
+    );
+}
+
+#[test]
+fn sparse_files_of_every_dialect_arrive_with_their_holes() {
+    let folder = TestFolder::new();
+    let from = folder.path().join("from");
+    fs::create_dir(&from).unwrap();
+    // Many pieces: the old format puts four into the header and the rest behind it.
+    for (name, pieces) in [("few", 2_u64), ("many", 60)] {
+        let mut file = File::create(from.join(name)).unwrap();
+        for piece in 0..pieces {
+            file.seek(SeekFrom::Start(piece * 65_536)).unwrap();
+            file.write_all(&[u8::try_from(piece + 1).unwrap(); 100])
+                .unwrap();
+        }
+        file.set_len(pieces * 65_536 + 12_345).unwrap();
+    }
+    for format in [
+        "--format=gnu",
+        "--format=pax --sparse-version=0.0",
+        "--format=pax --sparse-version=0.1",
+        "--format=pax --sparse-version=1.0",
+    ] {
+        let to = folder.path().join("to");
+        let script = format!(
+            "tar {format} -S -C {} -cf {}.tar .",
+            from.display(),
+            to.display()
+        );
+        assert_eq!(crate::test_reaper::run(&["sh", "-c", &script]), 0);
+
+        copy(File::open(to.with_extension("tar")).unwrap(), &to, KEEP).unwrap();
+
+        for name in ["few", "many"] {
+            let found = fs::metadata(to.join(name)).unwrap();
+            assert!(
+                fs::read(to.join(name)).unwrap() == fs::read(from.join(name)).unwrap(),
+                "{format}"
+            );
+            assert!(found.blocks() * 512 < found.len(), "{format}");
+        }
+        fs::remove_dir_all(&to).unwrap();
+    }
 }
 
 #[test]
@@ -214,16 +485,11 @@ fn extended_attributes_are_set_or_counted() {
 fn a_truncated_stream_is_an_error_and_padding_after_the_end_is_none() {
     let folder = TestFolder::new();
     let mut bytes = archive(&[(file("f"), "hello")]);
-    let cut = copy(&bytes[..514], folder.path(), Owner::Keep, 0o755).unwrap_err();
+    let cut = copy(&bytes[..514], folder.path(), KEEP).unwrap_err();
     assert_eq!(cut.body().code, code::TAR_INVALID);
     bytes.extend([0; 20 * 512]);
 
-    assert_eq!(
-        copy(&bytes[..], folder.path(), Owner::Keep, 0o755)
-            .unwrap()
-            .entries,
-        1
-    );
+    assert_eq!(copy(&bytes[..], folder.path(), KEEP).unwrap().entries, 1);
 }
 
 #[test]
@@ -248,7 +514,7 @@ fn what_gnu_tar_writes_is_read() {
         assert!(ran == 0 || format == "ustar");
         let archive = File::open(to.with_extension("tar")).unwrap();
 
-        copy(archive, &to, Owner::Keep, 0o755).unwrap();
+        copy(archive, &to, KEEP).unwrap();
 
         assert_eq!(fs::read(to.join("a")).unwrap(), vec![7; 100_000]);
         assert_eq!(fs::metadata(to.join("a")).unwrap().nlink(), 2);

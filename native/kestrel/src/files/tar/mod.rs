@@ -4,9 +4,11 @@
 //! and PID 1 must stay small.
 
 mod read;
+mod sparse;
 mod write;
 
 pub use read::{Reader, TarError};
+pub use sparse::{PIECES_MAX, Sparse};
 pub use write::{end, header, padding};
 
 /// Everything in tar is in blocks of this size.
@@ -42,6 +44,8 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Bytes of data that follow.
     pub size: u64,
+    /// Where they belong in a file with holes.
+    pub sparse: Option<Sparse>,
     /// Major and minor.
     pub device: (u32, u32),
     /// Names and values.
@@ -60,6 +64,7 @@ impl Entry {
             gid: 0,
             mtime: (0, 0),
             size,
+            sparse: None,
             device: (0, 0),
             xattrs: vec![],
         }

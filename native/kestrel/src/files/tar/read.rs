@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::sparse::{MapReader, Sparse, SparseKeys};
 use super::{BLOCK_BYTES, Entry, EntryKind};
 
 /// A PAX header or a GNU long name: xattrs of an entry, and little else, make it long.
@@ -16,8 +17,6 @@ pub enum TarError {
     Truncated,
     #[error("the tar stream is malformed: {0}")]
     Malformed(&'static str),
-    #[error("the tar stream holds {0}, which is not supported")]
-    Unsupported(&'static str),
 }
 
 /// What PAX headers say over the plain ones (POSIX pax, "Extended Header Keywords").
@@ -30,6 +29,7 @@ struct Pax {
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<SparseKeys>,
 }
 
 /// A tar stream; see [`Reader::next_entry`].
@@ -73,13 +73,14 @@ impl<R: Read> Reader<R> {
                         b'x' => pax.read(&body)?,
                         b'g' => {
                             self.global.read(&body)?;
+                            // A map is one file's.
+                            self.global.sparse = None;
                             pax.read(&body)?;
                         }
                         b'L' => pax.path = Some(until_nul(&body).to_vec()),
                         _ => pax.link = Some(until_nul(&body).to_vec()),
                     }
                 }
-                b'S' => return Err(TarError::Unsupported("a sparse file")),
                 _ => return self.entry(&block, size, pax).map(Some),
             }
         }
@@ -114,11 +115,16 @@ impl<R: Read> Reader<R> {
     }
 
     fn entry(&mut self, block: &[u8; BLOCK_BYTES], size: u64, pax: Pax) -> Result<Entry, TarError> {
-        let path = pax.path.unwrap_or_else(|| name(block));
+        let keys = pax.sparse;
+        let path = keys
+            .as_ref()
+            .and_then(|keys| keys.name.clone())
+            .or(pax.path)
+            .unwrap_or_else(|| name(block));
         let kind = match block[156] {
             // Before POSIX a folder was a file whose name ends so.
             b'0' | 0 | b'7' if path.ends_with(b"/") => EntryKind::Dir,
-            b'0' | 0 | b'7' => EntryKind::File,
+            b'0' | 0 | b'7' | b'S' => EntryKind::File,
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::Char,
@@ -133,6 +139,11 @@ impl<R: Read> Reader<R> {
             _ => 0,
         };
         self.expect(size)?;
+        let sparse = match (kind, keys) {
+            (EntryKind::File, _) if block[156] == b'S' => Some(self.old_map(block, size)?),
+            (EntryKind::File, Some(keys)) => Some(self.pax_map(keys)?),
+            _ => None,
+        };
         let id = |field: &[u8], over: Option<u32>| match over {
             Some(id) => Ok(id),
             None => number(field)?
@@ -153,7 +164,8 @@ impl<R: Read> Reader<R> {
                 Some(time) => time,
                 None => (signed_number(&block[136..148])?, 0),
             },
-            size,
+            size: self.left,
+            sparse,
             device: match kind {
                 EntryKind::Char | EntryKind::Block => {
                     (device(&block[329..337])?, device(&block[337..345])?)
@@ -162,6 +174,55 @@ impl<R: Read> Reader<R> {
             },
             xattrs: pax.xattrs,
         })
+    }
+
+    /// The map of a GNU header of type S: four pieces in the header, 21 in each block that follows.
+    fn old_map(&mut self, block: &[u8; BLOCK_BYTES], size: u64) -> Result<Sparse, TarError> {
+        let mut pieces = Vec::new();
+        let mut collect = |pairs: &[u8]| {
+            for pair in pairs.chunks_exact(24).take_while(|pair| pair[0] != 0) {
+                if pieces.len() >= super::PIECES_MAX {
+                    return Err(TarError::Malformed("a sparse file of too many pieces"));
+                }
+                pieces.push((number(&pair[..12])?, number(&pair[12..])?));
+            }
+            Ok(())
+        };
+        collect(&block[386..482])?;
+        let mut more = block[482] != 0;
+        while more {
+            let mut next = [0; BLOCK_BYTES];
+            if self.read_full(&mut next)? != BLOCK_BYTES {
+                return Err(TarError::Truncated);
+            }
+            collect(&next[..504])?;
+            more = next[504] != 0;
+        }
+        Sparse::new(number(&block[483..495])?, pieces, size)
+    }
+
+    /// The map of a PAX sparse file, which stands in its records (0.0, 0.1) or in front of its data (1.0).
+    fn pax_map(&mut self, keys: SparseKeys) -> Result<Sparse, TarError> {
+        let size = keys
+            .size
+            .ok_or(TarError::Malformed("a sparse file without its size"))?;
+        if keys.major == 0 {
+            return Sparse::new(size, keys.pieces, self.left);
+        }
+        let mut reader = MapReader::default();
+        loop {
+            let mut block = [0; BLOCK_BYTES];
+            if self.left < BLOCK_BYTES as u64 {
+                return Err(TarError::Malformed("a sparse map that is cut off"));
+            }
+            if self.read_full(&mut block)? != BLOCK_BYTES {
+                return Err(TarError::Truncated);
+            }
+            self.left -= BLOCK_BYTES as u64;
+            if reader.take(&block)? {
+                return Sparse::new(size, reader.pieces, self.left);
+            }
+        }
     }
 
     fn expect(&mut self, size: u64) -> Result<(), TarError> {
@@ -341,8 +402,8 @@ impl Pax {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((name.to_vec(), value.to_vec()));
-                } else if key.starts_with(b"GNU.sparse.") {
-                    return Err(TarError::Unsupported("a sparse file"));
+                } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.get_or_insert_default().set(key, value)?;
                 }
             }
         }
@@ -518,10 +579,6 @@ mod tests {
             with_size(b'0', &negative, &mut block),
             Err(TarError::Malformed(_))
         ));
-        assert!(matches!(
-            with_size(b'S', b"00000000000\0", &mut block),
-            Err(TarError::Unsupported(_))
-        ));
     }
 
     #[test]
@@ -539,11 +596,6 @@ mod tests {
         ] {
             assert!(Pax::default().read(bad.as_bytes()).is_err(), "{bad:?}");
         }
-        let sparse = "22 GNU.sparse.major=1\n";
-        assert!(matches!(
-            Pax::default().read(sparse.as_bytes()),
-            Err(TarError::Unsupported(_))
-        ));
     }
 
     #[test]

@@ -1,18 +1,34 @@
 //! Writes a tar stream: ustar headers, with a PAX header before those that do not fit one.
 
-use super::{BLOCK_BYTES, Entry, EntryKind};
+use super::{BLOCK_BYTES, Entry, EntryKind, Sparse};
 
-/// The header of an entry, a whole number of blocks.
+/// The header of an entry, a whole number of blocks; the map of a sparse file is at its end.
 pub fn header(entry: &Entry) -> Vec<u8> {
     let mut pax = Vec::new();
-    if entry.path.len() > 100 {
-        record(&mut pax, b"path", &entry.path);
+    let map = entry.sparse.as_ref().map(Sparse::map).unwrap_or_default();
+    let plain = match &entry.sparse {
+        Some(sparse) => {
+            record(&mut pax, b"GNU.sparse.major", b"1");
+            record(&mut pax, b"GNU.sparse.minor", b"0");
+            record(&mut pax, b"GNU.sparse.name", &entry.path);
+            let size = sparse.size.to_string();
+            record(&mut pax, b"GNU.sparse.realsize", size.as_bytes());
+            &Entry {
+                path: plain_name(&entry.path),
+                size: entry.size.saturating_add(map.len() as u64),
+                ..entry.clone()
+            }
+        }
+        None => entry,
+    };
+    if plain.path.len() > 100 {
+        record(&mut pax, b"path", &plain.path);
     }
     if entry.link.len() > 100 {
         record(&mut pax, b"linkpath", &entry.link);
     }
-    if octal(entry.size, 11).is_none() {
-        record(&mut pax, b"size", entry.size.to_string().as_bytes());
+    if octal(plain.size, 11).is_none() {
+        record(&mut pax, b"size", plain.size.to_string().as_bytes());
     }
     for (key, id) in [(&b"uid"[..], entry.uid), (b"gid", entry.gid)] {
         if octal(u64::from(id), 7).is_none() {
@@ -37,6 +53,7 @@ pub fn header(entry: &Entry) -> Vec<u8> {
             gid: 0,
             mtime: (0, 0),
             size: pax.len() as u64,
+            sparse: None,
             device: (0, 0),
             xattrs: vec![],
         };
@@ -44,8 +61,19 @@ pub fn header(entry: &Entry) -> Vec<u8> {
         bytes.extend_from_slice(&pax);
         bytes.extend(padding(pax.len() as u64));
     }
-    bytes.extend(block(entry, type_byte(entry.kind)));
+    bytes.extend(block(plain, type_byte(entry.kind)));
+    bytes.extend(map);
     bytes
+}
+
+/// What GNU tar calls a sparse file for readers that know nothing of holes.
+fn plain_name(path: &[u8]) -> Vec<u8> {
+    let slash = path
+        .iter()
+        .rposition(|&byte| byte == b'/')
+        .map_or(0, |at| at + 1);
+    let (folder, name) = path.split_at(slash);
+    [folder, b"GNUSparseFile.0/", name].concat()
 }
 
 /// The zeros after `size` bytes of data.
