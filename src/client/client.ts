@@ -1,8 +1,9 @@
 import ky from 'ky'
+import { FRAMED, unframe } from '../contract/framed.ts'
 import type { Input, OperationId, Output, SocketOf, Start, Streaming } from '../contract/operations.ts'
 import { openExec, type Exec } from './exec.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
-import { answerInvalid, faultOfNetwork, faultOfResponse, isReset } from './problem.ts'
+import { answerInvalid, faultOfNetwork, faultOfResponse, faultOfText, isReset } from './problem.ts'
 import { openRaw, type Raw } from './raw.ts'
 import { operationOf, targetOf, type Parts } from './request.ts'
 import { follow, type ServerEvent } from './sse.ts'
@@ -141,8 +142,16 @@ export const connect = (endpoint: Endpoint): Client => {
       return (await json(await ok(response), options.signal)) as never
     },
     async download(id, input, options = {}) {
-      const response = await ok(await send('GET', targetOf(id, input as Parts), options))
-      return response.body ?? new Blob([]).stream()
+      const response = await ok(
+        await send('GET', targetOf(id, input as Parts), { ...options, headers: { accept: FRAMED } }),
+      )
+      const body = response.body ?? new Blob([]).stream()
+      if (response.headers.get('content-type') !== FRAMED) return body
+      return unframe(
+        body,
+        (text) => faultOfText(text) ?? answerInvalid({ endpoint: said, reason: 'it ended with no reason' }),
+        (error) => (options.signal?.aborted ? (options.signal.reason as Error) : faultOfNetwork(error, said)),
+      )
     },
     sse: (id, input, options = {}) =>
       follow(

@@ -75,6 +75,18 @@ export const faultOfProblem = (problem: Readonly<Record<string, unknown>>, kind:
   })
 }
 
+/** The fault of a problem that stands alone; undefined where the text is none. */
+export const faultOfText = (body: string): Fault | undefined => {
+  try {
+    const problem: unknown = JSON.parse(body)
+    if (typeof problem !== 'object' || problem === null || Array.isArray(problem)) return undefined
+    const status = (problem as { status?: unknown }).status
+    return faultOfProblem(problem as Record<string, unknown>, kindOfStatus(typeof status === 'number' ? status : 500))
+  } catch {
+    return undefined
+  }
+}
+
 /** The fault of a failed answer: its problem+json where there is one, else its status. */
 export const faultOfResponse = async (response: Response, endpoint: string): Promise<Fault> => {
   const kind = kindOfStatus(response.status)

@@ -29,7 +29,17 @@ export const fileOperations = {
     path: '/api/v1/vms/:name/files',
     detail: { tags, summary: 'Unpack a tar stream into a folder of the guest' },
     params: VmRef,
-    query: Type.Object({ path: GuestPath, owner: Type.Optional(oneOf('keep', 'root')) }),
+    query: Type.Object({
+      path: GuestPath,
+      owner: Type.Optional(oneOf('keep', 'root')),
+      archive: Type.Optional(
+        Type.Boolean({
+          default: false,
+          description:
+            'Also set-id bits, file capabilities and devices; what exists takes the owner and mode that the archive has',
+        }),
+      ),
+    }),
     response: { 200: Type.Object({ entries: Type.Integer(), bytes: Type.Integer() }) },
     faults: [...RUNNING_VM, 'guest_path_not_found', 'guest_refused', 'archive_invalid'],
     scope: 'exec',
@@ -40,7 +50,13 @@ export const fileOperations = {
     path: '/api/v1/vms/:name/files',
     detail: { tags, summary: 'A file or folder of the guest as a tar stream' },
     params: VmRef,
-    query: Type.Object({ path: GuestPath, follow: Type.Optional(Type.Boolean({ default: false })) }),
+    query: Type.Object({
+      path: GuestPath,
+      follow: Type.Optional(Type.Boolean({ default: false })),
+      sparse: Type.Optional(
+        Type.Boolean({ default: false, description: 'Leave holes of files out, as PAX 1.0 sparse files of GNU tar' }),
+      ),
+    }),
     response: {},
     faults: [...RUNNING_VM, 'guest_path_not_found', 'guest_refused'],
     scope: 'exec',

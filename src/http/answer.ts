@@ -1,19 +1,26 @@
+import { FRAMED, frame } from '../contract/framed.ts'
+import type { Log } from '../lib/log.ts'
+import { asFault, problem } from './problem.ts'
+
 /** The body of a request that is an upload. */
 export const bodyOf = (request: Request): ReadableStream<Uint8Array> => request.body ?? new Blob([]).stream()
 
-/** A tar stream, with the name and the kind of what is in it. */
-export const tar = (out: {
-  readonly stream: ReadableStream<Uint8Array>
-  readonly name: string
-  readonly isDir: boolean
-}): Response =>
-  new Response(out.stream, {
+/** A tar stream, with the name and the kind of what is in it. Who accepts frames is told why it ends where it does so too early. */
+export const tar = (
+  out: { readonly stream: ReadableStream<Uint8Array>; readonly name: string; readonly isDir: boolean },
+  request: Request,
+  log: Log,
+): Response => {
+  const framed = request.headers.get('accept') === FRAMED
+  const say = (error: unknown) => problem(asFault(error), request.headers.get('x-request-id') ?? '-', log).text()
+  return new Response(framed ? frame(out.stream, say) : out.stream, {
     headers: {
-      'content-type': 'application/x-tar',
+      'content-type': framed ? FRAMED : 'application/x-tar',
       'x-aerie-name': encodeURIComponent(out.name),
       'x-aerie-is-dir': String(out.isDir),
     },
   })
+}
 
 export const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>
   new Response(JSON.stringify(value), { status, headers: { 'content-type': 'application/json', ...headers } })

@@ -57,9 +57,17 @@ export const vmHandlers = (host: Host) => {
     'vm.console': ({ params }) => viewConsole.bind(null, host, uidOf(params.name)),
     'vm.logs': ({ params, query, signal }) => sse(logs(host, params.name, query, signal), signal, (data) => ({ data })),
     'vm.copy.in': ({ params, query, request, signal }) =>
-      copyIn(host, params.name, query.path, query.owner ?? 'keep', bodyOf(request), signal),
-    'vm.copy.out': async ({ params, query, signal }) =>
-      tar(await copyOut(host, params.name, query.path, query.follow ?? false, signal)),
+      copyIn(
+        host,
+        params.name,
+        { path: query.path, owner: query.owner ?? 'keep', archive: query.archive ?? false },
+        bodyOf(request),
+        signal,
+      ),
+    'vm.copy.out': async ({ params, query, request, signal }) => {
+      const how = { path: query.path, follow: query.follow ?? false, sparse: query.sparse ?? false }
+      return tar(await copyOut(host, params.name, how, signal), request, host.log)
+    },
     'vm.stat': ({ params, query }) => stat(host, params.name, query.path, query.follow_links ?? false),
     'vm.files': ({ params, query }) => listFolder(host, params.name, query.path, query.limit ?? 1000),
     'vm.stats': ({ params }) => stats(host, params.name),

@@ -28,9 +28,8 @@ export const listFolder = async (host: Host, ref: string, path: string, limit: n
 export const copyIn = async (
   host: Host,
   ref: string,
-  path: string,
-  owner: 'keep' | 'root',
-  archive: ReadableStream<Uint8Array>,
+  { path, owner, archive }: { readonly path: string; readonly owner: 'keep' | 'root'; readonly archive: boolean },
+  tar: ReadableStream<Uint8Array>,
   client: AbortSignal,
 ) => {
   const { machine } = running(host, ref, 'copy into')
@@ -38,7 +37,7 @@ export const copyIn = async (
   const conversation = await open(
     machine,
     KIND.copyIn,
-    { path, owner },
+    { path, owner, archive },
     AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
   )
   const hangUp = () => {
@@ -46,7 +45,7 @@ export const copyIn = async (
   }
   client.addEventListener('abort', hangUp, { once: true })
   const sending = (async () => {
-    for await (const part of archive) {
+    for await (const part of tar) {
       for (let at = 0; at < part.byteLength; at += CHUNK)
         await conversation.send(encode(FRAME.stdin, part.subarray(at, at + CHUNK)))
     }
@@ -62,12 +61,17 @@ export const copyIn = async (
 }
 
 /** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
-export const copyOut = async (host: Host, ref: string, path: string, follow: boolean, client: AbortSignal) => {
+export const copyOut = async (
+  host: Host,
+  ref: string,
+  { path, follow, sparse }: { readonly path: string; readonly follow: boolean; readonly sparse: boolean },
+  client: AbortSignal,
+) => {
   const { machine } = running(host, ref, 'copy out of', 'read')
   const { conversation, ok } = await converse(
     machine,
     KIND.copyOut,
-    { path, follow },
+    { path, follow, sparse },
     AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
   )
   const { name, is_dir: isDir } = answerOf('copyOut', ok)
