@@ -1,43 +1,79 @@
-import { extract, type Header as Read } from 'tar-stream'
 import { encodeHeader, padding, TAR_END, type Header } from './tar-header.ts'
-import { archiveInvalid, entryParts, feed } from './untar.ts'
+import { archiveInvalid, entryEscapes, entryParts, sayName } from './tar-name.ts'
+import { TarReader, type Entry } from './tar-reader.ts'
 
-const KINDS = new Set<string>(['file', 'link', 'symlink', 'character-device', 'block-device', 'directory', 'fifo'])
+/** Where an entry goes, as parts below the folder; undefined leaves it out. */
+type Rename = (parts: readonly string[]) => readonly string[] | undefined
 
-/** A tar on its way from one guest to another, its entries under other names. Names are checked as if they were unpacked here. */
+export interface RepackOptions {
+  /** Takes set-id bits and device nodes along. */
+  readonly archive?: boolean
+  readonly skipped?: (entry: string, reason: string) => void
+  /** Called with what ended the stream: an upload says only that its body ended too early. */
+  readonly failed?: (error: unknown) => void
+}
+
+/**
+ * The symbolic links of an archive, by name. Whoever unpacks it must not be led over one, so no entry may stand below one, and no folder in
+ * its place.
+ */
+class Links {
+  readonly #names = new Set<string>()
+
+  /** @throws `entry_escapes` where an entry's way leads over a link */
+  check(parts: readonly string[], type: Entry['type']): void {
+    if (this.#names.size === 0) return
+    for (let length = 1; length <= parts.length; length++) {
+      const key = parts.slice(0, length).join('/')
+      if (this.#names.has(key) && (length < parts.length || type === 'directory'))
+        throw entryEscapes({ entry: sayName(parts.join('/')), reason: `"${sayName(key)}" is a symbolic link` })
+    }
+  }
+
+  note(name: string, type: Entry['type'], target: string): void {
+    // Another name of a link is a link.
+    if (type === 'symlink' || (type === 'link' && this.#names.has(target))) this.#names.add(name)
+    else this.#names.delete(name)
+  }
+}
+
+/**
+ * A tar on its way from one guest to another, its entries under other names. Every header is read and written anew, and checked as if it
+ * were unpacked here: what the first guest says reaches the second one only in this form.
+ */
 export const repack = (
   stream: ReadableStream<Uint8Array>,
-  rename: (parts: readonly string[]) => readonly string[] | undefined,
+  rename: Rename,
+  options: RepackOptions = {},
 ): ReadableStream<Uint8Array> => {
   const pieces = (async function* () {
-    const reader = extract()
-    const source = stream.getReader()
-    reader.on('error', () => undefined) // the iterator throws it
-    const feeding = feed(source, reader)
+    const reader = new TarReader(stream)
+    const links = new Links()
     try {
-      for await (const entry of reader) {
-        const header = renamed(entry.header, rename)
-        if (header) yield encodeHeader(header)
-        let size = 0
-        for await (const chunk of entry as AsyncIterable<Uint8Array>) {
-          size += chunk.length
-          if (header) yield chunk
-        }
-        if (header && padding(size) > 0) yield Buffer.alloc(padding(size))
+      for (let entry = await reader.next(); entry; entry = await reader.next()) {
+        const header = renamed(entry, rename, options, links)
+        if (!header) continue
+        yield encodeHeader(header)
+        yield* reader.data()
+        if (padding(header.size) > 0) yield Buffer.alloc(padding(header.size))
       }
-      await feeding
+      await reader.drain()
       yield TAR_END
     } finally {
-      reader.destroy()
-      await source.cancel().catch(() => undefined)
+      await reader.cancel()
     }
   })()
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        const { done, value } = await pieces.next()
-        if (done) controller.close()
-        else controller.enqueue(value)
+        try {
+          const { done, value } = await pieces.next()
+          if (done) controller.close()
+          else controller.enqueue(value)
+        } catch (error) {
+          options.failed?.(error)
+          throw error
+        }
       },
       async cancel() {
         await pieces.return()
@@ -47,29 +83,34 @@ export const repack = (
   )
 }
 
-const renamed = (
-  read: Read,
-  rename: (parts: readonly string[]) => readonly string[] | undefined,
-): Header | undefined => {
-  const to = rename(entryParts(read.name))
+const renamed = (entry: Entry, rename: Rename, options: RepackOptions, links: Links): Header | undefined => {
+  const to = rename(entryParts(entry.name))
   if (to === undefined || to.length === 0) return undefined
-  const type = read.type === 'contiguous-file' ? 'file' : (read.type ?? '')
-  if (!KINDS.has(type)) throw archiveInvalid({ reason: `"${to.join('/')}" is of an unknown kind` })
-  const pax = read.pax as Readonly<Record<string, string>> | undefined
-  const link = type === 'link' ? rename(entryParts(read.linkname ?? '')) : undefined
+  const name = to.join('/')
+  const { type } = entry
+  if (type === 'unknown') throw archiveInvalid({ reason: `"${sayName(name)}" is of an unknown kind` })
+  links.check(to, type)
+  const link = type === 'link' ? rename(entryParts(entry.linkname)) : undefined
   if (type === 'link' && (link === undefined || link.length === 0))
-    throw archiveInvalid({ reason: `"${to.join('/')}" links to what is not copied` })
+    throw archiveInvalid({ reason: `"${sayName(name)}" links to what is not copied` })
+  if (link) links.check(link, type)
+  if (options.archive !== true && (type === 'character-device' || type === 'block-device')) {
+    options.skipped?.(sayName(name), 'it is a device')
+    return undefined
+  }
+  links.note(name, type, link?.join('/') ?? '')
   return {
-    name: to.join('/') + (type === 'directory' ? '/' : ''),
-    type: type as Header['type'],
-    mode: read.mode ?? 0o644,
-    uid: Number(pax?.['uid'] ?? read.uid ?? 0),
-    gid: Number(pax?.['gid'] ?? read.gid ?? 0),
-    size: type === 'file' ? (read.size ?? 0) : 0,
-    mtime: Math.floor((read.mtime ?? new Date()).getTime() / 1000),
-    devmajor: read.devmajor ?? 0,
-    devminor: read.devminor ?? 0,
+    name: name + (type === 'directory' ? '/' : ''),
+    type,
+    mode: entry.mode & (options.archive === true ? 0o7777 : 0o777),
+    uid: entry.uid,
+    gid: entry.gid,
+    size: entry.size,
+    mtime: Math.floor(entry.mtime),
+    devmajor: entry.devmajor,
+    devminor: entry.devminor,
+    ...(entry.sparse && { sparse: entry.sparse }),
     ...(link && { linkname: link.join('/') }),
-    ...(type === 'symlink' && { linkname: read.linkname ?? '' }),
+    ...(type === 'symlink' && { linkname: entry.linkname }),
   }
 }

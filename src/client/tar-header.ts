@@ -1,20 +1,35 @@
 /**
  * One header of a tar, as POSIX.1-2017 pax writes it: ustar, and a pax record in front where ustar has no room.
  *
- * Why not the writer of tar-stream, which reads our tars: it turns mode 0 into 0644 and ends time in 2038.
+ * Why our own writer: names are bytes, holes stay holes, mode 0 stays mode 0 and time goes on after 2038.
  */
+import { bytesOfName } from './tar-name.ts'
+
+export type EntryType = 'file' | 'link' | 'symlink' | 'character-device' | 'block-device' | 'directory' | 'fifo'
+
+/** Where a sparse file holds data; what lies between, before and behind is zeros that no disk block holds. */
+export interface Sparse {
+  /** The file's length with its holes. */
+  readonly size: number
+  /** Offset and length of each piece of data, in order and apart. */
+  readonly pieces: readonly (readonly [offset: number, length: number])[]
+}
+
 export interface Header {
+  /** A byte string (tar-name.ts), as is `linkname`. */
   readonly name: string
-  readonly type: 'file' | 'link' | 'symlink' | 'character-device' | 'block-device' | 'directory' | 'fifo'
+  readonly type: EntryType
   readonly mode: number
   readonly uid: number
   readonly gid: number
+  /** Bytes of data that follow; of a sparse file those of its pieces. */
   readonly size: number
   /** Seconds since 1970. */
   readonly mtime: number
   readonly linkname?: string
   readonly devmajor?: number
   readonly devminor?: number
+  readonly sparse?: Sparse
   /** Extended attributes, which stand as `SCHILY.xattr.NAME` records (star(4)): their bytes as they are. A name holds no "=". */
   readonly xattrs?: readonly { readonly name: Uint8Array; readonly value: Uint8Array }[]
 }
@@ -44,7 +59,7 @@ const block = (header: Omit<Header, 'type'>, flag: string, name: Buffer): Buffer
   octal(it, header.size, 124, 11)
   octal(it, header.mtime, 136, 11)
   it.write(flag, 156, 'latin1')
-  Buffer.from(header.linkname ?? '').copy(it, 157, 0, 100)
+  bytesOfName(header.linkname ?? '').copy(it, 157, 0, 100)
   it.write('ustar\u000000', 257, 'latin1')
   octal(it, header.devmajor ?? 0, 329, 7)
   octal(it, header.devminor ?? 0, 337, 7)
@@ -78,9 +93,27 @@ const XATTR = Buffer.from('SCHILY.xattr.')
 const MAX_7 = 0o7777777
 const MAX_11 = 0o77777777777
 
+/** The map of a sparse file, which stands in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX 1.0). */
+const mapOf = ({ size, pieces }: Sparse): Buffer => {
+  const last = pieces.at(-1)
+  // A piece of no bytes at the end says how long the file is to readers that look at the map alone.
+  const listed = last === undefined || last[0] + last[1] < size ? [...pieces, [size, 0] as const] : pieces
+  const text = Buffer.from(`${listed.length}\n${listed.map(([offset, length]) => `${offset}\n${length}\n`).join('')}`)
+  return Buffer.concat([text, Buffer.alloc(padding(text.length))])
+}
+
+/** What GNU tar calls a sparse file for readers that know nothing of holes. */
+const plainName = (name: Buffer): Buffer => {
+  const slash = name.lastIndexOf('/') + 1
+  return Buffer.concat([name.subarray(0, slash), Buffer.from('GNUSparseFile.0/'), name.subarray(slash)])
+}
+
+/** A header as it stands in the archive; of a sparse file its map follows. */
 export const encodeHeader = (header: Header): Buffer => {
-  const name = Buffer.from(header.name)
-  const link = Buffer.from(header.linkname ?? '')
+  const real = bytesOfName(header.name)
+  const name = header.sparse ? plainName(real) : real
+  const link = bytesOfName(header.linkname ?? '')
+  const map = header.sparse ? mapOf(header.sparse) : undefined
   const ascii = (text: Buffer) => text.every((byte) => byte < 128)
   const pax: Buffer[] = []
   const fit = (key: string, value: number, max: number): number => {
@@ -88,24 +121,29 @@ export const encodeHeader = (header: Header): Buffer => {
     pax.push(record(key, String(value)))
     return 0
   }
-  if (name.length > 100 || !ascii(name)) pax.push(record('path', header.name))
-  if (link.length > 100 || !ascii(link)) pax.push(record('linkpath', header.linkname ?? ''))
+  if (header.sparse) {
+    pax.push(record('GNU.sparse.major', '1'), record('GNU.sparse.minor', '0'))
+    pax.push(record('GNU.sparse.name', real), record('GNU.sparse.realsize', String(header.sparse.size)))
+  }
+  if (name.length > 100 || !ascii(name)) pax.push(record('path', name))
+  if (link.length > 100 || !ascii(link)) pax.push(record('linkpath', link))
   const fitted = {
     ...header,
     uid: fit('uid', header.uid, MAX_7),
     gid: fit('gid', header.gid, MAX_7),
-    size: fit('size', header.size, MAX_11),
+    size: fit('size', header.size + (map?.length ?? 0), MAX_11),
     mtime: fit('mtime', header.mtime, MAX_11),
   }
   for (const { name: key, value } of header.xattrs ?? []) pax.push(record(Buffer.concat([XATTR, key]), value))
   const own = block(fitted, FLAG[header.type], name)
-  if (pax.length === 0) return own
+  const after = map ? [own, map] : [own]
+  if (pax.length === 0) return after.length === 1 ? own : Buffer.concat(after)
   const body = Buffer.concat(pax)
   return Buffer.concat([
     block({ name: '', mode: 0o644, uid: 0, gid: 0, size: body.length, mtime: 0 }, 'x', Buffer.from('PaxHeader')),
     body,
     Buffer.alloc(padding(body.length)),
-    own,
+    ...after,
   ])
 }
 

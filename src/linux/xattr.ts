@@ -17,15 +17,16 @@ let room: { readonly names: Buffer; readonly value: Buffer } | undefined
  *
  * @throws ENOENT, EACCES: the path
  */
-export const xattrsOf = (path: string): Xattr[] => {
-  const at = Buffer.from(path)
+export const xattrsOf = (path: string | Buffer): Xattr[] => {
+  const at = typeof path === 'string' ? Buffer.from(path) : path
+  const shown = at.toString()
   const { names, value } = (room ??= {
     names: Buffer.allocUnsafeSlow(BYTES_MAX),
     value: Buffer.allocUnsafeSlow(BYTES_MAX),
   })
   let size: number
   try {
-    size = checked(host().aerie_llistxattr(at, at.length, names, names.length), 'llistxattr', path)
+    size = checked(host().aerie_llistxattr(at, at.length, names, names.length), 'llistxattr', shown)
   } catch (error) {
     if (hasCode(error, 'EOPNOTSUPP')) return []
     throw error
@@ -38,7 +39,7 @@ export const xattrsOf = (path: string): Xattr[] => {
       const length = checked(
         host().aerie_lgetxattr(at, at.length, name, name.length, value, value.length),
         'lgetxattr',
-        path,
+        shown,
       )
       found.push({ name: Buffer.from(names.subarray(from, end)), value: Buffer.from(value.subarray(0, length)) })
     } catch (error) {

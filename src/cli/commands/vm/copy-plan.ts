@@ -10,6 +10,7 @@
  */
 import { posix } from 'node:path'
 import { Type } from '@sinclair/typebox'
+import { nameOfText } from '../../../client/tar-name.ts'
 import { fault } from '../../../lib/fault.ts'
 
 export const targetMissing = fault(
@@ -60,12 +61,14 @@ export const planCopy = async (
 }
 
 /** The top of an archive under another name: `etc/passwd` with `etc` → `copy` is `copy/passwd`; → "" is `passwd`. */
-export const renameTop =
-  (top: string, as: string) =>
-  (parts: readonly string[]): readonly string[] | undefined => {
-    const below = top !== '' && parts[0] === top ? parts.slice(1) : parts
-    return as === '' ? below : [as, ...below]
+export const renameTop = (top: string, as: string) => {
+  const old = nameOfText(top)
+  const fresh = nameOfText(as)
+  return (parts: readonly string[]): readonly string[] | undefined => {
+    const below = old !== '' && parts[0] === old ? parts.slice(1) : parts
+    return fresh === '' ? below : [fresh, ...below]
   }
+}
 
 /** `vm:/path` or a path of this host; a name with a colon of its own is written ./name. */
 export const parsePlace = (said: string): { readonly vm: string | undefined; readonly path: string } => {

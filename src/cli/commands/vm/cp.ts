@@ -1,13 +1,13 @@
-import { statSync } from 'node:fs'
-import { basename, posix, resolve } from 'node:path'
+import { lstatSync, readlinkSync, statSync } from 'node:fs'
+import { basename, dirname, join, posix, resolve } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import type { Client } from '../../../client/client.ts'
 import { packPath, realLocal, statLocal } from '../../../client/tar.ts'
 import { repack } from '../../../client/repack.ts'
-import { unpack } from '../../../client/untar.ts'
+import { pathUnwritable, specialKind, unpack } from '../../../client/untar.ts'
 import { fault } from '../../../lib/fault.ts'
 import { command, type Context } from '../../command.ts'
-import { parsePlace, planCopy, renameTop, targetMissing, type Looked, type Source } from './copy-plan.ts'
+import { parsePlace, planCopy, renameTop, targetMissing, type Looked, type Plan, type Source } from './copy-plan.ts'
 import { usageInvalid, yes } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
 import { writeAll } from '../../stdio.ts'
@@ -35,24 +35,35 @@ const lookHost = (path: string): Promise<Looked> => {
 /** `dir/.` is what is in it. */
 const isContent = (path: string): boolean => path === '.' || path.endsWith('/.')
 
-const guestSource = async (
-  client: Client,
-  vm: string,
-  path: string,
-  follow: boolean,
-): Promise<Source & { readonly path: string }> => {
+interface GuestSource extends Source {
+  readonly query: { readonly path: string; readonly sparse: boolean; readonly follow?: boolean }
+  readonly isFile: boolean
+}
+
+const guestSource = async (client: Client, vm: string, path: string, follow: boolean): Promise<GuestSource> => {
   const normal = posix.normalize(path).replace(/(?<=.)\/+$/, '')
-  const stat = await client.call('vm.stat', {
-    params: { name: vm },
-    query: { path: normal, follow_links: follow || path.endsWith('/') || isContent(path) },
-  })
+  const through = follow || path.endsWith('/') || isContent(path)
+  const stat = await client.call('vm.stat', { params: { name: vm }, query: { path: normal, follow_links: through } })
   if (!stat.exists) throw guestPathMissing({ path })
   return {
-    path: normal,
+    query: { path: normal, sparse: true, ...(through && { follow: true }) },
+    isFile: stat.is_file,
     isFolder: stat.is_dir,
     name: posix.basename(normal),
     contentOnly: isContent(path) || normal === '/',
   }
+}
+
+/** Where a file goes that is to have the name of a link of this host: the person who named it means what it leads to. */
+const throughLinks = (plan: Plan): Plan => {
+  let path = join(plan.folder, plan.as)
+  const found = statSync(path, { throwIfNoEntry: false })
+  const special = found && specialKind(found)
+  if (special !== undefined) throw pathUnwritable({ path, reason: `${special} stands there` })
+  // As many links as Linux follows (path_resolution(7)); the last may lead to what is yet to be made.
+  for (let links = 0; links < 40 && lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true; links++)
+    path = resolve(realLocal(dirname(path)), readlinkSync(path))
+  return { folder: dirname(path), as: basename(path) }
 }
 
 /** A whole tree, or one side of it, from a place to a place. */
@@ -65,7 +76,7 @@ const copyIn = async (
   keep: boolean,
   follow: boolean,
 ): Promise<number> => {
-  const owner = keep ? { owner: 'keep' as const } : { owner: 'root' as const }
+  const how = { owner: keep ? ('keep' as const) : ('root' as const), ...(keep && { archive: true }) }
   if (from === '-') {
     const found = await lookGuest(client, vm)(to)
     if (!found.exists || !found.is_dir) throw targetMissing({ path: to, where: IN_GUEST })
@@ -77,7 +88,7 @@ const copyIn = async (
     try {
       await client.upload(
         'vm.copy.in',
-        { params: { name: vm }, query: { path: to, owner: 'keep' } },
+        { params: { name: vm }, query: { ...how, path: to, owner: 'keep' } },
         progress.count(body),
       )
     } catch (error) {
@@ -101,6 +112,7 @@ const copyIn = async (
   const body = packPath(path, {
     as: plan.as,
     owners: keep ? 'keep' : 'root',
+    devices: keep,
     progress: progress.at,
     skipped: (skipped, reason) => {
       context.out.warn(`left out "${skipped}": ${reason}`)
@@ -110,7 +122,7 @@ const copyIn = async (
     },
   })
   try {
-    await client.upload('vm.copy.in', { params: { name: vm }, query: { path: plan.folder, ...owner } }, body)
+    await client.upload('vm.copy.in', { params: { name: vm }, query: { ...how, path: plan.folder } }, body)
   } catch (error) {
     throw failure ?? error
   }
@@ -127,15 +139,15 @@ const copyOut = async (
   follow: boolean,
 ): Promise<number> => {
   const source = await guestSource(client, vm, from, follow)
-  const query = { path: source.path, ...(follow && { follow: true }) }
+  const download = () => client.download('vm.copy.out', { params: { name: vm }, query: source.query })
   if (to === '-') {
-    for await (const chunk of await client.download('vm.copy.out', { params: { name: vm }, query }))
-      await writeAll(1, chunk)
+    for await (const chunk of await download()) await writeAll(1, chunk)
     return 0
   }
-  const plan = await planCopy(source, to, lookHost, ON_HOST)
+  const planned = await planCopy(source, to, lookHost, ON_HOST)
+  const plan = source.isFile ? throughLinks(planned) : planned
   using progress = new Progress(to, context.out.quiet)
-  await unpack(await client.download('vm.copy.out', { params: { name: vm }, query }), plan.folder, {
+  await unpack(await download(), plan.folder, {
     rename: renameTop(source.name, plan.as),
     progress: progress.at,
     skipped: (entry, reason) => {
@@ -151,29 +163,38 @@ const copyAcross = async (
   client: Client,
   from: { vm: string; path: string },
   to: { vm: string; path: string },
+  keep: boolean,
   follow: boolean,
 ): Promise<number> => {
   const source = await guestSource(client, from.vm, from.path, follow)
   const plan = await planCopy(source, to.path, lookGuest(client, to.vm), IN_GUEST)
   using progress = new Progress(`${to.vm}:${to.path}`, context.out.quiet)
-  const down = await client.download('vm.copy.out', {
-    params: { name: from.vm },
-    query: { path: source.path, ...(follow && { follow: true }) },
+  const down = await client.download('vm.copy.out', { params: { name: from.vm }, query: source.query })
+  let failure: unknown
+  const body = repack(progress.count(down), renameTop(source.name, plan.as), {
+    archive: keep,
+    skipped: (entry, reason) => {
+      context.out.warn(`left out "${entry}": ${reason}`)
+    },
+    failed: (error) => {
+      failure = error
+    },
   })
-  await client.upload(
-    'vm.copy.in',
-    { params: { name: to.vm }, query: { path: plan.folder, owner: 'keep' } },
-    repack(progress.count(down), renameTop(source.name, plan.as)),
-  )
+  const query = { path: plan.folder, owner: 'keep' as const, ...(keep && { archive: true }) }
+  try {
+    await client.upload('vm.copy.in', { params: { name: to.vm }, query }, body)
+  } catch (error) {
+    throw failure ?? error
+  }
   progress.done()
   return 0
 }
 
 export const cp = command({
   usage: '[FLAGS] SOURCE TARGET',
-  detail: `One side is VM:PATH, or both are; "-" is a tar on stdin or stdout. Into a folder that exists a copy goes inside; SOURCE/. copies what is in a folder.`,
+  detail: `One side is VM:PATH, or both are; "-" is a tar on stdin or stdout. Into a folder that exists a copy goes inside; SOURCE/. copies what is in a folder. What exists keeps its owner and mode unless -a says else; links are followed, FIFOs, sockets and devices refused.`,
   flags: {
-    archive: yes('Keep owners; else all belongs to root', { short: 'a' }),
+    archive: yes('Keep owners (else all belongs to root), set-id bits and devices', { short: 'a' }),
     followLink: yes('Of a symbolic link SOURCE copy what it leads to', { short: 'L' }),
   },
   args: { min: 2, max: 2, nouns: ['place', 'place'] },
@@ -191,7 +212,14 @@ export const cp = command({
     const client = await context.client()
     const follow = flags.followLink === true
     if (from.vm !== undefined && to.vm !== undefined)
-      return copyAcross(context, client, { vm: from.vm, path: from.path }, { vm: to.vm, path: to.path }, follow)
+      return copyAcross(
+        context,
+        client,
+        { vm: from.vm, path: from.path },
+        { vm: to.vm, path: to.path },
+        flags.archive === true,
+        follow,
+      )
     if (to.vm !== undefined) return copyIn(context, client, from.path, to.vm, to.path, flags.archive === true, follow)
     return copyOut(context, client, from.vm ?? '', from.path, to.path, follow)
   },
