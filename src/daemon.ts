@@ -20,8 +20,7 @@ import { sleep } from './lib/wait.ts'
 import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
 import { Snapshots } from './snapshot/snapshots.ts'
-import { EventLog } from './store/events.ts'
-import { openStore } from './store/store.ts'
+import { openStore } from './store/open.ts'
 import { doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
@@ -72,25 +71,24 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   await takeLock(config.state)
 
   const store = openStore(join(config.state, 'state.db'))
-  const events = new EventLog(store)
   const host: Host = {
     config,
     log,
+    daemon: {
+      stateId: stateId(config.state),
+      version: VERSION,
+      startedAt: Date.now(),
+      step: (name) => {
+        if (config.crash_at === name) process.kill(process.pid, 'SIGKILL')
+      },
+    },
     store,
-    events,
-    images: new Images(store, events, config.state),
-    kernels: new Kernels(store, events, config.state),
+    images: new Images(store, config.state),
+    kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
-    stateId: stateId(config.state),
-    queue: new Serial(),
-    live: new Map(),
+    vms: { queue: new Serial(), live: new Map() },
     creating: new Map(),
-    version: VERSION,
-    startedAt: Date.now(),
-    step: (name) => {
-      if (config.crash_at === name) process.kill(process.pid, 'SIGKILL')
-    },
   }
   await adoptSeeds(host)
   await adoptAll(host)
@@ -144,8 +142,8 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
       keepSocket()
       if (
         config.idle_exit_s > 0 &&
-        host.live.size === 0 &&
-        host.queue.busy === 0 &&
+        host.vms.live.size === 0 &&
+        host.vms.queue.busy === 0 &&
         api.open() === 0 &&
         Date.now() - api.lastActive() > config.idle_exit_s * 1000
       )
@@ -157,9 +155,9 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   await ending.promise
   going = true
   clearInterval(timer)
-  await Promise.race([host.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
+  await Promise.race([host.vms.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
   await api.stop()
-  for (const live of host.live.values()) live.close()
+  for (const live of host.vms.live.values()) live.close()
   store.$client.close()
   log.info('aerie has ended; guests run on')
   return 0

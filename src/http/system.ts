@@ -8,7 +8,7 @@ import type { Asked, Handlers } from './handler.ts'
 import { openapi } from './openapi.ts'
 
 export const systemHandlers = (host: Host, tokens: Tokens) => {
-  const document = JSON.stringify(openapi(host.version))
+  const document = JSON.stringify(openapi(host.daemon.version))
   const events = (only: 'vms' | 'all', { query, request, signal }: Asked<'events' | 'events.vms'>): Response =>
     sse(follow(host, only, query, request.headers.get('last-event-id'), signal), signal, (event) => ({
       id: event.seq,

@@ -12,7 +12,6 @@ import { newId } from '../lib/id.ts'
 import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { archiveFault, copySynced, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
-import type { EventLog } from '../store/events.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
 import { immediate, prepared, type Store } from '../store/store.ts'
 
@@ -118,12 +117,10 @@ const Packed = Type.Object({
  */
 export class Images {
   readonly #store: Store
-  readonly #events: EventLog
   readonly #folder: string
 
-  constructor(store: Store, events: EventLog, state: string) {
+  constructor(store: Store, state: string) {
     this.#store = store
-    this.#events = events
     this.#folder = join(state, 'images')
     ensureFolder(this.#folder, 0o711)
   }
@@ -207,7 +204,7 @@ export class Images {
         .values({ name, digest })
         .onConflictDoUpdate({ target: imageNames.name, set: { digest } })
         .run()
-      this.#events.append(tx, { type: 'IMAGE_IMPORTED', name, message: digest })
+      tx.events.append(tx, { type: 'IMAGE_IMPORTED', name, message: digest })
     })
     return this.get(name)
   }
@@ -311,7 +308,7 @@ export class Images {
         if (users.length > 0) throw imageInUse({ image: ref, vms: users })
         tx.delete(images).where(eq(images.digest, row.digest)).run()
       } else tx.delete(imageNames).where(eq(imageNames.name, name)).run()
-      this.#events.append(tx, { type: 'IMAGE_DELETED', name: name ?? ref, message: row.digest })
+      tx.events.append(tx, { type: 'IMAGE_DELETED', name: name ?? ref, message: row.digest })
     })
     this.sweep()
   }

@@ -22,7 +22,6 @@ import { newId } from '../lib/id.ts'
 import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { embedded } from '../linux/embedded.ts'
 import { wing } from '../linux/wing.ts'
-import type { EventLog } from '../store/events.ts'
 import { kernels, vms } from '../store/schema.ts'
 import { immediate, prepared, type Store } from '../store/store.ts'
 
@@ -96,14 +95,12 @@ const Packed = Type.Object({
  */
 export class Kernels {
   readonly #store: Store
-  readonly #events: EventLog
   readonly #folder: string
   readonly #cache: string
   readonly #building = new Map<string, Promise<string>>()
 
-  constructor(store: Store, events: EventLog, state: string) {
+  constructor(store: Store, state: string) {
     this.#store = store
-    this.#events = events
     this.#folder = join(state, 'kernels')
     this.#cache = join(state, 'cache', 'initramfs')
     for (const folder of [this.#folder, join(state, 'cache'), this.#cache]) ensureFolder(folder, 0o711)
@@ -226,7 +223,7 @@ export class Kernels {
           set: { name, ...(query.default === true ? { isDefault: true } : {}) },
         })
         .run()
-      this.#events.append(tx, { type: 'KERNEL_IMPORTED', name, message: digest })
+      tx.events.append(tx, { type: 'KERNEL_IMPORTED', name, message: digest })
     })
     return view(this.byDigest(digest))
   }
@@ -292,7 +289,7 @@ export class Kernels {
         .map((r) => r.name)
       if (users.length > 0) throw kernelInUse({ kernel: row.name, vms: users })
       tx.delete(kernels).where(eq(kernels.digest, row.digest)).run()
-      this.#events.append(tx, { type: 'KERNEL_DELETED', name: row.name, message: row.digest })
+      tx.events.append(tx, { type: 'KERNEL_DELETED', name: row.name, message: row.digest })
     })
     this.sweep()
   }

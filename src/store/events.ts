@@ -1,7 +1,7 @@
 import { and, asc, eq, gt, inArray, sql } from 'drizzle-orm'
 import type { Event, EVENT_TYPES } from '../contract/system.ts'
 import { events } from './schema.ts'
-import { prepared, type Store } from './store.ts'
+import { prepared, type Rows, type Store } from './store.ts'
 
 export type EventType = (typeof EVENT_TYPES)[number]
 export interface NewEvent {
@@ -42,11 +42,11 @@ const COMPACT_EVERY = 1000
  * and none is lost. Readers keep their own place: they are woken and read on from their sequence number, so a slow one loses nothing.
  */
 export class EventLog {
-  readonly #store: Store
+  readonly #store: Rows
   #waiting = new Set<() => void>()
   #appended = 0
 
-  constructor(store: Store) {
+  constructor(store: Rows) {
     this.#store = store
   }
 

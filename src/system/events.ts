@@ -19,21 +19,21 @@ const PAGE = 500
  * @throws `events_compacted` where events between the place and the oldest kept one are gone: the reader must list anew
  */
 export const follow = (
-  host: Host,
+  host: Pick<Host, 'store'>,
   only: 'vms' | 'all',
   query: { readonly after?: number; readonly follow?: boolean; readonly type?: string; readonly name?: string },
   lastEventId: string | null,
   client: AbortSignal,
 ): AsyncGenerator<Event> => {
   const resumed = lastEventId !== null && /^\d{1,15}$/.test(lastEventId) ? Number(lastEventId) : query.after
-  const after = resumed ?? (query.follow === false ? 0 : host.events.newest())
-  const oldest = host.events.oldest()
+  const after = resumed ?? (query.follow === false ? 0 : host.store.events.newest())
+  const oldest = host.store.events.oldest()
   if (resumed !== undefined && resumed > 0 && resumed < oldest - 1) throw eventsCompacted({ after: resumed, oldest })
   return read(host, only, after, query, client)
 }
 
 async function* read(
-  host: Host,
+  host: Pick<Host, 'store'>,
   only: 'vms' | 'all',
   from: number,
   query: { readonly follow?: boolean; readonly type?: string; readonly name?: string },
@@ -42,9 +42,9 @@ async function* read(
   const types = query.type?.split(',')
   let after = from
   while (!client.aborted) {
-    const appended = host.events.appended(client)
-    const newest = host.events.newest()
-    const page = host.events.after(after, PAGE, { types, name: query.name })
+    const appended = host.store.events.appended(client)
+    const newest = host.store.events.newest()
+    const page = host.store.events.after(after, PAGE, { types, name: query.name })
     for (const event of page) if (only === 'all' || event.type.startsWith('VM_')) yield event
     after = page.length === PAGE ? (page.at(-1)?.seq ?? after) : newest
     if (page.length === PAGE) continue

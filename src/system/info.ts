@@ -5,9 +5,9 @@ import type { Host } from '../host.ts'
 import { images, kernels, vms } from '../store/schema.ts'
 import { capacity } from '../vm/row/capacity.ts'
 
-export const info = (host: Host): SystemInfo => ({
+export const info = (host: Pick<Host, 'config' | 'daemon' | 'hypervisors'>): SystemInfo => ({
   status: 'ok',
-  version: host.version,
+  version: host.daemon.version,
   api: 'v1',
   generation: GENERATION,
   pid: process.pid,
@@ -23,7 +23,7 @@ export const info = (host: Host): SystemInfo => ({
   accelerator_reason: host.hypervisors.default.reason,
   cpus: host.config.cpus,
   memory_mb: host.config.memoryMb,
-  started_at: new Date(host.startedAt).toISOString(),
+  started_at: new Date(host.daemon.startedAt).toISOString(),
   features: ['exec', 'attach', 'copy', 'logs', 'proxy', 'forward', 'events', 'idempotency', 'standby', 'fork'],
 })
 

@@ -89,7 +89,10 @@ const readTaken = (path: string): Taken | undefined => {
  *
  * Order of effects: the kernel or image with its row → the note of it. A crash between leaves a step that is done again.
  */
-export const adoptSeeds = async (host: Host, seeds: Seeds = embeddedSeeds()): Promise<void> => {
+export const adoptSeeds = async (
+  host: Pick<Host, 'config' | 'images' | 'kernels'>,
+  seeds: Seeds = embeddedSeeds(),
+): Promise<void> => {
   const path = join(host.config.state, 'seeds.json')
   let taken = readTaken(path)
   const note = (more: Taken) => {
@@ -106,13 +109,13 @@ export const adoptSeeds = async (host: Host, seeds: Seeds = embeddedSeeds()): Pr
 const keyOf = (seed: { readonly key?: string }, otherwise: string): string => seed.key ?? otherwise
 
 // A state of an older release has no note: there the seeds came before anything else. That is likely and not sure, so nothing is deleted.
-const oldestKernel = (host: Host): string | undefined =>
+const oldestKernel = (host: Pick<Host, 'kernels'>): string | undefined =>
   host.kernels.list().sort((a, b) => Date.parse(a.created_at) - Date.parse(b.created_at))[0]?.digest
-const oldestImage = (host: Host): string | undefined =>
+const oldestImage = (host: Pick<Host, 'images'>): string | undefined =>
   host.images.list().sort((a, b) => Date.parse(a.created_at) - Date.parse(b.created_at))[0]?.digest
 
 const takeKernel = async (
-  host: Host,
+  host: Pick<Host, 'kernels'>,
   seed: NonNullable<Seeds['kernel']>,
   before: string | undefined,
   sure: boolean,
@@ -128,7 +131,12 @@ const takeKernel = async (
   return { key: keyOf(seed, seed.version), digest }
 }
 
-const takeBase = async (host: Host, seed: NonNullable<Seeds['base']>, before: string | undefined, sure: boolean) => {
+const takeBase = async (
+  host: Pick<Host, 'images'>,
+  seed: NonNullable<Seeds['base']>,
+  before: string | undefined,
+  sure: boolean,
+) => {
   const now = host.images.list().find((one) => one.name === 'base')
   const own = now === undefined || now.digest === before
   if (!own) return { key: keyOf(seed, 'base'), digest: before ?? '' }

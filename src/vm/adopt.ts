@@ -34,7 +34,7 @@ export const adoptAll = async (host: Host): Promise<void> => {
   const rows = all(host.store)
   await Promise.all(
     rows.map((row) =>
-      host.queue
+      host.vms.queue
         .run(row.uid, () => adopt(host, row))
         .catch((error: unknown) => {
           host.log.error({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
@@ -91,7 +91,7 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
 const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await unmakeParts(host, row)
-  move(host.store, host.events, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
+  move(host.store, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
 }
 
 /** What a vm that is there is in truth. */
@@ -100,14 +100,13 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   expireUnattached(host, live, row)
   if (row.wasReady) live.follow()
   if (state === undefined) {
-    if (row.state !== 'unknown')
-      move(host.store, host.events, row.uid, 'lost', { statusMessage: 'its VMM does not answer' })
+    if (row.state !== 'unknown') move(host.store, row.uid, 'lost', { statusMessage: 'its VMM does not answer' })
   } else if (row.state === 'unknown' && state !== 'ended') {
-    move(host.store, host.events, row.uid, state === 'paused' ? 'found_paused' : 'found')
+    move(host.store, row.uid, state === 'paused' ? 'found_paused' : 'found')
   } else if (row.state === 'running' && state === 'paused') {
     await unfreeze(live, machine) // a pause that nobody was told of, or a fork or standby that was cut short
   } else if (row.state === 'paused' && state === 'running') {
-    move(host.store, host.events, row.uid, 'resume')
+    move(host.store, row.uid, 'resume')
   } else if (row.state === 'starting' && state !== 'ended') {
     // its create or start goes on where it was: ready comes over the session, or the time is up
     later(host, row, async () => {
@@ -123,7 +122,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
         if (byUid(host.store, row.uid)?.state !== 'starting') return
         await tearDown(host, row, live)
         if (row.wasReady)
-          move(host.store, host.events, row.uid, 'broke', {
+          move(host.store, row.uid, 'broke', {
             boot: { machine: null },
             statusMessage: error instanceof Error ? error.message : String(error),
           })
@@ -133,8 +132,8 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   }
 }
 
-const later = (host: Host, row: VmRow, work: () => Promise<unknown>): void => {
-  void host.queue.run(row.uid, work).catch((error: unknown) => {
+const later = (host: Pick<Host, 'log' | 'vms'>, row: VmRow, work: () => Promise<unknown>): void => {
+  void host.vms.queue.run(row.uid, work).catch((error: unknown) => {
     host.log.warn({ vm: row.name, reasons: chain(error) }, 'cannot settle a vm')
   })
 }
@@ -153,8 +152,7 @@ const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
 /** A create that was cut short before its guest was ready: nobody was told that the vm exists. */
 const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
-  if (row.state !== 'deleting')
-    move(host.store, host.events, row.uid, 'delete', { statusMessage: 'its create was cut short' })
+  if (row.state !== 'deleting') move(host.store, row.uid, 'delete', { statusMessage: 'its create was cut short' })
   await purge(host, row.uid)
 }
 
@@ -164,37 +162,37 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await unmakeParts(host, row)
   const message = 'the machine ended while the daemon was away'
   if (row.boot.exitCode !== null || row.state === 'stopping') {
-    move(host.store, host.events, row.uid, 'exited', {
+    move(host.store, row.uid, 'exited', {
       boot: { machine: null, stoppedAt: Date.now(), exitMessage: row.boot.exitMessage ?? message },
     })
   } else {
-    move(host.store, host.events, row.uid, 'broke', {
+    move(host.store, row.uid, 'broke', {
       statusMessage: message,
       boot: { machine: null, stoppedAt: Date.now(), exitMessage: message },
     })
   }
   const after = byUid(host.store, row.uid)
   if (after?.spec.auto_remove) {
-    move(host.store, host.events, row.uid, 'delete')
+    move(host.store, row.uid, 'delete')
     await purge(host, row.uid)
   }
 }
 
-const markOf = (host: Host, row: VmRow): string => `${host.stateId}/${row.uid}`
+const markOf = (host: Pick<Host, 'daemon'>, row: VmRow): string => `${host.daemon.stateId}/${row.uid}`
 
 /** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
 const sweep = async (host: Host): Promise<void> => {
   const rows = all(host.store)
   await endMarked(
-    `${host.stateId}/`,
-    new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => markOf(host, row))),
+    `${host.daemon.stateId}/`,
+    new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => markOf(host, row))),
   )
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
   removeOthers(
     host.config.machines,
-    new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.id.toString(36))),
+    new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => row.id.toString(36))),
   )
-  await sweepCgroups(host, new Set(rows.filter((row) => host.live.has(row.uid)).map((row) => row.uid)))
+  await sweepCgroups(host, new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => row.uid)))
   host.snapshots.sweep()
   if (rows.length > 0) {
     host.store
@@ -224,10 +222,10 @@ const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
 /** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
 export const reprobe = async (host: Host): Promise<void> => {
   for (const row of all(host.store, 'unknown')) {
-    await host.queue
+    await host.vms.queue
       .run(row.uid, async () => {
         const now = byUid(host.store, row.uid)
-        const live = host.live.get(row.uid)
+        const live = host.vms.live.get(row.uid)
         if (now?.state !== 'unknown') return
         if (live?.machine) await settle(host, now, live, live.machine)
         else await lostMeanwhile(host, now)

@@ -63,9 +63,9 @@ const scrollBack = (path: string): Uint8Array => {
  *
  * @throws `vm_not_found`, `vm_ambiguous`
  */
-export const viewConsole = (host: Host, ref: string): Promise<Duplex> => {
+export const viewConsole = (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: string): Promise<Duplex> => {
   const row = find(host.store, ref, 'read')
-  const live = host.live.get(row.uid)
+  const live = host.vms.live.get(row.uid)
   const fan = live?.machine ? fanOf(live, live.machine.consoleSocket) : undefined
   const view = new Duplex({
     allowHalfOpen: false,

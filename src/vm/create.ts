@@ -68,12 +68,12 @@ interface Key {
 
 const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Promise<Vm> => {
   const row = reserve(host, want, key)
-  host.step('row-inserted')
-  return await host.queue.run(row.uid, () =>
+  host.daemon.step('row-inserted')
+  return await host.vms.queue.run(row.uid, () =>
     createOrUndo(host, row, async () => {
       prepare(host, row)
-      move(host.store, host.events, row.uid, 'prepared', { newBoot: {} })
-      host.step('prepared')
+      move(host.store, row.uid, 'prepared', { newBoot: {} })
+      host.daemon.step('prepared')
       await boot(host, row)
     }),
   )
@@ -122,12 +122,12 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
 /** The kind of network card that the vm's network asks for. */
 const nicOf = (spec: VmSpec) => (spec.network.mode === 'user' ? spec.network.mode : undefined)
 
-const prepare = (host: Host, row: VmRow): void => {
+const prepare = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {
   makeFolder(host, row)
   try {
     writeTemplate(pathsOf(host.config, row).overlay, row.spec.disk_mb)
   } catch (error) {
     throw diskFault(error)
   }
-  host.step('disk-made')
+  host.daemon.step('disk-made')
 }

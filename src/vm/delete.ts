@@ -14,13 +14,13 @@ import { move } from './row/moves.ts'
 export const remove = async (host: Host, ref: string): Promise<void> => {
   const { uid } = find(host.store, ref)
   cancelBoot(host, uid, 'delete')
-  await host.queue.run(uid, async () => {
+  await host.vms.queue.run(uid, async () => {
     const row = byUid(host.store, uid)
     if (!row) return // the create that was cancelled, or an end that came first, has done it
-    move(host.store, host.events, uid, 'delete')
-    host.step('deleting')
-    await tearDown(host, row, host.live.get(uid))
-    host.step('machine-gone')
+    move(host.store, uid, 'delete')
+    host.daemon.step('deleting')
+    await tearDown(host, row, host.vms.live.get(uid))
+    host.daemon.step('machine-gone')
     await purge(host, uid)
   })
 }

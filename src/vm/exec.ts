@@ -94,7 +94,12 @@ const outputOf = (frame: Frame): Output => {
 }
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
-export const exec = async (host: Host, ref: string, want: ExecStart, client: AbortSignal): Promise<GuestProcess> => {
+export const exec = async (
+  host: Pick<Host, 'store' | 'vms'>,
+  ref: string,
+  want: ExecStart,
+  client: AbortSignal,
+): Promise<GuestProcess> => {
   const { machine } = running(host, ref, 'exec in', 'read')
   const tty = want.tty === true
   const { conversation, ok } = await converse(
@@ -145,8 +150,8 @@ export const attach = async (
     close: () => {
       attached.close()
       const now = byUid(host.store, row.uid)
-      if (now?.state === 'running' && host.live.get(row.uid) === live)
-        void host.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
+      if (now?.state === 'running' && host.vms.live.get(row.uid) === live)
+        void host.vms.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
     },
   }
 }
@@ -156,7 +161,7 @@ const BUFFER_MAX = 1_048_576
 
 /** Runs a command to its end and answers with what it said. */
 export const run = async (
-  host: Host,
+  host: Pick<Host, 'store' | 'vms'>,
   ref: string,
   want: Omit<ExecStart, 'tty' | 'stdin'> & { readonly input?: string },
   client: AbortSignal,

@@ -10,14 +10,19 @@ const ANSWER_MS = 30_000
 const CHUNK = 65_536
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
-export const stat = async (host: Host, ref: string, path: string, follow: boolean): Promise<FileStat> => {
+export const stat = async (
+  host: Pick<Host, 'store' | 'vms'>,
+  ref: string,
+  path: string,
+  follow: boolean,
+): Promise<FileStat> => {
   const { machine } = running(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
   return answerOf('stat', ok)
 }
 
-export const listFolder = async (host: Host, ref: string, path: string, limit: number) => {
+export const listFolder = async (host: Pick<Host, 'store' | 'vms'>, ref: string, path: string, limit: number) => {
   const { machine } = running(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
@@ -26,7 +31,7 @@ export const listFolder = async (host: Host, ref: string, path: string, limit: n
 
 /** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
 export const copyIn = async (
-  host: Host,
+  host: Pick<Host, 'store' | 'vms'>,
   ref: string,
   { path, owner, archive }: { readonly path: string; readonly owner: 'keep' | 'root'; readonly archive: boolean },
   tar: ReadableStream<Uint8Array>,

@@ -35,12 +35,12 @@ export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmFor
   const target = targetOf(source, want)
   const rows = reserve(host, source.uid, want, target)
   const template = deferred<Template>()
-  host.step('clones-reserved')
-  const making = rows.map((row) => host.queue.run(row.uid, () => makeClone(host, row, template.promise)))
+  host.daemon.step('clones-reserved')
+  const making = rows.map((row) => host.vms.queue.run(row.uid, () => makeClone(host, row, template.promise)))
   const settled = Promise.allSettled(making) // heard from the first on: a template that fails rejects them all
   try {
-    const made = await host.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
-    host.step('template-taken')
+    const made = await host.vms.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
+    host.daemon.step('template-taken')
     template.resolve(made)
     try {
       return answer(rows, await settled)
@@ -71,7 +71,7 @@ const targetOf = (source: VmRow, want: VmFork): Target => {
   throw vmWrongState({ name: source.name, status: source.state, verb: 'fork' })
 }
 
-const reserve = (host: Host, uid: string, want: VmFork, target: Target): VmRow[] => {
+const reserve = (host: Pick<Host, 'config' | 'store'>, uid: string, want: VmFork, target: Target): VmRow[] => {
   const { name, count = 1 } = want
   const names = Array.from({ length: count }, (_, index) =>
     name === undefined || count === 1 ? name : `${name}-${index + 1}`,
@@ -128,25 +128,25 @@ const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<V
 
 const finishClone = async (host: Host, row: VmRow, { target, session, saved }: Template, undo: Undo): Promise<void> => {
   if (target === 'stopped') {
-    move(host.store, host.events, row.uid, 'cloned', { wasReady: true, boot: { stoppedAt: Date.now() } })
+    move(host.store, row.uid, 'cloned', { wasReady: true, boot: { stoppedAt: Date.now() } })
     return
   }
   if (target === 'standby') {
-    move(host.store, host.events, row.uid, 'saved', { wasReady: true, boot: { ...session, stoppedAt: Date.now() } })
+    move(host.store, row.uid, 'saved', { wasReady: true, boot: { ...session, stoppedAt: Date.now() } })
     return
   }
-  const starting = move(host.store, host.events, row.uid, 'prepared', {
+  const starting = move(host.store, row.uid, 'prepared', {
     newBoot: { ...session, identityDue: saved !== undefined },
   })
-  host.step('prepared')
+  host.daemon.step('prepared')
   if (saved === undefined) {
     await boot(host, starting)
     return
   }
   await resumeRestored(host, starting, await restoreMachine(host, starting, saved, undo))
-  move(host.store, host.events, row.uid, 'ready', {
+  move(host.store, row.uid, 'ready', {
     wasReady: true,
     boot: { identityDue: false, bootMs: Date.now() - (starting.boot.startedAt ?? Date.now()) },
   })
-  host.step('ready')
+  host.daemon.step('ready')
 }

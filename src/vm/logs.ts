@@ -24,7 +24,7 @@ const sinceMs = (text: string | undefined): number => {
   return at
 }
 
-const fileOf = (host: Host, row: VmRow, source: Source): string => {
+const fileOf = (host: Pick<Host, 'config'>, row: VmRow, source: Source): string => {
   const at = pathsOf(host.config, row)
   return source === 'console' ? at.consoleLog : source === 'vmm' ? at.vmmLog : at.appLog
 }
@@ -35,7 +35,12 @@ const fileOf = (host: Host, row: VmRow, source: Source): string => {
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `since_invalid`
  */
-export const logs = (host: Host, ref: string, query: LogQuery, client: AbortSignal): AsyncGenerator<LogLine> => {
+export const logs = (
+  host: Pick<Host, 'config' | 'store'>,
+  ref: string,
+  query: LogQuery,
+  client: AbortSignal,
+): AsyncGenerator<LogLine> => {
   const row = find(host.store, ref, 'read')
   const since = sinceMs(query.since)
   const sources: Source[] = query.source === 'all' ? ['vmm', 'console', 'agent', 'app'] : [query.source ?? 'app']
@@ -43,7 +48,7 @@ export const logs = (host: Host, ref: string, query: LogQuery, client: AbortSign
 }
 
 async function* stream(
-  host: Host,
+  host: Pick<Host, 'config' | 'store'>,
   row: VmRow,
   sources: readonly Source[],
   query: LogQuery,
@@ -58,7 +63,7 @@ async function* stream(
     tails.map((tail) => tail.path),
     client,
   )
-  let moved = host.events.appended(client).then(() => 'moved' as const)
+  let moved = host.store.events.appended(client).then(() => 'moved' as const)
   try {
     while (!client.aborted) {
       const state = byUid(host.store, row.uid)?.state // asked before the files are: what was said until then is surely in them
@@ -77,7 +82,7 @@ async function* stream(
       const waits = tails.some((tail) => tail.holds) ? [sleep(HELD_MS, client).then(() => 'late' as const)] : []
       const woken = await Promise.race([changed.next(), moved, ...waits])
       if (woken === 'late') for (const tail of tails) yield* tail.rest()
-      if (woken === 'moved') moved = host.events.appended(client).then(() => 'moved')
+      if (woken === 'moved') moved = host.store.events.appended(client).then(() => 'moved')
     }
   } finally {
     changed.close()

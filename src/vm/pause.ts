@@ -12,13 +12,13 @@ import { view } from './row/view.ts'
  */
 
 /** @throws `vm_wrong_state` */
-export const pause = async (host: Host, ref: string): Promise<Vm> => {
+export const pause = async (host: Pick<Host, 'store' | 'vms'>, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () => {
+  return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
-    const machine = host.live.get(uid)?.machine
+    const machine = host.vms.live.get(uid)?.machine
     if (!after(row.state, 'pause') || !machine) throw vmWrongState({ name: row.name, status: row.state, verb: 'pause' })
     await machine.pause(AbortSignal.timeout(10_000))
-    return view(move(host.store, host.events, uid, 'pause'))
+    return view(move(host.store, uid, 'pause'))
   })
 }

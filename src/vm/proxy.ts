@@ -29,7 +29,12 @@ const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-
 const SANDBOX = 'sandbox allow-scripts allow-forms'
 
 /** A stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
-export const dial = async (host: Host, ref: string, to: number | string, client: AbortSignal): Promise<Duplex> => {
+export const dial = async (
+  host: Pick<Host, 'store' | 'vms'>,
+  ref: string,
+  to: number | string,
+  client: AbortSignal,
+): Promise<Duplex> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   const signal = AbortSignal.any([client, AbortSignal.timeout(CONNECT_MS)])
   const conversation = await open(machine, KIND.proxy, typeof to === 'number' ? { port: to } : { unix: to }, signal)
@@ -60,7 +65,12 @@ export interface ProxiedPath {
  *
  * @throws `vm_wrong_state`, `port_undeclared`, `proxy_failed`, `upgrade_unsupported`
  */
-export const proxy = async (host: Host, ref: string, path: ProxiedPath, incoming: Request): Promise<Response> => {
+export const proxy = async (
+  host: Pick<Host, 'store' | 'vms'>,
+  ref: string,
+  path: ProxiedPath,
+  incoming: Request,
+): Promise<Response> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   if (path.rest === 'healthz') {
     const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(CONNECT_MS))

@@ -6,7 +6,7 @@ import { find } from './row/lookup.ts'
 
 export const restart = async (host: Host, ref: string, want: VmStop): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () => {
+  return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
     if (row.state === 'running' || row.state === 'paused' || row.state === 'unknown') await shutDown(host, uid, want)
     return await powerOn(host, uid, {})

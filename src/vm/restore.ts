@@ -16,5 +16,5 @@ import { find } from './row/lookup.ts'
  */
 export const restore = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, () => restoreSaved(host, uid))
+  return await host.vms.queue.run(uid, () => restoreSaved(host, uid))
 }

@@ -9,11 +9,11 @@ import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
 /** @throws `vm_wrong_state`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
-export const resume = async (host: Host, ref: string): Promise<Vm> => {
+export const resume = async (host: Pick<Host, 'config' | 'daemon' | 'store' | 'vms'>, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () => {
+  return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
-    const live = host.live.get(uid)
+    const live = host.vms.live.get(uid)
     const machine = live?.machine
     if (!after(row.state, 'resume') || !machine)
       throw vmWrongState({ name: row.name, status: row.state, verb: 'resume' })
@@ -22,6 +22,6 @@ export const resume = async (host: Host, ref: string): Promise<Vm> => {
       return view(find(host.store, uid))
     }
     await unfreeze(live, machine)
-    return view(move(host.store, host.events, uid, 'resume'))
+    return view(move(host.store, uid, 'resume'))
   })
 }

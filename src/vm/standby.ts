@@ -26,9 +26,9 @@ import { view } from './row/view.ts'
  */
 export const standby = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () => {
+  return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
-    const live = host.live.get(uid)
+    const live = host.vms.live.get(uid)
     const machine = live?.machine
     if ((row.state !== 'running' && row.state !== 'paused') || !machine)
       throw vmWrongState({ name: row.name, status: row.state, verb: 'standby' })
@@ -39,10 +39,10 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
         await freeze(host, live, machine)
         undo.push('pause', async () => {
           await unfreeze(live, machine)
-          if (byUid(host.store, uid)?.state === 'paused') move(host.store, host.events, uid, 'resume')
+          if (byUid(host.store, uid)?.state === 'paused') move(host.store, uid, 'resume')
         })
-        host.step('held')
-        move(host.store, host.events, uid, 'pause')
+        host.daemon.step('held')
+        move(host.store, uid, 'pause')
       }
       const made = host.snapshots.create()
       undo.push('files', () => {
@@ -55,14 +55,14 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
       }
       await durable(pathsOf(host.config, row).overlay)
       await host.snapshots.keep(made.id)
-      host.step('saved')
+      host.daemon.step('saved')
       return made.id
     })
     const asleep = immediate(host.store, (tx) => {
       host.snapshots.record(tx, id, uid)
-      return move(tx, host.events, uid, 'standby', { snapshot: id, boot: { machine: null, stoppedAt: Date.now() } })
+      return move(tx, uid, 'standby', { snapshot: id, boot: { machine: null, stoppedAt: Date.now() } })
     })
-    host.step('standby-recorded')
+    host.daemon.step('standby-recorded')
     await tearDown(host, row, live)
     return view(asleep)
   })

@@ -11,7 +11,7 @@ import { find } from './row/lookup.ts'
  */
 export const start = async (host: Host, ref: string, want: VmStart): Promise<Vm> => {
   const { uid } = find(host.store, ref)
-  return await host.queue.run(uid, async () =>
+  return await host.vms.queue.run(uid, async () =>
     find(host.store, uid).state === 'standby' && Object.keys(want).length === 0
       ? await restoreSaved(host, uid)
       : await powerOn(host, uid, want),

@@ -12,5 +12,5 @@ import { find } from './row/lookup.ts'
 export const stop = async (host: Host, ref: string, want: VmStop): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   cancelBoot(host, uid, 'stop')
-  return await host.queue.run(uid, async () => await shutDown(host, uid, want))
+  return await host.vms.queue.run(uid, async () => await shutDown(host, uid, want))
 }

@@ -19,11 +19,16 @@ const reached = (row: VmRow, goal: Goal): boolean => {
 }
 
 /**
- * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Restored by the log of events, nobody polls.
+ * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Woken by the log of events, nobody polls.
  *
  * @throws `wait_timeout`, `vm_ended` (it waits for ready, and the vm has ended)
  */
-export const wait = async (host: Host, ref: string, query: WaitQuery, client: AbortSignal): Promise<Vm> => {
+export const wait = async (
+  host: Pick<Host, 'store'>,
+  ref: string,
+  query: WaitQuery,
+  client: AbortSignal,
+): Promise<Vm> => {
   const goal = query.for ?? 'exit'
   const seconds = query.timeout_s ?? 60
   let row = find(host.store, ref, 'read')
@@ -31,7 +36,7 @@ export const wait = async (host: Host, ref: string, query: WaitQuery, client: Ab
   const over = AbortSignal.timeout(Math.max(1, seconds * 1000))
   const signal = AbortSignal.any([over, client])
   for (;;) {
-    const appended = host.events.appended(signal)
+    const appended = host.store.events.appended(signal)
     const now = byUid(host.store, uid)
     if (!now) {
       if (goal === 'deleted' || goal === 'stopped' || goal === 'exit') return view(row)

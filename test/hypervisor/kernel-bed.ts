@@ -3,8 +3,7 @@ import { join } from 'node:path'
 import type { HypervisorDriver } from '../../src/hypervisor/driver.ts'
 import { Images } from '../../src/image/images.ts'
 import { Kernels } from '../../src/kernel/kernels.ts'
-import { EventLog } from '../../src/store/events.ts'
-import { openStore } from '../../src/store/store.ts'
+import { openStore } from '../../src/store/open.ts'
 import { writeTemplate } from '../../src/volume/template.ts'
 import type { Bed } from '../conformance/hypervisor.ts'
 import { bedOf } from './bed.ts'
@@ -19,10 +18,9 @@ export const kernelMissing =
 export const kernelBed = async (driver: HypervisorDriver, module: string): Promise<Bed> => {
   const state = mkdtempSync('/tmp/aerie-q-')
   const store = openStore(join(state, 'state.db'))
-  const events = new EventLog(store)
   const signal = AbortSignal.timeout(60_000)
-  const kernels = new Kernels(store, events, state)
-  const images = new Images(store, events, state)
+  const kernels = new Kernels(store, state)
+  const images = new Images(store, state)
   const { digest } = await kernels.import({}, Bun.file(deb ?? '').stream(), signal)
   const initramfs = await kernels.initramfs(digest)
   const image = driver.boots === 'vmlinux' ? await kernels.vmlinux(digest) : kernels.imageOf(digest)

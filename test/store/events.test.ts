@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { sql } from 'drizzle-orm'
 import { EventLog } from '../../src/store/events.ts'
-import { immediate, openStore, type Store } from '../../src/store/store.ts'
+import { openStore } from '../../src/store/open.ts'
+import { immediate, type Store } from '../../src/store/store.ts'
 
 let folder: string
 let store: Store

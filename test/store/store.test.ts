@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import { is, sql } from 'drizzle-orm'
 import { getTableConfig, SQLiteTable } from 'drizzle-orm/sqlite-core'
 import * as schema from '../../src/store/schema.ts'
-import { immediate, isDuplicate, openStore, type Store } from '../../src/store/store.ts'
+import { openStore } from '../../src/store/open.ts'
+import { immediate, isDuplicate, type Store } from '../../src/store/store.ts'
 
 let folder: string
 let path: string

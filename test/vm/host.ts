@@ -12,7 +12,7 @@ import { Serial } from '../../src/lib/serial.ts'
 import { Snapshots } from '../../src/snapshot/snapshots.ts'
 import { EventLog } from '../../src/store/events.ts'
 import { boots, images, imageNames, kernels, vms, type BootRow, type VmRow } from '../../src/store/schema.ts'
-import { openStore } from '../../src/store/store.ts'
+import { openStore } from '../../src/store/open.ts'
 import { pathsOf } from '../../src/vm/row/layout.ts'
 
 export const DIGEST = `sha256:${'0'.repeat(64)}`
@@ -47,24 +47,20 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
   const folder = mkdtempSync('/tmp/aerie-u-')
   const config = readConfig({ config: '/dev/null', state: join(folder, 's'), ...flags }, {}, 0)
   mkdirSync(join(config.state, 'vms'), { recursive: true })
-  const store = openStore(join(config.state, 'state.db'))
-  const events = new CountedEvents(store)
+  const opened = openStore(join(config.state, 'state.db'))
+  const events = new CountedEvents(opened)
+  const store = Object.assign(opened, { events })
   const host: Host = {
     config,
     log: newLog('silent'),
+    daemon: { stateId: '0'.repeat(16), version: '0', startedAt: 0, step: () => undefined },
     store,
-    events,
-    images: new Images(store, events, config.state),
-    kernels: new Kernels(store, events, config.state),
+    images: new Images(store, config.state),
+    kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
-    stateId: '0'.repeat(16),
-    queue: new Serial(),
-    live: new Map(),
+    vms: { queue: new Serial(), live: new Map() },
     creating: new Map(),
-    version: '0',
-    startedAt: 0,
-    step: () => undefined,
   }
   store
     .insert(images)
@@ -138,7 +134,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
       return at
     },
     [Symbol.asyncDispose]: async () => {
-      await host.queue.idle()
+      await host.vms.queue.idle()
       store.$client.close()
       rmSync(folder, { recursive: true, force: true })
     },

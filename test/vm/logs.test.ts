@@ -368,7 +368,7 @@ describe('a reader that follows', () => {
     const reader = follow()
     say('bye\n')
 
-    move(bed.host.store, bed.host.events, row.uid, 'exited')
+    move(bed.host.store, row.uid, 'exited')
     await reader.ended
 
     expect(reader.seen).toEqual(['bye'])

@@ -12,7 +12,7 @@ import { byUid, sessionOf } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 
 /** What the agent is told and what its events do to the row. Every change is durable before the agent hears that it was taken. */
-const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => ({
+const ownerOf = (host: Pick<Host, 'store' | 'images'>, uid: string, live: () => LiveVm): SessionOwner => ({
   configure: () => {
     const row = byUid(host.store, uid)
     if (!row) throw new Error('the vm has gone')
@@ -27,7 +27,7 @@ const ownerOf = (host: Host, uid: string, live: () => LiveVm): SessionOwner => (
   },
 })
 
-const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> => {
+const take = async (host: Pick<Host, 'store'>, live: LiveVm, event: AgentEvent): Promise<void> => {
   await live.recorded() // a row that is `running` without its machine would lose it in a crash
   const row = byUid(host.store, live.uid)
   if (!row) return
@@ -36,7 +36,7 @@ const take = async (host: Host, live: LiveVm, event: AgentEvent): Promise<void> 
       const { startedAt, identityDue } = row.boot
       const bootMs = startedAt === null ? event.boot_ms : Date.now() - startedAt
       const ready = { wasReady: true, boot: { ackedSeq: event.seq, bootMs } }
-      if (row.state === 'starting' && !identityDue) move(host.store, host.events, live.uid, 'ready', ready)
+      if (row.state === 'starting' && !identityDue) move(host.store, live.uid, 'ready', ready)
       else change(host.store, live.uid, ready)
       live.ready.resolve(event.boot_ms)
       live.follow()
@@ -77,6 +77,6 @@ export const listenForAgent = async (host: Host, row: VmRow): Promise<LiveVm> =>
   })
   const session = await GuestSession.listen(at.session, jailOf(host.config, row), owner, host.log)
   found.live = new LiveVm(row.uid, row.name, appLog, session, host.log)
-  host.live.set(row.uid, found.live)
+  host.vms.live.set(row.uid, found.live)
   return found.live
 }

@@ -29,7 +29,7 @@ const cmdline = (extra: string): string =>
 export const assemble = async (host: Host, row: VmRow, driver: HypervisorDriver, undo: Undo): Promise<MachineSpec> => {
   const at = pathsOf(host.config, row)
   return {
-    mark: `${host.stateId}/${row.uid}`,
+    mark: `${host.daemon.stateId}/${row.uid}`,
     uuid: uuidOf(row.machineId),
     folder: at.run,
     kernel:

@@ -30,8 +30,8 @@ export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
   live.machine = machine
   void machine.ended
     .then((end) =>
-      host.queue.run(live.uid, async () => {
-        if (host.live.get(live.uid) !== live) return
+      host.vms.queue.run(live.uid, async () => {
+        if (host.vms.live.get(live.uid) !== live) return
         await recordEnd(host, live, end)
         const row = byUid(host.store, live.uid)
         if (row?.state === 'starting') await boot(host, row).catch(() => undefined) // the guest asked for a reboot; what fails is in the row
@@ -47,7 +47,7 @@ const sayEnd = (end: End): string =>
 
 /** Says in the log what of a vm could not be taken back. */
 export const undoFailed =
-  (host: Host, row: VmRow) =>
+  (host: Pick<Host, 'log'>, row: VmRow) =>
   (step: string, error: unknown): void => {
     host.log.error({ vm: row.name, step, err: error }, 'cannot take back a step')
   }
@@ -77,15 +77,15 @@ export const launchMachine = async (
     closeLive(host, live)
   })
   const spec = await assemble(host, row, driver, undo)
-  host.step('before-machine')
+  host.daemon.step('before-machine')
   const machine = await start(spec, live)
   undo.push('machine', async () => {
-    if (host.live.get(live.uid) === live) host.live.delete(live.uid) // its end is ours, and no event of the vm
+    if (host.vms.live.get(live.uid) === live) host.vms.live.delete(live.uid) // its end is ours, and no event of the vm
     await machine.kill()
   })
-  host.step('machine-started')
+  host.daemon.step('machine-started')
   change(host.store, row.uid, { boot: { machine: machine.identity } })
-  host.step('machine-recorded')
+  host.daemon.step('machine-recorded')
   watch(host, live, machine)
   return { live, machine }
 }
@@ -97,7 +97,7 @@ export const launchMachine = async (
  * @throws `vm_start_failed`, `hypervisor_unavailable`
  */
 export const boot = async (host: Host, row: VmRow): Promise<void> => {
-  const cancelled = () => host.live.get(row.uid)?.cancel.signal
+  const cancelled = () => host.vms.live.get(row.uid)?.cancel.signal
   const reasonOf = (error: unknown) => startFault(host, row, cancelled(), error)
   await undoing({ failed: undoFailed(host, row), reasonOf }, async (undo) => {
     undo.push('state', (reason) => {
@@ -116,22 +116,27 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
         throw new Error(sayEnd(end))
       }),
     ])
-    host.step('ready')
+    host.daemon.step('ready')
     expireUnattached(host, live, row)
   })
 }
 
 /** Writes down that a boot has failed; a vm that was deleted or moved on meanwhile is left as it is. */
-const recordFailedBoot = (host: Host, uid: string, reason: unknown): void => {
+const recordFailedBoot = (host: Pick<Host, 'store'>, uid: string, reason: unknown): void => {
   if (byUid(host.store, uid)?.state !== 'starting') return
-  move(host.store, host.events, uid, 'broke', {
+  move(host.store, uid, 'broke', {
     statusMessage: reason instanceof Error ? reason.message : String(reason),
     boot: { machine: null, stoppedAt: Date.now() },
   })
 }
 
 /** What a boot that failed throws: why it was cancelled, where it was. */
-const startFault = (host: Host, row: VmRow, cancelled: AbortSignal | undefined, error: unknown): Fault => {
+const startFault = (
+  host: Pick<Host, 'config'>,
+  row: VmRow,
+  cancelled: AbortSignal | undefined,
+  error: unknown,
+): Fault => {
   if (cancelled?.aborted && cancelled.reason instanceof Fault) return cancelled.reason
   if (error instanceof Fault && error.kind === 'unavailable') return error
   const reason =
@@ -144,9 +149,9 @@ const startFault = (host: Host, row: VmRow, cancelled: AbortSignal | undefined, 
 }
 
 /** A held vm that removes itself waits for its caller to attach; one that died before leaves no vm behind. */
-export const expireUnattached = (host: Host, live: LiveVm, row: VmRow): void => {
+export const expireUnattached = (host: Pick<Host, 'vms'>, live: LiveVm, row: VmRow): void => {
   if (!row.spec.hold || !row.spec.auto_remove) return
   void sleep(UNATTACHED_MS).then(() => {
-    if (!live.attached && host.live.get(live.uid) === live) void live.machine?.kill()
+    if (!live.attached && host.vms.live.get(live.uid) === live) void live.machine?.kill()
   })
 }

@@ -11,7 +11,7 @@ const DEVICE_CPUS = 1
 /** Of a VMM: a thread a vCPU, a pool for disks, the rest. A guest cannot make more of them than this. */
 const THREADS_MAX = 512
 
-const nameOf = (host: Host, uid: string): string => `${host.stateId}-${uid}`
+const nameOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
 
 /** Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
 const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
@@ -27,7 +27,7 @@ const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
 }
 
 /** Removes a group; what this host does not let us remove is nothing that we made. */
-const remove = async (host: Host, name: string): Promise<void> => {
+const remove = async (host: Pick<Host, 'log'>, name: string): Promise<void> => {
   try {
     await removeCgroup(name)
   } catch (error) {
@@ -49,8 +49,8 @@ export const cgroups: Part = {
 }
 
 /** Removes the groups of every vm of this state folder but those in `keep`. */
-export const sweepCgroups = async (host: Host, keep: ReadonlySet<string>): Promise<void> => {
-  const own = `${host.stateId}-`
+export const sweepCgroups = async (host: Pick<Host, 'log' | 'daemon'>, keep: ReadonlySet<string>): Promise<void> => {
+  const own = `${host.daemon.stateId}-`
   for (const name of listCgroups())
     if (name.startsWith(own) && !keep.has(name.slice(own.length))) await remove(host, name)
 }

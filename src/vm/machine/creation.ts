@@ -34,7 +34,7 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
   const fault = error instanceof Fault ? error : internalError({}, error)
   const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
   immediate(host.store, (tx) => {
-    host.events.append(tx, {
+    host.store.events.append(tx, {
       type: 'VM_CREATE_FAILED',
       name: row.name,
       uid: row.uid,
@@ -44,7 +44,7 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
     })
   })
   const kept = host.store.select().from(idempotency).where(eq(idempotency.vmUid, row.uid)).get()
-  move(host.store, host.events, row.uid, 'delete')
+  move(host.store, row.uid, 'delete')
   await purge(host, row.uid)
   if (kept) {
     host.store
@@ -59,7 +59,7 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
 }
 
 /** The last lines of the console, which is gone with the vm. */
-const consoleTail = (host: Host, row: VmRow): string => {
+const consoleTail = (host: Pick<Host, 'config'>, row: VmRow): string => {
   try {
     const lines = lastLines(pathsOf(host.config, row).consoleLog, 5)
     return lines.length === 0 ? '' : `\nconsole: ${lines.join('\nconsole: ')}`

@@ -11,13 +11,13 @@ import { move } from '../row/moves.ts'
  * that crashes right here), then sockets and cgroups. Call it in the vm's queue, once for a live vm.
  */
 export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<void> => {
-  host.live.delete(live.uid)
+  host.vms.live.delete(live.uid)
   await live.drainIfConnected()
   const row = byUid(host.store, live.uid)
   if (row) {
     const stoppedAt = Date.now()
     if (row.state === 'running' && end.reason === 'reboot') {
-      move(host.store, host.events, live.uid, 'rebooted', { newBoot: {}, statusMessage: 'the guest rebooted' })
+      move(host.store, live.uid, 'rebooted', { newBoot: {}, statusMessage: 'the guest rebooted' })
     } else if (row.state === 'starting') {
       // the boot that is under way reports it
     } else if (
@@ -27,26 +27,26 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
       row.boot.exitCode !== null
     ) {
       if (row.state !== 'deleting') {
-        move(host.store, host.events, live.uid, 'exited', {
+        move(host.store, live.uid, 'exited', {
           boot: { machine: null, stoppedAt, exitMessage: row.boot.exitMessage ?? ended(end) },
         })
       }
     } else if (row.state !== 'deleting') {
       const reason = crashed(end)
-      move(host.store, host.events, live.uid, 'broke', {
+      move(host.store, live.uid, 'broke', {
         statusMessage: row.statusMessage ?? reason,
         boot: { machine: null, stoppedAt, exitMessage: row.boot.exitMessage ?? reason },
       })
     }
   }
-  host.step('end-recorded')
+  host.daemon.step('end-recorded')
   await live.machine?.kill()
   live.close()
   if (!row) return
   await removeRuntime(host, row)
   const after = byUid(host.store, live.uid)
   if (after?.spec.auto_remove && (after.state === 'stopped' || after.state === 'crashed')) {
-    move(host.store, host.events, live.uid, 'delete')
+    move(host.store, live.uid, 'delete')
     await purge(host, live.uid)
   }
 }

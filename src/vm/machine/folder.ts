@@ -6,11 +6,11 @@ import type { VmRow } from '../../store/schema.ts'
 import { pathsOf } from '../row/layout.ts'
 
 /** The folder of a new vm, with its logs. */
-export const makeFolder = (host: Host, row: VmRow): void => {
+export const makeFolder = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {
   const at = pathsOf(host.config, row)
   mkdirSync(at.folder, { recursive: true, mode: 0o700 })
   for (const log of [at.consoleLog, at.vmmLog]) writeFileSync(log, '', { flag: 'a', mode: 0o600 })
-  host.step('folder-made')
+  host.daemon.step('folder-made')
 }
 
 export const diskFault = (error: unknown): unknown =>

@@ -43,7 +43,7 @@ export const takeTemplate = async (
   if (!source) throw vmDeleted({ name: uid })
   const session: Session =
     target === 'stopped' ? {} : { sessionSecret: source.boot.sessionSecret, ackedSeq: source.boot.ackedSeq }
-  const live = host.live.get(uid)
+  const live = host.vms.live.get(uid)
   const machine = live?.machine
   if ((source.state === 'running' || source.state === 'paused') && machine)
     return await ofMachine(host, source, { live, machine }, clones, target, session)
@@ -82,14 +82,14 @@ const ofMachine = async (
 }
 
 const ofHeld = async (
-  host: Host,
+  host: Pick<Host, 'config' | 'daemon' | 'store' | 'snapshots'>,
   source: VmRow,
   machine: Machine,
   clones: readonly VmRow[],
   target: Target,
   session: Session,
 ): Promise<Template> => {
-  host.step('held')
+  host.daemon.step('held')
   await cloneDisks(host, source, clones)
   switch (target) {
     case 'stopped':
@@ -103,7 +103,7 @@ const ofHeld = async (
 }
 
 /** For clones that run at once: shared where the driver can. */
-const saveForNow = async (host: Host, source: VmRow, machine: Machine): Promise<Saved> => {
+const saveForNow = async (host: Pick<Host, 'snapshots'>, source: VmRow, machine: Machine): Promise<Saved> => {
   const into = host.snapshots.unnamed()
   try {
     if (machine.fork) return await machine.fork(into, saveDeadline(source))
@@ -116,7 +116,12 @@ const saveForNow = async (host: Host, source: VmRow, machine: Machine): Promise<
 }
 
 /** For clones that sleep: one snapshot, to which each of them refers. */
-const saveForLater = async (host: Host, source: VmRow, machine: Machine, clones: readonly VmRow[]): Promise<void> => {
+const saveForLater = async (
+  host: Pick<Host, 'store' | 'snapshots'>,
+  source: VmRow,
+  machine: Machine,
+  clones: readonly VmRow[],
+): Promise<void> => {
   try {
     const made = host.snapshots.create()
     try {
@@ -143,7 +148,7 @@ const refer = (tx: Store, clones: readonly VmRow[], snapshot: string): void => {
 }
 
 const ofSaved = async (
-  host: Host,
+  host: Pick<Host, 'config' | 'daemon' | 'store' | 'snapshots'>,
   source: VmRow,
   snapshot: string,
   clones: readonly VmRow[],
@@ -165,7 +170,11 @@ const ofSaved = async (
 }
 
 /** The folder of each clone, with the source's disk: blocks are shared where the file system can, and reach the disk in the clone's own time. */
-const cloneDisks = async (host: Host, source: VmRow, clones: readonly VmRow[]): Promise<void> => {
+const cloneDisks = async (
+  host: Pick<Host, 'config' | 'daemon'>,
+  source: VmRow,
+  clones: readonly VmRow[],
+): Promise<void> => {
   const { overlay } = pathsOf(host.config, source)
   for (const clone of clones) {
     makeFolder(host, clone)
@@ -174,6 +183,6 @@ const cloneDisks = async (host: Host, source: VmRow, clones: readonly VmRow[]): 
     } catch (error) {
       throw diskFault(error)
     }
-    host.step('disk-made')
+    host.daemon.step('disk-made')
   }
 }

@@ -10,7 +10,7 @@ const VERB_MS = 10_000
  * Holds a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
  * is whole by itself, not with the memory alone.
  */
-export const freeze = async (host: Host, live: LiveVm, machine: Machine): Promise<void> => {
+export const freeze = async (host: Pick<Host, 'log'>, live: LiveVm, machine: Machine): Promise<void> => {
   try {
     await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
   } catch (error) {

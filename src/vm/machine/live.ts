@@ -14,7 +14,7 @@ const DRAIN_MS = 5000
  * A vm that has a machine now: the process, the agent's session, the stream of the workload's log. In memory only; the row is the truth,
  * and `vm/adopt.ts` makes one of these anew for each machine that outlived the daemon.
  *
- * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares `host.live.get(uid)` with the one it
+ * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares `host.vms.live.get(uid)` with the one it
  * knew, so an end that comes late never touches a newer boot.
  */
 export class LiveVm {

@@ -23,10 +23,10 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }
-    move(tx, host.events, uid, 'start', { newBoot: {} })
+    move(tx, uid, 'start', { newBoot: {} })
     return host.snapshots.release(tx, row.snapshot)
   })
-  host.step('starting')
+  host.daemon.step('starting')
   removeSnapshot()
   const row = byUid(host.store, uid)
   if (row) await boot(host, row)

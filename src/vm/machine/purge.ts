@@ -25,13 +25,13 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
   if (!row) return
   await removeRuntime(host, row)
-  host.step('before-files-removed')
+  host.daemon.step('before-files-removed')
   rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
-  host.step('files-removed')
+  host.daemon.step('files-removed')
   const removeSnapshot = immediate(host.store, (tx) => {
     deleteVm(tx).run({ uid })
     deleteKeys(tx).run({ uid })
-    host.events.append(tx, {
+    host.store.events.append(tx, {
       type: 'VM_DELETED',
       name: row.name,
       uid,

@@ -22,14 +22,14 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
   const row = immediate(host.store, (tx) => {
     const before = find(tx, uid)
     if (before.state === 'standby') admit(tx, host.config, before)
-    return move(tx, host.events, uid, 'restore', { boot: { identityDue: true } })
+    return move(tx, uid, 'restore', { boot: { identityDue: true } })
   })
-  host.step('restoring')
+  host.daemon.step('restoring')
   const launched = await undoing(
     { failed: undoFailed(host, row), reasonOf: (error) => restoreFault(row, error) },
     async (undo) => {
       undo.push('state', () => {
-        move(host.store, host.events, uid, 'standby', { boot: { machine: null, identityDue: false } })
+        move(host.store, uid, 'standby', { boot: { machine: null, identityDue: false } })
       })
       if (row.snapshot === null) throw new Error('nothing is saved of it')
       const saved = host.snapshots.open(row.snapshot)
@@ -44,7 +44,7 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
     change(tx, uid, { snapshot: null })
     return host.snapshots.release(tx, row.snapshot)
   })
-  host.step('saved-let-go')
+  host.daemon.step('saved-let-go')
   removeFiles() // the machine has them open
   await completeRestore(host, row, launched)
   return view(find(host.store, uid))
@@ -70,7 +70,11 @@ export const restoreMachine = async (host: Host, row: VmRow, saved: Saved, undo:
  *
  * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
  */
-export const resumeRestored = async (host: Host, row: VmRow, { live, machine }: Launched): Promise<void> => {
+export const resumeRestored = async (
+  host: Pick<Host, 'config'>,
+  row: VmRow,
+  { live, machine }: Launched,
+): Promise<void> => {
   const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
     await machine.resume(signal)
@@ -89,7 +93,11 @@ export const resumeRestored = async (host: Host, row: VmRow, { live, machine }: 
 }
 
 /** A restored guest of a vm in `paused` runs on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
-export const completeRestore = async (host: Host, row: VmRow, launched: Launched): Promise<void> => {
+export const completeRestore = async (
+  host: Pick<Host, 'config' | 'daemon' | 'store'>,
+  row: VmRow,
+  launched: Launched,
+): Promise<void> => {
   try {
     await resumeRestored(host, row, launched)
   } catch (error) {
@@ -97,8 +105,8 @@ export const completeRestore = async (host: Host, row: VmRow, launched: Launched
       change(host.store, row.uid, { statusMessage: error.message })
     throw error
   }
-  move(host.store, host.events, row.uid, 'resume', { boot: { identityDue: false } })
-  host.step('restored')
+  move(host.store, row.uid, 'resume', { boot: { identityDue: false } })
+  host.daemon.step('restored')
 }
 
 const restoreFault = (row: VmRow, error: unknown): Fault => {

@@ -13,14 +13,14 @@ import { find } from '../row/lookup.ts'
  * @throws `vm_not_found`, `vm_ambiguous`, `vm_wrong_state`, `agent_unavailable`
  */
 export const running = (
-  host: Host,
+  host: Pick<Host, 'store' | 'vms'>,
   ref: string,
   verb: string,
   use: Use = 'change',
 ): { readonly row: VmRow; readonly live: LiveVm; readonly machine: Machine } => {
   const row = find(host.store, ref, use)
   if (row.state !== 'running') throw vmWrongState({ name: row.name, status: row.state, verb })
-  const live = host.live.get(row.uid)
+  const live = host.vms.live.get(row.uid)
   if (!live?.machine) throw agentUnavailable({ reason: 'its machine is not there' })
   return { row, live, machine: live.machine }
 }

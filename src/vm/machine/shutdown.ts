@@ -22,11 +22,11 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
   // one that a daemon before this one began is asked again
   if (before.state === 'standby') return view(forget(host, before))
-  const row = before.state === 'stopping' ? before : move(host.store, host.events, uid, 'stop')
-  host.step('stopping')
-  const live = host.live.get(uid)
+  const row = before.state === 'stopping' ? before : move(host.store, uid, 'stop')
+  host.daemon.step('stopping')
+  const live = host.vms.live.get(uid)
   if (!live?.machine) {
-    move(host.store, host.events, uid, 'exited', {
+    move(host.store, uid, 'exited', {
       boot: { machine: null, stoppedAt: Date.now(), exitMessage: 'the machine was not there any more' },
     })
     return view(find(host.store, uid))
@@ -35,7 +35,7 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
   if (before.state === 'paused') await live.machine.resume(AbortSignal.timeout(AGENT_MS)).catch(() => undefined)
   const end = await ask(live, live.machine, graceMs)
   if (end === undefined && want.kill === false) {
-    move(host.store, host.events, uid, 'stayed')
+    move(host.store, uid, 'stayed')
     throw stopTimeout({ name: row.name, seconds: (graceMs + POWEROFF_MS) / 1000 })
   }
   if (end === undefined) await live.machine.kill()
@@ -44,20 +44,20 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
 }
 
 /** A vm in standby has no machine to end: what was saved of it goes. */
-const forget = (host: Host, { uid, snapshot }: VmRow): VmRow => {
+const forget = (host: Pick<Host, 'daemon' | 'store' | 'snapshots'>, { uid, snapshot }: VmRow): VmRow => {
   const { row, removeFiles } = immediate(host.store, (tx) => ({
-    row: move(tx, host.events, uid, 'stop', {
+    row: move(tx, uid, 'stop', {
       snapshot: null,
       boot: { exitMessage: 'its memory was let go in standby' },
     }),
     removeFiles: host.snapshots.release(tx, snapshot),
   }))
-  host.step('stopping')
+  host.daemon.step('stopping')
   removeFiles()
   return row
 }
 
-const endedView = (host: Host, uid: string, name: string): Vm => {
+const endedView = (host: Pick<Host, 'store'>, uid: string, name: string): Vm => {
   const row = byUid(host.store, uid)
   if (!row) throw vmDeleted({ name }) // it was one that deletes itself
   return view(row)
@@ -75,10 +75,10 @@ const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End
 }
 
 /** A boot that is under way holds the vm's queue: it is ended, so that the verb behind it gets its turn. */
-export const cancelBoot = (host: Host, uid: string, verb: string): void => {
+export const cancelBoot = (host: Pick<Host, 'store' | 'vms'>, uid: string, verb: string): void => {
   const row = byUid(host.store, uid)
   if (row?.state === 'starting' || row?.state === 'pending') {
-    host.live
+    host.vms.live
       .get(uid)
       ?.cancel.abort(
         verb === 'delete'

@@ -6,7 +6,7 @@ import { unmakeParts } from './parts.ts'
 import { pathsOf } from '../row/layout.ts'
 
 /** Removes the folder in which the sockets of a machine stand. */
-export const removeRuntimeFolder = (host: Host, row: VmRow): void => {
+export const removeRuntimeFolder = (host: Pick<Host, 'config'>, row: VmRow): void => {
   rmSync(pathsOf(host.config, row).run, { recursive: true, force: true })
 }
 
@@ -17,14 +17,14 @@ export const removeRuntime = async (host: Host, row: VmRow): Promise<void> => {
 }
 
 /** Forgets a live vm and closes what the daemon holds of it; the machine is not touched. */
-export const closeLive = (host: Host, live: LiveVm): void => {
-  if (host.live.get(live.uid) === live) host.live.delete(live.uid)
+export const closeLive = (host: Pick<Host, 'vms'>, live: LiveVm): void => {
+  if (host.vms.live.get(live.uid) === live) host.vms.live.delete(live.uid)
   live.close()
 }
 
 /** Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. */
 export const tearDown = async (host: Host, row: VmRow, live: LiveVm | undefined): Promise<void> => {
-  if (live && host.live.get(row.uid) === live) host.live.delete(row.uid)
+  if (live && host.vms.live.get(row.uid) === live) host.vms.live.delete(row.uid)
   await live?.machine?.kill()
   live?.close()
   await removeRuntime(host, row)

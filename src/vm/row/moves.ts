@@ -1,6 +1,6 @@
 import { and, eq, sql } from 'drizzle-orm'
 import { type Cause, type VmState, after } from '../../contract/vm-state.ts'
-import type { EventLog, EventType } from '../../store/events.ts'
+import type { EventType } from '../../store/events.ts'
 import { type BootRow, type VmRow, boots, vms } from '../../store/schema.ts'
 import { type Store, immediate, prepared } from '../../store/store.ts'
 import { vmNotFound, vmWrongState } from './errors.ts'
@@ -113,7 +113,7 @@ const selectHead = prepared((store) =>
  *
  * @throws `vm_not_found`, `vm_wrong_state`
  */
-export const move = (store: Store, events: EventLog, uid: string, by: Cause, change: Change = {}): VmRow =>
+export const move = (store: Store, uid: string, by: Cause, change: Change = {}): VmRow =>
   immediate(store, (tx) => {
     const row = selectHead(tx).get({ uid })
     if (!row) throw vmNotFound({ name: uid })
@@ -131,7 +131,7 @@ export const move = (store: Store, events: EventLog, uid: string, by: Cause, cha
     if (!won || !moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
     if (to !== 'deleting') {
       // VM_DELETED is said when the last of it has gone
-      events.append(tx, {
+      tx.events.append(tx, {
         type: EVENT_OF[to],
         name: row.name,
         uid,

@@ -30,7 +30,7 @@ export type Known = Pick<
  * @throws `vm_exists`; what `work` throws, and then nothing is reserved
  */
 export const reserving = <T>(
-  host: Host,
+  host: Pick<Host, 'store'>,
   wanted: readonly (string | undefined)[],
   work: (tx: Store, identities: readonly Identity[]) => T,
 ): T => {
@@ -80,7 +80,12 @@ const insertVm = prepared((store) =>
 )
 
 /** Inserts the row of a new vm, `pending`, with a CID and a MAC address of its own. Call it inside `reserving`. */
-export const insert = (host: Host, tx: Store, { uid, name, machineId }: Identity, known: Known): VmRow => {
+export const insert = (
+  host: Pick<Host, 'store'>,
+  tx: Store,
+  { uid, name, machineId }: Identity,
+  known: Known,
+): VmRow => {
   const now = Date.now()
   const row = insertVm(tx).get({
     forkedFrom: null,
@@ -93,7 +98,7 @@ export const insert = (host: Host, tx: Store, { uid, name, machineId }: Identity
     now,
   })
   const boot = tx.insert(boots).values({ vmUid: uid }).returning().get()
-  host.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
+  host.store.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
   return { ...row, boot }
 }
 

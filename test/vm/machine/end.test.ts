@@ -42,7 +42,7 @@ const after = async (state: VmState, ended: End, boot: Partial<BootRow> = {}, au
     drainIfConnected: () => Promise.resolve(),
     close: () => undefined,
   } as unknown as LiveVm
-  bed.host.live.set(vm.uid, live)
+  bed.host.vms.live.set(vm.uid, live)
 
   await recordEnd(bed.host, live, ended)
 
@@ -53,7 +53,7 @@ const after = async (state: VmState, ended: End, boot: Partial<BootRow> = {}, au
     status: now?.statusMessage,
     machine: now?.boot.machine ?? null,
     atKill: said,
-    live: bed.host.live.size,
+    live: bed.host.vms.live.size,
     run: existsSync(at.run),
     events: bed.events.after(0, 10).map((event) => event.type),
   }

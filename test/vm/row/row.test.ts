@@ -195,7 +195,7 @@ describe('a move', () => {
   test('changes state, counts on, clears the last reason and says so in the log of events', () => {
     const { uid, gen } = bed.vm('web', { state: 'unknown', statusMessage: 'its VMM does not answer' })
 
-    const moved = move(bed.host.store, bed.host.events, uid, 'found')
+    const moved = move(bed.host.store, uid, 'found')
 
     expect(moved).toMatchObject({ state: 'running', gen: gen + 1, statusMessage: null })
     expect(moved.updatedAt).toBeGreaterThan(1000)
@@ -206,7 +206,7 @@ describe('a move', () => {
     const { uid } = bed.vm('web', { state: 'stopped' })
     const before = byUid(bed.host.store, uid)
 
-    expect(codeOf(() => move(bed.host.store, bed.host.events, uid, 'pause'))).toMatchObject({
+    expect(codeOf(() => move(bed.host.store, uid, 'pause'))).toMatchObject({
       code: 'vm_wrong_state',
       message: 'Cannot pause vm "web": it is stopped',
     })
@@ -215,16 +215,16 @@ describe('a move', () => {
   })
 
   test('of a vm that has gone is no move', () => {
-    expect(codeOf(() => move(bed.host.store, bed.host.events, 'vm_none', 'stop'))).toMatchObject({
+    expect(codeOf(() => move(bed.host.store, 'vm_none', 'stop'))).toMatchObject({
       code: 'vm_not_found',
     })
   })
 
   test('of two callers lets one through', () => {
     const { uid } = bed.vm('web')
-    move(bed.host.store, bed.host.events, uid, 'stop')
+    move(bed.host.store, uid, 'stop')
 
-    expect(codeOf(() => move(bed.host.store, bed.host.events, uid, 'stop'))).toMatchObject({ code: 'vm_wrong_state' })
+    expect(codeOf(() => move(bed.host.store, uid, 'stop'))).toMatchObject({ code: 'vm_wrong_state' })
     expect(bed.events.newest()).toBe(1)
   })
 })
@@ -248,7 +248,7 @@ test("a boot after a restore that was never acknowledged waits for nobody's iden
   bed.host.store.insert(snapshots).values({ id: 'snap_x', sourceUid: 'vm_x', createdAt: 0 }).run()
   const { uid } = bed.vm('woken', { state: 'crashed', snapshot: 'snap_x', boot: { identityDue: true, exitCode: 3 } })
 
-  expect(move(bed.host.store, bed.host.events, uid, 'start', { newBoot: {} })).toMatchObject({
+  expect(move(bed.host.store, uid, 'start', { newBoot: {} })).toMatchObject({
     state: 'starting',
     snapshot: null,
     boot: { identityDue: false, exitCode: null },

@@ -1,0 +1,53 @@
+import { Database } from 'bun:sqlite'
+import { drizzle } from 'drizzle-orm/bun-sqlite'
+import { Type } from '@sinclair/typebox'
+import { fault } from '../lib/fault.ts'
+import { EventLog } from './events.ts'
+import type { Rows, Store } from './store.ts'
+import first from './migrations/0001_init.sql' with { type: 'text' }
+import saved from './migrations/0002_saved.sql' with { type: 'text' }
+import snapshots from './migrations/0003_snapshots.sql' with { type: 'text' }
+import boots from './migrations/0004_boots.sql' with { type: 'text' }
+
+/** In order; a released one never changes, a change of the schema is the next file. */
+const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots]
+
+export const storeNewer = fault(
+  'state_newer',
+  'conflict',
+  { path: Type.String(), found: Type.Integer(), known: Type.Integer() },
+  (d) => `Cannot open "${d.path}": a newer aerie wrote it (schema ${d.found}, this one knows ${d.known})`,
+  'Start the newer aerie, or restore the state folder of this one',
+)
+
+/**
+ * Opens the state of this host: WAL, foreign keys on, every commit on disk before it is reported (synchronous = FULL: rows here say
+ * who owns processes and files).
+ *
+ * Transactions take **synchronous** callbacks only: with bun:sqlite a rejected asynchronous one is not rolled back.
+ *
+ * @throws `state_newer`
+ */
+export const openStore = (path: string): Store => {
+  const sqlite = new Database(path, { create: true, strict: true })
+  sqlite.run('PRAGMA journal_mode = WAL')
+  sqlite.run('PRAGMA synchronous = FULL')
+  sqlite.run('PRAGMA busy_timeout = 5000')
+  sqlite.run('PRAGMA foreign_keys = ON')
+  const found = (sqlite.query('PRAGMA user_version').get() as { user_version: number }).user_version
+  if (found > MIGRATIONS.length) {
+    sqlite.close()
+    throw storeNewer({ path, found, known: MIGRATIONS.length })
+  }
+  for (const [at, migration] of MIGRATIONS.entries()) {
+    if (at < found) continue
+    sqlite
+      .transaction(() => {
+        sqlite.run(migration)
+        sqlite.run(`PRAGMA user_version = ${at + 1}`)
+      })
+      .immediate()
+  }
+  const store = drizzle(sqlite) as unknown as Rows
+  return Object.assign(store, { events: new EventLog(store) })
+}
