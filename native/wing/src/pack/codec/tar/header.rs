@@ -142,6 +142,18 @@ pub fn parse_number(field: &[u8]) -> Option<i64> {
     })
 }
 
+/// A decimal number that fits a file offset.
+pub fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 19 {
+        return None;
+    }
+    let value = digits.iter().try_fold(0u64, |value, &digit| match digit {
+        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })?;
+    (value < 1 << 62).then_some(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! PAX extended headers: records `LENGTH KEY=VALUE\n` (POSIX.1-2017 `pax`, "Extended Header").
 
-use super::sparse::PIECES_MAX;
+use super::{header::decimal, sparse::PIECES_MAX};
 use crate::pack::error::{Error, Result};
 
 /// Attributes per entry and bytes of them: what an EROFS inode can hold at most.
@@ -183,18 +183,6 @@ fn optional_number(value: &[u8]) -> std::result::Result<Option<u64>, &'static st
     } else {
         number(value).map(Some)
     }
-}
-
-/// A decimal number that fits a file offset.
-pub fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || digits.len() > 19 {
-        return None;
-    }
-    let value = digits.iter().try_fold(0u64, |value, &digit| match digit {
-        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    })?;
-    (value < 1 << 62).then_some(value)
 }
 
 /// `[-]SECONDS[.FRACTION]`, rounded down as POSIX asks.

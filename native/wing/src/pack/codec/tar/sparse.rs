@@ -4,8 +4,7 @@ use crate::pack::error::{Error, Result};
 
 use super::{
     block::BLOCK,
-    header::{Header, parse_number},
-    pax::decimal,
+    header::{Header, decimal, parse_number},
 };
 
 /// Pieces of one file. A file of 64 GiB with a hole in every MiB has this many.
