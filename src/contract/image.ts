@@ -32,6 +32,10 @@ export const Image = Type.Object({
 })
 export type Image = Static<typeof Image>
 
+/** A limit of what an archive unpacks to, in MiB: the largest is 16 TiB. */
+export const maxSize = (description: string) =>
+  Type.Optional(Type.Integer({ minimum: 1, maximum: 16_777_216, description }))
+
 const tags = ['image'] as const
 /** Configuration that an import overrides; what is absent comes from the archive. Lists are JSON arrays of strings. */
 export const ImageImportQuery = Type.Object({
@@ -41,6 +45,10 @@ export const ImageImportQuery = Type.Object({
   env: Type.Optional(Type.String({ maxLength: 262_144, description: 'JSON array of KEY=value' })),
   user: Type.Optional(Type.String({ maxLength: 128 })),
   workdir: Type.Optional(Type.String({ maxLength: 4096, pattern: '^/' })),
+  max_size_mb: maxSize('Most that the image may hold; holes of sparse files do not count (16384)'),
+  max_entries: Type.Optional(
+    Type.Integer({ minimum: 1, maximum: 4_000_000, description: 'Most files and folders of the archive (2000000)' }),
+  ),
 })
 export type ImageImportQuery = Static<typeof ImageImportQuery>
 

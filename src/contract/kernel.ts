@@ -1,6 +1,6 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
-import { Digest } from './image.ts'
+import { Digest, maxSize } from './image.ts'
 
 export const KernelRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 128 }) })
 export const Kernel = Type.Object({
@@ -28,6 +28,7 @@ export const kernelOperations = {
     query: Type.Object({
       name: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._+-]*$', maxLength: 128 })),
       default: Type.Optional(Type.Boolean({ default: false })),
+      max_size_mb: maxSize('Most that the archive may unpack to (4096)'),
     }),
     response: { 201: Kernel },
     scope: 'admin',

@@ -3,62 +3,81 @@ import { closeSync, fchmodSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Type } from '@sinclair/typebox'
 import { internalError } from '../lib/errors.ts'
 import { fault, type Fault } from '../lib/fault.ts'
+import { sentenceOf } from '../lib/sentence.ts'
 import { WingError } from '../linux/wing.ts'
 
-const archiveInvalid = fault(
+/** What raises the limits of `wing pack`, by the flag that it names. */
+const RAISED_BY = new Map([
+  ['max-bytes', 'Raise the limit with `--max-size` (max_size_mb in the API)'],
+  ['max-entries', 'Raise the limit with `--max-entries` (max_entries in the API)'],
+])
+
+export const archiveInvalid = fault(
   'archive_invalid',
   'invalid',
   { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot read the archive: ${d.reason}`,
+  (d) => sentenceOf('Cannot read the archive', d.reason),
 )
 const archiveTooLarge = fault(
   'archive_too_large',
   'exhausted',
-  { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot unpack the archive: ${d.reason}`,
+  { reason: Type.String(), problem: Type.String(), flag: Type.Optional(Type.String()) },
+  (d) => sentenceOf('Cannot unpack the archive', d.reason),
+  (d) => RAISED_BY.get(d.flag ?? ''),
 )
 export const diskExhausted = fault(
   'disk_exhausted',
   'exhausted',
   { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot write to the state folder: ${d.reason}`,
+  (d) => sentenceOf('Cannot write to the state folder', d.reason),
   'Free some space in the state folder',
 )
-const packFailed = fault(
-  'pack_failed',
-  'internal',
-  { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot convert the archive: ${d.reason}`,
+const packFailed = fault('pack_failed', 'internal', { reason: Type.String(), problem: Type.String() }, (d) =>
+  sentenceOf('Cannot convert the archive', d.reason),
 )
 export const kernelModuleMissing = fault(
   'kernel_module_missing',
   'invalid',
   { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot use this kernel: ${d.reason}`,
+  (d) => sentenceOf('Cannot use this kernel', d.reason),
   'Give the kernel together with its modules folder, or its Debian package',
 )
 export const kernelMissing = fault(
   'kernel_missing',
   'invalid',
   { reason: Type.String(), problem: Type.String() },
-  (d) => `Cannot find a kernel in the archive: ${d.reason}`,
+  (d) => sentenceOf('Cannot find a kernel in the archive', d.reason),
 )
 
-const BY_CODE: Readonly<Record<string, (data: { reason: string; problem: string }, cause?: unknown) => Fault>> = {
-  archive_too_large: archiveTooLarge,
-  no_space: diskExhausted,
-  kernel_module_missing: kernelModuleMissing,
-  kernel_missing: kernelMissing,
-  internal: packFailed,
-  output_failed: packFailed,
-}
+type Failure = (data: { reason: string; problem: string; flag?: string }, cause?: unknown) => Fault
+
+/** The codes that are not about what the archive holds. */
+const BY_CODE = new Map<string, Failure>([
+  ['archive_too_large', archiveTooLarge],
+  ['disk_full', diskExhausted],
+  ['kernel_module_missing', kernelModuleMissing],
+  ['kernel_missing', kernelMissing],
+  ['usage', packFailed],
+  ['confinement_failed', packFailed],
+  ['read_failed', packFailed],
+  ['write_failed', packFailed],
+  ['scratch_required', packFailed],
+  ['internal', packFailed],
+  ['wing_died', packFailed],
+])
+
+/** The limits of a request as flags of `wing pack`, whose defaults stand in native/README.md. */
+export const limitsOf = (asked: { readonly max_size_mb?: number; readonly max_entries?: number }): string[] => [
+  ...(asked.max_size_mb === undefined ? [] : ['--max-bytes', String(asked.max_size_mb * 2 ** 20)]),
+  ...(asked.max_entries === undefined ? [] : ['--max-entries', String(asked.max_entries)]),
+]
 
 /** What `wing pack` said as a fault: almost always the archive is to blame, and its own code says how. */
 export const archiveFault = (error: unknown): Fault => {
   if (!(error instanceof WingError)) return internalError({}, error)
   const reason = [error.message, ...error.chain].join(': ')
-  if (/No space left|os error 28/.test(reason)) return diskExhausted({ reason, problem: error.code }, error)
-  return (BY_CODE[error.code] ?? archiveInvalid)({ reason, problem: error.code }, error)
+  const made = BY_CODE.get(error.code) ?? archiveInvalid
+  return made({ reason, problem: error.code, ...(error.flag !== undefined && { flag: error.flag }) }, error)
 }
 
 /** SHA-256 of a file, hex, streamed. */

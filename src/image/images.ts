@@ -9,8 +9,9 @@ import { requestInvalid } from '../lib/errors.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
+import { signalNumber } from '../lib/signal.ts'
 import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
-import { archiveFault, copySynced, sha256File } from './archive.ts'
+import { archiveFault, archiveInvalid, limitsOf, copySynced, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
 import { immediate, prepared, type Store } from '../store/store.ts'
@@ -147,7 +148,7 @@ export class Images {
       try {
         packed = Value.Parse(
           Packed,
-          await wing(['pack', 'image', '--out-fd', '4', '--scratch-fd', '5'], {
+          await wing(['pack', 'image', '--out-fd', '4', '--scratch-fd', '5', ...limitsOf(query)], {
             stdin: archive,
             fds: [
               [out, 4],
@@ -163,7 +164,7 @@ export class Images {
       }
       const own = packed.config
       const config: ImageConfig = {
-        stop_signal: own.stop_signal ?? '',
+        stop_signal: knownSignal(own.stop_signal ?? ''),
         env: mergeEnv(own.env, asked.env ?? []),
         exposed_ports: own.exposed_ports,
         user: asked.user ?? own.user ?? '',
@@ -335,6 +336,13 @@ export class Images {
   async verify(row: ImageRow): Promise<boolean> {
     return (await sha256File(this.pathOf(row))) === row.erofsDigest
   }
+}
+
+/** @throws `archive_invalid` where a vm of the image could not be stopped as the image wants it */
+const knownSignal = (name: string): string => {
+  if (name === '' || signalNumber(name) !== undefined) return name
+  const reason = `Cannot use the image's StopSignal ${JSON.stringify(name.slice(0, 100))}: signal(7) has no such signal`
+  throw archiveInvalid({ reason, problem: 'stop_signal_unknown' })
 }
 
 const mergeEnv = (base: readonly string[], over: readonly string[]): string[] => {

@@ -15,7 +15,7 @@ import { and, asc, desc, eq, like, ne, sql, type SQL } from 'drizzle-orm'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { Kernel } from '../contract/kernel.ts'
-import { archiveFault, copySynced, sha256File } from '../image/archive.ts'
+import { archiveFault, copySynced, limitsOf, sha256File } from '../image/archive.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
@@ -112,7 +112,7 @@ export class Kernels {
 
   /** @throws `archive_*`, `kernel_missing`, `kernel_module_missing`, `disk_exhausted` */
   async import(
-    query: { readonly name?: string; readonly default?: boolean },
+    query: { readonly name?: string; readonly default?: boolean; readonly max_size_mb?: number },
     archive: ReadableStream<Uint8Array>,
     signal: AbortSignal,
   ): Promise<Kernel> {
@@ -125,7 +125,7 @@ export class Kernels {
       try {
         packed = Value.Parse(
           Packed,
-          await wing(['pack', 'kernel', '--out-fd', '4', '--modules-fd', '5'], {
+          await wing(['pack', 'kernel', '--out-fd', '4', '--modules-fd', '5', ...limitsOf(query)], {
             stdin: archive,
             fds: [
               [image, 4],
@@ -189,7 +189,7 @@ export class Kernels {
     format: 'bzimage' | 'vmlinux',
     sha256: string,
     modules: string[],
-    query: { readonly name?: string; readonly default?: boolean },
+    query: { readonly name?: string; readonly default?: boolean; readonly max_size_mb?: number },
   ): Promise<Kernel> {
     const modulesDigest = await sha256File(join(temporary, 'modules.tar'))
     const hex = createHash('sha256')

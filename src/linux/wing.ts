@@ -5,11 +5,14 @@ export class WingError extends Error {
   override name = 'WingError'
   readonly code: string
   readonly chain: readonly string[]
+  /** Names the flag that raises the limit that was met. */
+  readonly flag: string | undefined
 
-  constructor(code: string, message: string, chain: readonly string[] = []) {
+  constructor(code: string, message: string, chain: readonly string[] = [], flag?: string) {
     super(message)
     this.code = code
     this.chain = chain
+    this.flag = flag
   }
 }
 
@@ -26,7 +29,8 @@ export const wingErrorOf = (text: string): WingError | undefined => {
   const message = 'message' in said && typeof said.message === 'string' ? said.message : said.code
   const chain =
     'chain' in said && Array.isArray(said.chain) ? said.chain.filter((cause) => typeof cause === 'string') : []
-  return new WingError(said.code, message, chain)
+  const flag = 'flag' in said && typeof said.flag === 'string' ? said.flag : undefined
+  return new WingError(said.code, message, chain, flag)
 }
 
 /** How to start wing with Bun.spawn: its argv and the rest that is the same for every command. */

@@ -622,7 +622,7 @@ fn a_limit_names_the_file_and_its_flag() {
         (
             &["--max-entries", "1"],
             file,
-            "1 entries",
+            "1 entry",
             Some("max-entries"),
         ),
         (&[], huge, "17592186044416 bytes in a file", None),

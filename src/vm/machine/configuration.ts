@@ -1,35 +1,19 @@
 import { randomBytes } from 'node:crypto'
+import { constants } from 'node:os'
 import type { ImageConfig } from '../../contract/image.ts'
 import type { VmSpec } from '../../contract/vm-spec.ts'
 import { requestTooLarge } from '../../guest/errors.ts'
 import { OK_MAX } from '../../guest/frames.ts'
 import type { Configuration } from '../../guest/session.ts'
+import { signalNumber } from '../../lib/signal.ts'
 import type { GuestOf } from './part.ts'
 import { guestShare } from './parts.ts'
 
 /** Of the agent's memory, for what the workload says while the daemon is away. */
 const LOG_BYTES = 1_048_576
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
-const SIGNALS: Readonly<Record<string, number>> = {
-  HUP: 1,
-  INT: 2,
-  QUIT: 3,
-  ABRT: 6,
-  KILL: 9,
-  USR1: 10,
-  USR2: 12,
-  ALRM: 14,
-  TERM: 15,
-  WINCH: 28,
-}
-
-/** `SIGQUIT`, `QUIT` or `3` → 3; SIGTERM where it is none of them. */
-const stopSignal = (text: string): number => {
-  const number = Number(text)
-  return Number.isInteger(number) && number >= 1 && number <= 64
-    ? number
-    : (SIGNALS[text.toUpperCase().replace(/^SIG/, '')] ?? 15)
-}
+/** SIGTERM where the image names none; one that is unknown is in images of releases which did not refuse it. */
+const stopSignal = (name: string): number => signalNumber(name) ?? constants.signals.SIGTERM
 
 /** What the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
 export const argvOf = (

@@ -80,6 +80,7 @@ impl Bound {
     fn of(self, limit: u64) -> String {
         match self {
             Self::Bytes => format!("{} of contents", size(limit)),
+            Self::Entries if limit == 1 => "1 entry".into(),
             Self::Entries => format!("{limit} entries"),
         }
     }

@@ -1,6 +1,6 @@
 import { ImageImportQuery } from '../../../contract/image.ts'
 import { command } from '../../command.ts'
-import { bySchema, list, text, usageInvalid } from '../../flags.ts'
+import { bySchema, list, mebibytes, text, usageInvalid } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
 import { bodyOf } from '../../upload.ts'
 import { readArgv } from '../../vm-flags.ts'
@@ -18,6 +18,11 @@ What the flags do not say comes from the archive.`,
     env: list('Variable of the environment', 'NAME=VALUE', { short: 'e' }),
     user: bySchema(of.user, { short: 'u', placeholder: 'USER', help: 'user[:group] that an instance runs as' }),
     workdir: bySchema(of.workdir, { short: 'w', placeholder: 'DIR', help: 'Folder that an instance starts in' }),
+    'max-size': mebibytes('Most that the image may hold, without the holes of sparse files (16g)', 1, 16_777_216),
+    'max-entries': bySchema(of.max_entries, {
+      placeholder: 'COUNT',
+      help: 'Most files and folders of the archive (2000000)',
+    }),
   },
   args: { min: 2, max: 2, nouns: ['none', 'file'] },
   async run(context, { flags, args }) {
@@ -31,6 +36,8 @@ What the flags do not say comes from the archive.`,
       ...(flags.env && { env: json(flags.env) }),
       ...(flags.user !== undefined && { user: flags.user }),
       ...(flags.workdir !== undefined && { workdir: flags.workdir }),
+      ...(flags['max-size'] !== undefined && { max_size_mb: flags['max-size'] }),
+      ...(flags['max-entries'] !== undefined && { max_entries: flags['max-entries'] }),
     }
     if (!new RegExp(of.name.pattern ?? '').test(name)) {
       throw usageInvalid({

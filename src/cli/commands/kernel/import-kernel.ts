@@ -2,7 +2,7 @@ import { basename } from 'node:path'
 import { statSync } from 'node:fs'
 import { packAll, realLocal } from '../../../client/tar.ts'
 import { command } from '../../command.ts'
-import { text, usageInvalid, yes } from '../../flags.ts'
+import { mebibytes, text, usageInvalid, yes } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
 import { bodyOf, headOf, notAFile } from '../../upload.ts'
 
@@ -25,7 +25,11 @@ export const importKernel = command({
   usage: '[FLAGS] FILE|DIR|- [MODULES]',
   detail: `FILE is a Debian linux-image .deb, a vmlinuz or vmlinux, or a tar of one with lib/modules; DIR a folder with vmlinuz and lib/modules.
 MODULES is the folder lib/modules/VERSION of a vmlinuz or vmlinux.`,
-  flags: { name: text('What it is called (its version)', 'NAME'), default: yes('New vms use it') },
+  flags: {
+    name: text('What it is called (its version)', 'NAME'),
+    default: yes('New vms use it'),
+    'max-size': mebibytes('Most that FILE may unpack to (4g)', 1, 16_777_216),
+  },
   args: { min: 1, max: 2, nouns: ['file', 'file'] },
   async run(context, { flags, args }) {
     const [path = '', modules] = args
@@ -53,7 +57,13 @@ MODULES is the folder lib/modules/VERSION of a vmlinuz or vmlinux.`,
     try {
       const kernel = await client.upload(
         'kernel.import',
-        { query: { ...(flags.name !== undefined && { name: flags.name }), ...(flags.default && { default: true }) } },
+        {
+          query: {
+            ...(flags.name !== undefined && { name: flags.name }),
+            ...(flags.default && { default: true }),
+            ...(flags['max-size'] !== undefined && { max_size_mb: flags['max-size'] }),
+          },
+        },
         body,
       )
       progress.done()

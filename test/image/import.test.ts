@@ -1,0 +1,122 @@
+import { createHash } from 'node:crypto'
+import { statSync } from 'node:fs'
+import { afterAll, describe, expect, test } from 'bun:test'
+import type { ImageImportQuery } from '../../src/contract/image.ts'
+import { encodeHeader, padding, TAR_END } from '../../src/client/tar-header.ts'
+import type { Fault } from '../../src/lib/fault.ts'
+import { testHost } from '../vm/host.ts'
+
+const own = testHost()
+afterAll(() => own[Symbol.asyncDispose]())
+
+const digest = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
+
+const file = (name: string, data: string | Uint8Array): Buffer => {
+  const bytes = Buffer.from(data)
+  const header = encodeHeader({ name, type: 'file', mode: 0o644, mtime: 0, uid: 0, gid: 0, size: bytes.length })
+  return Buffer.concat([header, bytes, Buffer.alloc(padding(bytes.length))])
+}
+
+/** An image of one layer as Jib writes it. */
+const saved = (
+  config: Readonly<Record<string, unknown>>,
+  layer = Buffer.concat([file('hello', 'x'), TAR_END]),
+): Buffer => {
+  const rootfs = { type: 'layers', diff_ids: [`sha256:${digest(layer)}`] }
+  return Buffer.concat([
+    file('layer.tar', layer),
+    file('config.json', JSON.stringify({ os: 'linux', architecture: 'amd64', config, rootfs })),
+    file('manifest.json', JSON.stringify([{ Config: 'config.json', RepoTags: ['x:1'], Layers: ['layer.tar'] }])),
+  ])
+}
+
+const take = (archive: Uint8Array, query: Partial<ImageImportQuery> = {}) =>
+  own.host.images.import(
+    { name: 'x', ...query },
+    new Blob([archive as Uint8Array<ArrayBuffer>]).stream(),
+    AbortSignal.timeout(60_000),
+  )
+
+const refusal = async (archive: Uint8Array, query: Partial<ImageImportQuery> = {}): Promise<Fault> => {
+  try {
+    await take(archive, query)
+  } catch (error) {
+    return error as Fault
+  }
+  throw new Error('it was taken')
+}
+
+describe('an image of another tool', () => {
+  test('is one whatever its files are called, with or without an end mark', async () => {
+    const archive = saved({ Entrypoint: ['/bin/echo', 'jib'] })
+
+    for (const end of [Buffer.alloc(0), TAR_END])
+      expect(await take(Buffer.concat([archive, end]))).toMatchObject({
+        format: 'docker',
+        config: { entrypoint: ['/bin/echo', 'jib'] },
+      })
+  })
+
+  test.each(['SIGRTMIN+3', 'RTMAX-2', 'sigterm', '37', 'SIGSTKFLT', ''])('may stop by %s', async (StopSignal) => {
+    expect(await take(saved({ StopSignal }))).toMatchObject({ config: { stop_signal: StopSignal } })
+  })
+
+  test.each(['SIGNONSENSE', '0', '65', 'SIGRTMIN+31', 'TERM;KILL', 'x'.repeat(1000)])(
+    'is refused where no signal is called %s',
+    async (StopSignal) => {
+      const { code, message } = await refusal(saved({ StopSignal }))
+
+      expect(code).toBe('archive_invalid')
+      expect(message).toStartWith(`Cannot use the image's StopSignal "${StopSignal.slice(0, 100)}"`)
+      expect(message.length).toBeLessThan(250)
+    },
+  )
+
+  test('keeps nothing of an import that was refused', async () => {
+    await take(saved({ Cmd: ['kept'] }), { name: 'kept' })
+    await refusal(saved({ StopSignal: 'NONE', Cmd: ['other'] }), { name: 'kept' })
+
+    expect(own.host.images.get('kept').config.cmd).toEqual(['kept'])
+  })
+})
+
+describe('a limit', () => {
+  const big = Buffer.concat([file('small', ''), file('var/lib/big', Buffer.alloc(3 << 20, 1))])
+
+  test('names the file, and the flag that raises it', async () => {
+    for (const archive of [big, Bun.gzipSync(big)]) {
+      const { code, message, hint } = await refusal(archive, { max_size_mb: 2 })
+
+      expect(code).toBe('archive_too_large')
+      expect(message).toBe('Cannot unpack "var/lib/big": the limit is 2 MiB of contents')
+      expect(hint).toContain('--max-size')
+    }
+    const { message, hint } = await refusal(big, { max_entries: 1 })
+    expect(message).toBe('Cannot unpack "var/lib/big": the limit is 1 entry')
+    expect(hint).toContain('--max-entries')
+  })
+
+  test('can be raised', async () => {
+    expect(await take(big, { max_size_mb: 20_000, max_entries: 2 })).toMatchObject({ format: 'rootfs' })
+  })
+
+  test('does not count the holes of a sparse file', async () => {
+    const records = Object.entries({ major: 0, minor: 1, name: 'var/log/lastlog', size: 100 * 2 ** 30, map: '0,1' })
+      .map(([key, value]) => {
+        const rest = ` GNU.sparse.${key}=${value}\n`
+        return `${rest.length + 2}${rest}`
+      })
+      .join('')
+    const pax = Buffer.from(file('pax', records))
+    pax[156] = 'x'.charCodeAt(0)
+    // The checksum of a header counts its own field as blanks.
+    pax.fill(' ', 148, 156)
+    const sum = pax.subarray(0, 512).reduce((all, byte) => all + byte, 0)
+    pax.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148)
+
+    const image = await take(Buffer.concat([pax, file('x', '1')]), { max_size_mb: 64 })
+
+    const { erofsDigest } = own.host.images.resolve(image.digest)
+    expect(statSync(own.host.images.pathOf({ erofsDigest })).blocks * 512).toBeLessThan(256 * 1024)
+  })
+})
