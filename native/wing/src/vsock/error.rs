@@ -27,6 +27,11 @@ pub enum VsockError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot confine the process")]
+    Confinement {
+        #[source]
+        source: io::Error,
+    },
     #[error("the VMM said something that cannot be followed")]
     Protocol(#[source] vhost::vhost_user::Error),
 }
@@ -46,6 +51,7 @@ impl VsockError {
             Self::Descriptor { .. } => "fd_invalid",
             Self::Device(_) => "device_invalid",
             Self::Muxer(_) | Self::Io { .. } => "device_failed",
+            Self::Confinement { .. } => "confinement_failed",
             Self::Protocol(_) => "vhost_protocol",
         }
     }

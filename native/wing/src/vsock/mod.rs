@@ -8,12 +8,16 @@
 //! `vhost-user-backend` is not used: it cannot take a connected stream, and it wants a thread for the stream and
 //! another for the queues, with locks between them.
 //!
+//! Once the device is made, before the first byte of the VMM is read, it gives away every system call that it does not
+//! need (confine.rs).
+//!
 //! ```text
 //!  QEMU ── vhost-user ──▶ frontend.rs ──▶ device.rs: memory, rings, when they run
 //!  guest ── kick ───────▶ run.rs ──────▶ device.rs ── aerie_vsock::serve ── Muxer ── Unix sockets
 //! ```
 
 mod args;
+mod confine;
 mod device;
 mod error;
 mod frontend;

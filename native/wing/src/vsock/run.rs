@@ -16,6 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
     args::Args,
+    confine::confine,
     device::{Device, RINGS},
     error::VsockError,
 };
@@ -61,6 +62,7 @@ pub fn run(args: Args) -> Result<(), VsockError> {
     let device = Arc::new(Mutex::new(Device::new(muxer, &epoll, args.restored)?));
     let mut frontend = BackendReqHandler::from_stream(stream, Arc::clone(&device));
 
+    confine()?;
     let mut events = [EpollEvent::default(); RINGS + 2];
     let mut more = false;
     loop {
