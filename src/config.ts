@@ -66,8 +66,8 @@ export interface Config extends Settings {
   readonly state: string
   readonly run: string
   readonly socket: string
-  /** Where the API listens: `socket`, and for one user's daemon a place that lasts. */
-  readonly sockets: readonly string[]
+  /** Where the API of one user's daemon listens too: a place that lasts. */
+  readonly lastingSocket?: string
   /** The folder of the machines' sockets. */
   readonly machines: string
   readonly cpus: number
@@ -146,13 +146,14 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
     })
   }
   const lasting = user ? lastingRun(state) : undefined
+  const lastingSocket = lasting === undefined ? undefined : join(lasting, 'aerie.sock')
   return Object.freeze({
     ...settings,
     mode: user ? 'user' : 'system',
     state,
     run,
     socket,
-    sockets: [...new Set([socket, ...(lasting === undefined ? [] : [join(lasting, 'aerie.sock')])])],
+    ...(lastingSocket !== undefined && lastingSocket !== socket && { lastingSocket }),
     machines: join(lasting ?? run, 'm'),
     cpus: cpus().length,
     memoryMb: Math.floor(totalmem() / 2 ** 20),

@@ -21,7 +21,7 @@ import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
 import { Snapshots } from './snapshot/snapshots.ts'
 import { openStore } from './store/open.ts'
-import { doctor } from './system/doctor.ts'
+import { configOf, doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
@@ -202,4 +202,5 @@ const stateId = (state: string): string => {
 }
 
 /** What this host can do, for a command line that needs no daemon. */
-export const examine = () => doctor(driverChecks(DRIVERS))
+export const examine = (which: 'system' | 'user') =>
+  doctor(driverChecks(DRIVERS), configOf(which, process.env, process.getuid?.() ?? 0))

@@ -32,6 +32,6 @@ process.exit(
     licenses: async () => (await import('./system/seeds.ts')).licenses(),
     terminal: async () => (await import('./linux/terminal.ts')).openTerminal(0),
     contents: async () => (await import('./system/seeds.ts')).seedContents(),
-    doctor: async () => (await import('./daemon.ts')).examine(),
+    doctor: async (which) => (await import('./daemon.ts')).examine(which),
   }),
 )

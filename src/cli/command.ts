@@ -31,7 +31,8 @@ export interface Programs {
   readonly version: string
   readonly serve: (flags: Record<string, unknown>) => Promise<number>
   readonly settings: () => Promise<Readonly<Record<string, TSchema>>>
-  readonly doctor: () => Promise<Doctor>
+  /** Looks at this host for the daemon that serves: the host's, or the user's own. */
+  readonly doctor: (which: 'system' | 'user') => Promise<Doctor>
   readonly contents: () => Promise<Contents>
   readonly licenses: () => Promise<string>
   /** The terminal that stdin is; undefined where it is none. */

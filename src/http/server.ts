@@ -124,7 +124,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
 
   const servers: Server<SocketData>[] = []
   const addresses: string[] = []
-  const { sockets, listen } = host.config
+  const { socket, lastingSocket, listen } = host.config
   const listenUnix = async (path: string): Promise<UnixServer> => {
     await freeSocket(path)
     const server = Bun.serve({
@@ -138,7 +138,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
     return { path, server, file: lstatSync(path) }
   }
   const unix: UnixServer[] = []
-  for (const path of sockets) {
+  for (const path of lastingSocket === undefined ? [socket] : [socket, lastingSocket]) {
     unix.push(await listenUnix(path))
     addresses.push(`unix://${path}`)
   }

@@ -1,5 +1,5 @@
 import type { Host } from '../host.ts'
-import { doctor } from '../system/doctor.ts'
+import { cachedDoctor } from '../system/doctor.ts'
 import { follow } from '../system/events.ts'
 import { info, summary } from '../system/info.ts'
 import type { Tokens } from '../system/tokens.ts'
@@ -8,6 +8,7 @@ import type { Asked, Handlers } from './handler.ts'
 import { openapi } from './openapi.ts'
 
 export const systemHandlers = (host: Host, tokens: Tokens) => {
+  const examine = cachedDoctor(host.hypervisors.checks, host.config)
   const document = JSON.stringify(openapi(host.daemon.version))
   const events = (only: 'vms' | 'all', { query, request, signal }: Asked<'events' | 'events.vms'>): Response =>
     sse(follow(host, only, query, request.headers.get('last-event-id'), signal), signal, (event) => ({
@@ -20,7 +21,7 @@ export const systemHandlers = (host: Host, tokens: Tokens) => {
     'system.status': () => ({ status: 'ok' }),
     'system.info': () => info(host),
     'system.summary': () => summary(host),
-    'system.doctor': () => doctor(host.hypervisors.checks, host.config),
+    'system.doctor': () => examine(),
     'system.openapi': () => new Response(document, { headers: { 'content-type': 'application/json' } }),
     events: (asked) => events('all', asked),
     'events.vms': (asked) => events('vms', asked),

@@ -1,3 +1,4 @@
+import { readFileSync, statSync } from 'node:fs'
 import { checked, SyscallError } from './errno.ts'
 import { host } from './host-library.ts'
 import { cpuFlags } from './proc.ts'
@@ -31,6 +32,8 @@ export interface KvmSupport {
   readonly usable: boolean
   /** One sentence for people: why, or why not. */
   readonly reason: string
+  /** What a person can do about it; absent where it is usable. */
+  readonly fix?: string
   readonly probe: KvmProbe | undefined
 }
 
@@ -41,6 +44,28 @@ const WHY: Readonly<Record<string, string>> = {
   ENODEV: '/dev/kvm has no hardware behind it',
   ENXIO: '/dev/kvm has no hardware behind it',
 }
+const FIRMWARE = 'On bare metal enable VT-x or AMD-V in the firmware; in a VM ask for nested virtualisation'
+const FIX: Readonly<Record<string, string>> = {
+  ENOENT: `\`modprobe kvm_intel\` or \`modprobe kvm_amd\`, as root. Where that fails: ${FIRMWARE.charAt(0).toLowerCase()}${FIRMWARE.slice(1)}`,
+  EPERM: 'Let the device through: `docker run --device /dev/kvm`, `DeviceAllow=/dev/kvm rw` in a unit of systemd',
+  ENODEV: FIRMWARE,
+  ENXIO: FIRMWARE,
+}
+
+/** How /dev/kvm is opened to this user: by its group, where it has one of its own, else by an ACL. */
+const openTo = (user: string, device = '/dev/kvm'): string => {
+  const gid = statSync(device, { throwIfNoEntry: false })?.gid ?? 0
+  const group = readFileSync('/etc/group', 'utf8')
+    .split('\n')
+    .map((line) => line.split(':'))
+    .find((fields) => fields[2] === String(gid))?.[0]
+  return gid === 0 || group === undefined
+    ? `\`sudo setfacl -m u:${user}:rw ${device}\``
+    : `\`sudo usermod -aG ${group} ${user}\`, then log in anew`
+}
+
+const fixOf = (code: string): string =>
+  FIX[code] ?? (code === 'EACCES' ? openTo(process.env['USER'] || String(process.getuid?.() ?? 0)) : FIRMWARE)
 const API_VERSION = 12 // Documentation/virt/kvm/api.rst, 4.1
 
 /**
@@ -54,11 +79,17 @@ export const kvmSupport = (flags: ReadonlySet<string> = cpuFlags(), ask: () => K
     probe = ask()
   } catch (error) {
     if (!(error instanceof SyscallError)) throw error
-    return { usable: false, reason: WHY[error.code] ?? `/dev/kvm cannot be opened: ${error.code}`, probe: undefined }
+    return {
+      usable: false,
+      reason: WHY[error.code] ?? `/dev/kvm cannot be opened: ${error.code}`,
+      fix: fixOf(error.code),
+      probe: undefined,
+    }
   }
-  const no = (reason: string): KvmSupport => ({ usable: false, reason, probe })
+  const no = (reason: string, fix = FIRMWARE): KvmSupport => ({ usable: false, reason, fix, probe })
   if (extension === undefined) return no('/dev/kvm answers, but the CPU shows neither vmx nor svm: a guest would hang')
-  if (probe.apiVersion !== API_VERSION) return no(`/dev/kvm speaks version ${probe.apiVersion}, not ${API_VERSION}`)
+  if (probe.apiVersion !== API_VERSION)
+    return no(`/dev/kvm speaks version ${probe.apiVersion}, not ${API_VERSION}`, 'Run a newer kernel')
   if (probe.vmErrno !== 0) return no(`/dev/kvm makes no VM: ${new SyscallError(probe.vmErrno, 'KVM_CREATE_VM').code}`)
   return { usable: true, reason: `/dev/kvm answers and the CPU shows ${extension}`, probe }
 }

@@ -15,6 +15,8 @@ import { readConfig } from '../config.ts'
 import type { Check, Doctor } from '../contract/system.ts'
 import type { DriverChecks } from '../hypervisor/hypervisors.ts'
 import { sayBytes } from '../lib/bytes.ts'
+import { Fault } from '../lib/fault.ts'
+import { homeMissing, type Environment } from '../lib/paths.ts'
 import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
 import { reflinkSupport } from '../linux/clone-file.ts'
@@ -28,15 +30,10 @@ const check = (name: string, status: Check['status'], message: string, hint: str
 
 /** Where KVM is needed for speed and not for life, its absence is a warning: TCG runs the same guests, slower. */
 const kvm = (): Check => {
-  const { usable, reason } = kvmSupport()
+  const { usable, reason, fix } = kvmSupport()
   return usable
     ? check('kvm', 'ok', reason)
-    : check(
-        'kvm',
-        'warn',
-        `${reason}: guests run under TCG, some ten times slower`,
-        'On bare metal enable VT-x or AMD-V in the firmware; in a VM ask for nested virtualisation; then `modprobe kvm_intel` or `kvm_amd`',
-      )
+    : check('kvm', 'warn', `${reason}: guests run under TCG, some ten times slower`, fix ?? null)
 }
 
 const kernel = (): Check => {
@@ -75,7 +72,9 @@ const writable = (config: Config): Check => {
       'state',
       'warn',
       `${config.state} cannot be written by this user`,
-      'Run as root for the system daemon; `aerie run` starts one of your own without it',
+      config.mode === 'system'
+        ? 'Run as root for the system daemon; `aerie run` starts one of your own without it'
+        : `Make ${folder} writable, or name another folder with XDG_STATE_HOME`,
     )
   }
 }
@@ -140,20 +139,43 @@ const port = async (config: Config): Promise<Check[]> => {
   }
 }
 
+/**
+ * The configuration of the daemon that would serve this user: the host's where it answers or was asked for, else the user's own. A fault
+ * where the user has no home.
+ */
+export const configOf = (which: 'system' | 'user', env: Environment, uid: number): Config | Fault => {
+  try {
+    return readConfig(which === 'user' ? { user: true } : {}, env, uid)
+  } catch (error) {
+    if (error instanceof Fault && error.code === homeMissing.code) return error
+    throw error
+  }
+}
+
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
-export const doctor = async (
-  drivers: DriverChecks,
-  config: Config = readConfig({}, process.env, process.getuid?.() ?? 0),
-): Promise<Doctor> => {
-  const checks = [
-    kernel(),
-    kvm(),
-    ...(await drivers(config)),
-    cgroups(),
-    writable(config),
-    disk(config),
-    reflink(config),
-    ...(await port(config)),
-  ]
+export const doctor = async (drivers: DriverChecks, asked: Config | Fault): Promise<Doctor> => {
+  const config = asked instanceof Fault ? readConfig({}, {}, process.getuid?.() ?? 0) : asked
+  const places =
+    asked instanceof Fault
+      ? [check('state', 'fail', asked.message, asked.hint ?? null)]
+      : [writable(asked), disk(asked), reflink(asked)]
+  const checks = [kernel(), kvm(), ...(await drivers(config)), cgroups(), ...places, ...(await port(config))]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
+}
+
+/** How long an answer of `doctor` serves, ms: its checks write files and start programs, and any token may ask. */
+const FRESH_MS = 10_000
+
+/** Makes `doctor` for a daemon: whoever asks while it looks, or soon after, has the same answer. */
+export const cachedDoctor = (drivers: DriverChecks, config: Config): (() => Promise<Doctor>) => {
+  let last: { readonly at: number; readonly answer: Promise<Doctor> } | undefined
+  return () => {
+    if (last === undefined || performance.now() - last.at > FRESH_MS) {
+      last = { at: performance.now(), answer: doctor(drivers, config) }
+      last.answer.catch(() => {
+        last = undefined
+      })
+    }
+    return last.answer
+  }
 }

@@ -93,6 +93,7 @@ const WITHIN: Readonly<Record<string, string>> = {
   listen_refused: 'ends the daemon before it serves',
   address_taken: 'ends the daemon before it serves',
   state_newer: 'ends the daemon before it serves',
+  home_missing: 'ends the daemon, or the command, before there is an operation',
 }
 
 describe('the faults of the operations', () => {

@@ -82,4 +82,16 @@ describe('kvm', () => {
 
     expect([typeof usable, reason.length > 10]).toEqual(['boolean', true])
   })
+
+  test.each([
+    ['not there', 2, /modprobe kvm/],
+    ['closed to this user', 13, /usermod -aG \S+ |setfacl -m u:/],
+    ['closed by a sandbox', 1, /--device \/dev\/kvm/],
+    ['without hardware', 19, /firmware/],
+  ])('what is %s has the fix of that, and not of something else', (_, errno, fix) => {
+    const said = kvmSupport(new Set(['svm']), refused(errno))
+
+    expect(said.fix).toMatch(fix)
+    if (errno === 13 || errno === 1) expect(said.fix).not.toMatch(/firmware|modprobe/)
+  })
 })

@@ -1,5 +1,7 @@
 import type { Check } from '../../../contract/system.ts'
-import { command } from '../../command.ts'
+import { systemPlaces } from '../../../lib/paths.ts'
+import { answers } from '../../choose-daemon.ts'
+import { command, type Context } from '../../command.ts'
 import { yes } from '../../flags.ts'
 import { plain, plainJson } from '../../../lib/plain.ts'
 import { paint, type Paint } from '../../table.ts'
@@ -10,13 +12,22 @@ const MARK: Readonly<Record<Check['status'], readonly [string, Paint]>> = {
   fail: ['FAIL', 'red'],
 }
 
+/** The daemon that would serve this user: the host's where it was named or answers, else the user's own. */
+const whichServes = async ({ env, globals }: Context): Promise<'system' | 'user'> => {
+  const named = globals.host ?? env['AERIE_HOST']
+  if (named === 'system' || named === `unix://${systemPlaces.socket}`) return 'system'
+  if (named === 'user') return 'user'
+  return (await answers(systemPlaces.socket)) === true ? 'system' : 'user'
+}
+
 export const doctor = command({
   usage: '[FLAGS]',
-  detail: 'Needs no daemon. Exit code 0: vms can run here; 1: they cannot.',
+  detail:
+    'Looks at this host for the daemon that would serve you: the one of the host where it answers, else your own (--host system, --host user).\nNeeds no daemon. Exit code 0: vms can run here; 1: they cannot.',
   flags: { json: yes('The same as --output json') },
   args: { min: 0, max: 0 },
   async run(context, { flags }) {
-    const report = await context.programs.doctor()
+    const report = await context.programs.doctor(await whichServes(context))
     const { out } = context
     if (flags.json) await out.text(`${plainJson(report, 2)}\n`)
     else {

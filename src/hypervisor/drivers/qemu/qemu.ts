@@ -25,10 +25,10 @@ export const qemu: DriverOffer = {
     const program = Bun.which(config.qemu)
     return program ? { driver: driverOf({ program, accelerator }) } : { lacks: `"${config.qemu}" is not installed` }
   },
-  check: (ground) => [checkOf(ground)],
+  check: async (ground) => [await checkOf(ground)],
 }
 
-const checkOf = ({ config, kvm }: Ground): Check => {
+const checkOf = async ({ config, kvm }: Ground): Promise<Check> => {
   const said = (status: Check['status'], message: string, hint: string | null = null): Check => ({
     name: 'qemu',
     status,
@@ -44,7 +44,9 @@ const checkOf = ({ config, kvm }: Ground): Check => {
       `"${config.qemu}" is not on the PATH`,
       'apt-get install --no-install-recommends qemu-system-x86',
     )
-  const version = /version (\d+)\.(\d+)/.exec(Bun.spawnSync([found, '--version']).stdout.toString())
+  const version = /version (\d+)\.(\d+)/.exec(
+    await new Response(Bun.spawn([found, '--version'], { stderr: 'ignore' }).stdout).text(),
+  )
   if (!version) return said('fail', `${found} does not say its version`)
   return Number(version[1]) >= 7
     ? said('ok', `${found} ${version[1]}.${version[2]}`)

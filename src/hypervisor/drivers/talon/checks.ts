@@ -11,8 +11,8 @@ const check = (name: string, status: Check['status'], message: string, hint: str
 })
 
 /** What talon's jail can enforce here, by its own word. */
-const jail = ({ kvm }: Ground, another: boolean): Check => {
-  const said = report()
+const jail = async ({ kvm }: Ground, another: boolean): Promise<Check> => {
+  const said = await report()
   if (!said)
     return check(
       'talon',
@@ -64,4 +64,7 @@ const sharedMemory = (): Check => {
 }
 
 /** What `aerie doctor` says of talon. `another`: some other driver can run guests where talon cannot. */
-export const checks = (ground: Ground, another: boolean): readonly Check[] => [jail(ground, another), sharedMemory()]
+export const checks = async (ground: Ground, another: boolean): Promise<readonly Check[]> => [
+  await jail(ground, another),
+  sharedMemory(),
+]

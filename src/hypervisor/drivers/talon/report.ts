@@ -12,21 +12,32 @@ const Report = Type.Object({
 })
 type Report = Static<typeof Report>
 
-/** What talon's jail can enforce on this host, by its own word (`talon check`); undefined where it does not run. */
-export const report = (): Report | undefined => {
-  const ran = Bun.spawnSync({ cmd: [`/proc/self/fd/${embedded('talon').fd}`, 'check'], argv0: 'talon', env: {} })
-  let said: unknown
+const command = () => ({ cmd: [`/proc/self/fd/${embedded('talon').fd}`, 'check'], argv0: 'talon', env: {} })
+
+const read = (text: string): Report | undefined => {
   try {
-    said = JSON.parse(ran.stdout.toString())
+    const said: unknown = JSON.parse(text)
+    return Value.Check(Report, said) ? said : undefined
   } catch {
     return undefined
   }
-  return Value.Check(Report, said) ? said : undefined
 }
+
+/** Asks talon what its jail can enforce on this host; undefined where it does not run. */
+export const report = async (): Promise<Report | undefined> => {
+  try {
+    return read(await new Response(Bun.spawn({ ...command(), stderr: 'ignore' }).stdout).text())
+  } catch {
+    return undefined
+  }
+}
+
+/** The same while nothing else waits: at the start of a daemon. */
+const reportNow = (): Report | undefined => read(Bun.spawnSync(command()).stdout.toString())
 
 /** Says why talon cannot be jailed here, and so runs nothing; undefined where it can. */
 export const unfit = (): string | undefined => {
-  const said = report()
+  const said = reportNow()
   if (!said) return 'the embedded talon does not run here'
   if (!said.jail.user_namespaces) return 'its jail needs user namespaces, and this host forbids them'
   return said.jail.seccomp_kill_process ? undefined : 'its jail needs seccomp, and this kernel has none'
