@@ -30,7 +30,7 @@ export const usageInvalid = fault(
 
 type More = Partial<Pick<Flag<unknown>, 'short' | 'aliases' | 'hidden' | 'placeholder' | 'words'>>
 /** A schema that needs no description on the wire may need a word in help. */
-type MoreOfSchema = More & { readonly help?: string }
+export type MoreOfSchema = More & { readonly help?: string }
 
 export const yes = (help: string, more: More = {}): Flag<boolean> => ({
   ...more,

@@ -1,5 +1,7 @@
 import { readFileSync } from 'node:fs'
-import { absolute, list, text, usageInvalid, yes } from './flags.ts'
+import { ExecStart } from '../contract/exec.ts'
+import { absolute, list, usageInvalid, yes } from './flags.ts'
+import { schemaFlags } from './schema-flags.ts'
 
 /** Flags of everything that runs a command in a guest. */
 export const TERMINAL_FLAGS = {
@@ -14,10 +16,18 @@ export const ENV_FLAGS = {
   envFile: list('File of NAME=VALUE lines', 'FILE'),
 } as const
 
-export const USER_FLAGS = {
-  workdir: absolute('Folder that the command starts in', 'DIR', { short: 'w', aliases: ['cwd'] }),
-  user: text('user[:group], names or numbers of the guest', 'USER', { short: 'u' }),
-} as const
+/** Where and as whom a command runs in a guest. */
+export const EXEC_FIELDS = schemaFlags(ExecStart, {
+  omit: ['argv', 'env', 'tty', 'cols', 'rows', 'stdin'],
+  more: {
+    cwd: {
+      as: 'workdir',
+      flag: absolute('Folder that the command starts in', 'DIR', { short: 'w', aliases: ['cwd'] }),
+    },
+    user: { short: 'u', placeholder: 'USER' },
+    timeout_ms: { help: 'End the command after so long, with code 124' },
+  },
+})
 
 /** -t, -T and their silence, as one choice. */
 export const ttyChoice = (flags: { readonly tty?: boolean; readonly noTty?: boolean }): { readonly tty?: boolean } =>

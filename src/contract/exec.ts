@@ -1,37 +1,43 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { Env, GuestPath, GuestUser, Text } from './guest.ts'
+import { defaulted, named } from './schema.ts'
 import { oneOf, operation } from './operation.ts'
 import { RUNNING_VM, VmRef } from './vm-ref.ts'
 
-export const ExecStart = Type.Object(
-  {
-    argv: Type.Array(Text, { minItems: 1, maxItems: 1024 }),
-    env: Type.Optional(Env),
-    cwd: Type.Optional(GuestPath),
-    user: Type.Optional(GuestUser),
-    tty: Type.Optional(Type.Boolean({ default: false })),
-    cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    stdin: Type.Optional(
-      Type.Boolean({ default: false, description: 'Whether stdin will be sent; else the process reads end of file' }),
-    ),
-    timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 })),
-  },
-  { additionalProperties: false },
+export const ExecStart = named(
+  'ExecStart',
+  Type.Object(
+    {
+      argv: Type.Array(Text, { minItems: 1, maxItems: 1024 }),
+      env: Type.Optional(Env),
+      cwd: Type.Optional(GuestPath),
+      user: Type.Optional(GuestUser),
+      tty: defaulted(Type.Boolean(), false),
+      cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
+      rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
+      stdin: defaulted(
+        Type.Boolean({ description: 'Whether stdin will be sent; else the process reads end of file' }),
+        false,
+      ),
+      timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 2 ** 31 - 1 })),
+    },
+    { additionalProperties: false },
+  ),
 )
 export type ExecStart = Static<typeof ExecStart>
 
 /** The first message of an attach. */
-export const AttachStart = Type.Object(
-  {
-    stdin: Type.Optional(Type.Boolean({ default: false })),
-    replay: Type.Optional(
-      Type.Boolean({ default: false, description: 'Send what the workload has said so far first' }),
-    ),
-    cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-    rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
-  },
-  { additionalProperties: false },
+export const AttachStart = named(
+  'AttachStart',
+  Type.Object(
+    {
+      stdin: defaulted(Type.Boolean(), false),
+      replay: defaulted(Type.Boolean({ description: 'Send what the workload has said so far first' }), false),
+      cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
+      rows: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),
+    },
+    { additionalProperties: false },
+  ),
 )
 export type AttachStart = Static<typeof AttachStart>
 
@@ -53,20 +59,26 @@ export type ExecControl =
   | { readonly type: 'eof' }
 
 /** An exec for programs that want one answer: output up to 1 MiB a stream, base64 where it is no UTF-8. */
-export const ExecResult = Type.Object({
-  exit_code: Type.Integer(),
-  signal: Type.Union([Type.Integer(), Type.Null()]),
-  stdout: Type.String(),
-  stderr: Type.String(),
-  encoding: oneOf('utf8', 'base64'),
-  truncated: Type.Boolean(),
-})
-export const ExecRun = Type.Composite(
-  [
-    Type.Omit(ExecStart, ['tty', 'cols', 'rows', 'stdin']),
-    Type.Object({ input: Type.Optional(Type.String({ maxLength: 1_048_576, description: 'stdin, UTF-8' })) }),
-  ],
-  { additionalProperties: false },
+export const ExecResult = named(
+  'ExecResult',
+  Type.Object({
+    exit_code: Type.Integer(),
+    signal: Type.Union([Type.Integer(), Type.Null()]),
+    stdout: Type.String(),
+    stderr: Type.String(),
+    encoding: oneOf('utf8', 'base64'),
+    truncated: Type.Boolean(),
+  }),
+)
+export const ExecRun = named(
+  'ExecRun',
+  Type.Composite(
+    [
+      Type.Omit(ExecStart, ['tty', 'cols', 'rows', 'stdin']),
+      Type.Object({ input: Type.Optional(Type.String({ maxLength: 1_048_576, description: 'stdin, UTF-8' })) }),
+    ],
+    { additionalProperties: false },
+  ),
 )
 
 const tags = ['vm'] as const

@@ -1,25 +1,32 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { GuestPath } from './guest.ts'
+import { defaulted, named } from './schema.ts'
 import { oneOf, operation } from './operation.ts'
 import { RUNNING_VM, VmRef } from './vm-ref.ts'
 
-export const FileStat = Type.Object({
-  exists: Type.Boolean(),
-  is_dir: Type.Boolean(),
-  is_file: Type.Boolean(),
-  is_symlink: Type.Boolean(),
-  link_target: Type.Union([Type.String(), Type.Null()]),
-  mode: Type.Integer(),
-  size: Type.Integer(),
-  uid: Type.Integer(),
-  gid: Type.Integer(),
-  mtime_ms: Type.Integer(),
-})
+export const FileStat = named(
+  'FileStat',
+  Type.Object({
+    exists: Type.Boolean(),
+    is_dir: Type.Boolean(),
+    is_file: Type.Boolean(),
+    is_symlink: Type.Boolean(),
+    link_target: Type.Union([Type.String(), Type.Null()]),
+    mode: Type.Integer(),
+    size: Type.Integer(),
+    uid: Type.Integer(),
+    gid: Type.Integer(),
+    mtime_ms: Type.Integer(),
+  }),
+)
 export type FileStat = Static<typeof FileStat>
-export const FileList = Type.Object({
-  entries: Type.Array(Type.Composite([Type.Object({ name: Type.String() }), FileStat])),
-  truncated: Type.Boolean(),
-})
+export const FileList = named(
+  'FileList',
+  Type.Object({
+    entries: Type.Array(Type.Composite([Type.Object({ name: Type.String() }), FileStat])),
+    truncated: Type.Boolean(),
+  }),
+)
 
 const tags = ['vm'] as const
 
@@ -31,13 +38,13 @@ export const fileOperations = {
     params: VmRef,
     query: Type.Object({
       path: GuestPath,
-      owner: Type.Optional(oneOf('keep', 'root')),
-      archive: Type.Optional(
+      owner: defaulted(oneOf('keep', 'root'), 'keep'),
+      archive: defaulted(
         Type.Boolean({
-          default: false,
           description:
             'Also set-id bits, file capabilities and devices; what exists takes the owner and mode that the archive has',
         }),
+        false,
       ),
     }),
     response: { 200: Type.Object({ entries: Type.Integer(), bytes: Type.Integer() }) },
@@ -52,9 +59,10 @@ export const fileOperations = {
     params: VmRef,
     query: Type.Object({
       path: GuestPath,
-      follow: Type.Optional(Type.Boolean({ default: false })),
-      sparse: Type.Optional(
-        Type.Boolean({ default: false, description: 'Leave holes of files out, as PAX 1.0 sparse files of GNU tar' }),
+      follow: defaulted(Type.Boolean(), false),
+      sparse: defaulted(
+        Type.Boolean({ description: 'Leave holes of files out, as PAX 1.0 sparse files of GNU tar' }),
+        false,
       ),
     }),
     response: {},
@@ -67,7 +75,7 @@ export const fileOperations = {
     path: '/api/v1/vms/:name/stat',
     detail: { tags, summary: 'What stands at a path of the guest' },
     params: VmRef,
-    query: Type.Object({ path: GuestPath, follow_links: Type.Optional(Type.Boolean({ default: false })) }),
+    query: Type.Object({ path: GuestPath, follow_links: defaulted(Type.Boolean(), false) }),
     response: { 200: FileStat },
     faults: [...RUNNING_VM, 'guest_refused'],
     scope: 'exec',
@@ -79,7 +87,7 @@ export const fileOperations = {
     params: VmRef,
     query: Type.Object({
       path: GuestPath,
-      limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 10_000, default: 1000 })),
+      limit: defaulted(Type.Integer({ minimum: 1, maximum: 10_000 }), 1000),
     }),
     response: { 200: FileList },
     faults: [...RUNNING_VM, 'guest_path_not_found', 'guest_refused'],

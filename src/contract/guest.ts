@@ -1,4 +1,5 @@
 import { Type } from '@sinclair/typebox'
+import { named } from './schema.ts'
 
 /** What a program is given: execve(2) ends a string at its first NUL. */
 export const Text = Type.String({ maxLength: 131_072, pattern: '^[^\\u0000]*$' })
@@ -14,4 +15,7 @@ export const GuestPath = Type.String({
   description: 'Absolute path in the guest',
 })
 export const Argv = Type.Array(Text, { maxItems: 1024 })
-export const Env = Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false })
+export const Env = named(
+  'Env',
+  Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false }),
+)

@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 
 export const Digest = Type.String({ pattern: '^sha256:[0-9a-f]{64}$' })
@@ -10,26 +11,32 @@ export const ImageName = Type.String({
 export const ImageRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 255 }) })
 
 /** How an image wants to be run, in OCI's terms. */
-export const ImageConfig = Type.Object({
-  entrypoint: Type.Array(Type.String()),
-  cmd: Type.Array(Type.String()),
-  env: Type.Array(Type.String()),
-  user: Type.String(),
-  working_dir: Type.String(),
-  stop_signal: Type.String(),
-  exposed_ports: Type.Array(Type.String()),
-})
+export const ImageConfig = named(
+  'ImageConfig',
+  Type.Object({
+    entrypoint: Type.Array(Type.String()),
+    cmd: Type.Array(Type.String()),
+    env: Type.Array(Type.String()),
+    user: Type.String(),
+    working_dir: Type.String(),
+    stop_signal: Type.String(),
+    exposed_ports: Type.Array(Type.String()),
+  }),
+)
 export type ImageConfig = Static<typeof ImageConfig>
 
-export const Image = Type.Object({
-  name: Type.Union([Type.String(), Type.Null()]),
-  digest: Digest,
-  status: oneOf('pending', 'pulling', 'converting', 'ready', 'failed'),
-  format: Type.String(),
-  size_bytes: Type.Integer({ description: 'Of the root file system on this host' }),
-  config: ImageConfig,
-  created_at: Timestamp,
-})
+export const Image = named(
+  'Image',
+  Type.Object({
+    name: Type.Union([Type.String(), Type.Null()]),
+    digest: Digest,
+    status: oneOf('pending', 'pulling', 'converting', 'ready', 'failed'),
+    format: Type.String(),
+    size_bytes: Type.Integer({ description: 'Of the root file system on this host' }),
+    config: ImageConfig,
+    created_at: Timestamp,
+  }),
+)
 export type Image = Static<typeof Image>
 
 /** A limit of what an archive unpacks to, in MiB: the largest is 16 TiB. */

@@ -1,18 +1,22 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { Digest, maxSize } from './image.ts'
 
 export const KernelRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 128 }) })
-export const Kernel = Type.Object({
-  digest: Digest,
-  name: Type.String(),
-  version: Type.String(),
-  format: oneOf('bzimage', 'vmlinux'),
-  modules: Type.Array(Type.String(), { description: 'What the initramfs carries, in load order' }),
-  size_bytes: Type.Integer(),
-  default: Type.Boolean(),
-  created_at: Timestamp,
-})
+export const Kernel = named(
+  'Kernel',
+  Type.Object({
+    digest: Digest,
+    name: Type.String(),
+    version: Type.String(),
+    format: oneOf('bzimage', 'vmlinux'),
+    modules: Type.Array(Type.String(), { description: 'What the initramfs carries, in load order' }),
+    size_bytes: Type.Integer(),
+    default: Type.Boolean(),
+    created_at: Timestamp,
+  }),
+)
 export type Kernel = Static<typeof Kernel>
 
 const tags = ['kernel'] as const

@@ -1,4 +1,5 @@
 import { Type, type TLiteral, type TSchema, type TUnion } from '@sinclair/typebox'
+import { named } from './schema.ts'
 
 export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
 
@@ -43,16 +44,19 @@ export const Timestamp = Type.String({ format: 'date-time', description: 'RFC 33
 export const Nothing = Type.Null()
 
 /** What every failed request answers: RFC 9457, with Volant's `error`, a stable `code` and a `hint`. */
-export const Problem = Type.Object(
-  {
-    type: Type.String(),
-    title: Type.String(),
-    status: Type.Integer(),
-    error: Type.String({ description: 'The same sentence as `title`, where a Volant client looks for it' }),
-    code: Type.String({ description: 'Stable, for programs' }),
-    hint: Type.Optional(Type.String({ description: 'What to do about it' })),
-    request_id: Type.Optional(Type.String()),
-    errors: Type.Optional(Type.Array(Type.Object({ path: Type.String(), message: Type.String() }))),
-  },
-  { additionalProperties: true },
+export const Problem = named(
+  'Problem',
+  Type.Object(
+    {
+      type: Type.String(),
+      title: Type.String(),
+      status: Type.Integer(),
+      error: Type.String({ description: 'The same sentence as `title`, where a Volant client looks for it' }),
+      code: Type.String({ description: 'Stable, for programs' }),
+      hint: Type.Optional(Type.String({ description: 'What to do about it' })),
+      request_id: Type.Optional(Type.String()),
+      errors: Type.Optional(Type.Array(Type.Object({ path: Type.String(), message: Type.String() }))),
+    },
+    { additionalProperties: true },
+  ),
 )

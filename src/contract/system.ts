@@ -1,76 +1,95 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 
 const tags = ['system'] as const
 const Count = Type.Integer({ minimum: 0 })
 
-export const SystemInfo = Type.Object({
-  status: Type.Literal('ok'),
-  version: Type.String(),
-  api: Type.Literal('v1'),
-  generation: Type.Integer({ description: 'Of the guest protocol' }),
-  pid: Type.Integer(),
-  uid: Type.Integer(),
-  mode: oneOf('system', 'user'),
-  api_listen_addr: Type.String(),
-  api_advertise_addr: Type.String(),
-  host_ip: Type.String(),
-  socket: Type.String(),
-  state_dir: Type.String(),
-  hypervisor: Type.String({ description: 'The default driver' }),
-  accelerator: oneOf('kvm', 'tcg', 'none'),
-  accelerator_reason: Type.String(),
-  cpus: Count,
-  memory_mb: Count,
-  started_at: Timestamp,
-  features: Type.Array(Type.String()),
-})
+export const SystemInfo = named(
+  'SystemInfo',
+  Type.Object({
+    status: Type.Literal('ok'),
+    version: Type.String(),
+    api: Type.Literal('v1'),
+    generation: Type.Integer({ description: 'Of the guest protocol' }),
+    pid: Type.Integer(),
+    uid: Type.Integer(),
+    mode: oneOf('system', 'user'),
+    api_listen_addr: Type.String(),
+    api_advertise_addr: Type.String(),
+    host_ip: Type.String(),
+    socket: Type.String(),
+    state_dir: Type.String(),
+    hypervisor: Type.String({ description: 'The default driver' }),
+    accelerator: oneOf('kvm', 'tcg', 'none'),
+    accelerator_reason: Type.String(),
+    cpus: Count,
+    memory_mb: Count,
+    started_at: Timestamp,
+    features: Type.Array(Type.String()),
+  }),
+)
 export type SystemInfo = Static<typeof SystemInfo>
 
-export const Capacity = Type.Object({
-  cpu: Type.Object({ physical: Count, oversubscription: Type.Number(), limit: Count, allocated: Count }),
-  memory_mb: Type.Object({ physical: Count, limit: Count, allocated: Count }),
-})
-export const SystemSummary = Type.Object({
-  total_vms: Count,
-  by_status: Type.Record(Type.String(), Count),
-  by_runtime: Type.Record(Type.String(), Count),
-  total_plugins: Count,
-  enabled_plugins: Count,
-  plugins: Type.Array(Type.Object({ name: Type.String(), version: Type.String(), enabled: Type.Boolean() })),
-  capacity: Capacity,
-  images: Count,
-  kernels: Count,
-})
+export const Capacity = named(
+  'Capacity',
+  Type.Object({
+    cpu: Type.Object({ physical: Count, oversubscription: Type.Number(), limit: Count, allocated: Count }),
+    memory_mb: Type.Object({ physical: Count, limit: Count, allocated: Count }),
+  }),
+)
+export const SystemSummary = named(
+  'SystemSummary',
+  Type.Object({
+    total_vms: Count,
+    by_status: Type.Record(Type.String(), Count),
+    by_runtime: Type.Record(Type.String(), Count),
+    total_plugins: Count,
+    enabled_plugins: Count,
+    plugins: Type.Array(Type.Object({ name: Type.String(), version: Type.String(), enabled: Type.Boolean() })),
+    capacity: Capacity,
+    images: Count,
+    kernels: Count,
+  }),
+)
 export type SystemSummary = Static<typeof SystemSummary>
 
-export const Check = Type.Object({
-  name: Type.String(),
-  status: oneOf('ok', 'warn', 'fail'),
-  message: Type.String(),
-  hint: Type.Union([Type.String(), Type.Null()]),
-})
+export const Check = named(
+  'Check',
+  Type.Object({
+    name: Type.String(),
+    status: oneOf('ok', 'warn', 'fail'),
+    message: Type.String(),
+    hint: Type.Union([Type.String(), Type.Null()]),
+  }),
+)
 export type Check = Static<typeof Check>
-export const Doctor = Type.Object({ healthy: Type.Boolean(), checks: Type.Array(Check) })
+export const Doctor = named('Doctor', Type.Object({ healthy: Type.Boolean(), checks: Type.Array(Check) }))
 export type Doctor = Static<typeof Doctor>
 
 export const TokenScope = oneOf('read', 'exec', 'admin')
-export const Token = Type.Object({
-  name: Type.String(),
-  prefix: Type.String(),
-  scope: TokenScope,
-  created_at: Timestamp,
-  expires_at: Type.Union([Timestamp, Type.Null()]),
-  last_used_at: Type.Union([Timestamp, Type.Null()]),
-})
+export const Token = named(
+  'Token',
+  Type.Object({
+    name: Type.String(),
+    prefix: Type.String(),
+    scope: TokenScope,
+    created_at: Timestamp,
+    expires_at: Type.Union([Timestamp, Type.Null()]),
+    last_used_at: Type.Union([Timestamp, Type.Null()]),
+  }),
+)
 export type Token = Static<typeof Token>
-export const TokenCreate = Type.Object(
-  {
-    name: Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._-]*$', maxLength: 63 }),
-    scope: Type.Optional(TokenScope),
-    expires_in_s: Type.Optional(Type.Integer({ minimum: 60, maximum: 10 * 365 * 86_400 })),
-  },
-  { additionalProperties: false },
+export const TokenCreate = named(
+  'TokenCreate',
+  Type.Object(
+    {
+      name: Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._-]*$', maxLength: 63 }),
+      scope: defaulted(TokenScope, 'read'),
+      expires_in_s: Type.Optional(Type.Integer({ minimum: 60, maximum: 10 * 365 * 86_400 })),
+    },
+    { additionalProperties: false },
+  ),
 )
 export type TokenCreate = Static<typeof TokenCreate>
 
@@ -91,24 +110,27 @@ export const EVENT_TYPES = [
   'KERNEL_IMPORTED',
   'KERNEL_DELETED',
 ] as const
-export const Event = Type.Object({
-  seq: Type.Integer(),
-  type: oneOf(...EVENT_TYPES),
-  name: Type.String(),
-  uid: Type.Union([Type.String(), Type.Null()]),
-  status: Type.String(),
-  ip_address: Type.String(),
-  mac_address: Type.String(),
-  pid: Type.Union([Type.Integer(), Type.Null()]),
-  message: Type.String(),
-  timestamp: Timestamp,
-})
+export const Event = named(
+  'Event',
+  Type.Object({
+    seq: Type.Integer(),
+    type: oneOf(...EVENT_TYPES),
+    name: Type.String(),
+    uid: Type.Union([Type.String(), Type.Null()]),
+    status: Type.String(),
+    ip_address: Type.String(),
+    mac_address: Type.String(),
+    pid: Type.Union([Type.Integer(), Type.Null()]),
+    message: Type.String(),
+    timestamp: Timestamp,
+  }),
+)
 export type Event = Static<typeof Event>
 export const EventQuery = Type.Object({
   after: Type.Optional(
     Type.Integer({ minimum: 0, description: 'Only events with a larger sequence number; Last-Event-ID says the same' }),
   ),
-  follow: Type.Optional(Type.Boolean({ default: true })),
+  follow: defaulted(Type.Boolean(), true),
   type: Type.Optional(Type.String({ description: 'Comma list' })),
   name: Type.Optional(Type.String()),
 })

@@ -1,7 +1,8 @@
-import { Type, type Static } from '@sinclair/typebox'
+import { OptionalKind, Type, type Static, type TObject, type TSchema, type TUnsafe } from '@sinclair/typebox'
 import { HypervisorName } from './hypervisor.ts'
 import { Argv, Env, GuestPath, GuestUser } from './guest.ts'
 import { oneOf } from './operation.ts'
+import { defaulted, type Filled, named } from './schema.ts'
 
 /** Bounds of one vm, as its schema says them. The host's own capacity is checked apart. */
 export const VM_LIMITS = {
@@ -25,108 +26,156 @@ export const NewVmName = Type.String({
   maxLength: VM_NAME_MAX,
   description: 'A DNS label: a-z, 0-9, inner dashes, at most 63, and not digits alone',
 })
-export const Metadata = Type.Record(
-  Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }),
-  Type.String({ maxLength: 1024 }),
-  { additionalProperties: false },
+export const Metadata = named(
+  'Metadata',
+  Type.Record(Type.String({ pattern: '^[A-Za-z0-9._/-]{1,128}$' }), Type.String({ maxLength: 1024 }), {
+    additionalProperties: false,
+  }),
 )
 
 export const NetworkMode = oneOf('vsock', 'user')
 
-/** What a caller may say. What has a default is optional here, and always present in `VmSpec`. */
-export const VmCreate = Type.Object(
-  {
-    name: Type.Optional(NewVmName),
-    image: Type.Optional(
-      Type.String({ minLength: 1, maxLength: 255, default: 'base', description: 'Image by name or digest' }),
-    ),
-    cpu_cores: Type.Optional(
-      Type.Integer({ minimum: 1, maximum: VM_LIMITS.cpuCores, default: 1, description: 'Virtual CPUs' }),
-    ),
-    memory_mb: Type.Optional(
-      Type.Integer({
-        minimum: VM_LIMITS.memoryMbMin,
-        maximum: VM_LIMITS.memoryMbMax,
-        default: 512,
-        description: 'Guest memory, MiB',
-      }),
-    ),
-    disk_mb: Type.Optional(
-      Type.Integer({
-        minimum: VM_LIMITS.diskMbMin,
-        maximum: VM_LIMITS.diskMbMax,
-        default: 10_240,
-        description: 'Writable disk over the image, MiB, sparse',
-      }),
-    ),
-    entrypoint: Type.Optional(Argv),
-    cmd: Type.Optional(Argv),
-    env: Type.Optional(Env),
-    workdir: Type.Optional(GuestPath),
-    user: Type.Optional(GuestUser),
-    tty: Type.Optional(Type.Boolean({ default: false, description: 'Give the workload a terminal' })),
-    hold: Type.Optional(Type.Boolean({ default: false, description: 'Start the workload when somebody attaches' })),
-    auto_remove: Type.Optional(Type.Boolean({ default: false, description: 'Delete the vm when it has stopped' })),
-    port: Type.Optional(
-      Type.Integer({ minimum: 1, maximum: 65_535, description: 'Port of the workload, for the proxy under /agent/' }),
-    ),
-    network: Type.Optional(
-      Type.Object({ mode: NetworkMode }, { default: { mode: 'vsock' }, additionalProperties: false }),
-    ),
-    kernel: Type.Optional(
-      Type.String({
-        maxLength: 128,
-        description: 'Kernel by name, version or digest; the default kernel where absent',
-      }),
-    ),
-    kernel_cmdline: Type.Optional(
-      Type.String({
-        maxLength: 1024,
-        default: '',
-        pattern: '^[^\\u0000-\\u001f\\u007f]*$',
-        description: 'Appended to the kernel command line',
-      }),
-    ),
-    hypervisor: Type.Optional(HypervisorName),
-    forkable: Type.Optional(
-      Type.Boolean({
-        default: false,
-        description: "Keep the guest's memory where forks can share it: a fork copies none of it",
-      }),
-    ),
-    stop_timeout_s: Type.Optional(
-      Type.Integer({ minimum: 0, maximum: 3600, default: 5, description: 'Grace before a stop becomes a kill' }),
-    ),
-    metadata: Type.Optional(Metadata),
-    plugin: Type.Optional(Type.String({ maxLength: 63 })),
-    runtime: Type.Optional(Type.String({ maxLength: 63 })),
-  },
-  { additionalProperties: false },
+/** How much machine a vm is, and on what it runs. */
+const Compute = Type.Object({
+  cpu_cores: defaulted(Type.Integer({ minimum: 1, maximum: VM_LIMITS.cpuCores, description: 'Virtual CPUs' }), 1),
+  memory_mb: defaulted(
+    Type.Integer({
+      minimum: VM_LIMITS.memoryMbMin,
+      maximum: VM_LIMITS.memoryMbMax,
+      description: 'Guest memory, MiB',
+    }),
+    512,
+  ),
+  forkable: defaulted(
+    Type.Boolean({ description: "Keep the guest's memory where forks can share it: a fork copies none of it" }),
+    false,
+  ),
+  kernel: Type.Optional(
+    Type.String({ maxLength: 128, description: 'Kernel by name, version or digest; the default kernel where absent' }),
+  ),
+  kernel_cmdline: defaulted(
+    Type.String({
+      maxLength: 1024,
+      pattern: '^[^\\u0000-\\u001f\\u007f]*$',
+      description: 'Appended to the kernel command line',
+    }),
+    '',
+  ),
+  hypervisor: Type.Optional(HypervisorName),
+})
+
+/** What runs in the guest. */
+const Workload = Type.Object({
+  entrypoint: Type.Optional(Argv),
+  cmd: Type.Optional(Argv),
+  env: defaulted(Env, {}),
+  workdir: Type.Optional(GuestPath),
+  user: Type.Optional(GuestUser),
+  tty: defaulted(Type.Boolean({ description: 'Give the workload a terminal' }), false),
+  hold: defaulted(Type.Boolean({ description: 'Start the workload when somebody attaches' }), false),
+  port: Type.Optional(
+    Type.Integer({ minimum: 1, maximum: 65_535, description: 'Port of the workload, for the proxy under /agent/' }),
+  ),
+})
+
+const Storage = Type.Object({
+  image: defaulted(Type.String({ minLength: 1, maxLength: 255, description: 'Image by name or digest' }), 'base'),
+  disk_mb: defaulted(
+    Type.Integer({
+      minimum: VM_LIMITS.diskMbMin,
+      maximum: VM_LIMITS.diskMbMax,
+      description: 'Writable disk over the image, MiB, sparse',
+    }),
+    10_240,
+  ),
+})
+
+const Network = Type.Object({ mode: NetworkMode }, { additionalProperties: false })
+
+/** How a vm lives and what it is labelled with. */
+const Policy = Type.Object({
+  auto_remove: defaulted(Type.Boolean({ description: 'Delete the vm when it has stopped' }), false),
+  stop_timeout_s: defaulted(
+    Type.Integer({ minimum: 0, maximum: 3600, description: 'Grace before a stop becomes a kill' }),
+    5,
+  ),
+  metadata: defaulted(Metadata, {}),
+  plugin: Type.Optional(Type.String({ maxLength: 63 })),
+  runtime: Type.Optional(Type.String({ maxLength: 63 })),
+})
+
+/** The groups of a specification whose fields stand flat on the wire; `network` is one object there too. */
+const GROUPS = { compute: Compute, workload: Workload, storage: Storage, policy: Policy } as const
+
+const FIELDS = {
+  ...Compute.properties,
+  ...Workload.properties,
+  ...Storage.properties,
+  ...Policy.properties,
+  network: defaulted(Network, { mode: 'vsock' }),
+} as const
+
+/** A specification as the wire and the rows have it: flat. */
+export const VmFields = Type.Object(FIELDS)
+export type VmFields = Filled<typeof VmFields>
+
+/** What a caller may say of a new vm. A field is written once, in its group above; all else is read off it. */
+export const VmCreate = named(
+  'VmCreate',
+  Type.Object({ name: Type.Optional(NewVmName), ...FIELDS }, { additionalProperties: false }),
 )
 export type VmCreate = Static<typeof VmCreate>
 
-/** What is true of a vm: every default filled, kept in its row. */
+/** What is true of a vm: every default filled, in groups. */
 export interface VmSpec {
-  readonly image: string
-  readonly cpu_cores: number
-  readonly memory_mb: number
-  readonly disk_mb: number
-  readonly tty: boolean
-  readonly hold: boolean
-  readonly auto_remove: boolean
-  readonly network: { readonly mode: Static<typeof NetworkMode> }
-  readonly kernel_cmdline: string
-  readonly stop_timeout_s: number
-  readonly metadata: Readonly<Record<string, string>>
-  readonly env: Readonly<Record<string, string>>
-  readonly forkable?: boolean
-  readonly entrypoint?: readonly string[]
-  readonly cmd?: readonly string[]
-  readonly workdir?: string
-  readonly user?: string
-  readonly port?: number
-  readonly kernel?: string
-  readonly hypervisor?: HypervisorName
-  readonly plugin?: string
-  readonly runtime?: string
+  readonly compute: Filled<typeof Compute>
+  readonly workload: Filled<typeof Workload>
+  readonly storage: Filled<typeof Storage>
+  readonly policy: Filled<typeof Policy>
+  readonly network: Static<typeof Network>
+}
+
+const only = (fields: object, schema: TObject): object =>
+  Object.fromEntries(Object.entries(fields).filter(([name]) => name in schema.properties))
+
+/** Puts filled fields into their groups. */
+export const specOf = (fields: VmFields): VmSpec => ({
+  ...(Object.fromEntries(
+    Object.entries(GROUPS).map(([group, schema]) => [group, only(fields, schema)]),
+  ) as unknown as Omit<VmSpec, 'network'>),
+  network: fields.network,
+})
+
+/** Takes a specification out of its groups: what the wire shows and a row keeps. */
+export const fieldsOf = ({ compute, workload, storage, policy, network }: VmSpec): VmFields => ({
+  ...compute,
+  ...workload,
+  ...storage,
+  ...policy,
+  network,
+})
+
+/** Fields that are not shown of a vm: what may hold secrets, and what only a boot uses. */
+const HIDDEN = ['env', 'hold', 'workdir', 'user', 'kernel', 'hypervisor', 'plugin', 'runtime'] as const
+type Hidden = (typeof HIDDEN)[number]
+type Shown = {
+  readonly [K in Exclude<keyof VmFields, Hidden>]-?: undefined extends VmFields[K]
+    ? Exclude<VmFields[K], undefined> | null
+    : VmFields[K]
+}
+const shownFields = Object.entries(FIELDS).filter(([name]) => !(HIDDEN as readonly string[]).includes(name))
+
+/** A field as it is shown: always there, null where it has no default and was not said. */
+const shown = ({ [OptionalKind]: _optional, default: value, ...field }: TSchema): TSchema =>
+  value === undefined ? Type.Union([field as TSchema, Type.Null()]) : (field as TSchema)
+
+/** The part of a specification that a vm shows. */
+export const SHOWN_FIELDS = Object.fromEntries(shownFields.map(([name, field]) => [name, shown(field)])) as unknown as {
+  readonly [K in keyof Shown]: TUnsafe<Shown[K]>
+}
+
+/** Shows a specification: flat, without what is hidden. */
+export const showSpec = (spec: VmSpec): Shown => {
+  const fields = fieldsOf(spec) as unknown as Readonly<Record<string, unknown>>
+  return Object.fromEntries(shownFields.map(([name]) => [name, fields[name] ?? null])) as unknown as Shown
 }

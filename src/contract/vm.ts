@@ -1,54 +1,47 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { Argv, Env } from './guest.ts'
+import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
-import { Metadata, NetworkMode, NewVmName, VmCreate, VmName } from './vm-spec.ts'
+import { Metadata, NewVmName, SHOWN_FIELDS, VmCreate, VmName } from './vm-spec.ts'
 import { VmState } from './vm-state.ts'
 
-export const Vm = Type.Object({
-  id: Type.Integer(),
-  uid: Type.String({ pattern: '^vm_[0-9a-z]{20}$' }),
-  name: VmName,
-  status: VmState,
-  status_message: Type.Union([Type.String(), Type.Null()], {
-    description: 'Why the vm is in this state, where there is a reason',
+export const Vm = named(
+  'Vm',
+  Type.Object({
+    id: Type.Integer(),
+    uid: Type.String({ pattern: '^vm_[0-9a-z]{20}$' }),
+    name: VmName,
+    status: VmState,
+    status_message: Type.Union([Type.String(), Type.Null()], {
+      description: 'Why the vm is in this state, where there is a reason',
+    }),
+    runtime: Type.String(),
+    plugin: Type.Union([Type.String(), Type.Null()]),
+    image_digest: Type.String(),
+    kernel: Type.String(),
+    hypervisor: Type.String(),
+    pid: Type.Union([Type.Integer(), Type.Null()]),
+    ip_address: Type.String(),
+    mac_address: Type.String(),
+    vsock_cid: Type.Integer(),
+    serial_socket: Type.String(),
+    ...SHOWN_FIELDS,
+    env_names: Type.Array(Type.String(), { description: 'Names only: values may be secrets' }),
+    forked_from: Type.Union([Type.String(), Type.Null()], { description: 'uid of the vm that this one is a clone of' }),
+    exit_code: Type.Union([Type.Integer(), Type.Null()]),
+    exit_signal: Type.Union([Type.Integer(), Type.Null()]),
+    exit_message: Type.Union([Type.String(), Type.Null()]),
+    boot_ms: Type.Union([Type.Integer(), Type.Null()], {
+      description: "From the start of the VMM to the agent's ready",
+    }),
+    gen: Type.Integer({ description: 'Grows with every change of this record' }),
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    started_at: Type.Union([Timestamp, Type.Null()]),
+    stopped_at: Type.Union([Timestamp, Type.Null()]),
   }),
-  runtime: Type.String(),
-  plugin: Type.Union([Type.String(), Type.Null()]),
-  image: Type.String(),
-  image_digest: Type.String(),
-  kernel: Type.String(),
-  hypervisor: Type.String(),
-  pid: Type.Union([Type.Integer(), Type.Null()]),
-  ip_address: Type.String(),
-  mac_address: Type.String(),
-  vsock_cid: Type.Integer(),
-  cpu_cores: Type.Integer(),
-  memory_mb: Type.Integer(),
-  disk_mb: Type.Integer(),
-  kernel_cmdline: Type.String(),
-  serial_socket: Type.String(),
-  network: Type.Object({ mode: NetworkMode }),
-  port: Type.Union([Type.Integer(), Type.Null()]),
-  tty: Type.Boolean(),
-  auto_remove: Type.Boolean(),
-  entrypoint: Type.Union([Type.Array(Type.String()), Type.Null()]),
-  cmd: Type.Union([Type.Array(Type.String()), Type.Null()]),
-  env_names: Type.Array(Type.String(), { description: 'Names only: values may be secrets' }),
-  metadata: Metadata,
-  stop_timeout_s: Type.Integer(),
-  forkable: Type.Boolean(),
-  forked_from: Type.Union([Type.String(), Type.Null()], { description: 'uid of the vm that this one is a clone of' }),
-  exit_code: Type.Union([Type.Integer(), Type.Null()]),
-  exit_signal: Type.Union([Type.Integer(), Type.Null()]),
-  exit_message: Type.Union([Type.String(), Type.Null()]),
-  boot_ms: Type.Union([Type.Integer(), Type.Null()], { description: "From the start of the VMM to the agent's ready" }),
-  gen: Type.Integer({ description: 'Grows with every change of this record' }),
-  created_at: Timestamp,
-  updated_at: Timestamp,
-  started_at: Type.Union([Timestamp, Type.Null()]),
-  stopped_at: Type.Union([Timestamp, Type.Null()]),
-})
+)
 export type Vm = Static<typeof Vm>
 
 export const VmListQuery = Type.Object({
@@ -60,73 +53,85 @@ export const VmListQuery = Type.Object({
     Type.Union([Type.String(), Type.Array(Type.String())], { description: 'key=value, repeatable, all must match' }),
   ),
   limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
-  offset: Type.Optional(Type.Integer({ minimum: 0, default: 0 })),
+  offset: defaulted(Type.Integer({ minimum: 0 }), 0),
   sort: Type.Optional(oneOf('id', 'name', 'status', 'runtime', 'created_at', 'updated_at')),
   order: Type.Optional(oneOf('asc', 'desc')),
 })
 export type VmListQuery = Static<typeof VmListQuery>
 
-export const VmStop = Type.Object(
-  {
-    timeout_s: Type.Optional(
-      Type.Integer({ minimum: 0, maximum: 3600, description: "Grace; the vm's own where absent" }),
-    ),
-    kill: Type.Optional(
-      Type.Boolean({
-        default: true,
-        description: 'End the machine when the grace is over; without it the vm stays and the stop fails',
-      }),
-    ),
-  },
-  { additionalProperties: false },
+export const VmStop = named(
+  'VmStop',
+  Type.Object(
+    {
+      timeout_s: Type.Optional(
+        Type.Integer({ minimum: 0, maximum: 3600, description: "Grace; the vm's own where absent" }),
+      ),
+      kill: defaulted(
+        Type.Boolean({
+          description: 'End the machine when the grace is over; without it the vm stays and the stop fails',
+        }),
+        true,
+      ),
+    },
+    { additionalProperties: false },
+  ),
 )
 export type VmStop = Static<typeof VmStop>
 
 /** A vm may be forked this many times by one request. */
 export const FORKS_MAX = 64
-export const VmFork = Type.Object(
-  {
-    name: Type.Optional(NewVmName),
-    count: Type.Optional(
-      Type.Integer({
-        minimum: 1,
-        maximum: FORKS_MAX,
-        default: 1,
-        description: 'How many clones; of more than one, the name gets -1, -2 and so on behind it',
-      }),
-    ),
-    target_state: Type.Optional(oneOf('running', 'standby', 'stopped')),
-    metadata: Type.Optional(Metadata),
-  },
-  {
-    additionalProperties: false,
-    description: "target_state is the source's own where absent; `stopped` clones the disk alone",
-  },
+export const VmFork = named(
+  'VmFork',
+  Type.Object(
+    {
+      name: Type.Optional(NewVmName),
+      count: defaulted(
+        Type.Integer({
+          minimum: 1,
+          maximum: FORKS_MAX,
+          description: 'How many clones; of more than one, the name gets -1, -2 and so on behind it',
+        }),
+        1,
+      ),
+      target_state: Type.Optional(oneOf('running', 'standby', 'stopped')),
+      metadata: Type.Optional(Metadata),
+    },
+    {
+      additionalProperties: false,
+      description: "target_state is the source's own where absent; `stopped` clones the disk alone",
+    },
+  ),
 )
 export type VmFork = Static<typeof VmFork>
 
 /** What became of the clones: one that failed has left nothing behind. */
-export const VmForks = Type.Object({
-  vms: Type.Array(Vm),
-  failed: Type.Array(Type.Object({ name: Type.String(), code: Type.String(), message: Type.String() })),
-})
+export const VmForks = named(
+  'VmForks',
+  Type.Object({
+    vms: Type.Array(Vm),
+    failed: Type.Array(Type.Object({ name: Type.String(), code: Type.String(), message: Type.String() })),
+  }),
+)
 export type VmForks = Static<typeof VmForks>
 
 /** Loosened on start: what the next run of the workload shall be; absent = as before (H8). */
-export const VmStart = Type.Object(
-  {
-    entrypoint: Type.Optional(Argv),
-    cmd: Type.Optional(Argv),
-    env: Type.Optional(Env),
-  },
-  { additionalProperties: false },
+export const VmStart = named(
+  'VmStart',
+  Type.Object(
+    {
+      entrypoint: Type.Optional(Argv),
+      cmd: Type.Optional(Argv),
+      env: Type.Optional(Env),
+    },
+    { additionalProperties: false },
+  ),
 )
 export type VmStart = Static<typeof VmStart>
 
 export const WaitFor = oneOf('ready', 'stopped', 'exit', 'deleted')
 export const WaitQuery = Type.Object({
-  for: Type.Optional(WaitFor),
-  timeout_s: Type.Optional(Type.Number({ minimum: 0, maximum: 86_400, default: 60 })),
+  for: defaulted(WaitFor, 'exit'),
+  timeout_s: defaulted(Type.Number({ minimum: 0, maximum: 86_400 }), 60),
 })
 export type WaitQuery = Static<typeof WaitQuery>
 

@@ -1,11 +1,12 @@
 import type { Duplex } from 'node:stream'
-import type { Static, TSchema } from '@sinclair/typebox'
+import type { TSchema } from '@sinclair/typebox'
+import type { Filled } from '../contract/schema.ts'
 import type { OperationId, operations, Output, SocketOf, Start } from '../contract/operations.ts'
 import type { GuestProcess } from '../vm/exec.ts'
 
 type Table = typeof operations
 type PartOf<Id extends OperationId, K extends string> =
-  Table[Id] extends Readonly<Record<K, infer S extends TSchema>> ? Static<S> : undefined
+  Table[Id] extends Readonly<Record<K, infer S extends TSchema>> ? Filled<S> : undefined
 
 /** A request as its operation's handler gets it: let through, read and checked. */
 export interface Asked<Id extends OperationId> {

@@ -88,28 +88,48 @@ const operationObject = (id: string, operation: Operation) => {
           )),
       default: {
         description: `codes: ${[...operation.faults, ...COMMON_FAULTS].join(', ')}`,
-        content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
+        content: { 'application/problem+json': { schema: Problem } },
       },
     },
   }
 }
 
+/**
+ * Takes every named schema out of a document and puts a reference in its place; what a place says beside the name (a default) stays
+ * there. The named schemas themselves are collected in `components`.
+ */
+const referring = (value: unknown, components: Record<string, unknown>): unknown => {
+  if (Array.isArray(value)) return value.map((one) => referring(one, components))
+  if (typeof value !== 'object' || value === null) return value
+  const { $id: name, default: fallback, ...schema } = value as Readonly<Record<string, unknown>>
+  const inner = (from: object) =>
+    Object.fromEntries(Object.entries(from).map(([key, one]) => [key, referring(one, components)]))
+  if (typeof name !== 'string') return inner(value)
+  if (!(name in components)) {
+    components[name] = undefined // its place, in the order of first use
+    components[name] = inner(schema)
+  }
+  return { $ref: `#/components/schemas/${name}`, ...(fallback === undefined ? {} : { default: fallback }) }
+}
+
 /** OpenAPI 3.1 of the whole API, read off the table of operations. A golden file holds it, so a change of the API is a diff in review. */
-export const openapi = (version: string) => {
+export const openapi = (version: string, table: Readonly<Record<string, Operation>> = operations) => {
   const paths: Record<string, Record<string, unknown>> = {}
-  for (const [id, operation] of Object.entries(operations as Readonly<Record<string, Operation>>)) {
+  for (const [id, operation] of Object.entries(table)) {
     const path = templateOf(operation.path)
     const item = (paths[path] ??= {})
     item[operation.method.toLowerCase()] = operationObject(id, operation)
   }
+  const schemas: Record<string, unknown> = {}
+  const described = referring(paths, schemas)
   return {
     openapi: '3.1.0',
     info: { title: 'aerie', version, summary: 'MicroVMs and functions on one host' },
     servers: [{ url: '/' }],
     security: [{ bearer: [] }, { volant: [] }],
-    paths,
+    paths: described,
     components: {
-      schemas: { Problem },
+      schemas,
       securitySchemes: {
         bearer: { type: 'http', scheme: 'bearer' },
         volant: { type: 'apiKey', in: 'header', name: 'X-Volant-API-Key' },

@@ -1,5 +1,6 @@
 import { OptionalKind, type TSchema } from '@sinclair/typebox'
 import { Value, type ValueError } from '@sinclair/typebox/value'
+import { fill } from '../contract/schema.ts'
 import type { Operation } from '../contract/operation.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import type { Fault } from '../lib/fault.ts'
@@ -32,7 +33,7 @@ const unfit = (found: Iterable<ValueError>): Fault => {
  */
 export const fit = (schema: TSchema, value: unknown): unknown => {
   if (!Value.Check(schema, value)) throw unfit(Value.Errors(schema, value))
-  return Value.Default(schema, value)
+  return fill(schema, value)
 }
 
 /** Reads a query as the types of its schema: `?limit=5` is a number, a key that comes twice is a list. @throws `request_invalid` */

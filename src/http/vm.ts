@@ -60,16 +60,16 @@ export const vmHandlers = (host: Host) => {
       copyIn(
         host,
         params.name,
-        { path: query.path, owner: query.owner ?? 'keep', archive: query.archive ?? false },
+        { path: query.path, owner: query.owner, archive: query.archive },
         bodyOf(request),
         signal,
       ),
     'vm.copy.out': async ({ params, query, request, signal }) => {
-      const how = { path: query.path, follow: query.follow ?? false, sparse: query.sparse ?? false }
+      const how = { path: query.path, follow: query.follow, sparse: query.sparse }
       return tar(await copyOut(host, params.name, how, signal), request, host.log)
     },
-    'vm.stat': ({ params, query }) => stat(host, params.name, query.path, query.follow_links ?? false),
-    'vm.files': ({ params, query }) => listFolder(host, params.name, query.path, query.limit ?? 1000),
+    'vm.stat': ({ params, query }) => stat(host, params.name, query.path, query.follow_links),
+    'vm.files': ({ params, query }) => listFolder(host, params.name, query.path, query.limit),
     'vm.stats': ({ params }) => stats(host, params.name),
     'vm.proxy': ({ params, rest, base, request }) => proxy(host, params.name, { rest, base }, request),
   } satisfies Partial<Handlers>

@@ -1,12 +1,32 @@
 import { index, integer, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
+import { Type, type Static } from '@sinclair/typebox'
 import { sql } from 'drizzle-orm'
-import type { ImageConfig } from '../contract/image.ts'
-import type { VmSpec } from '../contract/vm-spec.ts'
+import { ImageConfig } from '../contract/image.ts'
+import { fieldsOf, specOf, VmFields } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
 import type { FaultRecord } from '../lib/fault.ts'
-import { json } from './json.ts'
+import { json, shaped } from './json.ts'
 
 /** The tables of `migrations/`, as drizzle sees them; a test compares the two. Times are Unix milliseconds. */
+
+/** One process, told apart from a later one with its number by its start time and the host's boot. */
+const ProcessIdentity = Type.Object({ pid: Type.Integer(), startTime: Type.String() })
+export type ProcessIdentity = Static<typeof ProcessIdentity>
+const MachineRecord = Type.Object({
+  bootId: Type.String(),
+  process: ProcessIdentity,
+  helpers: Type.Unsafe<readonly ProcessIdentity[]>(Type.Array(ProcessIdentity)),
+  folder: Type.String(),
+  uuid: Type.String(),
+})
+export type MachineRecord = Static<typeof MachineRecord>
+const KeptFault = Type.Object({
+  code: Type.String(),
+  kind: Type.Unsafe<FaultRecord['kind']>(Type.String()),
+  message: Type.String(),
+  data: Type.Optional(Type.Unsafe<Readonly<Record<string, unknown>>>(Type.Record(Type.String(), Type.Unknown()))),
+  hint: Type.Optional(Type.Unsafe<string | undefined>(Type.String())),
+})
 
 export const kernels = sqliteTable(
   'kernels',
@@ -15,7 +35,7 @@ export const kernels = sqliteTable(
     name: text().notNull().unique(),
     version: text().notNull(),
     format: text().$type<'bzimage' | 'vmlinux'>().notNull(),
-    modules: json<string[]>('modules').notNull(),
+    modules: json('modules', Type.Array(Type.String())).notNull(),
     sizeBytes: integer('size_bytes').notNull(),
     isDefault: integer('is_default', { mode: 'boolean' }).notNull().default(false),
     createdAt: integer('created_at').notNull(),
@@ -28,7 +48,7 @@ export const images = sqliteTable('images', {
   format: text().notNull(),
   erofsDigest: text('erofs_digest').notNull(),
   sizeBytes: integer('size_bytes').notNull(),
-  config: json<ImageConfig>('config').notNull(),
+  config: json('config', ImageConfig).notNull(),
   status: text().$type<'pending' | 'pulling' | 'converting' | 'ready' | 'failed'>().notNull(),
   createdAt: integer('created_at').notNull(),
 })
@@ -60,7 +80,7 @@ export const vms = sqliteTable(
     name: text().notNull().unique(),
     state: text().$type<VmState>().notNull(),
     gen: integer().notNull().default(1),
-    spec: json<VmSpec>('spec').notNull(),
+    spec: shaped('spec', VmFields, { read: specOf, write: fieldsOf }).notNull(),
     runtime: text().notNull(),
     plugin: text(),
     hypervisor: text().notNull(),
@@ -96,7 +116,7 @@ export const boots = sqliteTable('boots', {
     .notNull()
     .references(() => vms.uid, { onDelete: 'cascade' }),
   /** What the driver needs to adopt the machine: absent while there is none. */
-  machine: json<MachineRecord>('machine'),
+  machine: json('machine', MachineRecord),
   /** SHA-256 of the session's secret, hex. */
   sessionSecret: text('session_secret'),
   ackedSeq: integer('acked_seq').notNull().default(0),
@@ -112,19 +132,6 @@ export const boots = sqliteTable('boots', {
 export type BootRow = typeof boots.$inferSelect
 /** A vm with the boot that is under way, or its last one. */
 export type VmRow = typeof vms.$inferSelect & { readonly boot: BootRow }
-
-/** One process, told apart from a later one with its number by its start time and the host's boot. */
-export interface ProcessIdentity {
-  readonly pid: number
-  readonly startTime: string
-}
-export interface MachineRecord {
-  readonly bootId: string
-  readonly process: ProcessIdentity
-  readonly helpers: readonly ProcessIdentity[]
-  readonly folder: string
-  readonly uuid: string
-}
 
 export const events = sqliteTable('events', {
   seq: integer().primaryKey({ autoIncrement: true }),
@@ -144,7 +151,7 @@ export const idempotency = sqliteTable('idempotency', {
   requestHash: text('request_hash').notNull(),
   vmUid: text('vm_uid').notNull(),
   /** The problem that the create ended with; absent while it runs and where it succeeded. */
-  fault: json<FaultRecord>('fault'),
+  fault: json('fault', KeptFault),
   at: integer().notNull(),
 })
 

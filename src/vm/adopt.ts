@@ -172,7 +172,7 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
     })
   }
   const after = byUid(host.store, row.uid)
-  if (after?.spec.auto_remove) {
+  if (after?.spec.policy.auto_remove) {
     move(host.store, row.uid, 'delete')
     await purge(host, row.uid)
   }

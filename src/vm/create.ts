@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { eq, sql } from 'drizzle-orm'
-import { Value } from '@sinclair/typebox/value'
-import { VmCreate, type VmSpec } from '../contract/vm-spec.ts'
+import { fill } from '../contract/schema.ts'
+import { specOf, VmCreate, type VmSpec } from '../contract/vm-spec.ts'
 import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
@@ -81,26 +81,27 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
 
 /** The row of a new vm, with its key. */
 const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
-  const { name, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
-  const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-  const hypervisor = spec.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
+  const { name, ...fields } = fill(VmCreate, want)
+  const spec = specOf(fields)
+  const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
   host.hypervisors.need(hypervisor)
   return reserving(host, [name], (tx, [identity]) => {
     if (!identity) throw new Error('no identity for a vm')
-    const image = host.images.resolve(spec.image, tx)
-    const kernel = host.kernels.resolve(spec.kernel)
-    if (spec.hold && argvOf(spec, image.config).length === 0) throw workloadMissing({ image: spec.image })
+    const image = host.images.resolve(spec.storage.image, tx)
+    const kernel = host.kernels.resolve(spec.compute.kernel)
+    if (spec.workload.hold && argvOf(spec.workload, image.config).length === 0)
+      throw workloadMissing({ image: spec.storage.image })
     fits({ name: identity.name, machineId: identity.machineId, spec }, image.config)
-    admit(tx, host.config, { cpuCores: spec.cpu_cores, memoryMb: spec.memory_mb })
+    admit(tx, host.config, { cpuCores: spec.compute.cpu_cores, memoryMb: spec.compute.memory_mb })
     const row = insert(host, tx, identity, {
       spec,
-      runtime: spec.runtime ?? spec.plugin ?? 'vm',
-      plugin: spec.plugin ?? null,
+      runtime: spec.policy.runtime ?? spec.policy.plugin ?? 'vm',
+      plugin: spec.policy.plugin ?? null,
       hypervisor,
       imageDigest: image.digest,
       kernelDigest: kernel.digest,
-      cpuCores: spec.cpu_cores,
-      memoryMb: spec.memory_mb,
+      cpuCores: spec.compute.cpu_cores,
+      memoryMb: spec.compute.memory_mb,
     })
     if (key) {
       const now = Date.now()
@@ -125,7 +126,7 @@ const nicOf = (spec: VmSpec) => (spec.network.mode === 'user' ? spec.network.mod
 const prepare = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {
   makeFolder(host, row)
   try {
-    writeTemplate(pathsOf(host.config, row).overlay, row.spec.disk_mb)
+    writeTemplate(pathsOf(host.config, row).overlay, row.spec.storage.disk_mb)
   } catch (error) {
     throw diskFault(error)
   }

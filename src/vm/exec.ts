@@ -143,7 +143,7 @@ export const attach = async (
   )
   live.attached = true
   const attached = processOf(conversation, null, ok['tty'] === true)
-  if (!row.spec.hold || !row.spec.auto_remove) return attached
+  if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return attached
   // `run`: who held the workload back until they could attach owns it; a vm that removes itself does not outlive them
   return {
     ...attached,

@@ -85,7 +85,9 @@ const reserve = (host: Pick<Host, 'config' | 'store'>, uid: string, want: VmFork
     return identities.map((identity) => {
       if (target === 'running') admit(tx, host.config, source)
       const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
-      const spec = { ...source.spec, hold: false, ...(want.metadata && { metadata: want.metadata }) }
+      const { workload, policy, ...rest } = source.spec
+      const metadata = want.metadata ?? policy.metadata
+      const spec = { ...rest, workload: { ...workload, hold: false }, policy: { ...policy, metadata } }
       return insert(host, tx, identity, {
         spec,
         runtime,

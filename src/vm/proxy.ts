@@ -78,7 +78,7 @@ export const proxy = async (
     return Response.json({ status: 'ok', uptime: ok['uptime_ms'] })
   }
   if (incoming.headers.has('upgrade')) throw upgradeUnsupported({ name: row.name })
-  const port = row.spec.port
+  const port = row.spec.workload.port
   if (port === undefined) throw portUndeclared({ name: row.name })
   const stream = await dial(host, row.uid, port, incoming.signal)
   try {

@@ -1,3 +1,4 @@
+import type { Filled } from '../contract/schema.ts'
 import type { Vm, WaitQuery } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import type { VmRow } from '../store/schema.ts'
@@ -26,11 +27,11 @@ const reached = (row: VmRow, goal: Goal): boolean => {
 export const wait = async (
   host: Pick<Host, 'store'>,
   ref: string,
-  query: WaitQuery,
+  query: Filled<typeof WaitQuery>,
   client: AbortSignal,
 ): Promise<Vm> => {
-  const goal = query.for ?? 'exit'
-  const seconds = query.timeout_s ?? 60
+  const goal = query.for
+  const seconds = query.timeout_s
   let row = find(host.store, ref, 'read')
   const { uid, name } = row
   const over = AbortSignal.timeout(Math.max(1, seconds * 1000))

@@ -18,7 +18,8 @@ import { parsePlace } from '../../src/cli/commands/vm/copy-plan.ts'
 import { splitName } from '../../src/cli/cli.ts'
 import { distance, suggest } from '../../src/cli/suggest.ts'
 import { detachFilter } from '../../src/cli/stay.ts'
-import { readArgv, readMetadata } from '../../src/cli/vm-flags.ts'
+import { readArgv } from '../../src/cli/schema-flags.ts'
+import { VM_FLAGS } from '../../src/cli/vm-flags.ts'
 import { readEnv } from '../../src/cli/guest-flags.ts'
 import { Fault } from '../../src/lib/fault.ts'
 
@@ -205,18 +206,22 @@ test.each([
 })
 
 test('an entry point is one program, a JSON array, or nothing', () => {
-  expect([readArgv('entrypoint', 'sh'), readArgv('entrypoint', '["sh","-c"]'), readArgv('entrypoint', '')]).toEqual([
-    ['sh'],
-    ['sh', '-c'],
-    [],
-  ])
-  expect(faultOf(() => readArgv('entrypoint', '[1]')).message).toContain('a JSON array of strings')
-  expect(faultOf(() => readArgv('entrypoint', '[')).message).toContain('a JSON array of strings')
+  expect([readArgv('sh'), readArgv('["sh","-c"]'), readArgv('')]).toEqual([['sh'], ['sh', '-c'], []])
+  const entrypoint = (text: string) => () =>
+    parseFlags(VM_FLAGS, ['--entrypoint', text], { verb: 'run', command: false, argsMax: 0 })
+  expect(faultOf(entrypoint('[1]')).message).toContain('a JSON array of strings')
+  expect(faultOf(entrypoint('[')).message).toContain('a JSON array of strings')
 })
 
 test('metadata and variables need names', () => {
-  expect(readMetadata(['a=b=c', 'd='])).toEqual({ a: 'b=c', d: '' })
-  expect(faultOf(() => readMetadata(['a'])).code).toBe('usage_invalid')
+  const labels = (...said: string[]) =>
+    parseFlags(
+      VM_FLAGS,
+      said.map((one) => `--metadata=${one}`),
+      { verb: 'run', command: false, argsMax: 0 },
+    ).values
+  expect(labels('a=b=c', 'd=')).toEqual({ metadata: { a: 'b=c', d: '' } })
+  expect(faultOf(() => labels('a')).code).toBe('usage_invalid')
   expect(readEnv({ env: ['A=1', 'B', 'C'] }, { B: 'own' })).toEqual({ A: '1', B: 'own' })
   expect(faultOf(() => readEnv({ env: ['=x'] }, {})).code).toBe('usage_invalid')
   expect(faultOf(() => readEnv({ envFile: ['/no/such/file'] }, {})).message).toContain(

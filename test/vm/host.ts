@@ -1,8 +1,8 @@
 import { mkdtempSync, mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { Value } from '@sinclair/typebox/value'
 import { readConfig } from '../../src/config.ts'
-import { VmCreate, type VmSpec } from '../../src/contract/vm-spec.ts'
+import { fill } from '../../src/contract/schema.ts'
+import { specOf, type VmCreate, VmFields } from '../../src/contract/vm-spec.ts'
 import type { Host } from '../../src/host.ts'
 import { Hypervisors } from '../../src/hypervisor/hypervisors.ts'
 import { Images } from '../../src/image/images.ts'
@@ -95,8 +95,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     events,
     vm: (name, { boot, ...row } = {}, want = {}) => {
       const id = ++count
-      const { name: _, ...filled } = Value.Default(VmCreate, structuredClone(want)) as VmSpec & { name?: string }
-      const spec: VmSpec = { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
+      const spec = specOf(fill(VmFields, want))
       const made = store
         .insert(vms)
         .values({
@@ -108,8 +107,8 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
           hypervisor: 'fake',
           imageDigest: DIGEST,
           kernelDigest: DIGEST,
-          cpuCores: spec.cpu_cores,
-          memoryMb: spec.memory_mb,
+          cpuCores: spec.compute.cpu_cores,
+          memoryMb: spec.compute.memory_mb,
           cid: id + 2,
           mac: `02:00:00:00:00:${id.toString(16).padStart(2, '0')}`,
           machineId: '0'.repeat(32),

@@ -150,7 +150,7 @@ const startFault = (
 
 /** A held vm that removes itself waits for its caller to attach; one that died before leaves no vm behind. */
 export const expireUnattached = (host: Pick<Host, 'vms'>, live: LiveVm, row: VmRow): void => {
-  if (!row.spec.hold || !row.spec.auto_remove) return
+  if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return
   void sleep(UNATTACHED_MS).then(() => {
     if (!live.attached && host.vms.live.get(live.uid) === live) void live.machine?.kill()
   })

@@ -17,26 +17,29 @@ const stopSignal = (name: string): number => signalNumber(name) ?? constants.sig
 
 /** What the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
 export const argvOf = (
-  spec: Pick<VmSpec, 'entrypoint' | 'cmd'>,
+  workload: Pick<VmSpec['workload'], 'entrypoint' | 'cmd'>,
   image: Pick<ImageConfig, 'entrypoint' | 'cmd'>,
-): string[] => [...(spec.entrypoint ?? image.entrypoint), ...(spec.cmd ?? (spec.entrypoint ? [] : image.cmd))]
+): string[] => [
+  ...(workload.entrypoint ?? image.entrypoint),
+  ...(workload.cmd ?? (workload.entrypoint ? [] : image.cmd)),
+]
 
 const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record<string, string> => ({
   PATH: DEFAULT_PATH,
   HOSTNAME: hostname,
-  ...(spec.tty ? { TERM: 'xterm-256color' } : {}),
+  ...(spec.workload.tty ? { TERM: 'xterm-256color' } : {}),
   ...Object.fromEntries(
     image.env
       .filter((pair) => pair.indexOf('=') > 0)
       .map((pair) => [pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1)]),
   ),
-  ...spec.env,
+  ...spec.workload.env,
 })
 
 /** A new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
 export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
   const { spec } = vm
-  const argv = argvOf(spec, image)
+  const argv = argvOf(spec.workload, image)
   return {
     secret: randomBytes(32).toString('hex'),
     entropy: randomBytes(32).toString('hex'),
@@ -50,13 +53,13 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
         : {
             argv,
             env: environment(spec, image, vm.name),
-            cwd: spec.workdir ?? (image.working_dir || '/'),
-            user: spec.user ?? image.user,
-            tty: spec.tty,
-            hold: spec.hold,
+            cwd: spec.workload.workdir ?? (image.working_dir || '/'),
+            user: spec.workload.user ?? image.user,
+            tty: spec.workload.tty,
+            hold: spec.workload.hold,
             stop_signal: stopSignal(image.stop_signal),
           },
-    grace_ms: spec.stop_timeout_s * 1000,
+    grace_ms: spec.policy.stop_timeout_s * 1000,
     log_bytes: LOG_BYTES,
   }
 }

@@ -15,5 +15,5 @@ export const overlayDisk: Part = {
   make: (host, row) => ({
     disks: [{ path: pathsOf(host.config, row).overlay, readOnly: false, serial: 'overlay' }],
   }),
-  guest: ({ spec }) => ({ root: { mode: 'overlay', overlay_size_bytes: spec.disk_mb * 2 ** 20 } }),
+  guest: ({ spec }) => ({ root: { mode: 'overlay', overlay_size_bytes: spec.storage.disk_mb * 2 ** 20 } }),
 }

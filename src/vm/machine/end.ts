@@ -45,7 +45,7 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
   if (!row) return
   await removeRuntime(host, row)
   const after = byUid(host.store, live.uid)
-  if (after?.spec.auto_remove && (after.state === 'stopped' || after.state === 'crashed')) {
+  if (after?.spec.policy.auto_remove && (after.state === 'stopped' || after.state === 'crashed')) {
     move(host.store, live.uid, 'delete')
     await purge(host, live.uid)
   }

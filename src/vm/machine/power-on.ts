@@ -17,8 +17,10 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
     const row = find(tx, uid)
     if (row.state === 'stopped' || row.state === 'crashed') {
       const kernel =
-        row.spec.kernel === undefined ? host.kernels.byDigest(row.kernelDigest) : host.kernels.resolve(row.spec.kernel)
-      const spec: VmSpec = { ...row.spec, ...want, hold: false }
+        row.spec.compute.kernel === undefined
+          ? host.kernels.byDigest(row.kernelDigest)
+          : host.kernels.resolve(row.spec.compute.kernel)
+      const spec: VmSpec = { ...row.spec, workload: { ...row.spec.workload, ...want, hold: false } }
       fits({ ...row, spec }, host.images.byDigest(row.imageDigest).config)
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()

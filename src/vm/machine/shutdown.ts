@@ -31,7 +31,7 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
     })
     return view(find(host.store, uid))
   }
-  const graceMs = (want.timeout_s ?? row.spec.stop_timeout_s) * 1000
+  const graceMs = (want.timeout_s ?? row.spec.policy.stop_timeout_s) * 1000
   if (before.state === 'paused') await live.machine.resume(AbortSignal.timeout(AGENT_MS)).catch(() => undefined)
   const end = await ask(live, live.machine, graceMs)
   if (end === undefined && want.kill === false) {

@@ -1,4 +1,5 @@
 import type { Vm } from '../../contract/vm.ts'
+import { showSpec } from '../../contract/vm-spec.ts'
 import type { VmRow } from '../../store/schema.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
@@ -12,7 +13,6 @@ export const view = ({ boot, ...row }: VmRow): Vm => ({
   status_message: row.statusMessage,
   runtime: row.runtime,
   plugin: row.plugin,
-  image: row.spec.image,
   image_digest: row.imageDigest,
   kernel: row.kernelDigest,
   hypervisor: row.hypervisor,
@@ -20,21 +20,9 @@ export const view = ({ boot, ...row }: VmRow): Vm => ({
   ip_address: row.ip,
   mac_address: row.mac,
   vsock_cid: row.cid,
-  cpu_cores: row.cpuCores,
-  memory_mb: row.memoryMb,
-  disk_mb: row.spec.disk_mb,
-  kernel_cmdline: row.spec.kernel_cmdline,
   serial_socket: boot.machine ? `${boot.machine.folder}/console.sock` : '',
-  network: row.spec.network,
-  port: row.spec.port ?? null,
-  tty: row.spec.tty,
-  auto_remove: row.spec.auto_remove,
-  entrypoint: row.spec.entrypoint ? [...row.spec.entrypoint] : null,
-  cmd: row.spec.cmd ? [...row.spec.cmd] : null,
-  env_names: Object.keys(row.spec.env),
-  metadata: { ...row.spec.metadata },
-  stop_timeout_s: row.spec.stop_timeout_s,
-  forkable: row.spec.forkable ?? false,
+  ...showSpec(row.spec),
+  env_names: Object.keys(row.spec.workload.env),
   forked_from: row.forkedFrom,
   exit_code: boot.exitCode,
   exit_signal: boot.exitSignal,

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
-import { Value } from '@sinclair/typebox/value'
 import type { ImageConfig } from '../../../src/contract/image.ts'
-import { VmCreate, type VmSpec } from '../../../src/contract/vm-spec.ts'
+import { fill } from '../../../src/contract/schema.ts'
+import { specOf as grouped, type VmCreate, VmFields, type VmSpec } from '../../../src/contract/vm-spec.ts'
 import { argvOf, configure, fits } from '../../../src/vm/machine/configuration.ts'
 
 const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
@@ -14,10 +14,7 @@ const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
   exposed_ports: [],
   ...config,
 })
-const specOf = (want: VmCreate = {}): VmSpec => {
-  const filled = Value.Default(VmCreate, structuredClone(want)) as VmSpec
-  return { ...filled, env: filled.env ?? {}, metadata: filled.metadata ?? {} }
-}
+const specOf = (want: VmCreate = {}): VmSpec => grouped(fill(VmFields, want))
 const configured = (want: VmCreate = {}, config: Partial<ImageConfig> = {}) =>
   configure({ name: 'web', machineId: 'a'.repeat(32), spec: specOf(want) }, image(config))
 
@@ -66,7 +63,7 @@ describe("what a vm runs, by Docker's rules", () => {
   ]
   for (const [name, want, config, argv] of CASES) {
     test(name, () => {
-      expect(argvOf(specOf(want), image(config))).toEqual(argv)
+      expect(argvOf(specOf(want).workload, image(config))).toEqual(argv)
       expect(configured(want, config).workload?.argv ?? []).toEqual(argv)
     })
   }

@@ -1,9 +1,9 @@
 import { ImageImportQuery } from '../../../contract/image.ts'
 import { command } from '../../command.ts'
-import { bySchema, list, mebibytes, text, usageInvalid } from '../../flags.ts'
+import { bySchema, list, mebibytes, usageInvalid } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
 import { bodyOf } from '../../upload.ts'
-import { readArgv } from '../../vm-flags.ts'
+import { argv, defined } from '../../schema-flags.ts'
 
 const of = ImageImportQuery.properties
 const json = (words: readonly string[]): string => JSON.stringify(words)
@@ -13,8 +13,8 @@ export const importImage = command({
   detail: `FILE is what "docker export", "docker save" or tar writes (gzip, xz and zstd are seen through); DIR a root file system, e.g. of debootstrap.
 What the flags do not say comes from the archive.`,
   flags: {
-    entrypoint: text('Program that an instance runs; a JSON array gives it arguments', 'PROGRAM'),
-    cmd: text('Default command; a JSON array gives several words', 'COMMAND'),
+    entrypoint: argv('Program that an instance runs; a JSON array gives it arguments', { placeholder: 'PROGRAM' }),
+    cmd: argv('Default command; a JSON array gives several words', { placeholder: 'COMMAND' }),
     env: list('Variable of the environment', 'NAME=VALUE', { short: 'e' }),
     user: bySchema(of.user, { short: 'u', placeholder: 'USER', help: 'user[:group] that an instance runs as' }),
     workdir: bySchema(of.workdir, { short: 'w', placeholder: 'DIR', help: 'Folder that an instance starts in' }),
@@ -31,13 +31,15 @@ What the flags do not say comes from the archive.`,
       if (one.indexOf('=') <= 0) throw usageInvalid({ reason: `Cannot use --env "${one}": expected NAME=VALUE` })
     const query: ImageImportQuery = {
       name,
-      ...(flags.entrypoint !== undefined && { entrypoint: json(readArgv('entrypoint', flags.entrypoint)) }),
-      ...(flags.cmd !== undefined && { cmd: json(readArgv('cmd', flags.cmd)) }),
-      ...(flags.env && { env: json(flags.env) }),
-      ...(flags.user !== undefined && { user: flags.user }),
-      ...(flags.workdir !== undefined && { workdir: flags.workdir }),
-      ...(flags['max-size'] !== undefined && { max_size_mb: flags['max-size'] }),
-      ...(flags['max-entries'] !== undefined && { max_entries: flags['max-entries'] }),
+      ...defined({
+        entrypoint: flags.entrypoint && json(flags.entrypoint),
+        cmd: flags.cmd && json(flags.cmd),
+        env: flags.env && json(flags.env),
+        user: flags.user,
+        workdir: flags.workdir,
+        max_size_mb: flags['max-size'],
+        max_entries: flags['max-entries'],
+      }),
     }
     if (!new RegExp(of.name.pattern ?? '').test(name)) {
       throw usageInvalid({

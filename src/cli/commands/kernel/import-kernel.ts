@@ -3,6 +3,7 @@ import { statSync } from 'node:fs'
 import { packAll, realLocal } from '../../../client/tar.ts'
 import { command } from '../../command.ts'
 import { mebibytes, text, usageInvalid, yes } from '../../flags.ts'
+import { defined } from '../../schema-flags.ts'
 import { Progress } from '../../progress.ts'
 import { bodyOf, headOf, notAFile } from '../../upload.ts'
 
@@ -55,17 +56,8 @@ MODULES is the folder lib/modules/VERSION of a vmlinuz or vmlinux.`,
           )
     const client = await context.client('start')
     try {
-      const kernel = await client.upload(
-        'kernel.import',
-        {
-          query: {
-            ...(flags.name !== undefined && { name: flags.name }),
-            ...(flags.default && { default: true }),
-            ...(flags['max-size'] !== undefined && { max_size_mb: flags['max-size'] }),
-          },
-        },
-        body,
-      )
+      const query = defined({ name: flags.name, default: flags.default, max_size_mb: flags['max-size'] })
+      const kernel = await client.upload('kernel.import', { query }, body)
       progress.done()
       await context.out.show(kernel, { table: () => `${kernel.name}\n`, name: () => [kernel.name] })
       return 0

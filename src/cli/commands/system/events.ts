@@ -2,6 +2,7 @@ import type { Event } from '../../../contract/system.ts'
 import { EVENT_TYPES } from '../../../contract/system.ts'
 import { command } from '../../command.ts'
 import { integer, list, text, yes } from '../../flags.ts'
+import { defined } from '../../schema-flags.ts'
 import { plain } from '../../../lib/plain.ts'
 
 export const events = command({
@@ -22,9 +23,7 @@ export const events = command({
       {
         query: {
           follow,
-          ...(flags.after !== undefined && { after: flags.after }),
-          ...(flags.type && { type: flags.type.join(',') }),
-          ...(flags.name !== undefined && { name: flags.name }),
+          ...defined({ after: flags.after, type: flags.type?.join(','), name: flags.name }),
         },
       },
       { endless: follow },

@@ -1,6 +1,7 @@
 import { command } from '../../command.ts'
-import { duration, usageInvalid } from '../../flags.ts'
-import { ENV_FLAGS, readEnv, TERMINAL_FLAGS, ttyChoice, USER_FLAGS } from '../../guest-flags.ts'
+import { usageInvalid } from '../../flags.ts'
+import { ENV_FLAGS, EXEC_FIELDS, readEnv, TERMINAL_FLAGS, ttyChoice } from '../../guest-flags.ts'
+import { defined } from '../../schema-flags.ts'
 import { EXIT_TIMEOUT } from '../../exit.ts'
 import { beforeDeadline, chooseJoin, codeOf, stay } from '../../stay.ts'
 import { terminalSize } from '../../stdio.ts'
@@ -16,8 +17,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
   flags: {
     ...TERMINAL_FLAGS,
     ...ENV_FLAGS,
-    ...USER_FLAGS,
-    timeout: duration('End the command after so long, with code 124', 2 ** 31 - 1),
+    ...EXEC_FIELDS.flags,
   },
   args: { min: 1, max: 1, nouns: ['vm'] },
   command: true,
@@ -38,10 +38,8 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
         tty: join.tty,
         stdin: join.stdin,
         ...(join.tty && terminalSize()),
-        ...(env && { env }),
-        ...(flags.workdir !== undefined && { cwd: flags.workdir }),
-        ...(flags.user !== undefined && { user: flags.user }),
-        ...(flags.timeout !== undefined && { timeout_ms: Math.max(1, flags.timeout) }),
+        ...defined({ env }),
+        ...EXEC_FIELDS.said(flags),
       },
     )
     const over = () => {

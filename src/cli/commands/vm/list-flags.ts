@@ -1,22 +1,30 @@
 import type { VmListQuery } from '../../../contract/vm.ts'
 import { VmListQuery as Query } from '../../../contract/vm.ts'
 import { VmState } from '../../../contract/vm-state.ts'
-import { bySchema, list, text, usageInvalid, type Values } from '../../flags.ts'
+import { list, usageInvalid, type Values } from '../../flags.ts'
+import { defined, schemaFlags } from '../../schema-flags.ts'
 import { suggest } from '../../suggest.ts'
 
 const STATES = VmState.anyOf.map((one) => one.const)
+
+const FIELDS = schemaFlags(Query, {
+  omit: ['status', 'plugin', 'metadata'],
+  more: {
+    q: { as: 'name', help: 'Only names with this part', placeholder: 'PART' },
+    runtime: { hidden: true },
+    limit: { help: 'At most so many' },
+    offset: { help: 'Leave out the first so many' },
+    sort: { help: 'Order by' },
+    order: { help: 'Up or down' },
+  },
+})
 
 /** What narrows and orders a list of vms. */
 export const LIST_FLAGS = {
   status: list('Only vms in this state', 'STATE', { words: STATES }),
   metadata: list('Only vms with this label; all must match', 'KEY=VALUE', { short: 'l', aliases: ['label'] }),
-  name: text('Only names with this part', 'PART'),
-  runtime: bySchema(Query.properties.runtime, { hidden: true }),
-  limit: bySchema(Query.properties.limit, { help: 'At most so many' }),
-  offset: bySchema(Query.properties.offset, { help: 'Leave out the first so many' }),
-  sort: bySchema(Query.properties.sort, { help: 'Order by' }),
-  order: bySchema(Query.properties.order, { help: 'Up or down' }),
-} as const
+  ...FIELDS.flags,
+}
 
 export const listQuery = (flags: Values<typeof LIST_FLAGS>, states?: readonly string[]): VmListQuery => {
   const asked = flags.status?.flatMap((one) => one.split(','))
@@ -30,13 +38,7 @@ export const listQuery = (flags: Values<typeof LIST_FLAGS>, states?: readonly st
   }
   const status = asked ?? states
   return {
-    ...(status && { status: status.join(',') }),
-    ...(flags.metadata && { metadata: [...flags.metadata] }),
-    ...(flags.name !== undefined && { q: flags.name }),
-    ...(flags.runtime !== undefined && { runtime: flags.runtime }),
-    ...(flags.limit !== undefined && { limit: flags.limit }),
-    ...(flags.offset !== undefined && { offset: flags.offset }),
-    ...(flags.sort !== undefined && { sort: flags.sort }),
-    ...(flags.order !== undefined && { order: flags.order }),
+    ...FIELDS.said(flags),
+    ...defined({ status: status?.join(','), metadata: flags.metadata && [...flags.metadata] }),
   }
 }

@@ -1,17 +1,24 @@
-import { LogSource, type LogLine } from '../../../contract/log.ts'
+import { LogQuery, type LogLine } from '../../../contract/log.ts'
 import { plain } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'
-import { bySchema, integer, text, yes } from '../../flags.ts'
+import { yes } from '../../flags.ts'
+import { schemaFlags } from '../../schema-flags.ts'
 import { writeAll } from '../../stdio.ts'
+
+const FIELDS = schemaFlags(LogQuery, {
+  more: {
+    follow: { help: 'Go on as more is said', short: 'f' },
+    tail: { help: 'Only the last lines', short: 'n' },
+    since: { help: 'Only from then on: RFC 3339, or a time back from now (5m)', placeholder: 'TIME' },
+    source: { help: 'Whose words: the workload (app), the serial console, the VMM, our agent' },
+  },
+})
 
 export const logs = command({
   usage: '[FLAGS] NAME',
   detail: 'What the workload wrote to its stderr goes to stderr. Works on stopped vms too.',
   flags: {
-    follow: yes('Go on as more is said', { short: 'f' }),
-    tail: integer('Only the last lines', 0, 1_000_000, { short: 'n' }),
-    since: text('Only from then on: RFC 3339, or a time back from now (5m)', 'TIME'),
-    source: bySchema(LogSource, { help: 'Whose words: the workload (app), the serial console, the VMM, our agent' }),
+    ...FIELDS.flags,
     timestamps: yes('Put the time before each line', { short: 't' }),
   },
   args: { min: 1, max: 1, nouns: ['vm'] },
@@ -20,10 +27,7 @@ export const logs = command({
     const events = client.sse('vm.logs', {
       params: { name: args[0] ?? '' },
       query: {
-        follow: flags.follow === true,
-        ...(flags.tail !== undefined && { tail: flags.tail }),
-        ...(flags.since !== undefined && { since: flags.since }),
-        ...(flags.source !== undefined && { source: flags.source }),
+        ...FIELDS.said(flags),
       },
     })
     for await (const event of events) {

@@ -1,14 +1,17 @@
 import type { VmStop } from '../../../contract/vm.ts'
-import { duration, yes, type Values } from '../../flags.ts'
+import { VmStop as Body } from '../../../contract/vm.ts'
+import { yes, type Values } from '../../flags.ts'
+import { schemaFlags } from '../../schema-flags.ts'
 
-export const STOP_FLAGS = {
-  timeout: duration("Grace before the machine is ended (the vm's own)", 3600_000, { short: 't', aliases: ['time'] }),
-  force: yes('End the machine at once', { short: 'f' }),
-  kill: yes('--no-kill: a guest that does not go keeps running, and the stop fails'),
-} as const
+const FIELDS = schemaFlags(Body, {
+  more: {
+    timeout_s: { help: "Grace before the machine is ended (the vm's own)", short: 't', aliases: ['time'] },
+    kill: { flag: yes('--no-kill: a guest that does not go keeps running, and the stop fails') },
+  },
+})
+export const STOP_FLAGS = { ...FIELDS.flags, force: yes('End the machine at once', { short: 'f' }) }
 
 export const stopBody = (flags: Values<typeof STOP_FLAGS>): VmStop => ({
-  ...(flags.timeout !== undefined && { timeout_s: Math.ceil(flags.timeout / 1000) }),
+  ...FIELDS.said(flags),
   ...(flags.force && { timeout_s: 0 }),
-  ...(flags.kill !== undefined && { kill: flags.kill }),
 })

@@ -1,17 +1,18 @@
-import { WaitFor } from '../../../contract/vm.ts'
+import { WaitQuery } from '../../../contract/vm.ts'
 import { Fault } from '../../../lib/fault.ts'
 import { command } from '../../command.ts'
 import { EXIT_TIMEOUT } from '../../exit.ts'
-import { bySchema, duration } from '../../flags.ts'
+import { schemaFlags } from '../../schema-flags.ts'
+
+const FIELDS = schemaFlags(WaitQuery, {
+  more: { for: { help: 'What to wait for' }, timeout_s: { help: 'How long to wait', short: 't' } },
+})
 
 export const wait = command({
   usage: '[FLAGS] NAME',
   detail:
     'Waits until the vm has ended, or for what --for says. Prints the exit code of the workload, where there is one. Exit code 124: the time is over.',
-  flags: {
-    for: bySchema(WaitFor, { help: 'What to wait for (exit)' }),
-    timeout: duration('How long to wait (60s)', 86_400_000, { short: 't' }),
-  },
+  flags: FIELDS.flags,
   args: { min: 1, max: 1, nouns: ['vm'] },
   async run(context, { flags, args }) {
     const client = await context.client()
@@ -19,7 +20,7 @@ export const wait = command({
     try {
       const vm = await client.call('vm.wait', {
         params: { name: args[0] ?? '' },
-        query: { for: target, ...(flags.timeout !== undefined && { timeout_s: flags.timeout / 1000 }) },
+        query: { ...FIELDS.said(flags) },
       })
       await context.out.show(vm, {
         table: () => (vm.exit_code !== null && target !== 'ready' ? `${vm.exit_code}\n` : `${vm.status}\n`),
