@@ -2,7 +2,7 @@ import type { Duplex } from 'node:stream'
 import type { TSchema } from '@sinclair/typebox'
 import type { Filled } from '../contract/schema.ts'
 import type { OperationId, operations, Output, SocketOf, Start } from '../contract/operations.ts'
-import type { GuestProcess } from '../vm/exec.ts'
+import type { GuestProcess } from '../vm/machine/process.ts'
 
 type Table = typeof operations
 type PartOf<Id extends OperationId, K extends string> =

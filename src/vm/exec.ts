@@ -1,97 +1,11 @@
-import type { AttachStart, ExecControl, ExecStart } from '../contract/exec.ts'
-import { type Conversation, asFault, converse } from '../guest/conversation.ts'
-import {
-  FRAME,
-  type Frame,
-  FrameError,
-  KIND,
-  STDIN_WINDOW,
-  decodeJson,
-  decodeWindow,
-  encode,
-  encodeEmpty,
-  encodeResize,
-  encodeSignal,
-} from '../guest/frames.ts'
-import { ExitMessage, readAs } from '../guest/messages.ts'
+import type { ExecStart } from '../contract/exec.ts'
+import { converse } from '../guest/conversation.ts'
+import { KIND } from '../guest/frames.ts'
 import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
+import { START_MS, processOf, type GuestProcess } from './machine/process.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './machine/running.ts'
-import { byUid } from './row/lookup.ts'
-import { shutDown } from './machine/shutdown.ts'
-
-/** How long the agent may take to start a process. */
-const START_MS = 30_000
-
-/** A process of the guest with its streams: what an edge needs, whatever it is spoken to with. */
-export interface GuestProcess {
-  readonly pid: number | null
-  readonly tty: boolean
-  /** Takes the next of its output, its window or its end; undefined where the guest went away. Slow takers hold the process. */
-  next(): Promise<Output | undefined>
-  /** Resolves when there is room for more. Never send more than the windows allow. */
-  write(bytes: Uint8Array): Promise<void>
-  end(): Promise<void>
-  resize(cols: number, rows: number): Promise<void>
-  signal(signal: number): Promise<void>
-  /** Hangs up: the agent ends what an exec started. */
-  close(): void
-}
-export type Output =
-  | { readonly kind: 'stdout' | 'stderr'; readonly bytes: Uint8Array }
-  | { readonly kind: 'control'; readonly control: ExecControl }
-
-const STDIN_CHUNK = 65_536
-
-const processOf = (conversation: Conversation, pid: number | null, tty: boolean): GuestProcess => {
-  let first: ExecControl | undefined = { type: 'window', bytes: STDIN_WINDOW }
-  return {
-    pid,
-    tty,
-    next: async () => {
-      if (first) {
-        const control = first
-        first = undefined
-        return { kind: 'control', control }
-      }
-      try {
-        const frame = await conversation.next()
-        return frame && outputOf(frame)
-      } catch (error) {
-        throw error instanceof FrameError ? agentUnavailable({ reason: error.message }, error) : error
-      }
-    },
-    write: async (bytes) => {
-      for (let at = 0; at < bytes.byteLength; at += STDIN_CHUNK)
-        await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + STDIN_CHUNK)))
-    },
-    end: () => conversation.send(encodeEmpty(FRAME.eof)),
-    resize: (cols, rows) => conversation.send(encodeResize(cols, rows)),
-    signal: (signal) => conversation.send(encodeSignal(signal)),
-    close: () => {
-      conversation.close()
-    },
-  }
-}
-
-const outputOf = (frame: Frame): Output => {
-  switch (frame.type) {
-    case FRAME.stdout:
-      return { kind: 'stdout', bytes: frame.payload }
-    case FRAME.stderr:
-      return { kind: 'stderr', bytes: frame.payload }
-    case FRAME.window:
-      return { kind: 'control', control: { type: 'window', bytes: decodeWindow(frame) } }
-    case FRAME.exit: {
-      return { kind: 'control', control: { type: 'exit', ...readAs(ExitMessage, decodeJson(frame)) } }
-    }
-    case FRAME.error:
-      throw asFault(decodeJson(frame), undefined)
-    default:
-      throw agentUnavailable({ reason: `it sent frame 0x${frame.type.toString(16)} in an exec` })
-  }
-}
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
 export const exec = async (
@@ -120,40 +34,6 @@ export const exec = async (
     AbortSignal.any([client, AbortSignal.timeout(START_MS)]),
   )
   return processOf(conversation, typeof ok['pid'] === 'number' ? ok['pid'] : null, tty)
-}
-
-/** Attaches to the workload; one that is held starts now. @throws `vm_wrong_state`, `agent_unavailable` */
-export const attach = async (
-  host: Host,
-  ref: string,
-  want: AttachStart,
-  client: AbortSignal,
-): Promise<GuestProcess> => {
-  const { row, live, machine } = running(host, ref, 'attach to', 'read')
-  const { conversation, ok } = await converse(
-    machine,
-    KIND.attach,
-    {
-      stdin: want.stdin === true,
-      replay: want.replay === true,
-      cols: want.cols,
-      rows: want.rows,
-    },
-    AbortSignal.any([client, AbortSignal.timeout(START_MS)]),
-  )
-  live.attached = true
-  const attached = processOf(conversation, null, ok['tty'] === true)
-  if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return attached
-  // `run`: who held the workload back until they could attach owns it; a vm that removes itself does not outlive them
-  return {
-    ...attached,
-    close: () => {
-      attached.close()
-      const now = byUid(host.store, row.uid)
-      if (now?.state === 'running' && host.vms.live.get(row.uid) === live)
-        void host.vms.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
-    },
-  }
 }
 
 /** Of each stream, in the answer of a buffered exec. */

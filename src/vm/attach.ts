@@ -1,0 +1,42 @@
+import type { AttachStart } from '../contract/exec.ts'
+import { converse } from '../guest/conversation.ts'
+import { KIND } from '../guest/frames.ts'
+import type { Host } from '../host.ts'
+import { START_MS, processOf, type GuestProcess } from './machine/process.ts'
+import { running } from './machine/running.ts'
+import { byUid } from './row/lookup.ts'
+import { shutDown } from './machine/shutdown.ts'
+
+/** Attaches to the workload; one that is held starts now. @throws `vm_wrong_state`, `agent_unavailable` */
+export const attach = async (
+  host: Host,
+  ref: string,
+  want: AttachStart,
+  client: AbortSignal,
+): Promise<GuestProcess> => {
+  const { row, live, machine } = running(host, ref, 'attach to', 'read')
+  const { conversation, ok } = await converse(
+    machine,
+    KIND.attach,
+    {
+      stdin: want.stdin === true,
+      replay: want.replay === true,
+      cols: want.cols,
+      rows: want.rows,
+    },
+    AbortSignal.any([client, AbortSignal.timeout(START_MS)]),
+  )
+  live.attached = true
+  const attached = processOf(conversation, null, ok['tty'] === true)
+  if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return attached
+  // `run`: who held the workload back until they could attach owns it; a vm that removes itself does not outlive them
+  return {
+    ...attached,
+    close: () => {
+      attached.close()
+      const now = byUid(host.store, row.uid)
+      if (now?.state === 'running' && host.vms.live.get(row.uid) === live)
+        void host.vms.queue.run(row.uid, () => shutDown(host, row.uid, { timeout_s: 1 })).catch(() => undefined)
+    },
+  }
+}
