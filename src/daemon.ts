@@ -20,11 +20,14 @@ import { sleep } from './lib/wait.ts'
 import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
 import { Snapshots } from './snapshot/snapshots.ts'
+import { Ballast } from './store/ballast.ts'
 import { openStore } from './store/open.ts'
 import { configOf, doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
+import { recordOwedEnds } from './vm/machine/end.ts'
+import { goOnAll } from './vm/machine/halt.ts'
 import { punchConsoles } from './vm/log/console-trim.ts'
 
 /** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
@@ -47,6 +50,8 @@ const stateUnwritable = fault(
 
 /** Between two looks at what no event tells: vms in `unknown`, the size of consoles. */
 const TICK_MS = 5000
+/** Between two looks whether guests that wait for room on the disk can go on. */
+const HALTED_MS = 1000
 
 /**
  * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was asked to end;
@@ -70,7 +75,8 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   makeFolders(config)
   await takeLock(config.state)
 
-  const store = openStore(join(config.state, 'state.db'))
+  const ballast = new Ballast(config.state)
+  const store = openStore(join(config.state, 'state.db'), () => ballast.throwOff())
   const host: Host = {
     config,
     log,
@@ -83,6 +89,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
       },
     },
     store,
+    ballast,
     images: new Images(store, config.state),
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
@@ -138,6 +145,8 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   const timer = setInterval(
     () => {
       void reprobe(host)
+      void ballast.make()
+      void recordOwedEnds(host)
       punchConsoles(host)
       keepSocket()
       if (
@@ -152,9 +161,15 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     Math.min(TICK_MS, config.idle_exit_s > 0 ? 500 : TICK_MS),
   )
 
+  const halted = setInterval(() => {
+    void goOnAll(host)
+  }, HALTED_MS)
+  void ballast.make()
+
   await ending.promise
   going = true
   clearInterval(timer)
+  clearInterval(halted)
   await Promise.race([host.vms.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
   await api.stop()
   for (const live of host.vms.live.values()) live.close()

@@ -5,6 +5,7 @@ import type { Kernels } from './kernel/kernels.ts'
 import type { Snapshots } from './snapshot/snapshots.ts'
 import type { Log } from './lib/log.ts'
 import type { Serial } from './lib/serial.ts'
+import type { Ballast } from './store/ballast.ts'
 import type { Store } from './store/store.ts'
 import type { LiveVm } from './vm/machine/live.ts'
 
@@ -33,6 +34,8 @@ export interface Host {
   readonly daemon: Daemon
   /** Rows, with their events. */
   readonly store: Store
+  /** Room on the disk for what must be written down when guests have filled it. */
+  readonly ballast: Ballast
   readonly images: Images
   readonly kernels: Kernels
   readonly snapshots: Snapshots

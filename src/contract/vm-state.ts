@@ -34,6 +34,7 @@ export const VM_MOVES = [
   ['starting', 'stop', 'verb', 'stopping'],
   ['starting', 'delete', 'verb', 'deleting'],
   ['running', 'pause', 'verb', 'paused'],
+  ['running', 'halted', 'event', 'paused'], // a disk of the host is full: the guest waits for room
   ['running', 'stop', 'verb', 'stopping'],
   ['running', 'rebooted', 'event', 'starting'],
   ['running', 'exited', 'event', 'stopped'],
@@ -41,6 +42,7 @@ export const VM_MOVES = [
   ['running', 'lost', 'event', 'unknown'],
   ['running', 'delete', 'verb', 'deleting'],
   ['paused', 'resume', 'verb', 'running'],
+  ['paused', 'went_on', 'event', 'running'], // there is room again
   ['paused', 'stop', 'verb', 'stopping'],
   ['paused', 'standby', 'verb', 'standby'],
   ['paused', 'exited', 'event', 'stopped'], // its workload had ended when it was paused

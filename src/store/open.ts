@@ -3,7 +3,7 @@ import { drizzle } from 'drizzle-orm/bun-sqlite'
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import { EventLog } from './events.ts'
-import type { Rows, Store } from './store.ts'
+import { type Rows, type Store, isDiskFull, whenFull } from './store.ts'
 import first from './migrations/0001_init.sql' with { type: 'text' }
 import saved from './migrations/0002_saved.sql' with { type: 'text' }
 import snapshots from './migrations/0003_snapshots.sql' with { type: 'text' }
@@ -26,9 +26,24 @@ export const storeNewer = fault(
  *
  * Transactions take **synchronous** callbacks only: with bun:sqlite a rejected asynchronous one is not rolled back.
  *
+ * `makeRoom` is called when a write finds the disk full: while it says true, the write is tried again.
+ *
  * @throws `state_newer`
  */
-export const openStore = (path: string): Store => {
+export const openStore = (path: string, makeRoom: () => boolean = () => false): Store => {
+  for (;;) {
+    try {
+      const rows = drizzle(openDatabase(path)) as unknown as Rows
+      const store = Object.assign(rows, { events: new EventLog(rows) })
+      whenFull(store, makeRoom)
+      return store
+    } catch (error) {
+      if (!isDiskFull(error) || !makeRoom()) throw error
+    }
+  }
+}
+
+const openDatabase = (path: string): Database => {
   const sqlite = new Database(path, { create: true, strict: true })
   sqlite.run('PRAGMA journal_mode = WAL')
   sqlite.run('PRAGMA synchronous = FULL')
@@ -48,6 +63,5 @@ export const openStore = (path: string): Store => {
       })
       .immediate()
   }
-  const store = drizzle(sqlite) as unknown as Rows
-  return Object.assign(store, { events: new EventLog(store) })
+  return sqlite
 }

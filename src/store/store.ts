@@ -10,8 +10,34 @@ export type Store = Rows & { readonly events: EventLog }
  * Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. One in another is a
  * savepoint. There is one connection, so inside it the store itself is the transaction, and prepared queries may be used.
  */
-export const immediate = <T>(store: Store, work: (tx: Store) => T): T =>
-  store.$client.transaction(() => work(store)).immediate()
+export const immediate = <T>(store: Store, work: (tx: Store) => T): T => {
+  const run = () => store.$client.transaction(() => work(store)).immediate()
+  if (store.$client.inTransaction) return run() // the outermost is tried again as a whole
+  for (;;) {
+    try {
+      return run()
+    } catch (error) {
+      if (!isDiskFull(error) || roomMakers.get(store)?.() !== true) throw error
+    }
+  }
+}
+
+const roomMakers = new WeakMap<Store, () => boolean>()
+
+/** Says what makes room for a write that finds the disk full: true where it made some. */
+export const whenFull = (store: Store, makeRoom: () => boolean): void => {
+  roomMakers.set(store, makeRoom)
+}
+
+/** Whether an error says that a disk has no room: SQLite's own words, or what it makes of a file that it cannot extend; or the system's. */
+export const isDiskFull = (error: unknown): boolean => {
+  for (let at: unknown = error; at instanceof Error; at = at.cause) {
+    const code = 'code' in at && typeof at.code === 'string' ? at.code : ''
+    if (code === 'ENOSPC' || code === 'EDQUOT' || /^SQLITE_(FULL|IOERR)/.test(code)) return true
+    if (/database or disk is full|disk I\/O error/.test(at.message)) return true
+  }
+  return false
+}
 
 /** A query that is built once for a store: building one costs more than running it. */
 export const prepared = <T>(build: (store: Store) => T): ((store: Store) => T) => {

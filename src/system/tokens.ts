@@ -6,7 +6,7 @@ import type { Token, TokenCreate } from '../contract/system.ts'
 import { fault } from '../lib/fault.ts'
 import { didYouMean, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { tokens } from '../store/schema.ts'
-import { immediate, isDuplicate, type Store } from '../store/store.ts'
+import { immediate, isDiskFull, isDuplicate, type Store } from '../store/store.ts'
 
 export const tokenExists = fault(
   'token_exists',
@@ -112,8 +112,16 @@ export class Tokens {
     if (!row || !timingSafeEqual(Buffer.from(row.hash, 'hex'), Buffer.from(hash, 'hex'))) return undefined
     const now = Date.now()
     if (row.expiresAt !== null && row.expiresAt <= now) return undefined
-    if ((row.lastUsedAt ?? 0) < now - NOTE_MS)
-      this.#store.update(tokens).set({ lastUsedAt: now }).where(eq(tokens.name, row.name)).run()
+    if ((row.lastUsedAt ?? 0) < now - NOTE_MS) this.#noteUse(row.name, now)
     return row.scope
+  }
+
+  /** Notes when a token was used last. On a full disk it goes unnoted: what the token allows is true all the same. */
+  #noteUse(name: string, now: number): void {
+    try {
+      immediate(this.#store, (tx) => tx.update(tokens).set({ lastUsedAt: now }).where(eq(tokens.name, name)).run())
+    } catch (error) {
+      if (!isDiskFull(error)) throw error
+    }
   }
 }

@@ -8,6 +8,7 @@ import { chain } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
 import { endMarked } from '../linux/marked.ts'
 import { type VmRow, idempotency } from '../store/schema.ts'
+import { immediate } from '../store/store.ts'
 import { listenForAgent } from './machine/agent.ts'
 import { expireUnattached, watch } from './machine/boot.ts'
 import { sweepCgroups } from './machine/cgroups.ts'
@@ -195,15 +196,8 @@ const sweep = async (host: Host): Promise<void> => {
   await sweepCgroups(host, new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => row.uid)))
   host.snapshots.sweep()
   if (rows.length > 0) {
-    host.store
-      .delete(idempotency)
-      .where(
-        notInArray(
-          idempotency.vmUid,
-          rows.map((row) => row.uid),
-        ),
-      )
-      .run()
+    const uids = rows.map((row) => row.uid)
+    immediate(host.store, (tx) => tx.delete(idempotency).where(notInArray(idempotency.vmUid, uids)).run())
   }
   host.images.sweep()
   host.kernels.sweep()

@@ -1,9 +1,8 @@
 import type { AttachStart } from '../contract/exec.ts'
-import { converse } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
 import type { Host } from '../host.ts'
-import { START_MS, processOf, type GuestProcess } from './machine/process.ts'
-import { running } from './machine/running.ts'
+import { processOf, startProcess, type GuestProcess } from './machine/process.ts'
+import { runningAgain } from './machine/running.ts'
 import { byUid } from './row/lookup.ts'
 import { shutDown } from './machine/shutdown.ts'
 
@@ -14,8 +13,8 @@ export const attach = async (
   want: AttachStart,
   client: AbortSignal,
 ): Promise<GuestProcess> => {
-  const { row, live, machine } = running(host, ref, 'attach to', 'read')
-  const { conversation, ok } = await converse(
+  const { row, live, machine } = await runningAgain(host, ref, 'attach to', 'read')
+  const { conversation, ok } = await startProcess(
     machine,
     KIND.attach,
     {
@@ -24,7 +23,7 @@ export const attach = async (
       cols: want.cols,
       rows: want.rows,
     },
-    AbortSignal.any([client, AbortSignal.timeout(START_MS)]),
+    client,
   )
   live.attached = true
   const attached = processOf(conversation, null, ok['tty'] === true)

@@ -1,9 +1,28 @@
+import { rmSync } from 'node:fs'
 import type { Host } from '../host.ts'
+import type { VmRow } from '../store/schema.ts'
+import { isDiskFull } from '../store/store.ts'
 import { purge } from './machine/purge.ts'
 import { cancelBoot } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'
+import { pathsOf } from './row/layout.ts'
 import { byUid, find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
+
+/**
+ * Writes that a vm goes. A disk so full that not even this can be written gets its room from the vm itself: what is deleted here would be
+ * deleted in a moment, and where the daemon does not live to write it down it finds a vm whose machine has gone.
+ */
+const beginDelete = async (host: Host, row: VmRow): Promise<void> => {
+  try {
+    move(host.store, row.uid, 'delete')
+  } catch (error) {
+    if (!isDiskFull(error)) throw error
+    await tearDown(host, row, host.vms.live.get(row.uid))
+    rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
+    move(host.store, row.uid, 'delete')
+  }
+}
 
 /**
  * Ends a vm at once and deletes all that is its own. Stop it first for a graceful end.
@@ -17,7 +36,7 @@ export const remove = async (host: Host, ref: string): Promise<void> => {
   await host.vms.queue.run(uid, async () => {
     const row = byUid(host.store, uid)
     if (!row) return // the create that was cancelled, or an end that came first, has done it
-    move(host.store, uid, 'delete')
+    await beginDelete(host, row)
     host.daemon.step('deleting')
     await tearDown(host, row, host.vms.live.get(uid))
     host.daemon.step('machine-gone')

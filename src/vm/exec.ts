@@ -1,22 +1,19 @@
 import type { ExecStart } from '../contract/exec.ts'
-import { converse } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
-import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
-import { START_MS, processOf, type GuestProcess } from './machine/process.ts'
+import { processOf, startProcess, type GuestProcess } from './machine/process.ts'
 import { Fault } from '../lib/fault.ts'
-import { running } from './machine/running.ts'
+import { type Running, runningAgain } from './machine/running.ts'
+
+/** How much later than a command's own time-out its guest, which ends it, may say so. */
+const LATE_MS = 5000
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
-export const exec = async (
-  host: Pick<Host, 'store' | 'vms'>,
-  ref: string,
-  want: ExecStart,
-  client: AbortSignal,
-): Promise<GuestProcess> => {
-  const { machine } = running(host, ref, 'exec in', 'read')
+export const exec = async (host: Running, ref: string, want: ExecStart, client: AbortSignal): Promise<GuestProcess> => {
+  const { machine } = await runningAgain(host, ref, 'exec in', 'read')
   const tty = want.tty === true
-  const { conversation, ok } = await converse(
+  const late = want.timeout_ms === undefined ? undefined : AbortSignal.timeout(want.timeout_ms + LATE_MS)
+  const { conversation, ok } = await startProcess(
     machine,
     KIND.exec,
     {
@@ -31,9 +28,10 @@ export const exec = async (
       timeout_ms: want.timeout_ms,
       path: undefined,
     },
-    AbortSignal.any([client, AbortSignal.timeout(START_MS)]),
+    client,
+    late,
   )
-  return processOf(conversation, typeof ok['pid'] === 'number' ? ok['pid'] : null, tty)
+  return processOf(conversation, typeof ok['pid'] === 'number' ? ok['pid'] : null, tty, late)
 }
 
 /** Of each stream, in the answer of a buffered exec. */
@@ -41,7 +39,7 @@ const BUFFER_MAX = 1_048_576
 
 /** Runs a command to its end and answers with what it said. */
 export const run = async (
-  host: Pick<Host, 'store' | 'vms'>,
+  host: Running,
   ref: string,
   want: Omit<ExecStart, 'tty' | 'stdin'> & { readonly input?: string },
   client: AbortSignal,

@@ -4,26 +4,21 @@ import { FRAME, KIND, decodeJson, encode, encodeEmpty } from '../guest/frames.ts
 import { answerOf } from '../guest/messages.ts'
 import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
-import { running } from './machine/running.ts'
+import { type Running, runningAgain } from './machine/running.ts'
 
 const ANSWER_MS = 30_000
 const CHUNK = 65_536
 
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
-export const stat = async (
-  host: Pick<Host, 'store' | 'vms'>,
-  ref: string,
-  path: string,
-  follow: boolean,
-): Promise<FileStat> => {
-  const { machine } = running(host, ref, 'look into', 'read')
+export const stat = async (host: Running, ref: string, path: string, follow: boolean): Promise<FileStat> => {
+  const { machine } = await runningAgain(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
   return answerOf('stat', ok)
 }
 
-export const listFolder = async (host: Pick<Host, 'store' | 'vms'>, ref: string, path: string, limit: number) => {
-  const { machine } = running(host, ref, 'look into', 'read')
+export const listFolder = async (host: Running, ref: string, path: string, limit: number) => {
+  const { machine } = await runningAgain(host, ref, 'look into', 'read')
   const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
   return answerOf('list', ok)
@@ -31,13 +26,13 @@ export const listFolder = async (host: Pick<Host, 'store' | 'vms'>, ref: string,
 
 /** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
 export const copyIn = async (
-  host: Pick<Host, 'store' | 'vms'>,
+  host: Running,
   ref: string,
   { path, owner, archive }: { readonly path: string; readonly owner: 'keep' | 'root'; readonly archive: boolean },
   tar: ReadableStream<Uint8Array>,
   client: AbortSignal,
 ) => {
-  const { machine } = running(host, ref, 'copy into')
+  const { machine } = await runningAgain(host, ref, 'copy into')
   // The agent answers with `ok` when the whole archive is unpacked, or with an error at any time before.
   const conversation = await open(
     machine,
@@ -72,7 +67,7 @@ export const copyOut = async (
   { path, follow, sparse }: { readonly path: string; readonly follow: boolean; readonly sparse: boolean },
   client: AbortSignal,
 ) => {
-  const { machine } = running(host, ref, 'copy out of', 'read')
+  const { machine } = await runningAgain(host, ref, 'copy out of', 'read')
   const { conversation, ok } = await converse(
     machine,
     KIND.copyOut,

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { Vm } from '../../src/contract/vm.ts'
 import {
   clean,
   createVm,
@@ -73,4 +74,102 @@ describe.skipIf(!haveBinary || !canMount)(`a full disk${canMount ? '' : ' (this 
       name: 'other',
     })
   })
+})
+
+describe.skipIf(!haveBinary || !canMount)('a state folder that is full, record and all', () => {
+  let daemon: Daemon
+  let folder: string
+  let state: string
+
+  /** Fills the disk to the last block, as guests do. */
+  const fill = (): void => {
+    for (let size = 2 ** 20; size >= 4096; size /= 2) {
+      try {
+        for (;;) writeFileSync(join(state, `filler-${fillers++}`), Buffer.alloc(size, 1))
+      } catch {
+        // full, for pieces of this size
+      }
+    }
+  }
+  let fillers = 0
+  const empty = (): void => {
+    for (const name of readdirSync(state)) if (name.startsWith('filler-')) rmSync(join(state, name))
+  }
+  const freeBytes = (): number => {
+    const { bavail, bsize } = statfsSync(state)
+    return bavail * bsize
+  }
+  const status = async (name: string): Promise<Vm> => await daemon.client.call('vm.get', { params: { name } })
+  const pieces = () => (existsSync(join(state, 'ballast')) ? readdirSync(join(state, 'ballast')).length : 0)
+  const waitUntil = async (what: string, condition: () => boolean | Promise<boolean>): Promise<void> => {
+    for (const end = Date.now() + 30_000; !(await condition()); await Bun.sleep(50))
+      if (Date.now() > end) throw new Error(`not in time: ${what}`)
+  }
+
+  beforeAll(async () => {
+    folder = newFolder()
+    state = join(folder, 'state')
+    mount(state, '48m')
+    daemon = await startDaemon({ fake: true, folder })
+    await seedFake(daemon)
+    for (const name of ['stops', 'sleeps', 'ends', 'goes', 'dies'])
+      await createVm(daemon, { name, disk_mb: 64, cmd: ['sleep', '10000'] })
+    await waitUntil('a ballast is made', () => pieces() === 16)
+    fill()
+    expect(freeBytes()).toBe(0)
+  }, 60_000)
+  afterAll(async () => {
+    await daemon.crash()
+    for (const pid of machinesOf(state)) process.kill(pid, 'SIGKILL')
+    unmount(state)
+    await clean(daemon)
+  })
+
+  test('lets a vm be stopped', async () => {
+    expect(await daemon.client.call('vm.stop', { params: { name: 'stops' }, body: { timeout_s: 0 } })).toMatchObject({
+      status: 'stopped',
+    })
+    expect(pieces()).toBeLessThan(16)
+  })
+
+  test('records the end of a machine that nobody asked for', async () => {
+    fill()
+    const { pid } = await status('ends')
+    process.kill(pid ?? 0, 'SIGKILL')
+
+    await waitUntil('the vm is crashed', async () => (await status('ends')).status === 'crashed')
+  })
+
+  test('lets a vm sleep whose memory fits, and one that runs go on', async () => {
+    fill()
+    expect(await daemon.client.call('vm.standby', { params: { name: 'sleeps' } })).toMatchObject({ status: 'standby' })
+    expect(
+      await daemon.client.call('vm.exec', { params: { name: 'goes' }, body: { argv: ['echo', 'here'] } }),
+    ).toMatchObject({ exit_code: 0, stdout: 'here\n' })
+  })
+
+  test('lets vms be deleted, until there is room again and the ballast is back', async () => {
+    for (const name of ['goes', 'dies']) {
+      fill()
+      await daemon.client.call('vm.delete', { params: { name } })
+      await expect(status(name)).rejects.toMatchObject({ code: 'vm_not_found' })
+    }
+    expect(readdirSync(join(state, 'vms')).length).toBe(3)
+
+    empty()
+    await waitUntil('the ballast is back', () => pieces() === 16)
+    await createVm(daemon, { name: 'new', disk_mb: 64, cmd: ['sleep', '10000'] })
+  })
+
+  test('is no reason for a daemon not to start, nor to forget its vms', async () => {
+    fill()
+    await daemon.crash()
+
+    daemon = await startDaemon({ fake: true, folder })
+
+    expect((await status('new')).status).toBe('running')
+    expect((await status('sleeps')).status).toBe('standby')
+    await daemon.client.call('vm.delete', { params: { name: 'new' } })
+    empty()
+  }, 30_000)
 })

@@ -10,6 +10,7 @@ import { Kernels } from '../../src/kernel/kernels.ts'
 import { newLog } from '../../src/lib/log.ts'
 import { Serial } from '../../src/lib/serial.ts'
 import { Snapshots } from '../../src/snapshot/snapshots.ts'
+import { Ballast } from '../../src/store/ballast.ts'
 import { EventLog } from '../../src/store/events.ts'
 import { boots, images, imageNames, kernels, vms, type BootRow, type VmRow } from '../../src/store/schema.ts'
 import { openStore } from '../../src/store/open.ts'
@@ -55,6 +56,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     log: newLog('silent'),
     daemon: { stateId: '0'.repeat(16), version: '0', startedAt: 0, step: () => undefined },
     store,
+    ballast: new Ballast(config.state),
     images: new Images(store, config.state),
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),

@@ -8,6 +8,7 @@ import { listenForAgent } from './agent.ts'
 import { type Undo, undoing } from '../../lib/undo.ts'
 import { assemble } from './assemble.ts'
 import { recordEnd } from './end.ts'
+import { watchHalts } from './halt.ts'
 import type { LiveVm } from './live.ts'
 import { closeLive, removeRuntimeFolder } from './teardown.ts'
 import { vmStartFailed } from '../row/errors.ts'
@@ -28,6 +29,7 @@ const UNATTACHED_MS = 60_000
 /** Watches for the end of a machine: the row learns of it in the vm's queue, unless a verb was faster. */
 export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
   live.machine = machine
+  watchHalts(host, live, machine)
   void machine.ended
     .then((end) =>
       host.vms.queue.run(live.uid, async () => {

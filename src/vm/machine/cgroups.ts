@@ -5,19 +5,20 @@ import type { VmRow } from '../../store/schema.ts'
 import type { Part } from './part.ts'
 
 /** What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache of the disks. */
-const OVERHEAD_MIB = 512
+export const MEMORY_OVERHEAD_MIB = 512
 /** CPU time beside the guest's own: emulated devices and their threads. */
 const DEVICE_CPUS = 1
 /** Of a VMM: a thread a vCPU, a pool for disks, the rest. A guest cannot make more of them than this. */
 const THREADS_MAX = 512
 
-const nameOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
+/** The name of a vm's group. */
+export const cgroupOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
 
 /** Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
 const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
   if (host.hypervisors.get(row.hypervisor)?.unlimited || !host.config.jail) return []
-  const { folders, ignored } = makeCgroup(nameOf(host, row.uid), {
-    memoryMaxBytes: (row.memoryMb + OVERHEAD_MIB) * 2 ** 20,
+  const { folders, ignored } = makeCgroup(cgroupOf(host, row.uid), {
+    memoryMaxBytes: (row.memoryMb + MEMORY_OVERHEAD_MIB) * 2 ** 20,
     cpuWeight: Math.min(10_000, row.cpuCores * 100),
     cpuMax: row.cpuCores + DEVICE_CPUS,
     pidsMax: THREADS_MAX,
@@ -44,7 +45,7 @@ export const cgroups: Part = {
   name: 'cgroups',
   make: (host, row) => ({ cgroups: makeCgroups(host, row) }),
   unmake: async (host, row) => {
-    if (!host.hypervisors.get(row.hypervisor)?.unlimited) await remove(host, nameOf(host, row.uid))
+    if (!host.hypervisors.get(row.hypervisor)?.unlimited) await remove(host, cgroupOf(host, row.uid))
   },
 }
 

@@ -6,6 +6,7 @@ import type { Log } from '../../lib/log.ts'
 import { type Deferred, deferred, orAbort, sleep } from '../../lib/wait.ts'
 import type { AppLog } from '../log/app-log.ts'
 import { LogIntake } from '../log/intake.ts'
+import { HaltState } from './halt.ts'
 
 /** How long the last lines of a workload may take to arrive once it has ended. */
 const DRAIN_MS = 5000
@@ -31,6 +32,7 @@ export class LiveVm {
   readonly #hasMachine: Deferred<Machine> = deferred()
   /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
   attached = false
+  readonly halts = new HaltState()
   #following: Promise<void> | undefined
   #draining = false
   #followed: Conversation | undefined

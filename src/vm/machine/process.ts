@@ -1,9 +1,10 @@
 import type { ExecControl } from '../../contract/exec.ts'
-import { type Conversation, asFault } from '../../guest/conversation.ts'
+import { type Conversation, asFault, converse } from '../../guest/conversation.ts'
 import {
   FRAME,
   type Frame,
   FrameError,
+  type Kind,
   STDIN_WINDOW,
   decodeJson,
   decodeWindow,
@@ -13,10 +14,34 @@ import {
   encodeSignal,
 } from '../../guest/frames.ts'
 import { ExitMessage, readAs } from '../../guest/messages.ts'
+import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
+import { Fault } from '../../lib/fault.ts'
+import { orAbort } from '../../lib/wait.ts'
 
 /** How long the agent may take to start a process. */
-export const START_MS = 30_000
+const START_MS = 30_000
+
+/**
+ * Opens a conversation about a process, which an agent answers at once. `late` ends the wait for it too.
+ *
+ * @throws `agent_unavailable`, also where the agent does not answer in time
+ */
+export const startProcess = async (
+  machine: Machine,
+  kind: Kind,
+  body: Record<string, unknown>,
+  client: AbortSignal,
+  late?: AbortSignal,
+) => {
+  const over = AbortSignal.any([AbortSignal.timeout(START_MS), ...(late ? [late] : [])])
+  try {
+    return await converse(machine, kind, body, AbortSignal.any([client, over]))
+  } catch (error) {
+    if (!over.aborted || error instanceof Fault) throw error
+    throw agentUnavailable({ reason: 'it does not answer' }, error)
+  }
+}
 
 /** A process of the guest with its streams: what an edge needs, whatever it is spoken to with. */
 export interface GuestProcess {
@@ -39,8 +64,16 @@ export type Output =
 
 const STDIN_CHUNK = 65_536
 
-/** A process of the guest on the conversation that it was started or attached with. */
-export const processOf = (conversation: Conversation, pid: number | null, tty: boolean): GuestProcess => {
+/**
+ * A process of the guest on the conversation that it was started or attached with. `late` is when its guest must have said that it ended: one
+ * that stands still says nothing.
+ */
+export const processOf = (
+  conversation: Conversation,
+  pid: number | null,
+  tty: boolean,
+  late?: AbortSignal,
+): GuestProcess => {
   let first: ExecControl | undefined = { type: 'window', bytes: STDIN_WINDOW }
   return {
     pid,
@@ -52,9 +85,13 @@ export const processOf = (conversation: Conversation, pid: number | null, tty: b
         return { kind: 'control', control }
       }
       try {
-        const frame = await conversation.next()
+        const frame = await (late ? orAbort(conversation.next(), late) : conversation.next())
         return frame && outputOf(frame)
       } catch (error) {
+        if (late?.aborted) {
+          conversation.close()
+          throw agentUnavailable({ reason: 'the command had to end by now, and the guest does not say so' }, error)
+        }
         throw error instanceof FrameError ? agentUnavailable({ reason: error.message }, error) : error
       }
     },

@@ -3,6 +3,7 @@ import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
 import type { Use } from '../../lib/lookup.ts'
 import type { VmRow } from '../../store/schema.ts'
+import { goOn } from './halt.ts'
 import type { LiveVm } from './live.ts'
 import { vmWrongState } from '../row/errors.ts'
 import { find } from '../row/lookup.ts'
@@ -19,8 +20,25 @@ export const running = (
   use: Use = 'change',
 ): { readonly row: VmRow; readonly live: LiveVm; readonly machine: Machine } => {
   const row = find(host.store, ref, use)
-  if (row.state !== 'running') throw vmWrongState({ name: row.name, status: row.state, verb })
+  if (row.state !== 'running') {
+    const reason = row.state === 'paused' ? row.statusMessage : null
+    throw vmWrongState({ name: row.name, status: row.state, verb, ...(reason !== null && { reason }) })
+  }
   const live = host.vms.live.get(row.uid)
   if (!live?.machine) throw agentUnavailable({ reason: 'its machine is not there' })
   return { row, live, machine: live.machine }
+}
+
+/** What finding a running vm takes of the host. */
+export type Running = Pick<Host, 'store' | 'vms' | 'ballast' | 'config'>
+
+/**
+ * Finds a running vm, as `running` does; a guest that was halted for want of room on the host's disk goes on first, where there is room again.
+ *
+ * @throws `vm_not_found`, `vm_ambiguous`, `vm_wrong_state`, `agent_unavailable`
+ */
+export const runningAgain = async (host: Running, ref: string, verb: string, use: Use = 'change') => {
+  const live = host.vms.live.get(find(host.store, ref, use).uid)
+  if (live?.halts.mayGoOn()) await goOn(host, live).catch(() => undefined) // then it is paused still, and that is said
+  return running(host, ref, verb, use)
 }

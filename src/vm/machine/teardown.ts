@@ -12,8 +12,11 @@ export const removeRuntimeFolder = (host: Pick<Host, 'config'>, row: VmRow): voi
 
 /** Removes what a vm has of the host only while it has a machine: its parts, and the folder of its sockets. */
 export const removeRuntime = async (host: Host, row: VmRow): Promise<void> => {
-  await unmakeParts(host, row)
-  removeRuntimeFolder(host, row)
+  try {
+    await unmakeParts(host, row)
+  } finally {
+    removeRuntimeFolder(host, row)
+  }
 }
 
 /** Forgets a live vm and closes what the daemon holds of it; the machine is not touched. */
@@ -22,10 +25,20 @@ export const closeLive = (host: Pick<Host, 'vms'>, live: LiveVm): void => {
   live.close()
 }
 
-/** Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. */
+/**
+ * Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. A step that fails holds up none of those behind it.
+ *
+ * @throws Error: the first step that failed
+ */
 export const tearDown = async (host: Host, row: VmRow, live: LiveVm | undefined): Promise<void> => {
   if (live && host.vms.live.get(row.uid) === live) host.vms.live.delete(row.uid)
-  await live?.machine?.kill()
-  live?.close()
-  await removeRuntime(host, row)
+  try {
+    await live?.machine?.kill()
+  } finally {
+    try {
+      live?.close()
+    } finally {
+      await removeRuntime(host, row)
+    }
+  }
 }

@@ -34,8 +34,8 @@ export const vmExists = fault(
 export const vmWrongState = fault(
   'vm_wrong_state',
   'conflict',
-  { name: Type.String(), status: Type.String(), verb: Type.String() },
-  (d) => `Cannot ${d.verb} vm "${d.name}": it is ${d.status}`,
+  { name: Type.String(), status: Type.String(), verb: Type.String(), reason: Type.Optional(Type.String()) },
+  (d) => `Cannot ${d.verb} vm "${d.name}": it is ${d.status}${d.reason === undefined ? '' : ` (${d.reason})`}`,
   (d) => WAYS_OUT[d.status]?.replaceAll('NAME', d.name),
 )
 export const vmStartFailed = fault(

@@ -2,8 +2,9 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync } from 'node:fs'
 import type { VmState } from '../../../src/contract/vm-state.ts'
 import type { End, EndReason, Machine } from '../../../src/hypervisor/driver.ts'
+import { cgroupSupport, makeCgroup } from '../../../src/linux/cgroup.ts'
 import type { BootRow } from '../../../src/store/schema.ts'
-import { recordEnd } from '../../../src/vm/machine/end.ts'
+import { recordEnd, recordOwedEnds } from '../../../src/vm/machine/end.ts'
 import type { LiveVm } from '../../../src/vm/machine/live.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
 import { change } from '../../../src/vm/row/moves.ts'
@@ -136,6 +137,89 @@ describe('the end of a machine', () => {
       events: ['VM_STOPPED', 'VM_DELETED'],
     })
     expect(await after('running', end('panic'), {}, true)).toMatchObject({ state: 'gone' })
+  })
+})
+
+describe.skipIf(!cgroupSupport().controllers.includes('memory'))('an end by the limit of memory', () => {
+  test('is told as what it was, and no other end is', async () => {
+    await using bed = testHost()
+    const stateId = bed.host.daemon.stateId.replace(/^.{8}/, process.pid.toString(16).padStart(8, '0'))
+    const host = { ...bed.host, daemon: { ...bed.host.daemon, stateId } }
+    const seen: Record<string, string | null | undefined> = {}
+    for (const [name, script] of [
+      ['eats', 'tail /dev/zero'],
+      ['dies', 'kill -9 $$'],
+    ] as const) {
+      const row = bed.vm(name, { state: 'running' })
+      const { folders } = makeCgroup(`${stateId}-${row.uid}`, { memoryMaxBytes: 24 * 2 ** 20 })
+      const joins = folders.map((folder) => `echo $$ > ${folder}/cgroup.procs`).join('; ')
+      await Bun.spawn(['sh', '-c', `${joins}; ${script}`], { stderr: 'ignore' }).exited
+      const machine = { kill: () => Promise.resolve() } as unknown as Machine
+      const live = {
+        uid: row.uid,
+        name,
+        machine,
+        drainIfConnected: () => Promise.resolve(),
+        close: () => undefined,
+      } as unknown as LiveVm
+
+      await recordEnd(host, live, end('killed', 'QEMU was killed by signal 9'))
+
+      seen[name] = byUid(host.store, row.uid)?.statusMessage
+    }
+
+    expect(seen).toEqual({
+      eats: expect.stringContaining('took more than the 1024 MiB of memory that it may') as string,
+      dies: 'the machine was killed from outside: QEMU was killed by signal 9',
+    })
+    expect(bed.events.after(0, 10).find((event) => event.name === 'eats')).toMatchObject({
+      type: 'VM_CRASHED',
+      message: seen['eats'] ?? '',
+    })
+  })
+})
+
+describe('an end that the disk has no room for', () => {
+  test('lets everything go all the same, and is written down when there is room', async () => {
+    await using bed = testHost()
+    const machine = { bootId: 'b', process: { pid: 7, startTime: '1' }, helpers: [], folder: '/f', uuid: 'u' }
+    const row = bed.vm('web', { state: 'running', boot: { machine } })
+    const at = bed.paths(row)
+    mkdirSync(at.run, { recursive: true })
+    const gone: string[] = []
+    const live = {
+      uid: row.uid,
+      name: 'web',
+      machine: {
+        kill: () => {
+          gone.push('machine')
+          return Promise.resolve()
+        },
+      },
+      drainIfConnected: () => Promise.resolve(),
+      close: () => {
+        gone.push('live')
+      },
+    } as unknown as LiveVm
+    bed.host.store.$client.run(
+      "CREATE TEMP TRIGGER full BEFORE UPDATE ON vms BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+    )
+
+    await expect(recordEnd(bed.host, live, end('killed'))).rejects.toThrow()
+    expect([gone, existsSync(at.run), byUid(bed.host.store, row.uid)?.state]).toEqual([
+      ['machine', 'live'],
+      false,
+      'running',
+    ])
+    await recordOwedEnds(bed.host)
+    expect(byUid(bed.host.store, row.uid)?.state).toBe('running')
+
+    bed.host.store.$client.run('DROP TRIGGER full')
+    await recordOwedEnds(bed.host)
+    await recordOwedEnds(bed.host)
+
+    expect(byUid(bed.host.store, row.uid)).toMatchObject({ state: 'crashed', boot: { machine: null } })
+    expect(bed.events.after(0, 10).map((event) => event.type)).toEqual(['VM_CRASHED'])
   })
 })
 
