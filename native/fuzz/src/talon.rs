@@ -91,6 +91,7 @@ fn net(input: &[u8]) {
     host.set_nonblocking(true).expect("no waiting");
     let config = NetConfig {
         id: "net".to_owned(),
+        place: 0,
         fd: 0,
         mac: [2, 0, 0, 0, 0, 1],
         mtu: Some(1500),

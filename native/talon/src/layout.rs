@@ -1,20 +1,31 @@
-//! The guest-physical map of *machine generation 1*. A snapshot carries the generation, so nothing here may move
-//! under a number that was released: a new map is a new number.
+//! The guest-physical map of *machine generation 2*. A snapshot carries the generation, so nothing here may move
+//! under a number that was released: a new map is a new number. (Generation 1 had one bus, 16 disks and 4 network cards.)
 //!
 //! ```text
 //! 0x0000_0000  RAM (boot tables, page tables, command line below 640 KiB; ACPI at 0xe0000)
 //! 0xc000_0000  hole: room for more platform devices
-//! 0xd000_0000  ECAM of bus 0, 1 MiB                     ┐ one read-only memory slot: reads
-//! 0xd010_0000  BAR 0 of functions 0–31, 4 KiB each      ┘ never leave KVM, writes exit
-//! 0xd012_0000  BAR 2 of functions 0–31, 4 KiB each: doorbells, taken by ioeventfds
-//! 0xd100_0000  window for hot-plugged and passed-through BARs
+//! 0xd000_0000  ECAM of buses 0 and 1, 1 MiB each        ┐ one read-only memory slot: reads
+//! 0xd020_0000  BAR 0 of slots 0–63, 4 KiB each          ┘ never leave KVM, writes exit
+//! 0xd024_0000  BAR 2 of slots 0–63, 4 KiB each: doorbells, taken by ioeventfds
+//! 0xd100_0000  window of bus 0 for passed-through BARs
 //! 0xe000_0000  pvpanic
 //! 0xfec0_0000  IOAPIC, 0xfee0_0000 LAPICs (both in the kernel)
 //! 0x1_0000_0000 RAM above 3 GiB
 //! ```
+//!
+//! A *slot* is a device number on one of the two buses, each with a root bridge of its own: slots 0–31 are bus 0, slots
+//! 32–63 are bus 1. Bus 1 is there for volumes alone, and a machine without any has no bridge for it: nothing scans it.
+//!
+//! ```text
+//!  0      none: Linux needs no host bridge        16–23  network cards 0–7
+//!  1–4    entropy, balloon, vsock, console        24–31  passed-through devices 0–7
+//!  5–7    free, for other devices of one kind     32     none
+//!  8–11   disks: root, overlay, seed, runtime     33–55  volumes 0–22
+//! 12–15   free, for other disks of one kind       56–63  free
+//! ```
 
 /// Number of this map.
-pub const GENERATION: u16 = 1;
+pub const GENERATION: u16 = 2;
 
 /// RAM below this address comes first, the rest from [`HIGH_RAM_START`].
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -44,23 +55,31 @@ pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// First byte above the 1 MiB of old.
 pub const KERNEL_START: u64 = 0x10_0000;
 
-/// Functions on the one bus.
-pub const SLOTS: u8 = 32;
-/// Configuration space of bus 0.
+/// Slots on one bus.
+pub const BUS_SLOTS: u8 = 32;
+/// Buses at most.
+pub const BUSES: u8 = 2;
+/// Slots on all buses.
+pub const SLOTS: u8 = BUS_SLOTS * BUSES;
+/// Configuration space of bus 0; that of bus 1 follows.
 pub const ECAM: u64 = 0xd000_0000;
-/// Bytes of [`ECAM`]: one bus.
-pub const ECAM_BYTES: u64 = 0x10_0000;
+/// Bytes of one bus in [`ECAM`].
+pub const ECAM_BUS_BYTES: u64 = 0x10_0000;
+/// Bytes of [`ECAM`].
+pub const ECAM_BYTES: u64 = ECAM_BUS_BYTES * BUSES as u64;
 /// BAR 0 of slot 0.
-pub const REGISTERS: u64 = 0xd010_0000;
-/// Bytes of one function's BAR 0.
+pub const REGISTERS: u64 = 0xd020_0000;
+/// Bytes of one device's BAR 0.
 pub const REGISTERS_BYTES: u64 = 0x1000;
 /// BAR 2 of slot 0.
-pub const DOORBELLS: u64 = 0xd012_0000;
-/// Bytes of one function's BAR 2.
+pub const DOORBELLS: u64 = 0xd024_0000;
+/// Bytes of one device's BAR 2.
 pub const DOORBELL_BYTES: u64 = 0x1000;
 /// Bytes of the read-only slot: ECAM, then every BAR 0.
 pub const READ_ONLY_BYTES: u64 = ECAM_BYTES + REGISTERS_BYTES * SLOTS as u64;
-/// Last byte of the PCI window that the root bridge decodes.
+/// First byte of the window of bus 0 for BARs that are not ours.
+pub const PCI_WINDOW: u64 = 0xd100_0000;
+/// Last byte of [`PCI_WINDOW`].
 pub const PCI_WINDOW_LAST: u64 = 0xdfff_ffff;
 /// pvpanic's one register (QEMU docs/specs/pvpanic).
 pub const PVPANIC: u64 = 0xe000_0000;
@@ -97,14 +116,40 @@ pub const SLOT_BALLOON: u8 = 2;
 pub const SLOT_VSOCK: u8 = 3;
 /// Slot of the console.
 pub const SLOT_CONSOLE: u8 = 4;
+/// First slot of the disks that a machine has one of: root, overlay, seed, runtime.
+pub const SLOT_DISK: u8 = 8;
+/// Disks that a machine has one of.
+pub const OWN_DISKS: u8 = 4;
 /// First network slot.
-pub const SLOT_NET: u8 = 5;
+pub const SLOT_NET: u8 = 16;
 /// Network devices at most.
-pub const NETS_MAX: u8 = 4;
-/// First block slot.
-pub const SLOT_DISK: u8 = 9;
-/// Block devices at most; slots from 25 on are for hot-plug and passthrough.
-pub const DISKS_MAX: u8 = 16;
+pub const NETS_MAX: u8 = 8;
+/// First slot of passed-through devices.
+pub const SLOT_PASSED: u8 = 24;
+/// Passed-through devices at most.
+pub const PASSED_MAX: u8 = 8;
+/// First slot of volumes.
+pub const SLOT_VOLUME: u8 = BUS_SLOTS + 1;
+/// Volumes at most.
+pub const VOLUMES_MAX: u8 = 23;
+/// Block devices at most.
+pub const DISKS_MAX: u8 = OWN_DISKS + VOLUMES_MAX;
+
+/// Slot of a block device by its place: first those of which there is one, then the volumes.
+#[must_use]
+pub const fn disk_slot(place: u8) -> u8 {
+    if place < OWN_DISKS {
+        SLOT_DISK + place
+    } else {
+        SLOT_VOLUME + (place - OWN_DISKS)
+    }
+}
+
+/// Bus of a slot.
+#[must_use]
+pub const fn bus_of(slot: u8) -> u8 {
+    slot / BUS_SLOTS
+}
 
 /// BAR 0 of a slot.
 #[must_use]
@@ -120,5 +165,31 @@ pub const fn doorbell(slot: u8) -> u64 {
 
 const _: () = assert!(REGISTERS == ECAM + ECAM_BYTES);
 const _: () = assert!(DOORBELLS == ECAM + READ_ONLY_BYTES);
-const _: () = assert!(SLOT_DISK == SLOT_NET + NETS_MAX);
-const _: () = assert!(SLOT_DISK + DISKS_MAX <= SLOTS);
+const _: () = assert!(DOORBELLS + DOORBELL_BYTES * SLOTS as u64 <= PCI_WINDOW);
+const _: () = assert!(SLOT_CONSOLE < SLOT_DISK && SLOT_DISK + OWN_DISKS <= SLOT_NET);
+const _: () = assert!(SLOT_NET + NETS_MAX <= SLOT_PASSED && SLOT_PASSED + PASSED_MAX <= BUS_SLOTS);
+const _: () = assert!(SLOT_VOLUME + VOLUMES_MAX <= SLOTS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that was saved finds its devices where they were: these numbers were released and stay.
+    #[test]
+    fn no_slot_of_generation_2_moves() {
+        assert_eq!(GENERATION, 2);
+        assert_eq!(
+            [SLOT_RNG, SLOT_BALLOON, SLOT_VSOCK, SLOT_CONSOLE],
+            [1, 2, 3, 4]
+        );
+        let disks: Vec<u8> = (0..DISKS_MAX).map(disk_slot).collect();
+        assert_eq!(disks[..4], [8, 9, 10, 11]);
+        assert_eq!(disks[4..], (33..56).collect::<Vec<u8>>());
+        assert_eq!(
+            (SLOT_NET, NETS_MAX, SLOT_PASSED, PASSED_MAX),
+            (16, 8, 24, 8)
+        );
+        assert_eq!((registers(1), doorbell(1)), (0xd020_1000, 0xd024_1000));
+        assert_eq!((registers(33), doorbell(33)), (0xd022_1000, 0xd026_1000));
+    }
+}

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::http::Response;
 use super::server::Incoming;
 use crate::config::Fields;
+use crate::layout;
 use crate::virtio::Command;
 use crate::vmm::{EVENT_WAIT_MAX, VerbError, Vmm};
 
@@ -149,6 +150,11 @@ fn ping() -> Value {
     })
 }
 
+fn pci_address(slot: u8) -> String {
+    let bus = layout::bus_of(slot);
+    format!("0000:{bus:02x}:{:02x}.0", slot % layout::BUS_SLOTS)
+}
+
 fn info(vmm: &Vmm) -> Result<Value, VerbError> {
     let created = vmm.created.as_ref().ok_or(VerbError::NotCreated)?;
     let devices: serde_json::Map<String, Value> = vmm
@@ -158,7 +164,7 @@ fn info(vmm: &Vmm) -> Result<Value, VerbError> {
         .map(|device| {
             let state = json!({
                 "id": device.id(),
-                "pci_bdf": format!("0000:00:{:02x}.0", device.slot()),
+                "pci_bdf": pci_address(device.slot()),
                 "broken": device.is_broken(),
             });
             (device.id().to_owned(), state)

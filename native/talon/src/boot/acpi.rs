@@ -17,6 +17,8 @@ pub struct Platform {
     pub cpus: u8,
     /// Serial port.
     pub serial: bool,
+    /// Buses with devices; the first is always there.
+    pub buses: u8,
 }
 
 struct Bytecode(Vec<u8>);
@@ -33,7 +35,10 @@ const fn low(address: u64) -> u32 {
 
 fn dsdt(platform: Platform) -> Sdt {
     let mut code = Bytecode(Vec::new());
-    pci_root(&mut code);
+    for bus in 0..platform.buses {
+        pci_root(&mut code, bus);
+    }
+    ecam(&mut code, platform.buses);
     events(&mut code);
     if platform.serial {
         serial(&mut code);
@@ -45,30 +50,44 @@ fn dsdt(platform: Platform) -> Sdt {
     table
 }
 
-fn pci_root(code: &mut Bytecode) {
-    let bus = aml::AddressSpace::new_bus_number(0u16, 0u16);
-    let window = aml::AddressSpace::new_memory(
-        aml::AddressSpaceCacheable::NotCacheable,
-        true,
-        low(layout::REGISTERS),
-        low(layout::PCI_WINDOW_LAST),
-        None,
-    );
+/// A root bridge: each decodes the registers and doorbells of its own slots, the first the passed-through devices too.
+fn pci_root(code: &mut Bytecode, bus: u8) {
+    let number = aml::AddressSpace::new_bus_number(u16::from(bus), u16::from(bus));
+    let window = |first: u64, last: u64| {
+        aml::AddressSpace::new_memory(
+            aml::AddressSpaceCacheable::NotCacheable,
+            true,
+            low(first),
+            low(last),
+            None,
+        )
+    };
+    let first = bus * layout::BUS_SLOTS;
+    let end = first + layout::BUS_SLOTS;
+    let registers = window(layout::registers(first), layout::registers(end) - 1);
+    let doorbells = window(layout::doorbell(first), layout::doorbell(end) - 1);
+    let passed = window(layout::PCI_WINDOW, layout::PCI_WINDOW_LAST);
+    let mut resources: Vec<&dyn Aml> = vec![&number, &registers, &doorbells];
+    if bus == 0 {
+        resources.push(&passed);
+    }
     aml::Device::new(
-        "_SB_.PCI0".into(),
+        format!("_SB_.PCI{bus}").as_str().into(),
         vec![
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A08")),
             &aml::Name::new("_CID".into(), &aml::EISAName::new("PNP0A03")),
-            &aml::Name::new("_UID".into(), &0u8),
-            &aml::Name::new(
-                "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![&bus, &window]),
-            ),
+            &aml::Name::new("_UID".into(), &bus),
+            &aml::Name::new("_BBN".into(), &bus),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(resources)),
         ],
     )
     .to_aml_bytes(code);
-    // Linux 6.1 takes ECAM only when a motherboard resource claims it besides the memory map.
-    let ecam = aml::Memory32Fixed::new(true, low(layout::ECAM), low(layout::ECAM_BYTES));
+}
+
+/// Linux 6.1 takes ECAM only when a motherboard resource claims it besides the memory map.
+fn ecam(code: &mut Bytecode, buses: u8) {
+    let bytes = layout::ECAM_BUS_BYTES * u64::from(buses);
+    let ecam = aml::Memory32Fixed::new(true, low(layout::ECAM), low(bytes));
     aml::Device::new(
         "_SB_.MBRD".into(),
         vec![
@@ -208,10 +227,11 @@ fn madt(cpus: u8) -> Sdt {
     table
 }
 
-fn mcfg() -> Sdt {
+fn mcfg(buses: u8) -> Sdt {
     let mut table = Sdt::new(*b"MCFG", 44, 1, OEM, OEM_TABLE, 1);
     table.append_slice(&layout::ECAM.to_le_bytes());
-    table.append_slice(&[0; 8]);
+    // Segment 0, first and last bus.
+    table.append_slice(&[0, 0, 0, buses - 1, 0, 0, 0, 0]);
     table
 }
 
@@ -231,7 +251,7 @@ pub fn write(memory: &GuestMemoryMmap, platform: Platform) -> Result<(), GuestMe
     let tables = [
         place(&fadt(dsdt))?,
         place(&madt(platform.cpus))?,
-        place(&mcfg())?,
+        place(&mcfg(platform.buses))?,
     ];
     let mut xsdt = Sdt::new(*b"XSDT", 36, 1, OEM, OEM_TABLE, 1);
     for table in tables {
@@ -263,10 +283,11 @@ mod tests {
             dsdt(Platform {
                 cpus: 4,
                 serial: true,
+                buses: 2,
             }),
             fadt(0xe_0040),
             madt(32),
-            mcfg(),
+            mcfg(2),
         ] {
             assert_eq!(
                 table
@@ -291,6 +312,7 @@ mod tests {
             Platform {
                 cpus: 254,
                 serial: true,
+                buses: 2,
             },
         )
         .unwrap();

@@ -2,6 +2,7 @@
 
 use super::source::{ID_MAX, Source, source};
 use super::{ConfigError, Fields};
+use crate::layout;
 
 /// A token bucket as in Firecracker and Cloud Hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct DiskConfig {
     pub path: Source,
     /// The guest may not write.
     pub readonly: bool,
+    /// Where on the bus it stands, see [`layout::disk_slot`].
+    pub place: u8,
     /// Serial number, at most 20 bytes.
     pub serial: Option<String>,
     /// Limits.
@@ -43,6 +46,8 @@ pub struct DiskConfig {
 pub struct NetConfig {
     /// Name, `net0` by default.
     pub id: String,
+    /// Where on the bus it stands, counted from [`layout::SLOT_NET`].
+    pub place: u8,
     /// The tap.
     pub fd: i32,
     /// Hardware address.
@@ -123,12 +128,66 @@ fn id(fields: &mut Fields<'_>, default: String) -> Result<String, ConfigError> {
     }
 }
 
-pub(super) fn parse_disk(index: usize, mut fields: Fields<'_>) -> Result<DiskConfig, ConfigError> {
+/// Places of disks that a machine has one of; volumes follow as `volume0` to `volume22`.
+const OWN_DISKS: [&str; layout::OWN_DISKS as usize] = ["root", "overlay", "seed", "runtime"];
+
+fn disk_place(fields: &mut Fields<'_>) -> Result<Option<u8>, ConfigError> {
+    let Some(name) = fields.text("place", 16)? else {
+        return Ok(None);
+    };
+    let own = (0..).zip(OWN_DISKS).find(|(_, own)| *own == name);
+    let volume = || {
+        let number = name.strip_prefix("volume")?.parse::<u8>().ok()?;
+        (number < layout::VOLUMES_MAX).then_some(layout::OWN_DISKS + number)
+    };
+    match own.map(|(place, _)| place).or_else(volume) {
+        Some(place) => Ok(Some(place)),
+        None => Err(fields.problem(
+            "place",
+            "must be root, overlay, seed, runtime, or volume0 to volume22",
+        )),
+    }
+}
+
+/// Gives a place to whoever has none: the next free one, in the order of the list.
+///
+/// # Errors
+/// When two want the same.
+pub(super) fn fill_places(
+    list: &'static str,
+    wanted: &[Option<u8>],
+    places: u8,
+) -> Result<Vec<u8>, ConfigError> {
+    let mut taken = 0u64;
+    for (index, place) in wanted.iter().enumerate() {
+        let Some(place) = place else { continue };
+        if taken & 1 << place != 0 {
+            let path = format!("{list}[{index}].place");
+            return Err(ConfigError::new(path, "is another device's"));
+        }
+        taken |= 1 << place;
+    }
+    let mut free = (0..places).filter(|place| taken & 1 << place == 0);
+    let places = wanted.iter().map(|place| place.or_else(|| free.next()));
+    places
+        .collect::<Option<Vec<u8>>>()
+        .ok_or_else(|| ConfigError::new(list, "has more entries than places"))
+}
+
+/// A device with the place that it asks for.
+pub(super) type Placed<T> = (T, Option<u8>);
+
+pub(super) fn parse_disk(
+    index: usize,
+    mut fields: Fields<'_>,
+) -> Result<Placed<DiskConfig>, ConfigError> {
+    let place = disk_place(&mut fields)?;
     let path = source(&mut fields, "path")?.ok_or_else(|| fields.problem("path", "is missing"))?;
     let config = DiskConfig {
         id: id(&mut fields, format!("disk{index}"))?,
         path,
         readonly: fields.flag("readonly")?.unwrap_or(false),
+        place: 0,
         // Longer ones would be cut in the guest and then not be found by their name.
         serial: fields.text("serial", 20)?.map(str::to_owned),
         rate: rate(&mut fields)?,
@@ -153,7 +212,7 @@ pub(super) fn parse_disk(index: usize, mut fields: Fields<'_>) -> Result<DiskCon
         fields.unsupported(key)?;
     }
     fields.finish()?;
-    Ok(config)
+    Ok((config, place))
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -167,7 +226,13 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 
-pub(super) fn parse_net(index: usize, mut fields: Fields<'_>) -> Result<NetConfig, ConfigError> {
+pub(super) fn parse_net(
+    index: usize,
+    mut fields: Fields<'_>,
+) -> Result<Placed<NetConfig>, ConfigError> {
+    let place = fields
+        .number("place", 0, u64::from(layout::NETS_MAX - 1))?
+        .and_then(|place| u8::try_from(place).ok());
     let mut fds = Vec::new();
     for (path, value) in fields.array("fds", 1)? {
         match value.as_i64().and_then(|fd| i32::try_from(fd).ok()) {
@@ -186,6 +251,7 @@ pub(super) fn parse_net(index: usize, mut fields: Fields<'_>) -> Result<NetConfi
         parse_mac(mac).ok_or_else(|| fields.problem("mac", "is not a unicast hardware address"))?;
     let config = NetConfig {
         id: id(&mut fields, format!("net{index}"))?,
+        place: 0,
         fd,
         mac,
         mtu: fields
@@ -211,7 +277,7 @@ pub(super) fn parse_net(index: usize, mut fields: Fields<'_>) -> Result<NetConfi
         fields.unsupported(key)?;
     }
     fields.finish()?;
-    Ok(config)
+    Ok((config, place))
 }
 
 pub(super) fn parse_balloon(

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::layout;
 use crate::memory::HUGE_PAGE;
 use console::parse_console;
-use device::{parse_balloon, parse_disk, parse_net, parse_vsock};
+use device::{Placed, fill_places, parse_balloon, parse_disk, parse_net, parse_vsock};
 use source::{ID_MAX, PATH_MAX, source};
 
 /// Processors at most: the local APIC ids of the ACPI table.
@@ -89,8 +89,12 @@ impl VmConfig {
         let payload = parse_payload(&mut root)?;
         let cpus = parse_cpus(&mut root)?;
         let memory = parse_memory(&mut root)?;
-        let disks = parse_list(&mut root, "disks", layout::DISKS_MAX, parse_disk)?;
-        let nets = parse_list(&mut root, "net", layout::NETS_MAX, parse_net)?;
+        let disks = parse_list(&mut root, "disks", layout::DISKS_MAX, parse_disk, |disk| {
+            &mut disk.place
+        })?;
+        let nets = parse_list(&mut root, "net", layout::NETS_MAX, parse_net, |net| {
+            &mut net.place
+        })?;
         let rng = parse_rng(&mut root)?;
         let balloon = root
             .object("balloon")?
@@ -127,6 +131,13 @@ impl VmConfig {
         };
         config.check_ids()?;
         Ok(config)
+    }
+
+    /// Buses that a device stands on, the first always among them.
+    #[must_use]
+    pub fn buses(&self) -> u8 {
+        let slots = self.disks.iter().map(|disk| layout::disk_slot(disk.place));
+        slots.map(layout::bus_of).max().unwrap_or(0) + 1
     }
 
     fn check_ids(&self) -> Result<(), ConfigError> {
@@ -199,14 +210,24 @@ fn parse_cpus(root: &mut Fields<'_>) -> Result<u8, ConfigError> {
 fn parse_list<T>(
     root: &mut Fields<'_>,
     key: &'static str,
-    max: u8,
-    parse: fn(usize, Fields<'_>) -> Result<T, ConfigError>,
+    places: u8,
+    parse: fn(usize, Fields<'_>) -> Result<Placed<T>, ConfigError>,
+    place: fn(&mut T) -> &mut u8,
 ) -> Result<Vec<T>, ConfigError> {
-    root.array(key, usize::from(max))?
+    let (mut devices, mut wanted) = (Vec::new(), Vec::new());
+    for (index, (path, value)) in root
+        .array(key, usize::from(places))?
         .into_iter()
         .enumerate()
-        .map(|(index, (path, value))| parse(index, Fields::new(path, value)?))
-        .collect()
+    {
+        let (device, at) = parse(index, Fields::new(path, value)?)?;
+        devices.push(device);
+        wanted.push(at);
+    }
+    for (device, at) in devices.iter_mut().zip(fill_places(key, &wanted, places)?) {
+        *place(device) = at;
+    }
+    Ok(devices)
 }
 
 fn parse_rng(root: &mut Fields<'_>) -> Result<bool, ConfigError> {
@@ -369,6 +390,68 @@ mod tests {
                 .unwrap_err()
                 .unsupported
         );
+    }
+
+    #[test]
+    fn a_disk_keeps_its_place_whatever_stands_beside_it() {
+        let places = |disks: &[&str]| {
+            let disks: Vec<Value> = disks
+                .iter()
+                .map(|place| match *place {
+                    "" => json!({ "path": "/x" }),
+                    place => json!({ "path": "/x", "place": place }),
+                })
+                .collect();
+            let mut config = minimal();
+            config["disks"] = disks.into();
+            VmConfig::parse(&config)
+                .map(|config| {
+                    let slots: Vec<u8> = config
+                        .disks
+                        .iter()
+                        .map(|disk| layout::disk_slot(disk.place))
+                        .collect();
+                    (slots, config.buses())
+                })
+                .map_err(|error| error.path)
+        };
+
+        assert_eq!(places(&[]), Ok((vec![], 1)));
+        assert_eq!(places(&["", ""]), Ok((vec![8, 9], 1)));
+        assert_eq!(
+            places(&["root", "overlay", "volume0", "volume22"]),
+            Ok((vec![8, 9, 33, 55], 2))
+        );
+        assert_eq!(
+            places(&["overlay", "", "seed", ""]),
+            Ok((vec![9, 8, 10, 11], 1))
+        );
+        assert_eq!(places(&[""; 27]).map(|(slots, _)| slots[26]), Ok(55));
+        assert_eq!(
+            places(&["seed", "", "seed"]),
+            Err("disks[2].place".to_owned())
+        );
+        assert_eq!(places(&["volume23"]), Err("disks[0].place".to_owned()));
+        assert_eq!(places(&[""; 28]), Err("disks".to_owned()));
+    }
+
+    #[test]
+    fn eight_network_cards_have_places_too() {
+        let net =
+            |place: Option<u8>| json!({ "fds": [3], "mac": "02:00:00:00:00:01", "place": place });
+        let mut config = minimal();
+        config["net"] = json!([net(None), net(Some(0)), net(Some(7))]);
+
+        let places: Vec<u8> = VmConfig::parse(&config)
+            .unwrap()
+            .nets
+            .iter()
+            .map(|net| net.place)
+            .collect();
+
+        assert_eq!(places, [1, 0, 7]);
+        config["net"] = json!([net(Some(8))]);
+        assert_eq!(path_of(&config), "net[0].place");
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(super) fn add_devices(
         let backend = virtio_console::Console::new(resources.console.clone());
         on_loop.push(parts.add(layout::SLOT_CONSOLE, "console", Box::new(backend))?);
     }
-    for ((slot, net), tap) in (layout::SLOT_NET..).zip(&config.nets).zip(&resources.taps) {
+    for (net, tap) in config.nets.iter().zip(&resources.taps) {
         let backend = tap
             .duplicate()
             .and_then(|tap| net::Net::new(tap.into(), net.clone()))
@@ -113,17 +113,14 @@ pub(super) fn add_devices(
                 id: net.id.clone(),
                 source,
             })?;
-        on_loop.push(parts.add(slot, &net.id, Box::new(backend))?);
+        on_loop.push(parts.add(layout::SLOT_NET + net.place, &net.id, Box::new(backend))?);
     }
-    for ((slot, disk), image) in (layout::SLOT_DISK..)
-        .zip(&config.disks)
-        .zip(&resources.disks)
-    {
+    for (disk, image) in config.disks.iter().zip(&resources.disks) {
         let backend = block_backend(disk, image).map_err(|source| MachineError::Device {
             id: disk.id.clone(),
             source,
         })?;
-        on_workers.push(parts.add(slot, &disk.id, backend)?);
+        on_workers.push(parts.add(layout::disk_slot(disk.place), &disk.id, backend)?);
     }
     Ok((on_loop, on_workers))
 }

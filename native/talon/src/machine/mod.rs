@@ -93,7 +93,7 @@ impl Machine {
             source,
         })?);
         if fresh {
-            window.show_absent();
+            window.show_absent(config.buses());
         }
         set_slots(&vm, &ram, &window)?;
         // Intel needs three pages of its own, below the LAPIC and in no RAM (api.rst, KVM_SET_TSS_ADDR).
@@ -228,6 +228,7 @@ impl Machine {
             acpi::Platform {
                 cpus: config.cpus,
                 serial: self.bus.serial.is_some(),
+                buses: config.buses(),
             },
         )?;
         self.renew_generation_id()?;

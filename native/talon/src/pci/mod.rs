@@ -1,4 +1,4 @@
-//! One PCI bus, reached by ECAM alone (PCI Express 5.0, section 7.2.2; no port 0xcf8), whose configuration pages and
+//! Two PCI buses, reached by ECAM alone (PCI Express 5.0, section 7.2.2; no port 0xcf8), whose configuration pages and
 //! device registers lie in a read-only memory slot.
 //!
 //! Why: enumeration is a thousand reads and two hundred writes. A read of a page in a slot costs no exit; a write to a

@@ -1,9 +1,9 @@
-//! The host's side of the read-only memory slot: ECAM of bus 0, then BAR 0 of every function.
+//! The host's side of the read-only memory slot: ECAM of both buses, then BAR 0 of every slot.
 
 use std::io;
 
 use crate::bytes::to_usize;
-use crate::layout::{self, READ_ONLY_BYTES, REGISTERS_BYTES, SLOTS};
+use crate::layout::{self, BUS_SLOTS, READ_ONLY_BYTES, REGISTERS_BYTES, SLOTS};
 
 /// Bytes of one function in ECAM, of which function 0 is the first page.
 const ECAM_SLOT_BYTES: u64 = 1 << 15;
@@ -47,10 +47,10 @@ impl Window {
         Ok(Self { base: base.cast() })
     }
 
-    /// Shows every function as absent: it reads all ones (PCI 3.0, section 6.1). That costs a page each, for a guest that
+    /// Shows every function of the first `buses` as absent: it reads all ones (PCI 3.0, section 6.1). That costs a page each, for a guest that
     /// is about to look; one that was restored has looked already, and zeroes are as absent to Linux (`pci/probe.c`).
-    pub fn show_absent(&self) {
-        for slot in 0..SLOTS {
+    pub fn show_absent(&self, buses: u8) {
+        for slot in 0..(BUS_SLOTS * buses).min(SLOTS) {
             // Only the first doubleword is read of an absent function; the rest of the page stays untouched.
             self.write_config(slot, 0, &[0xff; 64]);
         }
@@ -123,12 +123,13 @@ mod tests {
     #[test]
     fn an_absent_function_reads_all_ones() {
         let window = Window::new().unwrap();
-        window.show_absent();
+        window.show_absent(layout::BUSES);
 
-        let mut id = [0; 4];
-        window.read(layout::ECAM + 7 * ECAM_SLOT_BYTES, &mut id);
-
-        assert_eq!(id, [0xff; 4]);
+        for slot in [7, 33, 63] {
+            let mut id = [0; 4];
+            window.read(layout::ECAM + slot * ECAM_SLOT_BYTES, &mut id);
+            assert_eq!(id, [0xff; 4]);
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum StateError {
     },
     /// Of another machine layout.
     #[error(
-        "state is of machine generation {found}, this talon has {}",
+        "it was saved by another release (machine generation {found}, this one makes generation {}): start it anew, or restore it with the release that saved it",
         crate::layout::GENERATION
     )]
     Generation {
@@ -328,6 +328,9 @@ mod tests {
             Decoder::open(&file(), 2).unwrap_err(),
             StateError::Generation { found: 1 }
         );
+        let sentence = StateError::Generation { found: 1 }.to_string();
+        assert!(sentence.contains("machine generation 1"), "{sentence}");
+        assert!(sentence.contains("start it anew"), "{sentence}");
     }
 
     proptest! {

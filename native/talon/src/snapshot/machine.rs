@@ -174,7 +174,7 @@ pub fn save(
 /// When the state is not of this machine, hostile, or asks more than this host has.
 pub fn fill(machine: &Machine, content: &[u8]) -> Result<(), SaveError> {
     let mut sections = Decoder::open(content, layout::GENERATION)?;
-    let (mut cpus, mut platform, mut serial, mut filled) = (0, false, false, 0u32);
+    let (mut cpus, mut platform, mut serial, mut filled) = (0, false, false, 0u64);
     while let Some((tag, mut body)) = sections.section()? {
         match tag {
             section::HEAD | section::CONFIG => {}
@@ -204,7 +204,7 @@ pub fn fill(machine: &Machine, content: &[u8]) -> Result<(), SaveError> {
                     .ok_or_else(|| SaveError::Shape(format!("a device in slot {slot}")))?;
                 device.load(&mut body)?;
                 body.finish()?;
-                filled |= 1 << (slot & 31);
+                filled |= 1 << (slot & 63);
             }
             _ => return Err(StateError::Invalid("section").into()),
         }

@@ -265,10 +265,10 @@ impl Vmm {
 }
 
 /// What a guest knows of its disks.
-fn disks(config: &VmConfig) -> Vec<(Option<&str>, bool)> {
+fn disks(config: &VmConfig) -> Vec<(u8, Option<&str>, bool)> {
     let disks = config.disks.iter();
     disks
-        .map(|disk| (disk.serial.as_deref(), disk.readonly))
+        .map(|disk| (disk.place, disk.serial.as_deref(), disk.readonly))
         .collect()
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use crate::config::ConfigError;
 use crate::machine::MachineError;
 use crate::machine::cpu_state::CpuStateError;
+use crate::snapshot::codec::StateError;
 use crate::snapshot::files::SnapshotError;
 use crate::snapshot::machine::SaveError;
 
@@ -91,6 +92,9 @@ impl VerbError {
             Self::Machine(_) => "machine_failed",
             Self::NoDevice(_) => "device_missing",
             Self::Snapshot(SnapshotError::File { .. }) => "snapshot_file",
+            Self::Snapshot(SnapshotError::State(StateError::Generation { .. })) => {
+                "snapshot_generation"
+            }
             Self::Snapshot(_) | Self::Save(SaveError::State(_) | SaveError::Shape(_)) => {
                 "snapshot_invalid"
             }

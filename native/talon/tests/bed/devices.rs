@@ -17,6 +17,7 @@ pub fn add(suite: &mut Suite) {
     suite.test("block refuses to write a read-only image", block_readonly);
     suite.test("block discards and writes zeroes", block_discard);
     suite.test("block keeps to its rate", block_rate);
+    suite.test("disks of both buses stand at their places", places);
     suite.test("vsock carries bulk both ways", vsock_bulk);
     suite.test("vsock lets the guest call the host", vsock_guest);
     suite.test("rng feeds the guest", rng);
@@ -81,6 +82,39 @@ fn block(context: &Context) {
         "{counters}"
     );
     assert_eq!(counters["root"]["errors"], 0);
+}
+
+fn places(context: &Context) {
+    let all = [
+        ("root", "0000:00:08.0"),
+        ("seed", "0000:00:0a.0"),
+        ("volume0", "0000:01:01.0"),
+        ("volume22", "0000:01:17.0"),
+    ];
+    let mut config = context.config("vm");
+    let mut disks = Vec::new();
+    for (place, _) in all {
+        let image = context.image(place, MIB);
+        File::options()
+            .write(true)
+            .open(&image)
+            .and_then(|file| file.write_all_at(place.as_bytes(), 0))
+            .expect("bytes");
+        disks.push(json!({ "path": image, "place": place, "serial": place, "id": place }));
+    }
+    config["disks"] = disks.into();
+    let talon = context.boot("vm", &config);
+
+    for (place, address) in all {
+        let found = talon.ok(&format!(
+            "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {place} ] && readlink $d && head -c {} /dev/${{d##*/}}; done",
+            place.len()
+        ));
+        assert!(found.contains(&format!("/{address}/")), "{place}: {found}");
+        assert!(found.ends_with(place), "{place}: {found}");
+    }
+    let info = talon.get("vm.info").expect_status(200);
+    assert_eq!(info["device_tree"]["volume22"]["pci_bdf"], "0000:01:17.0");
 }
 
 fn block_readonly(context: &Context) {

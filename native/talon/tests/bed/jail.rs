@@ -180,7 +180,7 @@ pub fn devices(context: &Context) {
     });
     // Drivers that reset their devices, on the processor's thread.
     // vsock's own goes last and in the background, for it carries the commands.
-    for device in ["0000:00:09.0", "0000:00:05.0", "0000:00:03.0"] {
+    for device in ["0000:00:08.0", "0000:00:10.0", "0000:00:03.0"] {
         let name = talon.ok(&format!("ls /sys/bus/pci/devices/{device} | grep ^virtio"));
         let link = format!("/sys/bus/virtio/devices/{name}/driver");
         let driver = talon.ok(&format!("basename $(readlink {link})"));

@@ -42,6 +42,9 @@ const CONSOLE_NOTE = 'console.json'
 /** In whole huge pages. */
 const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 2 ** 21
 
+/** Names the place on the guest's bus that a disk has in every boot, whatever other disks there are (native/talon, layout.rs). */
+const placeOf = (serial: string): string => serial.replace(/^vol(?=\d+$)/, 'volume')
+
 /** Writes Cloud Hypervisor's VmConfig; `disks` are the numbers of the disks' descriptors. */
 const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
@@ -53,6 +56,7 @@ const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean):
     path: `/dev/fd/${disks[index]}`,
     readonly: disk.readOnly,
     serial: disk.serial,
+    place: placeOf(disk.serial),
   })),
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
