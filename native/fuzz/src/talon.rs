@@ -181,7 +181,7 @@ fn backend(name: &str) -> Box<dyn Backend> {
             let image = Ram::memfd(1 << 20).expect("a memfd");
             let limiter = Limiter::new(&RateConfig::default());
             Box::new(block::Block::new(
-                Box::new(block::FileEngine(image)),
+                Arc::new(block::FileEngine(image)),
                 1 << 20,
                 false,
                 "disk",

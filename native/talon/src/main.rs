@@ -229,10 +229,16 @@ fn run(argv: impl Iterator<Item = String>) -> Result<(), StartError> {
             let machine = config.get("restore").map_or(config, |it| &it["config"]);
             Path::new(machine["vsock"]["socket"].as_str()?).parent()
         });
-        jail::enter(&Plan {
+        let landlock = jail::enter(&Plan {
             vsock_folder: arguments.vsock_folder.as_deref().or(from_config),
             landlock_abi_min: arguments.landlock_abi_min,
         })?;
+        if landlock == 0 {
+            eprintln!(
+                "talon: warning: this kernel has no Landlock: the jail stands without that wall"
+            );
+        }
+        vmm.note_jail(landlock);
     }
     if let Some(config) = config {
         vmm.launch(config).map_err(Fatal::Start)?;

@@ -23,6 +23,8 @@ pub enum Outcome {
         /// How long it waits.
         time: Duration,
     },
+    /// The machine's disks are at work: to be asked again when they are not.
+    Later(Incoming),
 }
 
 const PREFIX: &str = "/api/v1/";
@@ -84,6 +86,9 @@ pub fn route(vmm: &mut Vmm, incoming: Incoming) -> Outcome {
         let message = format!("{verb} takes {method}");
         return Outcome::Answer(Response::fault(405, "method_wrong", &message, &[], None));
     }
+    if must_wait(vmm, verb) {
+        return Outcome::Later(incoming);
+    }
     let done = if *verb == "vm.events" {
         return events(vmm, &incoming.request.query);
     } else {
@@ -94,6 +99,16 @@ pub fn route(vmm: &mut Vmm, incoming: Incoming) -> Outcome {
         Ok(Some(value)) => Response::json(&value),
         Err(error) => refusal(&error),
     })
+}
+
+/// Whether a verb needs the machine's disks to stand still, and they do not yet. A request to a slow disk may take minutes:
+/// the guest stops at once, the answer waits, and everything else goes on.
+fn must_wait(vmm: &mut Vmm, verb: &str) -> bool {
+    match verb {
+        "vm.snapshot" | "vm.fork" => vmm.paused && !vmm.is_quiet(),
+        "vm.shutdown" | "vm.delete" | "vm.reboot" => !vmm.quiesce(),
+        _ => false,
+    }
 }
 
 fn body(bytes: &[u8]) -> Result<Value, VerbError> {

@@ -185,6 +185,12 @@ impl Server {
         self.next_request(number, reactor)
     }
 
+    /// Whether the connection is there still.
+    #[must_use]
+    pub fn is_open(&self, number: u32) -> bool {
+        self.connections.contains_key(&number)
+    }
+
     /// The request waits for an event newer than `after`, until `deadline`.
     pub fn wait(&mut self, number: u32, after: u64, deadline: Instant) {
         if let Some(connection) = self.connections.get_mut(&number) {

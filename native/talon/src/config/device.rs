@@ -22,6 +22,8 @@ pub struct RateConfig {
     pub bandwidth: Option<BucketConfig>,
     /// Requests.
     pub ops: Option<BucketConfig>,
+    /// Flushes of a disk, each of which the host's file system may make everybody wait for.
+    pub flushes: Option<BucketConfig>,
 }
 
 /// A block device.
@@ -39,6 +41,8 @@ pub struct DiskConfig {
     pub serial: Option<String>,
     /// Limits.
     pub rate: RateConfig,
+    /// Limits that it shares, in place of its own: which of [`super::VmConfig::rate_groups`].
+    pub rate_group: Option<usize>,
 }
 
 /// A network device.
@@ -108,16 +112,46 @@ fn bucket(fields: &mut Fields<'_>, key: &'static str) -> Result<Option<BucketCon
 }
 
 fn rate(fields: &mut Fields<'_>) -> Result<RateConfig, ConfigError> {
-    fields.unsupported("rate_limit_group")?;
     let Some(mut rate) = fields.object("rate_limiter_config")? else {
         return Ok(RateConfig::default());
     };
     let config = RateConfig {
         bandwidth: bucket(&mut rate, "bandwidth")?,
         ops: bucket(&mut rate, "ops")?,
+        flushes: bucket(&mut rate, "flushes")?,
     };
     rate.finish()?;
     Ok(config)
+}
+
+/// Limits that disks share, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateGroup {
+    /// The name.
+    pub id: String,
+    /// The limits.
+    pub rate: RateConfig,
+}
+
+/// Groups at most: more than one for each disk is of no use.
+const RATE_GROUPS_MAX: usize = layout::DISKS_MAX as usize;
+
+pub(super) fn parse_rate_groups(root: &mut Fields<'_>) -> Result<Vec<RateGroup>, ConfigError> {
+    let mut groups: Vec<RateGroup> = Vec::new();
+    for (path, value) in root.array("rate_limit_groups", RATE_GROUPS_MAX)? {
+        let mut fields = Fields::new(path, value)?;
+        let id = fields
+            .text("id", ID_MAX)?
+            .ok_or_else(|| fields.problem("id", "is missing"))?;
+        if groups.iter().any(|group| group.id == id) {
+            return Err(fields.problem("id", "is another group's"));
+        }
+        let id = id.to_owned();
+        let rate = rate(&mut fields)?;
+        fields.finish()?;
+        groups.push(RateGroup { id, rate });
+    }
+    Ok(groups)
 }
 
 fn id(fields: &mut Fields<'_>, default: String) -> Result<String, ConfigError> {
@@ -178,10 +212,18 @@ pub(super) fn fill_places(
 pub(super) type Placed<T> = (T, Option<u8>);
 
 pub(super) fn parse_disk(
+    groups: &[RateGroup],
     index: usize,
     mut fields: Fields<'_>,
 ) -> Result<Placed<DiskConfig>, ConfigError> {
     let place = disk_place(&mut fields)?;
+    let rate_group = match fields.text("rate_limit_group", ID_MAX)? {
+        None => None,
+        Some(name) => match groups.iter().position(|group| group.id == name) {
+            None => return Err(fields.problem("rate_limit_group", "is no group")),
+            group => group,
+        },
+    };
     let path = source(&mut fields, "path")?.ok_or_else(|| fields.problem("path", "is missing"))?;
     let config = DiskConfig {
         id: id(&mut fields, format!("disk{index}"))?,
@@ -191,6 +233,7 @@ pub(super) fn parse_disk(
         // Longer ones would be cut in the guest and then not be found by their name.
         serial: fields.text("serial", 20)?.map(str::to_owned),
         rate: rate(&mut fields)?,
+        rate_group,
     };
     fields.number("num_queues", 1, 1)?;
     fields.number("queue_size", 1, 32768)?;
@@ -233,6 +276,7 @@ pub(super) fn parse_net(
     let place = fields
         .number("place", 0, u64::from(layout::NETS_MAX - 1))?
         .and_then(|place| u8::try_from(place).ok());
+    fields.unsupported("rate_limit_group")?;
     let mut fds = Vec::new();
     for (path, value) in fields.array("fds", 1)? {
         match value.as_i64().and_then(|fd| i32::try_from(fd).ok()) {

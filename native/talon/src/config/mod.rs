@@ -7,7 +7,9 @@ mod node;
 mod source;
 
 pub use console::{ConsoleConfig, ConsoleMode, KEPT_BYTES_MIN};
-pub use device::{BalloonConfig, BucketConfig, DiskConfig, NetConfig, RateConfig, VsockConfig};
+pub use device::{
+    BalloonConfig, BucketConfig, DiskConfig, NetConfig, RateConfig, RateGroup, VsockConfig,
+};
 pub use node::{ConfigError, Fields};
 pub use source::Source;
 
@@ -16,7 +18,9 @@ use serde_json::Value;
 use crate::layout;
 use crate::memory::HUGE_PAGE;
 use console::parse_console;
-use device::{Placed, fill_places, parse_balloon, parse_disk, parse_net, parse_vsock};
+use device::{
+    Placed, fill_places, parse_balloon, parse_disk, parse_net, parse_rate_groups, parse_vsock,
+};
 use source::{ID_MAX, PATH_MAX, source};
 
 /// Processors at most: the local APIC ids of the ACPI table.
@@ -42,6 +46,8 @@ pub struct VmConfig {
     pub ram_file: Option<Source>,
     /// Ask the host for huge pages.
     pub thp: bool,
+    /// Limits that disks share.
+    pub rate_groups: Vec<RateGroup>,
     /// Block devices, in order.
     pub disks: Vec<DiskConfig>,
     /// Network devices, in order.
@@ -59,9 +65,8 @@ pub struct VmConfig {
 }
 
 /// Fields of Cloud Hypervisor's that are not done here.
-const UNSUPPORTED: [&str; 17] = [
+const UNSUPPORTED: [&str; 16] = [
     "landlock_enable",
-    "rate_limit_groups",
     "fs",
     "generic_vhost_user",
     "pmem",
@@ -89,6 +94,8 @@ impl VmConfig {
         let payload = parse_payload(&mut root)?;
         let cpus = parse_cpus(&mut root)?;
         let memory = parse_memory(&mut root)?;
+        let rate_groups = parse_rate_groups(&mut root)?;
+        let parse_disk = |index: usize, fields: Fields<'_>| parse_disk(&rate_groups, index, fields);
         let disks = parse_list(&mut root, "disks", layout::DISKS_MAX, parse_disk, |disk| {
             &mut disk.place
         })?;
@@ -121,6 +128,7 @@ impl VmConfig {
             shared: memory.shared,
             ram_file: memory.file,
             thp: memory.thp,
+            rate_groups,
             disks,
             nets,
             rng,
@@ -211,7 +219,7 @@ fn parse_list<T>(
     root: &mut Fields<'_>,
     key: &'static str,
     places: u8,
-    parse: fn(usize, Fields<'_>) -> Result<Placed<T>, ConfigError>,
+    parse: impl Fn(usize, Fields<'_>) -> Result<Placed<T>, ConfigError>,
     place: fn(&mut T) -> &mut u8,
 ) -> Result<Vec<T>, ConfigError> {
     let (mut devices, mut wanted) = (Vec::new(), Vec::new());

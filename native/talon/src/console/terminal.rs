@@ -31,6 +31,9 @@ struct Client {
     silent: bool,
 }
 
+/// Clients taken in one turn; more wait in the socket's queue.
+const ACCEPTS_MAX: usize = 16;
+
 #[derive(Debug, Default)]
 struct Inner {
     client: Option<Client>,
@@ -209,7 +212,10 @@ impl Terminal {
 
     /// The newest of those who came is the client.
     fn accept(&self, inner: &mut Inner) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        for _ in 0..ACCEPTS_MAX {
+            let Ok((stream, _)) = self.listener.accept() else {
+                return;
+            };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }

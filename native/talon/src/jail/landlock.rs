@@ -46,19 +46,19 @@ fn everything(abi: u32) -> RulesetAttr {
     }
 }
 
-/// Denies everything that the kernel can deny.
+/// Denies everything that the kernel can deny. Returns the kernel's ABI.
 ///
 /// # Errors
 /// When the kernel knows less than `wanted`, or refuses.
-pub fn restrict(wanted: u32) -> Result<(), JailError> {
+pub fn restrict(wanted: u32) -> Result<u32, JailError> {
     let found = abi();
     if found < wanted {
         return Err(JailError::Landlock { found, wanted });
     }
-    if found == 0 {
-        return Ok(());
+    if found > 0 {
+        step("shut Landlock", apply(&everything(found.min(ABI_KNOWN))))?;
     }
-    step("shut Landlock", apply(&everything(found.min(ABI_KNOWN))))
+    Ok(found)
 }
 
 fn apply(attributes: &RulesetAttr) -> io::Result<()> {

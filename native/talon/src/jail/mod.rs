@@ -32,11 +32,11 @@ const RLIMIT_NOFILE: u32 = 7;
 /// Open descriptors at most: both sides of the muxer's connections, and the devices'.
 const FILES_MAX: u64 = 2048;
 
-/// Shuts the jail around the calling thread. It must be the only one.
+/// Shuts the jail around the calling thread. It must be the only one. Returns the ABI of Landlock that it has; 0 is none.
 ///
 /// # Errors
 /// When a step is refused; the process is then half shut and must end.
-pub fn enter(plan: &Plan<'_>) -> Result<(), JailError> {
+pub fn enter(plan: &Plan<'_>) -> Result<u32, JailError> {
     step("empty the root", root::empty(plan.vsock_folder))?;
     step("limit core files", set_limit(RLIMIT_CORE, 0, 0))?;
     step("limit open files", limit(RLIMIT_NOFILE, FILES_MAX))?;
@@ -45,9 +45,10 @@ pub fn enter(plan: &Plan<'_>) -> Result<(), JailError> {
         "give up new privileges",
         control(libc::PR_SET_NO_NEW_PRIVS, 1),
     )?;
-    landlock::restrict(plan.landlock_abi_min)?;
+    let landlock = landlock::restrict(plan.landlock_abi_min)?;
     step("drop capabilities", drop_capabilities())?;
-    step("filter system calls", seccomp::install(seccomp::Role::Main))
+    step("filter system calls", seccomp::install(seccomp::Role::Main))?;
+    Ok(landlock)
 }
 
 fn control(option: i32, value: libc::c_ulong) -> io::Result<()> {

@@ -114,6 +114,8 @@ const FALLOCATE: &[u64] = &[
 ];
 const PUNCH: &[u64] = &[0x03];
 const UNIX: &[u64] = &[1];
+/// A thread and nothing else, in the words of musl's `pthread_create`: no process, no namespace.
+const THREAD: &[u64] = &[0x007d_0f00];
 /// PR_SET_NAME of a new thread.
 const PRCTL: &[u64] = &[15];
 const SET_MODE_FILTER: libc::c_uint = 1;
@@ -203,7 +205,7 @@ const MAIN: &[Rule] = &[
     any(libc::SYS_shutdown),
     any(libc::SYS_getsockopt),
     // Threads of a machine, and kicking them.
-    any(libc::SYS_clone),
+    only(libc::SYS_clone, 0, THREAD),
     any(libc::SYS_tkill),
     any(libc::SYS_getpid),
     only(libc::SYS_prctl, 0, PRCTL),
@@ -427,6 +429,33 @@ mod tests {
             unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
         });
         assert_eq!(signal, Some(libc::SIGSYS));
+    }
+
+    #[test]
+    fn a_clone_that_is_more_than_a_thread_kills() {
+        let thread = THREAD[0];
+        let namespaces = [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWIPC,
+            libc::CLONE_NEWUTS,
+            libc::CLONE_NEWCGROUP,
+        ]
+        .map(|flag| u64::from(flag.cast_unsigned()));
+        let process = u64::from(libc::SIGCHLD.cast_unsigned());
+        for flags in namespaces
+            .iter()
+            .flat_map(|flag| [*flag, thread | flag, process | flag])
+            .chain([0, process])
+        {
+            let signal = in_jail(Role::Main, || {
+                // SAFETY: the call is not made, as above.
+                unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+            });
+            assert_eq!(signal, Some(libc::SIGSYS), "{flags:#x}");
+        }
     }
 
     #[test]

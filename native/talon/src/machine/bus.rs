@@ -75,6 +75,9 @@ pub struct Bus {
     pub panicked: std::sync::atomic::AtomicBool,
 }
 
+/// Fills of the serial port's buffer in one turn.
+const SERIAL_ROUNDS_MAX: usize = 64;
+
 /// pvpanic's "the guest has panicked".
 const PANICKED: u8 = 1;
 
@@ -95,7 +98,8 @@ impl Bus {
         terminal.serve();
         let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
         let mut part = [0; 64];
-        loop {
+        // A guest that takes as fast as somebody types would hold the main thread; what is left wakes it again.
+        for _ in 0..SERIAL_ROUNDS_MAX {
             let room = serial.fifo_capacity().min(part.len());
             let count = terminal.take(&mut part[..room]);
             // In loopback mode nothing arrives from outside, as with the real thing.

@@ -59,16 +59,20 @@ impl Parts {
     }
 }
 
-fn block_backend(disk: &DiskConfig, image: &Descriptor) -> io::Result<Box<dyn Backend>> {
+fn block_backend(
+    disk: &DiskConfig,
+    image: &Descriptor,
+    limiter: Limiter,
+) -> io::Result<Box<dyn Backend>> {
     let bytes = image_bytes(image)?;
-    let engine = Box::new(block::FileEngine(image.duplicate()?.into()));
+    let engine = Arc::new(block::FileEngine(image.duplicate()?.into()));
     let serial = disk.serial.as_deref().unwrap_or(&disk.id);
     Ok(Box::new(block::Block::new(
         engine,
         bytes,
         disk.readonly,
         serial,
-        Limiter::new(&disk.rate),
+        limiter,
     )))
 }
 
@@ -115,11 +119,19 @@ pub(super) fn add_devices(
             })?;
         on_loop.push(parts.add(layout::SLOT_NET + net.place, &net.id, Box::new(backend))?);
     }
+    let groups: Vec<Limiter> = config
+        .rate_groups
+        .iter()
+        .map(|group| Limiter::new(&group.rate))
+        .collect();
     for (disk, image) in config.disks.iter().zip(&resources.disks) {
-        let backend = block_backend(disk, image).map_err(|source| MachineError::Device {
-            id: disk.id.clone(),
-            source,
-        })?;
+        let group = disk.rate_group.and_then(|group| groups.get(group));
+        let limiter = group.map_or_else(|| Limiter::new(&disk.rate), Limiter::share);
+        let backend =
+            block_backend(disk, image, limiter).map_err(|source| MachineError::Device {
+                id: disk.id.clone(),
+                source,
+            })?;
         on_workers.push(parts.add(layout::disk_slot(disk.place), &disk.id, backend)?);
     }
     Ok((on_loop, on_workers))

@@ -162,7 +162,7 @@ impl Machine {
         let refused = |what| move |source| MachineError::Host { what, source };
         for device in &self.on_workers {
             self.workers.push(
-                Worker::spawn(Arc::clone(device), prepare.worker)
+                Worker::spawn(Arc::clone(device), prepare.worker, Arc::clone(stops))
                     .map_err(refused("worker thread"))?,
             );
         }
@@ -323,7 +323,8 @@ impl Machine {
         }
     }
 
-    /// Stops the guest. When this returns, no processor runs and no request is under way.
+    /// Stops the guest. When this returns, no processor runs and no request begins; one that waits for a disk of the host
+    /// may be under way until [`Machine::is_quiet`].
     pub fn pause(&self) {
         for vcpu in &self.vcpus {
             vcpu.ask_park();
@@ -334,6 +335,12 @@ impl Machine {
         for device in self.devices() {
             device.pause();
         }
+    }
+
+    /// Whether no request is under way: a paused machine's memory and devices then stand still.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.on_workers.iter().all(|device| device.is_quiet())
     }
 
     /// Threads besides the main one.

@@ -57,6 +57,8 @@ struct Shared {
 pub trait StopSink: Send + Sync {
     /// A processor stopped.
     fn stopped(&self, cpu: u8, stop: Stop);
+    /// A paused device has no request under way.
+    fn quiet(&self);
 }
 
 /// A processor and its thread.

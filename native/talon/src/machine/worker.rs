@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::vcpu::StopSink;
 use crate::virtio::{Next, VirtioPciDevice};
 
 /// A worker's calls are shallow; its buffers are guest memory.
@@ -28,6 +29,7 @@ impl Worker {
     pub fn spawn(
         device: Arc<VirtioPciDevice>,
         prepare: fn() -> io::Result<()>,
+        stops: Arc<dyn StopSink>,
     ) -> io::Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
         let (own, over) = (Arc::clone(&device), Arc::clone(&ended));
@@ -38,7 +40,7 @@ impl Worker {
             .spawn(move || {
                 // Without its jail the thread serves nobody; the guest sees a disk that does not answer.
                 if prepare().is_ok() {
-                    work(&own, &over);
+                    work(&own, &over, &*stops);
                 }
             })?;
         Ok(Self {
@@ -49,7 +51,7 @@ impl Worker {
     }
 }
 
-fn work(device: &VirtioPciDevice, ended: &AtomicBool) {
+fn work(device: &VirtioPciDevice, ended: &AtomicBool, stops: &dyn StopSink) {
     // A backend that has a worker waits, so it is not served at once.
     let Some(doorbell) = device.doorbell() else {
         return;
@@ -74,12 +76,15 @@ fn work(device: &VirtioPciDevice, ended: &AtomicBool) {
         if ready.revents != 0 {
             let _ = doorbell.read();
         }
-        deadline = match device.serve() {
+        deadline = match device.serve_waiting() {
             Ok(Next::Again) => Some(Instant::now()),
             Ok(Next::At(at)) => Some(at),
             // A broken device stands still until its driver resets it, which rings.
             Ok(Next::Wait) | Err(_) => None,
         };
+        if device.is_paused() {
+            stops.quiet();
+        }
     }
 }
 

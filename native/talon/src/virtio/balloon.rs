@@ -23,7 +23,11 @@ const F_REPORTING: u64 = 1 << 5;
 
 const BATCH: usize = 32;
 /// Page numbers taken of one request; Linux sends 256.
-const NUMBERS_MAX: u64 = 4096;
+const NUMBERS_MAX: u64 = 1024;
+/// Page numbers read at a time: each read walks the request from its beginning.
+const NUMBERS_READ: usize = 256;
+/// Pages and ranges given back before others have their turn: each may be a call to the host.
+const TURN_PIECES_MAX: usize = 1024;
 const STATISTIC_BYTES: usize = 10;
 /// Names of the tags (5.5.6.3), which are also the counters' names.
 const STATISTIC_NAMES: [&str; 10] = [
@@ -75,29 +79,42 @@ impl Balloon {
         }
     }
 
-    /// Pages that the guest gives up. Neighbours are given back in one call.
-    fn inflate(&mut self, io: &Io<'_>, chain: &Chain) {
+    /// Pages that the guest gives up. Neighbours are given back in one call. Returns how many there were.
+    fn inflate(&mut self, io: &Io<'_>, chain: &Chain) -> usize {
         let numbers = (chain.readable_bytes() / 4).min(NUMBERS_MAX);
         let mut run: Option<(u64, u64)> = None;
-        for index in 0..numbers {
-            let mut raw = [0; 4];
-            chain.read(io.memory, index * 4, &mut raw);
-            let address = u64::from(u32::from_le_bytes(raw)) * PAGE;
-            self.inflated += 1;
-            run = Some(match run {
-                Some((start, bytes)) if start + bytes == address => (start, bytes + PAGE),
-                Some((start, bytes)) if address + PAGE == start => (address, bytes + PAGE),
-                other => {
-                    if let Some((start, bytes)) = other {
-                        self.ram.discard_guest(GuestAddress(start), bytes);
-                    }
-                    (address, PAGE)
-                }
-            });
+        let mut raw = [0; NUMBERS_READ * 4];
+        let mut done = 0;
+        while done < numbers {
+            let bytes = crate::bytes::to_usize((numbers - done) * 4).min(raw.len());
+            let bytes = chain.read(io.memory, done * 4, &mut raw[..bytes]);
+            let (part, _) = raw[..bytes].as_chunks::<4>();
+            if part.is_empty() {
+                break;
+            }
+            done += part.len() as u64;
+            for number in part {
+                self.inflate_page(u64::from(u32::from_le_bytes(*number)) * PAGE, &mut run);
+            }
         }
         if let Some((start, bytes)) = run {
             self.ram.discard_guest(GuestAddress(start), bytes);
         }
+        crate::bytes::to_usize(done)
+    }
+
+    fn inflate_page(&mut self, address: u64, run: &mut Option<(u64, u64)>) {
+        self.inflated += 1;
+        *run = Some(match *run {
+            Some((start, bytes)) if start + bytes == address => (start, bytes + PAGE),
+            Some((start, bytes)) if address + PAGE == start => (address, bytes + PAGE),
+            other => {
+                if let Some((start, bytes)) = other {
+                    self.ram.discard_guest(GuestAddress(start), bytes);
+                }
+                (address, PAGE)
+            }
+        });
     }
 
     fn take_statistics(&mut self, io: &Io<'_>, chain: &Chain) {
@@ -120,7 +137,10 @@ impl Balloon {
     }
 
     fn serve_statistics(&mut self, io: &mut Io<'_>) -> Result<(), ServeError> {
-        while let Some(chain) = io.pop(STATISTICS)? {
+        for _ in 0..BATCH {
+            let Some(chain) = io.pop(STATISTICS)? else {
+                break;
+            };
             self.take_statistics(io, &chain);
             // One buffer is all that a driver lends; a second one means that the first is forgotten.
             if let Some(old) = self.statistics_buffer.replace(chain.head) {
@@ -174,17 +194,22 @@ impl Backend for Balloon {
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError> {
         self.serve_statistics(io)?;
         let mut more = false;
+        let mut pieces = 0;
         for queue in [INFLATE, DEFLATE, REPORTING] {
             io.quiet(queue)?;
             let mut left = true;
             for _ in 0..BATCH {
+                if pieces >= TURN_PIECES_MAX {
+                    break;
+                }
                 let Some(chain) = io.pop(queue)? else {
                     left = false;
                     break;
                 };
                 match queue {
-                    INFLATE => self.inflate(io, &chain),
+                    INFLATE => pieces += self.inflate(io, &chain),
                     REPORTING => {
+                        pieces += chain.writable.len();
                         for piece in &chain.writable {
                             self.reported_bytes += u64::from(piece.bytes);
                             self.ram

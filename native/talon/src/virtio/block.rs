@@ -5,24 +5,34 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::rate::Limiter;
-use super::{Backend, CONFIG_BYTES, Chain, Io, Kind, Next, ServeError};
+use super::{Backend, CONFIG_BYTES, Chain, Io, Kind, Next, ServeError, Taken, Work};
 
 /// Bytes of a sector, whatever the device's block size.
 const SECTOR: u64 = 512;
-/// Requests served before the lock is given up for once.
+/// Requests that need no I/O, served before the lock is given up for once.
 const BATCH: usize = 16;
 /// Buffers of data in one request: the queue less header and status.
 const SEGMENTS_MAX: u32 = 254;
-/// Ranges in one discard or write-zeroes request, and sectors in one of them (2 GiB).
-const RANGES_MAX: u32 = 32;
-const RANGE_SECTORS_MAX: u32 = 1 << 22;
+/// Bytes of one buffer. Linux obeys both, so that its requests stay below [`REQUEST_BYTES_MAX`].
+const SEGMENT_BYTES_MAX: u32 = 16 << 10;
+/// Data of one request. A chain may name one page many times, so without a limit one request could keep the disk busy, and
+/// who waits for it, for as long as the guest likes.
+const REQUEST_BYTES_MAX: u64 = 4 << 20;
+/// Ranges in one discard request, and sectors in one of them (64 MiB).
+const DISCARD_RANGES_MAX: u32 = 32;
+const DISCARD_SECTORS_MAX: u32 = 1 << 17;
+/// One range of zeroes, of 4 MiB: a file system without holes writes them.
+const ZERO_RANGES_MAX: u32 = 1;
+const ZERO_SECTORS_MAX: u32 = 1 << 13;
 const HEADER_BYTES: u64 = 16;
 const RANGE_BYTES: u64 = 16;
 const ID_BYTES: usize = 20;
 
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
@@ -42,7 +52,7 @@ const S_IOERR: u8 = 1;
 const S_UNSUPP: u8 = 2;
 
 /// Does the I/O.
-pub trait Engine: Send + std::fmt::Debug {
+pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Fills `into` from `offset`.
     ///
     /// # Errors
@@ -184,16 +194,49 @@ impl Engine for FileEngine {
     }
 }
 
+/// Guest memory of a request, which stays mapped as long as the machine's worker lives.
+struct Vectors(Vec<libc::iovec>);
+
+// SAFETY: the addresses are of guest memory, which any thread may read and write; no Rust reference to it exists.
+unsafe impl Send for Vectors {}
+
+impl Vectors {
+    fn as_mut(&mut self) -> &mut [libc::iovec] {
+        &mut self.0
+    }
+}
+
+/// A range of the disk in bytes, checked to lie on it.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    offset: u64,
+    bytes: u64,
+    unmap: bool,
+}
+
+/// What a request comes to.
+enum Request {
+    /// Nothing that waits: its status, and the bytes written for the guest.
+    Done(u8, u64),
+    /// I/O.
+    Wait { work: Work, slow: bool },
+}
+
+const REFUSED: Request = Request::Done(S_IOERR, 0);
+
 /// The device.
 #[derive(Debug)]
 pub struct Block {
-    engine: Box<dyn Engine>,
+    engine: Arc<dyn Engine>,
     sectors: u64,
     readonly: bool,
     serial: [u8; ID_BYTES],
     limiter: Limiter,
+    /// The request under way.
+    current: Option<Chain>,
     reads: u64,
     writes: u64,
+    flushes: u64,
     read_bytes: u64,
     write_bytes: u64,
     errors: u64,
@@ -203,7 +246,7 @@ impl Block {
     /// Over `bytes` of `engine`; a last part of a sector is not shown.
     #[must_use]
     pub fn new(
-        engine: Box<dyn Engine>,
+        engine: Arc<dyn Engine>,
         bytes: u64,
         readonly: bool,
         serial: &str,
@@ -218,8 +261,10 @@ impl Block {
             readonly,
             serial: id,
             limiter,
+            current: None,
             reads: 0,
             writes: 0,
+            flushes: 0,
             read_bytes: 0,
             write_bytes: 0,
             errors: 0,
@@ -232,110 +277,137 @@ impl Block {
         (end <= self.sectors).then_some(sector * SECTOR)
     }
 
-    /// Does one request. Returns its status and the bytes written before the status byte.
-    fn perform(&mut self, io: &Io<'_>, chain: &Chain, kind: u32, sector: u64) -> (u8, u64) {
+    /// Where data of a request goes to or comes from.
+    fn data(&self, sector: u64, bytes: u64) -> Option<u64> {
+        if bytes > REQUEST_BYTES_MAX || !bytes.is_multiple_of(SECTOR) {
+            return None;
+        }
+        self.place(sector, bytes)
+    }
+
+    fn request(&mut self, io: &Io<'_>, chain: &Chain, kind: u32, sector: u64) -> Request {
         let data_out = chain.readable_bytes() - HEADER_BYTES;
         let data_in = chain.writable_bytes() - 1;
-        let outcome = match kind {
-            T_IN => match self.place(sector, data_in) {
-                Some(offset) if data_in.is_multiple_of(SECTOR) => {
-                    self.reads += 1;
-                    self.read_bytes += data_in;
-                    let mut vectors = chain.writable_vectors(io.memory, 0, data_in);
-                    self.engine.read(&mut vectors, offset).map(|()| data_in)
+        let engine = Arc::clone(&self.engine);
+        match kind {
+            T_IN => {
+                let Some(offset) = self.data(sector, data_in) else {
+                    return REFUSED;
+                };
+                self.reads += 1;
+                self.read_bytes += data_in;
+                let mut into = Vectors(chain.writable_vectors(io.memory, 0, data_in));
+                let work = move || engine.read(into.as_mut(), offset).map(|()| data_in);
+                Request::Wait {
+                    work: Box::new(work),
+                    slow: false,
                 }
-                _ => Err(io::ErrorKind::InvalidInput.into()),
-            },
-            T_OUT => match self.place(sector, data_out) {
-                Some(offset) if data_out.is_multiple_of(SECTOR) && !self.readonly => {
-                    self.writes += 1;
-                    self.write_bytes += data_out;
-                    let mut vectors = chain.readable_vectors(io.memory, HEADER_BYTES, data_out);
-                    self.engine.write(&mut vectors, offset).map(|()| 0)
-                }
-                _ => Err(io::ErrorKind::InvalidInput.into()),
-            },
-            T_FLUSH if self.readonly => Ok(0),
-            T_FLUSH => self.engine.flush().map(|()| 0),
-            T_GET_ID => Ok(chain.write(
-                io.memory,
-                0,
-                &self.serial[..ID_BYTES.min(crate::bytes::to_usize(data_in))],
-            ) as u64),
-            T_DISCARD | T_WRITE_ZEROES => match self.clear(io, chain, kind, data_out) {
-                Some(outcome) => outcome.map(|()| 0),
-                None => return (S_UNSUPP, 0),
-            },
-            _ => return (S_UNSUPP, 0),
-        };
-        match outcome {
-            Ok(written) => (S_OK, written),
-            Err(_) => {
-                self.errors += 1;
-                (S_IOERR, 0)
             }
+            T_OUT => {
+                let Some(offset) = self.data(sector, data_out).filter(|_| !self.readonly) else {
+                    return REFUSED;
+                };
+                self.writes += 1;
+                self.write_bytes += data_out;
+                let mut from = Vectors(chain.readable_vectors(io.memory, HEADER_BYTES, data_out));
+                let work = move || engine.write(from.as_mut(), offset).map(|()| 0);
+                Request::Wait {
+                    work: Box::new(work),
+                    slow: false,
+                }
+            }
+            T_FLUSH if self.readonly => Request::Done(S_OK, 0),
+            T_FLUSH => {
+                self.flushes += 1;
+                Request::Wait {
+                    work: Box::new(move || engine.flush().map(|()| 0)),
+                    slow: true,
+                }
+            }
+            T_GET_ID => {
+                let room = ID_BYTES.min(crate::bytes::to_usize(data_in));
+                let written = chain.write(io.memory, 0, &self.serial[..room]);
+                Request::Done(S_OK, written as u64)
+            }
+            T_DISCARD | T_WRITE_ZEROES => match self.ranges(io, chain, kind, data_out) {
+                Err(status) => Request::Done(status, 0),
+                Ok(ranges) => Request::Wait {
+                    work: Box::new(move || clear(&*engine, kind, &ranges).map(|()| 0)),
+                    slow: true,
+                },
+            },
+            _ => Request::Done(S_UNSUPP, 0),
         }
     }
 
-    /// Discards or zeroes ranges; none when a flag is set that nobody defined (5.2.6.2).
-    fn clear(&self, io: &Io<'_>, chain: &Chain, kind: u32, bytes: u64) -> Option<io::Result<()>> {
+    /// The ranges of a discard or write-zeroes request, or the status that it deserves: `S_UNSUPP` when a flag is set that
+    /// nobody defined (5.2.6.2).
+    fn ranges(&self, io: &Io<'_>, chain: &Chain, kind: u32, bytes: u64) -> Result<Vec<Range>, u8> {
         const UNMAP: u32 = 1;
-        let bad = || Some(Err(io::ErrorKind::InvalidInput.into()));
+        let (ranges_max, sectors_max) = if kind == T_DISCARD {
+            (DISCARD_RANGES_MAX, DISCARD_SECTORS_MAX)
+        } else {
+            (ZERO_RANGES_MAX, ZERO_SECTORS_MAX)
+        };
         let count = bytes / RANGE_BYTES;
         if self.readonly
             || !bytes.is_multiple_of(RANGE_BYTES)
             || count == 0
-            || count > u64::from(RANGES_MAX)
+            || count > u64::from(ranges_max)
         {
-            return bad();
+            return Err(S_IOERR);
         }
+        let mut ranges = Vec::new();
         for index in 0..count {
             let mut raw = [0; 16];
             chain.read(io.memory, HEADER_BYTES + index * RANGE_BYTES, &mut raw);
-            let [
-                s0,
-                s1,
-                s2,
-                s3,
-                s4,
-                s5,
-                s6,
-                s7,
-                n0,
-                n1,
-                n2,
-                n3,
-                f0,
-                f1,
-                f2,
-                f3,
-            ] = raw;
-            let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+            let [sector @ .., n0, n1, n2, n3, f0, f1, f2, f3] = raw;
+            let sector = u64::from_le_bytes(sector);
             let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
             let flags = u32::from_le_bytes([f0, f1, f2, f3]);
             if flags & !UNMAP != 0 || (kind == T_DISCARD && flags != 0) {
-                return None;
+                return Err(S_UNSUPP);
             }
-            let length = u64::from(sectors) * SECTOR;
-            let Some(offset) = self
-                .place(sector, length)
-                .filter(|_| sectors <= RANGE_SECTORS_MAX)
-            else {
-                return bad();
-            };
-            if sectors == 0 {
-                continue;
-            }
-            let done = match kind {
-                T_DISCARD => self.engine.discard(offset, length),
-                _ => self.engine.zero(offset, length, flags & UNMAP != 0),
-            };
-            if done.is_err() {
-                return Some(done);
+            let bytes = u64::from(sectors) * SECTOR;
+            let offset = self
+                .place(sector, bytes)
+                .filter(|_| sectors <= sectors_max)
+                .ok_or(S_IOERR)?;
+            if sectors > 0 {
+                ranges.push(Range {
+                    offset,
+                    bytes,
+                    unmap: flags & UNMAP != 0,
+                });
             }
         }
-        Some(Ok(()))
+        Ok(ranges)
     }
+
+    fn answer(
+        &mut self,
+        io: &mut Io<'_>,
+        chain: &Chain,
+        status: u8,
+        written: u64,
+    ) -> Result<(), ServeError> {
+        if status == S_IOERR {
+            self.errors += 1;
+        }
+        chain.write(io.memory, chain.writable_bytes() - 1, &[status]);
+        io.push(
+            0,
+            chain.head,
+            u32::try_from(written + 1).unwrap_or(u32::MAX),
+        )
+    }
+}
+
+fn clear(engine: &dyn Engine, kind: u32, ranges: &[Range]) -> io::Result<()> {
+    ranges.iter().try_for_each(|range| match kind {
+        T_DISCARD => engine.discard(range.offset, range.bytes),
+        _ => engine.zero(range.offset, range.bytes, range.unmap),
+    })
 }
 
 impl Backend for Block {
@@ -349,7 +421,7 @@ impl Backend for Block {
         } else {
             F_DISCARD | F_WRITE_ZEROES
         };
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | access
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | access
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
@@ -359,13 +431,14 @@ impl Backend for Block {
     fn config(&self, out: &mut [u8; CONFIG_BYTES]) -> usize {
         out[..8].copy_from_slice(&self.sectors.to_le_bytes());
         for (at, value) in [
+            (8, SEGMENT_BYTES_MAX),
             (12, SEGMENTS_MAX),
             (20, 512),
-            (36, RANGE_SECTORS_MAX),
-            (40, RANGES_MAX),
+            (36, DISCARD_SECTORS_MAX),
+            (40, DISCARD_RANGES_MAX),
             (44, 8),
-            (48, RANGE_SECTORS_MAX),
-            (52, RANGES_MAX),
+            (48, ZERO_SECTORS_MAX),
+            (52, ZERO_RANGES_MAX),
         ] {
             out[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
         }
@@ -374,15 +447,29 @@ impl Backend for Block {
         60
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
+    /// Whoever serves by this alone waits for the disk.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError> {
+        loop {
+            match self.take(io)? {
+                Taken::Work { work, .. } => self.finish(io, work())?,
+                Taken::Nothing(next) => return Ok(next),
+            }
+        }
+    }
+
+    fn take(&mut self, io: &mut Io<'_>) -> Result<Taken, ServeError> {
         io.quiet(0)?;
         for _ in 0..BATCH {
             let Some(chain) = io.pop(0)? else {
-                return Ok(if io.listen(0)? {
+                return Ok(Taken::Nothing(if io.listen(0)? {
                     Next::Again
                 } else {
                     Next::Wait
-                });
+                }));
             };
             let mut header = [0; 16];
             if chain.read(io.memory, 0, &mut header) < header.len() || chain.writable_bytes() == 0 {
@@ -391,21 +478,37 @@ impl Backend for Block {
                 ));
             }
             let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
-            let bytes = chain.readable_bytes() - HEADER_BYTES + chain.writable_bytes() - 1;
-            if let Err(at) = self.limiter.take(bytes, Instant::now()) {
-                io.unpop(0);
-                return Ok(Next::At(at));
-            }
             let kind = u32::from_le_bytes([k0, k1, k2, k3]);
-            let (status, written) = self.perform(io, &chain, kind, u64::from_le_bytes(sector));
-            chain.write(io.memory, chain.writable_bytes() - 1, &[status]);
-            io.push(
-                0,
-                chain.head,
-                u32::try_from(written + 1).unwrap_or(u32::MAX),
-            )?;
+            let bytes = chain.readable_bytes() - HEADER_BYTES + chain.writable_bytes() - 1;
+            let flushes = u64::from(kind == T_FLUSH && !self.readonly);
+            let now = Instant::now();
+            if let Err(at) = self.limiter.take(bytes, flushes, now) {
+                io.unpop(0);
+                return Ok(Taken::Nothing(Next::At(at)));
+            }
+            match self.request(io, &chain, kind, u64::from_le_bytes(sector)) {
+                Request::Done(status, written) => self.answer(io, &chain, status, written)?,
+                Request::Wait { work, slow } => {
+                    self.current = Some(chain);
+                    return Ok(Taken::Work { work, slow });
+                }
+            }
         }
-        Ok(Next::Again)
+        Ok(Taken::Nothing(Next::Again))
+    }
+
+    fn finish(&mut self, io: &mut Io<'_>, outcome: io::Result<u64>) -> Result<(), ServeError> {
+        let Some(chain) = self.current.take() else {
+            return Ok(());
+        };
+        match outcome {
+            Ok(written) => self.answer(io, &chain, S_OK, written),
+            Err(_) => self.answer(io, &chain, S_IOERR, 0),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.current = None;
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -414,6 +517,7 @@ impl Backend for Block {
             ("read_bytes", self.read_bytes),
             ("write_ops", self.writes),
             ("write_bytes", self.write_bytes),
+            ("flush_ops", self.flushes),
             ("errors", self.errors),
         ]
     }

@@ -2,7 +2,9 @@
 //!
 //! A [`VirtioPciDevice`] is the transport: registers, negotiation, queues, interrupts. Behind it a [`Backend`] does the device's
 //! own work in `serve`, always under the device's lock. So whoever holds the lock knows that no request is under way:
-//! reset, pause and snapshot are that simple.
+//! reset, pause and snapshot are that simple. Only a device that waits for the host (a disk) does its requests outside the
+//! lock, one at a time: nobody waits for the lock as long as the disk takes, a reset is done when the request is, and
+//! `is_quiet` tells whether one is under way.
 
 pub mod balloon;
 pub mod block;
@@ -17,6 +19,7 @@ pub mod vsock;
 pub use chain::{Chain, Io, ServeError};
 pub use pci::VirtioPciDevice;
 
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -75,6 +78,34 @@ pub struct Source {
     pub edge: bool,
 }
 
+/// A request that waits for the host, ready to be done where nothing is locked. Returns the bytes written for the guest.
+pub type Work = Box<dyn FnOnce() -> io::Result<u64> + Send>;
+
+/// What a device whose requests wait for the host has to do.
+pub enum Taken {
+    /// This, and [`Backend::finish`] with its outcome.
+    Work {
+        /// What to do.
+        work: Work,
+        /// It may take long: whoever waits for an earlier request is told before.
+        slow: bool,
+    },
+    /// Nothing now.
+    Nothing(Next),
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Work { slow, .. } => out
+                .debug_struct("Work")
+                .field("slow", slow)
+                .finish_non_exhaustive(),
+            Self::Nothing(next) => out.debug_tuple("Nothing").field(next).finish(),
+        }
+    }
+}
+
 /// The work of one device.
 pub trait Backend: Send + std::fmt::Debug {
     /// What it is.
@@ -96,6 +127,25 @@ pub trait Backend: Send + std::fmt::Debug {
     /// # Errors
     /// When the guest broke the rules of a queue, after which the device needs a reset.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<Next, ServeError>;
+    /// Whether requests wait for the host: then a thread of the device's own serves by `take` and `finish`, one request at
+    /// a time, and holds no lock while one is under way.
+    fn waits(&self) -> bool {
+        false
+    }
+    /// The next request.
+    ///
+    /// # Errors
+    /// As of `serve`.
+    fn take(&mut self, _io: &mut Io<'_>) -> Result<Taken, ServeError> {
+        Ok(Taken::Nothing(Next::Wait))
+    }
+    /// The request taken last is done.
+    ///
+    /// # Errors
+    /// As of `serve`.
+    fn finish(&mut self, _io: &mut Io<'_>, _outcome: io::Result<u64>) -> Result<(), ServeError> {
+        Ok(())
+    }
     /// Served by the processor that rings, on the spot: for a device that never waits and has no sources. No other
     /// thread wakes, and there is no descriptor.
     fn at_once(&self) -> bool {

@@ -91,11 +91,10 @@ impl Net {
     /// On whatever gives a packet with its header for a read, and does not wait.
     #[must_use]
     pub fn over(tap: File, config: NetConfig) -> Self {
-        let limiter = Limiter::new(&config.rate);
         Self {
             tap,
-            receive_limiter: limiter.clone(),
-            transmit_limiter: limiter,
+            receive_limiter: Limiter::new(&config.rate),
+            transmit_limiter: Limiter::new(&config.rate),
             config,
             link_up: true,
             mergeable: false,
@@ -123,7 +122,7 @@ impl Net {
             if bytes <= HEADER_BYTES as u64 || bytes > PACKET_BYTES_MAX as u64 || !self.link_up {
                 self.dropped += 1;
             } else {
-                if let Err(at) = self.transmit_limiter.take(bytes, Instant::now()) {
+                if let Err(at) = self.transmit_limiter.take(bytes, 0, Instant::now()) {
                     io.unpop(TRANSMIT);
                     return Ok(Next::At(at));
                 }
@@ -165,7 +164,7 @@ impl Net {
                 }
             }
             let bytes = self.pending;
-            if let Err(at) = self.receive_limiter.take(bytes as u64, Instant::now()) {
+            if let Err(at) = self.receive_limiter.take(bytes as u64, 0, Instant::now()) {
                 return Ok(Next::At(at));
             }
             if !self.deliver(io, bytes)? {

@@ -1,5 +1,6 @@
 //! Token buckets (Firecracker's model): `size` tokens, full again after `refill_time`, and a burst that is given once.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{BucketConfig, RateConfig};
@@ -67,43 +68,66 @@ impl Bucket {
     }
 }
 
-/// The limits of a device.
 #[derive(Debug, Clone)]
-pub struct Limiter {
+struct Buckets {
     bandwidth: Option<Bucket>,
     ops: Option<Bucket>,
+    flushes: Option<Bucket>,
 }
+
+/// The limits of a device, or of a group of devices that share them.
+#[derive(Debug, Clone)]
+pub struct Limiter(Option<Arc<Mutex<Buckets>>>);
 
 impl Limiter {
     /// Full buckets.
     #[must_use]
     pub fn new(config: &RateConfig) -> Self {
+        if *config == RateConfig::default() {
+            return Self(None);
+        }
         let now = Instant::now();
         let bucket = |config: Option<BucketConfig>| config.map(|config| Bucket::new(config, now));
-        Self {
+        Self(Some(Arc::new(Mutex::new(Buckets {
             bandwidth: bucket(config.bandwidth),
             ops: bucket(config.ops),
-        }
+            flushes: bucket(config.flushes),
+        }))))
     }
 
-    /// Takes one request of `bytes`, or tells when to try again; then nothing was taken.
+    /// Another one that takes from the same buckets.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        self.clone()
+    }
+
+    /// Takes one request of `bytes` and with so many flushes, or tells when to try again; then nothing was taken.
     ///
     /// # Errors
     /// With the time at which it would succeed.
-    pub fn take(&mut self, bytes: u64, now: Instant) -> Result<(), Instant> {
-        let bandwidth = self
-            .bandwidth
-            .as_mut()
-            .and_then(|bucket| bucket.ready_at(bytes, now));
-        let ops = self.ops.as_mut().and_then(|bucket| bucket.ready_at(1, now));
-        if let Some(at) = bandwidth.max(ops) {
+    pub fn take(&mut self, bytes: u64, flushes: u64, now: Instant) -> Result<(), Instant> {
+        let Some(buckets) = &self.0 else {
+            return Ok(());
+        };
+        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Buckets {
+            bandwidth,
+            ops,
+            flushes: flush,
+        } = &mut *buckets;
+        let mut wanted = [(bandwidth, bytes), (ops, 1), (flush, flushes)];
+        let at = wanted
+            .iter_mut()
+            .filter(|(_, tokens)| *tokens > 0)
+            .filter_map(|(bucket, tokens)| bucket.as_mut()?.ready_at(*tokens, now))
+            .max();
+        if let Some(at) = at {
             return Err(at);
         }
-        if let Some(bucket) = &mut self.bandwidth {
-            bucket.take(bytes);
-        }
-        if let Some(bucket) = &mut self.ops {
-            bucket.take(1);
+        for (bucket, tokens) in &mut wanted {
+            if let Some(bucket) = bucket {
+                bucket.take(*tokens);
+            }
         }
         Ok(())
     }
@@ -122,7 +146,7 @@ mod tests {
         });
         Limiter::new(&RateConfig {
             bandwidth,
-            ops: None,
+            ..RateConfig::default()
         })
     }
 
@@ -130,7 +154,38 @@ mod tests {
     fn no_limit_is_no_wait() {
         let mut limiter = Limiter::new(&RateConfig::default());
 
-        assert_eq!(limiter.take(u64::MAX, Instant::now()), Ok(()));
+        assert_eq!(limiter.take(u64::MAX, 0, Instant::now()), Ok(()));
+    }
+
+    #[test]
+    fn flushes_have_a_limit_of_their_own() {
+        let flushes = Some(BucketConfig {
+            size: 2,
+            one_time_burst: 0,
+            refill_time_ms: 1000,
+        });
+        let mut limiter = Limiter::new(&RateConfig {
+            flushes,
+            ..RateConfig::default()
+        });
+        let now = Instant::now();
+
+        assert_eq!(limiter.take(0, 1, now), Ok(()));
+        assert_eq!(limiter.take(0, 1, now), Ok(()));
+        assert!(limiter.take(0, 1, now).is_err());
+        assert_eq!(limiter.take(1 << 40, 0, now), Ok(()), "data is no flush");
+        assert_eq!(limiter.take(0, 1, now + Duration::from_millis(500)), Ok(()));
+    }
+
+    #[test]
+    fn devices_of_a_group_take_from_the_same_buckets() {
+        let mut one = limiter(10, 0, 1000);
+        let mut two = one.share();
+        let now = Instant::now();
+
+        assert_eq!(one.take(8, 0, now), Ok(()));
+        assert!(two.take(8, 0, now).is_err());
+        assert_eq!(two.take(2, 0, now), Ok(()));
     }
 
     #[test]
@@ -138,8 +193,8 @@ mod tests {
         let mut limiter = limiter(10, 0, 1000);
         let now = Instant::now();
 
-        assert_eq!(limiter.take(1000, now), Ok(()));
-        assert!(limiter.take(1, now).is_err());
+        assert_eq!(limiter.take(1000, 0, now), Ok(()));
+        assert!(limiter.take(1, 0, now).is_err());
     }
 
     proptest! {
@@ -156,7 +211,7 @@ mod tests {
             for (bytes, pause_ms) in requests {
                 let bytes = bytes.min(size);
                 now += Duration::from_millis(pause_ms);
-                if limiter.take(bytes, now).is_ok() {
+                if limiter.take(bytes, 0, now).is_ok() {
                     passed += u128::from(bytes);
                 }
                 let elapsed = (now - start).as_nanos();
@@ -170,10 +225,10 @@ mod tests {
         fn the_time_told_is_the_time_it_passes(size in 1u64..100_000, refill in 1u64..5_000, bytes in 1u64..100_000) {
             let mut limiter = limiter(size, 0, refill);
             let now = Instant::now();
-            prop_assert!(limiter.take(size, now).is_ok());
-            let at = limiter.take(bytes, now).unwrap_err();
+            prop_assert!(limiter.take(size, 0, now).is_ok());
+            let at = limiter.take(bytes, 0, now).unwrap_err();
             prop_assert!(at > now);
-            prop_assert!(limiter.take(bytes, at).is_ok());
+            prop_assert!(limiter.take(bytes, 0, at).is_ok());
         }
     }
 }

@@ -21,7 +21,7 @@ use kvm_ioctls::Kvm;
 use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::server::Server;
+use crate::api::server::{Incoming, Server};
 use crate::config::{ConfigError, Fields, VmConfig};
 use crate::events::Events;
 use crate::layout;
@@ -48,6 +48,21 @@ impl StopSink for Stops {
             .push_back((cpu, stop));
         let _ = self.bell.write(1);
     }
+
+    fn quiet(&self) {
+        let _ = self.bell.write(1);
+    }
+}
+
+/// What follows when a machine that stopped by itself has no request under way any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The machine goes, the process stays.
+    Hold,
+    /// The process ends.
+    Leave,
+    /// The machine boots again.
+    Reboot,
 }
 
 /// A configuration and what it stands on.
@@ -74,6 +89,10 @@ pub struct Vmm {
     /// Devices that want to be served again, and when.
     later: Vec<(u8, Instant)>,
     hold: bool,
+    /// The guest is at its end, and a disk of the host may keep it for a while.
+    ending: Option<Ending>,
+    /// Requests that wait for a paused machine to be quiet.
+    deferred: Vec<Incoming>,
     ended: bool,
 }
 
@@ -123,8 +142,16 @@ impl Vmm {
             }),
             later: Vec::new(),
             hold: launch.hold,
+            ending: None,
+            deferred: Vec::new(),
             ended: false,
         })
+    }
+
+    /// Tells whoever asks for events what the jail is made of on this host.
+    pub fn note_jail(&mut self, landlock_abi: u32) {
+        let properties = serde_json::json!({ "landlock_abi": landlock_abi });
+        self.events.note("vmm", "jailed", properties);
     }
 
     /// What a launch asks: a machine to boot, or `{"restore": ...}`, the body of `vm.restore` with the state and memory
@@ -316,6 +343,7 @@ impl Vmm {
         }
         self.later.clear();
         self.paused = false;
+        self.ending = None;
         // A processor that stopped in the meantime belongs to a machine that is gone.
         self.stops
             .queue
@@ -351,7 +379,38 @@ impl Vmm {
 
     /// Asks the process to end; it answers what it owes first.
     pub fn end(&mut self) {
-        self.ended = true;
+        self.stop_guest(Ending::Leave);
+    }
+
+    /// The guest runs no more; what follows is done when no request is under way. Nobody waits for a disk here.
+    fn stop_guest(&mut self, ending: Ending) {
+        self.quiesce();
+        self.ending = Some(ending);
+    }
+
+    /// Pauses the machine, if it is not. False while a request is under way.
+    pub(crate) fn quiesce(&mut self) -> bool {
+        let Some(machine) = &self.machine else {
+            return true;
+        };
+        if !self.paused {
+            machine.pause();
+            self.paused = true;
+            self.listen_to_sources(false);
+        }
+        self.is_quiet()
+    }
+
+    /// Whether nothing of a machine changes: there is none, or it is paused and no request is under way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.machine
+            .as_ref()
+            .is_none_or(|machine| self.paused && machine.is_quiet())
+    }
+
+    /// Whether the guest has come to its end, and only a request under way keeps the machine.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.is_some()
     }
 
     /// The state's name in Cloud Hypervisor's `vm.info`.
@@ -359,6 +418,7 @@ impl Vmm {
     pub fn state(&self) -> &'static str {
         match (&self.machine, self.paused) {
             (None, _) => "Created",
+            (Some(_), _) if self.is_ending() => "Shutdown",
             (Some(_), true) => "Paused",
             (Some(_), false) => "Running",
         }
@@ -384,10 +444,10 @@ impl Vmm {
     /// When the machine does not run.
     pub fn pause(&mut self) -> Result<(), VerbError> {
         match &self.machine {
-            Some(machine) if !self.paused => {
-                machine.pause();
-                self.paused = true;
-                self.listen_to_sources(false);
+            Some(_) if self.is_ending() => Err(VerbError::State("not running")),
+            Some(_) if !self.paused => {
+                // A request under way goes on: whoever needs the disks to stand still waits for that.
+                self.quiesce();
                 self.events.note("vm", "paused", Value::Null);
                 Ok(())
             }
@@ -401,7 +461,7 @@ impl Vmm {
     /// # Errors
     /// When the machine is not paused.
     pub fn resume(&mut self) -> Result<(), VerbError> {
-        if self.machine.is_none() || !self.paused {
+        if self.machine.is_none() || !self.paused || self.is_ending() {
             return Err(VerbError::State("not paused"));
         }
         self.listen_to_sources(true);

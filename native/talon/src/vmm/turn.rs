@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{Fatal, Vmm};
+use super::{Ending, Fatal, Vmm};
 use crate::api::server::{Incoming, Server};
 use crate::machine::bus::Request;
 use crate::machine::vcpu::Stop;
@@ -21,6 +21,11 @@ impl Vmm {
     pub fn run(&mut self) -> Result<(), Fatal> {
         let mut ready = Vec::new();
         while !self.ended {
+            // What must not wait for a disk on this thread was put off until there is nothing to wait for.
+            self.settle()?;
+            if self.ended {
+                break;
+            }
             let deadline = self
                 .later
                 .iter()
@@ -65,6 +70,30 @@ impl Vmm {
         self.stop_machine();
         if let Some(server) = &mut self.server {
             server.finish();
+        }
+        Ok(())
+    }
+
+    /// Does what waited for a paused machine to be quiet, if it is.
+    fn settle(&mut self) -> Result<(), Fatal> {
+        if !self.is_quiet() && self.paused {
+            return Ok(());
+        }
+        for incoming in std::mem::take(&mut self.deferred) {
+            let open = self
+                .server
+                .as_ref()
+                .is_some_and(|server| server.is_open(incoming.connection));
+            // Whoever has gone does not expect it to be done any more.
+            if open {
+                self.serve_requests(Some(incoming));
+            }
+        }
+        match self.ending.filter(|_| self.is_quiet()) {
+            None => {}
+            Some(Ending::Hold) => self.stop_machine(),
+            Some(Ending::Leave) => self.ended = true,
+            Some(Ending::Reboot) => self.reboot().map_err(Fatal::Start)?,
         }
         Ok(())
     }
@@ -123,15 +152,19 @@ impl Vmm {
             let Some((cpu, stop)) = heard else {
                 return Ok(());
             };
+            if self.is_ending() && !matches!(stop, Stop::Failed(_)) {
+                // Another processor's word on the same end.
+                continue;
+            }
             match stop {
                 Stop::Panicked => self.events.note("vm", "panic", Value::Null),
                 Stop::Request(Request::PowerOff) => {
                     self.events.note("vm", "shutdown", Value::Null);
-                    if self.hold {
-                        self.stop_machine();
+                    self.stop_guest(if self.hold {
+                        Ending::Hold
                     } else {
-                        self.ended = true;
-                    }
+                        Ending::Leave
+                    });
                 }
                 Stop::Request(Request::Reset) | Stop::TripleFault => {
                     let panicked = self
@@ -146,11 +179,11 @@ impl Vmm {
                         "reset",
                         json!({ "triple_fault": stop == Stop::TripleFault }),
                     );
-                    if self.hold {
-                        self.stop_machine();
-                        continue;
-                    }
-                    self.reboot().map_err(Fatal::Start)?;
+                    self.stop_guest(if self.hold {
+                        Ending::Hold
+                    } else {
+                        Ending::Reboot
+                    });
                 }
                 Stop::Failed(reason) => return Err(Fatal::Processor { cpu, reason }),
             }
@@ -167,6 +200,10 @@ impl Vmm {
             incoming = match outcome {
                 crate::api::routes::Outcome::Answer(response) => {
                     server.answer(connection, &response, &self.reactor)
+                }
+                crate::api::routes::Outcome::Later(incoming) => {
+                    self.deferred.push(incoming);
+                    None
                 }
                 crate::api::routes::Outcome::Wait { after, time } => {
                     server.wait(connection, after, Instant::now() + time);

@@ -17,6 +17,10 @@ pub fn add(suite: &mut Suite) {
     suite.test("block refuses to write a read-only image", block_readonly);
     suite.test("block discards and writes zeroes", block_discard);
     suite.test("block keeps to its rate", block_rate);
+    suite.test(
+        "a disk of the host that stands still holds up nobody",
+        frozen,
+    );
     suite.test("disks of both buses stand at their places", places);
     suite.test("vsock carries bulk both ways", vsock_bulk);
     suite.test("vsock lets the guest call the host", vsock_guest);
@@ -84,6 +88,129 @@ fn block(context: &Context) {
     assert_eq!(counters["root"]["errors"], 0);
 }
 
+/// A file system of the host's own, which can be made to stand still.
+struct Frozen {
+    folder: std::path::PathBuf,
+}
+
+impl Frozen {
+    fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+        let done = Command::new(program).args(arguments).status();
+        assert!(
+            done.expect("a program").success(),
+            "{program} {arguments:?}"
+        );
+    }
+
+    fn new(context: &Context) -> Self {
+        let image = context.image("host", 64 * MIB);
+        let folder = context.path("mnt");
+        fs::create_dir(&folder).expect("a folder");
+        Self::run(
+            "modprobe",
+            &["-a".as_ref(), "loop".as_ref(), "ext4".as_ref()],
+        );
+        Self::run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+        Self::run(
+            "mount",
+            &[
+                "-o".as_ref(),
+                "loop".as_ref(),
+                image.as_ref(),
+                folder.as_ref(),
+            ],
+        );
+        Self { folder }
+    }
+
+    fn freeze(&self, how: &str) {
+        Self::run("fsfreeze", &[how.as_ref(), self.folder.as_ref()]);
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze")
+            .arg("-u")
+            .arg(&self.folder)
+            .stderr(std::process::Stdio::null())
+            .status();
+        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
+    }
+}
+
+fn frozen(context: &Context) {
+    let host = Frozen::new(context);
+    let image = host.folder.join("disk");
+    File::create(&image)
+        .and_then(|file| file.set_len(16 * MIB))
+        .expect("an image");
+    let mut config = context.config("vm");
+    config["disks"] = json!([{ "path": image, "id": "root" }]);
+    let talon = context.boot("vm", &config);
+    let begin = |number: u32| {
+        host.freeze("-f");
+        talon.ok(&format!(
+            "(dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync 2>/dev/null; echo $? >/done{number}) >/dev/null 2>&1 &"
+        ));
+        wait_for("a request under way", || {
+            let counters = talon.get("vm.counters").expect_status(200);
+            counters["root"]["write_ops"].as_u64() >= Some(u64::from(number))
+        });
+    };
+
+    // Everything but the disk goes on.
+    begin(1);
+    let began = Instant::now();
+    assert_eq!(talon.ok("echo here"), "here");
+    talon.put("vm.pause", &json!({})).expect_status(204);
+    let info = talon.get("vm.info").expect_status(200);
+    assert_eq!(info["state"], "Paused");
+    talon.put("vm.resume", &json!({})).expect_status(204);
+    assert_eq!(talon.ok("echo again"), "again");
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    assert_eq!(talon.sh("cat /done1").1, 1, "the disk stands still");
+    host.freeze("-u");
+    wait_for("the guest's write", || {
+        talon.sh("cat /done1").0.trim() == "0"
+    });
+
+    // What needs the disk to be still waits for it, and nobody else does.
+    begin(2);
+    talon.put("vm.pause", &json!({})).expect_status(204);
+    let folder = context.path("saved");
+    fs::create_dir(&folder).expect("a folder");
+    let url = json!({ "destination_url": format!("file://{}", folder.display()) });
+    std::thread::scope(|scope| {
+        let saved = scope.spawn(|| talon.put("vm.snapshot", &url).expect_status(200));
+        for _ in 0..10 {
+            let info = talon.get("vm.info").expect_status(200);
+            assert_eq!(info["state"], "Paused");
+        }
+        assert!(!saved.is_finished() && !folder.join("state").exists());
+        host.freeze("-u");
+        saved.join().expect("a snapshot");
+    });
+    assert!(folder.join("state").exists() && folder.join("memory").exists());
+    talon.put("vm.resume", &json!({})).expect_status(204);
+    wait_for("the guest's write", || {
+        talon.sh("cat /done2").0.trim() == "0"
+    });
+
+    // The machine's end, too, is told at once and done when the disk lets go.
+    begin(3);
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| talon.put("vm.shutdown", &json!({})).expect_status(204));
+        wait_for("the guest to stand still", || {
+            talon.get("vm.info").expect_status(200)["state"] == "Paused"
+        });
+        assert!(!stopped.is_finished());
+        host.freeze("-u");
+        stopped.join().expect("an end");
+    });
+    talon.put("vm.delete", &json!({})).expect_status(204);
+}
+
 fn places(context: &Context) {
     let all = [
         ("root", "0000:00:08.0"),
@@ -107,7 +234,7 @@ fn places(context: &Context) {
 
     for (place, address) in all {
         let found = talon.ok(&format!(
-            "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {place} ] && readlink $d && head -c {} /dev/${{d##*/}}; done",
+            "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {place} ] && readlink $d && head -c {} /dev/${{d##*/}}; done; true",
             place.len()
         ));
         assert!(found.contains(&format!("/{address}/")), "{place}: {found}");

@@ -50,6 +50,10 @@ impl VirtioPciDevice {
     }
 
     pub(super) fn write_common(&self, inner: &mut Inner, offset: usize, data: &[u8]) {
+        if inner.reset_due {
+            // A driver waits until it reads a status of 0 before it goes on (4.1.4.3.2).
+            return;
+        }
         let mut raw = [0u8; 8];
         let length = data.len().min(8);
         raw[..length].copy_from_slice(&data[..length]);
@@ -113,7 +117,11 @@ impl VirtioPciDevice {
 
     fn write_status(&self, inner: &mut Inner, status: u8) {
         if status == 0 {
-            self.reset(inner);
+            // A request under way still writes to guest memory: the reset is done when it is.
+            inner.reset_due = inner.in_flight;
+            if !inner.reset_due {
+                self.reset(inner);
+            }
             return;
         }
         let mut next = inner.status | status & !NEEDS_RESET;
@@ -149,7 +157,7 @@ impl VirtioPciDevice {
         inner.status = next;
     }
 
-    fn reset(&self, inner: &mut Inner) {
+    pub(super) fn reset(&self, inner: &mut Inner) {
         inner.backend.reset();
         inner.queues = new_queues(inner.backend.queue_sizes());
         inner.vectors.fill(NO_VECTOR);

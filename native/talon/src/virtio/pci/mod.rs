@@ -10,6 +10,7 @@ mod state;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,7 +19,7 @@ use crate::memory::Ram;
 use crate::pci::msix::{NO_VECTOR, PENDING, TABLE, TABLE_BYTES, VECTORS};
 use crate::pci::{ConfigSpace, MsiSink, Msix, Window, config::Identity};
 use crate::virtio::chain::{Io, Returned, ServeError};
-use crate::virtio::{Backend, CONFIG_BYTES, Command, Next, Source, feature};
+use crate::virtio::{Backend, CONFIG_BYTES, Command, Next, Source, Taken, feature};
 
 const COMMON_BYTES: usize = 0x38;
 const ISR: usize = 0x80;
@@ -31,6 +32,8 @@ const NEEDS_RESET: u8 = 64;
 
 /// Serves without a wait between them before other work gets its turn.
 const ROUNDS_MAX: usize = 16;
+/// How long these may go on: a round is bounded by its device, and a guest can make each as long as it may be.
+const TURN_MAX: Duration = Duration::from_millis(2);
 
 struct Inner {
     config: ConfigSpace,
@@ -47,8 +50,19 @@ struct Inner {
     generation: u8,
     queue_select: u16,
     paused: bool,
+    /// A request is under way on the worker's thread, outside the lock.
+    in_flight: bool,
+    /// The driver reset the device meanwhile: done, and shown, when the request is.
+    reset_due: bool,
     returned: VecDeque<Returned>,
     broken: u64,
+}
+
+impl Inner {
+    /// Whether requests are served: the driver is ready, and neither it nor the host said stop.
+    fn serves(&self) -> bool {
+        !self.paused && !self.reset_due && self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+    }
 }
 
 /// One virtio PCI device.
@@ -147,6 +161,8 @@ impl VirtioPciDevice {
             generation: 0,
             queue_select: 0,
             paused: false,
+            in_flight: false,
+            reset_due: false,
             returned: VecDeque::new(),
             broken: 0,
         };
@@ -273,6 +289,7 @@ impl VirtioPciDevice {
     fn fail(&self, inner: &mut Inner) {
         inner.status |= NEEDS_RESET;
         inner.broken += 1;
+        inner.returned.clear();
         self.config_changed(inner);
     }
 
@@ -282,10 +299,11 @@ impl VirtioPciDevice {
     /// When the guest broke a rule; the device then needs a reset and serves nothing.
     pub fn serve(&self) -> Result<Next, ServeError> {
         let mut inner = self.lock();
-        if inner.paused || inner.status & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK {
+        let inner = &mut *inner;
+        if !inner.serves() {
             return Ok(Next::Wait);
         }
-        let inner = &mut *inner;
+        let began = Instant::now();
         for _ in 0..ROUNDS_MAX {
             let mut io = Io::new(self.ram.guest(), &mut inner.queues, &mut inner.returned);
             let served = inner.backend.serve(&mut io);
@@ -295,7 +313,7 @@ impl VirtioPciDevice {
                 self.config_changed(inner);
             }
             match served.and_then(|next| interrupted.map(|()| next)) {
-                Ok(Next::Again) => {}
+                Ok(Next::Again) if began.elapsed() < TURN_MAX => {}
                 Ok(next) => return Ok(next),
                 Err(error) => {
                     self.fail(inner);
@@ -304,6 +322,68 @@ impl VirtioPciDevice {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// Does the requests of a device that waits for the host, on the thread that is there for it. The lock is free while
+    /// one is under way.
+    ///
+    /// # Errors
+    /// As of [`VirtioPciDevice::serve`].
+    pub fn serve_waiting(&self) -> Result<Next, ServeError> {
+        for _ in 0..ROUNDS_MAX {
+            let work = match self.take_work()? {
+                Taken::Work { work, .. } => work,
+                Taken::Nothing(next) => return Ok(next),
+            };
+            let outcome = work();
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            inner.in_flight = false;
+            if inner.reset_due {
+                inner.reset_due = false;
+                self.reset(inner);
+                self.publish_common(inner);
+                return Ok(Next::Wait);
+            }
+            let mut io = Io::new(self.ram.guest(), &mut inner.queues, &mut inner.returned);
+            let finished = inner.backend.finish(&mut io, outcome);
+            self.judge(inner, finished)?;
+        }
+        let mut inner = self.lock();
+        let told = self.interrupt(&mut inner);
+        self.judge(&mut inner, told)?;
+        Ok(Next::Again)
+    }
+
+    fn take_work(&self) -> Result<Taken, ServeError> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        if !inner.serves() {
+            // What was done before a pause is told: a guest that goes on waits for it.
+            let told = self.interrupt(inner);
+            self.judge(inner, told)?;
+            return Ok(Taken::Nothing(Next::Wait));
+        }
+        let mut io = Io::new(self.ram.guest(), &mut inner.queues, &mut inner.returned);
+        let taken = inner.backend.take(&mut io);
+        let taken = self.judge(inner, taken)?;
+        match &taken {
+            Taken::Work { slow: false, .. } => {}
+            Taken::Work { slow: true, .. } | Taken::Nothing(_) => {
+                let told = self.interrupt(inner);
+                self.judge(inner, told)?;
+            }
+        }
+        inner.in_flight = matches!(taken, Taken::Work { .. });
+        Ok(taken)
+    }
+
+    /// Breaks the device over an error.
+    fn judge<T>(&self, inner: &mut Inner, done: Result<T, ServeError>) -> Result<T, ServeError> {
+        if done.is_err() {
+            self.fail(inner);
+        }
+        done
     }
 
     fn interrupt(&self, inner: &mut Inner) -> Result<(), ServeError> {
@@ -335,9 +415,23 @@ impl VirtioPciDevice {
         }
     }
 
-    /// Stops serving. When this returns, no request is under way.
+    /// Stops serving: no request begins any more. One of a device that waits for the host may be under way still, which
+    /// [`VirtioPciDevice::is_quiet`] tells.
     pub fn pause(&self) {
         self.lock().paused = true;
+    }
+
+    /// Whether it is paused, so that somebody may be waiting for it to be quiet.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// Whether no request is under way, and the guest was told of those that were.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let inner = self.lock();
+        !inner.in_flight && inner.returned.is_empty()
     }
 
     /// Goes on; the caller serves once, for whatever came meanwhile.
