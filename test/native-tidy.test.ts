@@ -194,16 +194,6 @@ const cyclesOf = (root: Module): string[][] => {
   return groups
 }
 
-/** Crates whose cycles are still to be taken apart: the modules that may need each other until then. */
-const UNFINISHED: Readonly<Record<string, readonly string[]>> = {
-  // By "talon".
-  talon: [
-    'talon::config talon::config::console talon::config::device talon::machine::log talon::memory talon::virtio::balloon',
-    'talon::machine talon::machine::devices talon::machine::entry',
-    'talon::jail talon::jail::landlock talon::jail::root',
-  ],
-}
-
 const roots = [...new Bun.Glob('*/src/{main,lib}.rs').scanSync({ cwd: NATIVE })].toSorted()
 
 describe('the modules of native/', () => {
@@ -212,7 +202,7 @@ describe('the modules of native/', () => {
     test(`no two of ${root} need each other`, () => {
       const cycles = cyclesOf(read(join(NATIVE, root), crate)).map((group) => group.join(' '))
 
-      expect(cycles.filter((cycle) => !(UNFINISHED[crate] ?? []).includes(cycle))).toEqual([])
+      expect(cycles).toEqual([])
     })
   }
 

@@ -249,7 +249,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/pause',
     detail: { tags, summary: 'Halt the virtual CPUs; memory stays' },
     response: { 200: Vm },
-    faults: [...ONE_VM, 'vm_wrong_state'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'machine_silent'],
   }),
   'vm.resume': operation({
     ...admin,
@@ -257,7 +257,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/resume',
     detail: { tags, summary: 'Run a paused vm on' },
     response: { 200: Vm },
-    faults: [...ONE_VM, 'vm_wrong_state', 'agent_unavailable', 'guest_busy'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'agent_unavailable', 'guest_busy', 'machine_silent'],
   }),
   'vm.standby': operation({
     ...admin,
@@ -265,7 +265,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/standby',
     detail: { tags, summary: 'Move the memory of a vm to disk and end its machine' },
     response: { 200: Vm },
-    faults: [...ONE_VM, 'vm_wrong_state', 'hypervisor_unable', 'snapshot_failed', 'disk_exhausted'],
+    faults: [...ONE_VM, 'vm_wrong_state', 'hypervisor_unable', 'snapshot_failed', 'disk_exhausted', 'machine_silent'],
   }),
   'vm.restore': operation({
     ...admin,
@@ -305,6 +305,7 @@ export const vmOperations = {
       'hypervisor_unavailable',
       'snapshot_failed',
       'disk_exhausted',
+      'machine_silent',
       'vm_restore_failed',
       'vm_start_failed',
       'agent_unavailable',

@@ -105,7 +105,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
   } else if (row.state === 'unknown' && state !== 'ended') {
     move(host.store, row.uid, state === 'paused' ? 'found_paused' : 'found')
   } else if (row.state === 'running' && state === 'paused') {
-    await unfreeze(live, machine) // a pause that nobody was told of, or a fork or standby that was cut short
+    await unfreeze(host, live, machine, 'resume').catch(() => undefined) // a pause that nobody was told of, or a fork or standby that was cut short
   } else if (row.state === 'paused' && state === 'running') {
     move(host.store, row.uid, 'resume')
   } else if (row.state === 'starting' && state !== 'ended') {

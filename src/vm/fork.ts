@@ -27,7 +27,7 @@ import { insert, reserving } from './row/reserve.ts'
  *
  * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any case.
  *
- * @throws `vm_wrong_state`, `vm_exists`, `capacity_exhausted`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`; where no clone came
+ * @throws `vm_wrong_state`, `vm_exists`, `capacity_exhausted`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `machine_silent`; where no clone came
  *   to be, the reason of the first
  */
 export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmForks> => {

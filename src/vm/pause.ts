@@ -1,6 +1,6 @@
 import { after } from '../contract/vm-state.ts'
 import type { Vm } from '../contract/vm.ts'
-import type { Host } from '../host.ts'
+import { type HaltingHost, haltMachine } from './machine/halting.ts'
 import { vmWrongState } from './row/errors.ts'
 import { find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
@@ -11,14 +11,15 @@ import { view } from './row/view.ts'
  * not answered and is taken back, a resume is completed.
  */
 
-/** @throws `vm_wrong_state` */
-export const pause = async (host: Pick<Host, 'store' | 'vms'>, ref: string): Promise<Vm> => {
+/** @throws `vm_wrong_state`, `machine_silent` */
+export const pause = async (host: HaltingHost, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
-    const machine = host.vms.live.get(uid)?.machine
+    const live = host.vms.live.get(uid)
+    const machine = live?.machine
     if (!after(row.state, 'pause') || !machine) throw vmWrongState({ name: row.name, status: row.state, verb: 'pause' })
-    await machine.pause(AbortSignal.timeout(10_000))
+    await haltMachine(host, live, machine, 'pause')
     return view(move(host.store, uid, 'pause'))
   })
 }

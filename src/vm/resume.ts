@@ -8,8 +8,8 @@ import { find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
-/** @throws `vm_wrong_state`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
-export const resume = async (host: Pick<Host, 'config' | 'daemon' | 'store' | 'vms'>, ref: string): Promise<Vm> => {
+/** @throws `vm_wrong_state`, `machine_silent`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
+export const resume = async (host: Pick<Host, 'config' | 'daemon' | 'log' | 'store' | 'vms'>, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)
@@ -21,7 +21,7 @@ export const resume = async (host: Pick<Host, 'config' | 'daemon' | 'store' | 'v
       await completeRestore(host, row, { live, machine })
       return view(find(host.store, uid))
     }
-    await unfreeze(live, machine)
+    await unfreeze(host, live, machine, 'resume', 'running')
     return view(move(host.store, uid, 'resume'))
   })
 }

@@ -22,7 +22,7 @@ import { view } from './row/view.ts'
  *
  * What fails or is cut short before the row says `standby` leaves a vm that runs, or is paused, as it was.
  *
- * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`
+ * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `machine_silent`
  */
 export const standby = async (host: Host, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
@@ -36,9 +36,9 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
       throw hypervisorUnable({ hypervisor: row.hypervisor, verb: 'standby' })
     const id = await undoing({ failed: undoFailed(host, row), reasonOf: saveFault }, async (undo) => {
       if (row.state === 'running') {
-        await freeze(host, live, machine)
+        await freeze(host, live, machine, 'standby')
         undo.push('pause', async () => {
-          await unfreeze(live, machine)
+          await unfreeze(host, live, machine, 'resume', 'running')
           if (byUid(host.store, uid)?.state === 'paused') move(host.store, uid, 'resume')
         })
         host.daemon.step('held')

@@ -31,7 +31,7 @@ export interface Template {
  * Takes a template of a vm for these clones; call it in the source's queue. A source that runs is held for as long as its memory and disk
  * take, and goes on.
  *
- * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `vm_deleted`
+ * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `vm_deleted`, `machine_silent`
  */
 export const takeTemplate = async (
   host: Host,
@@ -68,13 +68,13 @@ const ofMachine = async (
     throw hypervisorUnable({ hypervisor: source.hypervisor, verb: 'fork' })
   const runs = source.state === 'running'
   if (!runs) return await ofHeld(host, source, machine, clones, target, session)
-  await freeze(host, live, machine)
+  await freeze(host, live, machine, 'fork')
   let template: Template | undefined
   try {
     template = await ofHeld(host, source, machine, clones, target, session)
     return template
   } finally {
-    await unfreeze(live, machine).catch((error: unknown) => {
+    await unfreeze(host, live, machine, 'fork').catch((error: unknown) => {
       if (template?.saved) closeSaved(template.saved) // nobody will hear of it
       throw error
     })

@@ -1,5 +1,5 @@
-import type { Host } from '../../host.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
+import { type HaltingHost, haltMachine, runMachine, type Wanted } from './halting.ts'
 import type { LiveVm } from './live.ts'
 
 /** How long the agent may take to write the guest's disks out; a guest without an agent is held all the same. */
@@ -9,8 +9,15 @@ const VERB_MS = 10_000
 /**
  * Holds a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
  * is whole by itself, not with the memory alone.
+ *
+ * @throws `machine_silent`
  */
-export const freeze = async (host: Pick<Host, 'log'>, live: LiveVm, machine: Machine): Promise<void> => {
+export const freeze = async (
+  host: HaltingHost,
+  live: LiveVm,
+  machine: Machine,
+  verb: string,
+): Promise<void> => {
   try {
     await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
   } catch (error) {
@@ -20,16 +27,22 @@ export const freeze = async (host: Pick<Host, 'log'>, live: LiveVm, machine: Mac
     )
   }
   try {
-    await machine.pause(AbortSignal.timeout(VERB_MS))
+    await haltMachine(host, live, machine, verb)
   } catch (error) {
     thaw(live)
     throw error
   }
 }
 
-/** Lets a held guest go on. */
-export const unfreeze = async (live: LiveVm, machine: Machine): Promise<void> => {
-  await machine.resume(AbortSignal.timeout(VERB_MS))
+/** Lets a held guest go on. @throws `machine_silent` */
+export const unfreeze = async (
+  host: HaltingHost,
+  live: LiveVm,
+  machine: Machine,
+  verb: string,
+  wanted?: Wanted,
+): Promise<void> => {
+  await runMachine(host, live, machine, verb, wanted)
   thaw(live)
 }
 

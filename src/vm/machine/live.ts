@@ -30,6 +30,8 @@ export class LiveVm {
   readonly cancel = new AbortController()
   #machine: Machine | undefined
   readonly #hasMachine: Deferred<Machine> = deferred()
+  /** Somebody sees to it that the machine does what the row says. */
+  isMending = false
   /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
   attached = false
   readonly halts = new HaltState()
@@ -56,6 +58,11 @@ export class LiveVm {
   set machine(machine: Machine) {
     this.#machine = machine
     this.#hasMachine.resolve(machine)
+  }
+
+  /** Aborted when the daemon lets go of this boot. */
+  get closed(): AbortSignal {
+    return this.#done.signal
   }
 
   /** Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is taken. */

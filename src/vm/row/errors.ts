@@ -38,6 +38,13 @@ export const vmWrongState = fault(
   (d) => `Cannot ${d.verb} vm "${d.name}": it is ${d.status}${d.reason === undefined ? '' : ` (${d.reason})`}`,
   (d) => WAYS_OUT[d.status]?.replaceAll('NAME', d.name),
 )
+export const machineSilent = fault(
+  'machine_silent',
+  'timeout',
+  { name: Type.String(), verb: Type.String() },
+  (d) => `Cannot ${d.verb} vm "${d.name}": its machine does not answer in time`,
+  'Its disk may be slow: try again; the guest goes on as soon as its machine answers',
+)
 export const vmStartFailed = fault(
   'vm_start_failed',
   'internal',
