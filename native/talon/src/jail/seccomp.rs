@@ -97,6 +97,7 @@ const READ_WRITE: &[u64] = &[3];
 const ADVICE: &[u64] = &[
     4,  // MADV_DONTNEED: balloon
     14, // MADV_HUGEPAGE
+    15, // MADV_NOHUGEPAGE: the window of PCI
     16, // MADV_DONTDUMP
 ];
 const FCNTL: &[u64] = &[

@@ -44,6 +44,9 @@ impl Window {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // A large page for the few small ones that are ever touched would cost every machine 2 MiB.
+        // SAFETY: the range is the mapping; a kernel without large pages refuses, and nothing is lost.
+        unsafe { libc::madvise(base, BYTES, libc::MADV_NOHUGEPAGE) };
         Ok(Self { base: base.cast() })
     }
 

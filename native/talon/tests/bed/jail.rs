@@ -245,7 +245,7 @@ fn powerless(context: &Context) {
         assert_eq!(filters, wanted, "{status}");
     }
     names.sort();
-    assert_eq!(names, ["io9", "talon", "vcpu0"]);
+    assert_eq!(names, ["io8", "talon", "vcpu0"]);
     let root: Vec<_> = fs::read_dir(format!("{process}/root"))
         .expect("a root")
         .flatten()
