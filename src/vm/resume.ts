@@ -9,7 +9,10 @@ import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
 /** @throws `vm_wrong_state`, `machine_silent`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
-export const resume = async (host: Pick<Host, 'config' | 'daemon' | 'log' | 'store' | 'vms'>, ref: string): Promise<Vm> => {
+export const resume = async (
+  host: Pick<Host, 'config' | 'daemon' | 'log' | 'store' | 'vms'>,
+  ref: string,
+): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.vms.queue.run(uid, async () => {
     const row = find(host.store, uid)

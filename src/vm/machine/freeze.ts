@@ -12,12 +12,7 @@ const VERB_MS = 10_000
  *
  * @throws `machine_silent`
  */
-export const freeze = async (
-  host: HaltingHost,
-  live: LiveVm,
-  machine: Machine,
-  verb: string,
-): Promise<void> => {
+export const freeze = async (host: HaltingHost, live: LiveVm, machine: Machine, verb: string): Promise<void> => {
   try {
     await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
   } catch (error) {

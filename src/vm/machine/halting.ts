@@ -18,7 +18,7 @@ const VERB_MS = 10_000
 /** How long it may take to say what it does. */
 const STATE_MS = 5000
 /** Between two attempts to mend a machine that does not answer, at first and at most. */
-const MEND_MS = 500
+const MEND_MS = 200
 const MEND_MS_MAX = 30_000
 
 /** What the row of a machine is taken for: `running` also where a verb wrote `paused` and took it back. */

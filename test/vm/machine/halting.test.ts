@@ -88,26 +88,26 @@ const bedOf = async (state: VmState, machine: SlowMachine) => {
 }
 
 describe('a machine that does not answer in time', () => {
-  test('and was halted late by a verb that failed runs on as its row says', async () => {
-    for (const verb of [pause, standby, (host, name) => fork(host, name, {})] as const satisfies readonly ((
-      host: Awaited<ReturnType<typeof bedOf>>['host'],
-      name: string,
-    ) => Promise<unknown>)[]) {
-      const machine = new SlowMachine('running')
-      await using bed = await bedOf('running', machine)
-      machine.silent = 2
-      machine.verbs.pause = () => {
-        machine.doing = 'paused' // after the daemon has given up
-        late()
-      }
-
-      await expect(verb(bed.host, 'web')).rejects.toMatchObject({ code: 'machine_silent', kind: 'timeout' })
-      await machine.mended.promise
-      await bed.settled()
-
-      expect(machine.doing).toBe('running')
-      expect(bed.state()).toBe('running')
+  type Verb = (host: Awaited<ReturnType<typeof bedOf>>['host'], name: string) => Promise<unknown>
+  test.each<[string, Verb]>([
+    ['pause', pause],
+    ['standby', standby],
+    ['fork', (host, name) => fork(host, name, {})],
+  ])('and was halted late by a %s that failed runs on as its row says', async (_, verb) => {
+    const machine = new SlowMachine('running')
+    await using bed = await bedOf('running', machine)
+    machine.silent = 2
+    machine.verbs.pause = () => {
+      machine.doing = 'paused' // after the daemon has given up
+      late()
     }
+
+    await expect(verb(bed.host, 'web')).rejects.toMatchObject({ code: 'machine_silent', kind: 'timeout' })
+    await machine.mended.promise
+    await bed.settled()
+
+    expect(machine.doing).toBe('running')
+    expect(bed.state()).toBe('running')
   })
 
   test('but has halted all the same is paused', async () => {
