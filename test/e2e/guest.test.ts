@@ -12,6 +12,7 @@ import {
   readlinkSync,
 } from 'node:fs'
 import { join } from 'node:path'
+import { saved, sparseFile } from '../image/build.ts'
 import { AERIE, clean, cli, createVm, haveBinary, machinesOf, startDaemon, until, type Daemon } from './daemon.ts'
 
 const at = (name: string) => ({ params: { name } })
@@ -178,6 +179,34 @@ describe.skipIf(!haveBinary)('a real guest', () => {
       status: 'ok',
     })
     expect((await daemon.client.request('GET', '/api/v1/vms/g/agent/nothing')).status).toBe(404)
+  }, 240_000)
+
+  test('an image of another tool runs and stops as it says, with holes in its files', async () => {
+    const bin = Bun.spawn([AERIE, 'cp', 'g:/bin', '-'], {
+      stdout: 'pipe',
+      cwd: '/',
+      env: { AERIE_HOST: `unix://${daemon.socket}` },
+    })
+    const programs = Buffer.from(await new Response(bin.stdout).arrayBuffer())
+    // Neither the layer nor the archive has the two empty blocks at its end.
+    const size = 100 * 2 ** 30
+    const lastlog = sparseFile('var/log/lastlog', size, [0, 1, size - 1, 1], 'ab')
+    const layer = Buffer.concat([programs.subarray(0, -1024), lastlog])
+    const script = 'trap "echo got 37; exit" 37; head -c 1 $0; tail -c 1 $0; echo; while :; do sleep 1; done'
+    const archive = saved(
+      { StopSignal: 'SIGRTMIN+3', Env: ['PATH=/bin'], Entrypoint: ['sh', '-c', script, '/var/log/lastlog'] },
+      layer,
+    )
+    const query = { name: 'other-tool' }
+    await daemon.client.upload('image.import', { query }, new Blob([new Uint8Array(archive)]).stream())
+    await createVm(daemon, { name: 'other', image: 'other-tool', memory_mb: 256 })
+    const logs = async () => (await cli(daemon, ['logs', 'other'])).stdout
+    await until(async () => (await logs()).includes('ab'))
+
+    expect((await cli(daemon, ['stop', 'other'])).code).toBe(0)
+
+    expect(await logs()).toBe('ab\ngot 37\n')
+    expect((await cli(daemon, ['rm', 'other'])).code).toBe(0)
   }, 240_000)
 
   test('a guest outlives its daemon, and the next one speaks to it', async () => {

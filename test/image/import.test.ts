@@ -1,34 +1,15 @@
-import { createHash } from 'node:crypto'
 import { statSync } from 'node:fs'
 import { afterAll, describe, expect, test } from 'bun:test'
 import type { ImageImportQuery } from '../../src/contract/image.ts'
-import { encodeHeader, padding, TAR_END } from '../../src/client/tar-header.ts'
+import { TAR_END } from '../../src/client/tar-header.ts'
 import type { Fault } from '../../src/lib/fault.ts'
 import { testHost } from '../vm/host.ts'
+import { file, saved, sparseFile } from './build.ts'
 
 const own = testHost()
 afterAll(() => own[Symbol.asyncDispose]())
 
-const digest = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
-
-const file = (name: string, data: string | Uint8Array): Buffer => {
-  const bytes = Buffer.from(data)
-  const header = encodeHeader({ name, type: 'file', mode: 0o644, mtime: 0, uid: 0, gid: 0, size: bytes.length })
-  return Buffer.concat([header, bytes, Buffer.alloc(padding(bytes.length))])
-}
-
-/** An image of one layer as Jib writes it. */
-const saved = (
-  config: Readonly<Record<string, unknown>>,
-  layer = Buffer.concat([file('hello', 'x'), TAR_END]),
-): Buffer => {
-  const rootfs = { type: 'layers', diff_ids: [`sha256:${digest(layer)}`] }
-  return Buffer.concat([
-    file('layer.tar', layer),
-    file('config.json', JSON.stringify({ os: 'linux', architecture: 'amd64', config, rootfs })),
-    file('manifest.json', JSON.stringify([{ Config: 'config.json', RepoTags: ['x:1'], Layers: ['layer.tar'] }])),
-  ])
-}
+const LAYER = Buffer.concat([file('hello', 'x'), TAR_END])
 
 const take = (archive: Uint8Array, query: Partial<ImageImportQuery> = {}) =>
   own.host.images.import(
@@ -48,7 +29,7 @@ const refusal = async (archive: Uint8Array, query: Partial<ImageImportQuery> = {
 
 describe('an image of another tool', () => {
   test('is one whatever its files are called, with or without an end mark', async () => {
-    const archive = saved({ Entrypoint: ['/bin/echo', 'jib'] })
+    const archive = saved({ Entrypoint: ['/bin/echo', 'jib'] }, LAYER)
 
     for (const end of [Buffer.alloc(0), TAR_END])
       expect(await take(Buffer.concat([archive, end]))).toMatchObject({
@@ -58,13 +39,13 @@ describe('an image of another tool', () => {
   })
 
   test.each(['SIGRTMIN+3', 'RTMAX-2', 'sigterm', '37', 'SIGSTKFLT', ''])('may stop by %s', async (StopSignal) => {
-    expect(await take(saved({ StopSignal }))).toMatchObject({ config: { stop_signal: StopSignal } })
+    expect(await take(saved({ StopSignal }, LAYER))).toMatchObject({ config: { stop_signal: StopSignal } })
   })
 
   test.each(['SIGNONSENSE', '0', '65', 'SIGRTMIN+31', 'TERM;KILL', 'x'.repeat(1000)])(
     'is refused where no signal is called %s',
     async (StopSignal) => {
-      const { code, message } = await refusal(saved({ StopSignal }))
+      const { code, message } = await refusal(saved({ StopSignal }, LAYER))
 
       expect(code).toBe('archive_invalid')
       expect(message).toStartWith(`Cannot use the image's StopSignal "${StopSignal.slice(0, 100)}"`)
@@ -73,8 +54,8 @@ describe('an image of another tool', () => {
   )
 
   test('keeps nothing of an import that was refused', async () => {
-    await take(saved({ Cmd: ['kept'] }), { name: 'kept' })
-    await refusal(saved({ StopSignal: 'NONE', Cmd: ['other'] }), { name: 'kept' })
+    await take(saved({ Cmd: ['kept'] }, LAYER), { name: 'kept' })
+    await refusal(saved({ StopSignal: 'NONE', Cmd: ['other'] }, LAYER), { name: 'kept' })
 
     expect(own.host.images.get('kept').config.cmd).toEqual(['kept'])
   })
@@ -101,20 +82,9 @@ describe('a limit', () => {
   })
 
   test('does not count the holes of a sparse file', async () => {
-    const records = Object.entries({ major: 0, minor: 1, name: 'var/log/lastlog', size: 100 * 2 ** 30, map: '0,1' })
-      .map(([key, value]) => {
-        const rest = ` GNU.sparse.${key}=${value}\n`
-        return `${rest.length + 2}${rest}`
-      })
-      .join('')
-    const pax = Buffer.from(file('pax', records))
-    pax[156] = 'x'.charCodeAt(0)
-    // The checksum of a header counts its own field as blanks.
-    pax.fill(' ', 148, 156)
-    const sum = pax.subarray(0, 512).reduce((all, byte) => all + byte, 0)
-    pax.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148)
+    const lastlog = sparseFile('var/log/lastlog', 100 * 2 ** 30, [0, 1], '1')
 
-    const image = await take(Buffer.concat([pax, file('x', '1')]), { max_size_mb: 64 })
+    const image = await take(lastlog, { max_size_mb: 64 })
 
     const { erofsDigest } = own.host.images.resolve(image.digest)
     expect(statSync(own.host.images.pathOf({ erofsDigest })).blocks * 512).toBeLessThan(256 * 1024)
