@@ -4,15 +4,17 @@ import { Fault } from '../lib/fault.ts'
 import { hasCode } from '../linux/errno.ts'
 import type { VmRow } from '../store/schema.ts'
 
-/** What saving may take: some time, and a second for this many MiB. */
+/** Saving may take this long, and a second more for every `SAVE_MIB_S`. */
 const SAVE_MS = 30_000
 
 const SAVE_MIB_S = 20
 
+/** Aborts when saving the machine of a vm takes too long. */
+/** Aborts when saving the machine of a vm takes too long. */
 export const saveDeadline = (row: VmRow): AbortSignal =>
   AbortSignal.timeout(SAVE_MS + (row.memoryMb / SAVE_MIB_S) * 1000)
 
-/** What went wrong while a machine was saved. */
+/** Turns what went wrong while a machine was saved into a fault. */
 export const saveFault = (error: unknown): Fault => {
   if (error instanceof Fault) return error
   if (hasCode(error, 'ENOSPC', 'EDQUOT'))

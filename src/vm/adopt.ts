@@ -76,7 +76,10 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
   }
 }
 
-/** A restore that was cut short: it is taken back while nothing of the guest has run, else it is completed. Of a clone nobody was told. */
+/**
+ * Settles a restore that was cut short. It is taken back while nothing of the guest has run, and completed after that; a clone that was being
+ * restored is undone, since nobody was told of it.
+ */
 const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
   if (row.state === 'starting') {
     await tearDown(host, row, live)
@@ -95,7 +98,7 @@ const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
   move(host.store, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
 }
 
-/** What a vm that is there is in truth. */
+/** Makes the row say what a machine that is there does in truth. */
 const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
   const state = await machine.state(AbortSignal.timeout(PROBE_MS)).catch(() => undefined)
   expireUnattached(host, live, row)
@@ -139,7 +142,7 @@ const later = (host: Pick<Host, 'log' | 'vms'>, row: VmRow, work: () => Promise<
   })
 }
 
-/** The machine of a row, if it is still there: its session listens, its end is watched. */
+/** Takes over the machine of a row if it is still there: its session listens and its end is watched. */
 const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
   const driver = host.hypervisors.get(row.hypervisor)
   if (!row.boot.machine || !driver) return undefined
@@ -150,14 +153,14 @@ const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
   return live
 }
 
-/** A create that was cut short before its guest was ready: nobody was told that the vm exists. */
+/** Undoes a create that was cut short before its guest was ready: nobody was told that the vm exists. */
 const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   if (row.state !== 'deleting') move(host.store, row.uid, 'delete', { statusMessage: 'its create was cut short' })
   await purge(host, row.uid)
 }
 
-/** The machine of a vm that was ready has gone while no daemon looked. */
+/** Writes down that the machine of a vm that was ready has gone while no daemon looked. */
 const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await unmakeParts(host, row)
@@ -213,7 +216,7 @@ const removeOthers = (folder: string, keep: ReadonlySet<string>): void => {
   for (const name of names) if (!keep.has(name)) rmSync(join(folder, name), { recursive: true, force: true })
 }
 
-/** A vm in `unknown` is asked again until it says what it is: nothing stays unknown because of one slow answer. */
+/** Asks every vm in `unknown` again, until it says what it is: nothing stays unknown because of one slow answer. */
 export const reprobe = async (host: Host): Promise<void> => {
   for (const row of all(host.store, 'unknown')) {
     await host.vms.queue

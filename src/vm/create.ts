@@ -79,7 +79,7 @@ const createOnce = async (host: Host, want: VmCreate, key: Key | undefined): Pro
   )
 }
 
-/** The row of a new vm, with its key. */
+/** Reserves the row of a new vm, with its key. */
 const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   const { name, ...fields } = fill(VmCreate, want)
   const spec = specOf(fields)
@@ -120,7 +120,7 @@ const reserve = (host: Host, want: VmCreate, key: Key | undefined): VmRow => {
   })
 }
 
-/** The kind of network card that the vm's network asks for. */
+/** Tells the kind of network card that the vm's network asks for. */
 const nicOf = (spec: VmSpec) => (spec.network.mode === 'user' ? spec.network.mode : undefined)
 
 const prepare = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {

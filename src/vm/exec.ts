@@ -8,7 +8,7 @@ import { type Running, runningAgain } from './machine/running.ts'
 /** How much later than a command's own time-out its guest, which ends it, may say so. */
 const LATE_MS = 5000
 
-/** @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
+/** Starts a process in the guest. @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
 export const exec = async (host: Running, ref: string, want: ExecStart, client: AbortSignal): Promise<GuestProcess> => {
   const { machine } = await runningAgain(host, ref, 'exec in', 'read')
   const tty = want.tty === true
@@ -34,7 +34,7 @@ export const exec = async (host: Running, ref: string, want: ExecStart, client: 
   return processOf(conversation, typeof ok['pid'] === 'number' ? ok['pid'] : null, tty, late)
 }
 
-/** Of each stream, in the answer of a buffered exec. */
+/** A buffered exec answers with at most this much of each stream, in bytes. */
 const BUFFER_MAX = 1_048_576
 
 /** Runs a command to its end and answers with what it said. */

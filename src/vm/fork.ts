@@ -21,8 +21,8 @@ import { insert, reserving } from './row/reserve.ts'
 /**
  * Clones a vm. Order of effects:
  *
- *   rows of all clones, `pending`, with names, CIDs and capacity (one transaction) → the source is held, saved, its disk cloned for each, and
- *   let go (`vm/machine/fork-template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
+ *   rows of all clones, `pending`, with names, CIDs and capacity (one transaction) → the source is frozen, saved, its disk cloned for each,
+ *   and goes on (`vm/machine/fork-template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
  *   is → `running`; or `standby`, or `stopped`
  *
  * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any case.
@@ -54,7 +54,7 @@ export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmFor
   }
 }
 
-/** What a clone shall be: what its source is, where the request does not say. @throws `vm_wrong_state` */
+/** Tells what a clone shall be: what its source is, where the request does not say. @throws `vm_wrong_state` */
 const targetOf = (source: VmRow, want: VmFork): Target => {
   switch (source.state) {
     case 'running':
@@ -120,7 +120,7 @@ const problemOf = (error: unknown): { code: string; message: string } =>
     ? { code: error.code, message: error.message }
     : { code: 'internal', message: 'Cannot complete the request' }
 
-/** One clone, in its own queue, from its row to what it shall be. */
+/** Makes one clone, in its own queue, from its row to what it shall be. */
 const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
   createOrUndo(host, row, async (undo) => {
     const template = await coming

@@ -13,7 +13,7 @@ import { byUid, find } from './row/lookup.ts'
 /** How long the start of a line is held back from somebody who reads along, in the hope of its end. */
 const HELD_MS = 300
 
-/** @throws `since_invalid` */
+/** Reads a time as milliseconds since 1970: RFC 3339, Unix seconds, or a duration back from now. @throws `since_invalid` */
 const sinceMs = (text: string | undefined): number => {
   if (text === undefined) return 0
   const bare = /^\d+$/.test(text)

@@ -28,7 +28,7 @@ const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-
 /** The guest's pages share the origin of the API: they run without it. */
 const SANDBOX = 'sandbox allow-scripts allow-forms'
 
-/** A stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
+/** Opens a stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
 export const dial = async (
   host: Pick<Host, 'store' | 'vms'>,
   ref: string,

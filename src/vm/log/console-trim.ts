@@ -4,7 +4,7 @@ import { punchHole } from '../../linux/file.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
 
-/** Punched in whole blocks of this many bytes. */
+/** Holes are punched in whole blocks of this many bytes. */
 const GRAIN = 1_048_576
 
 /**

@@ -6,7 +6,7 @@ import { jailOf } from './jail.ts'
 import { makeParts } from './parts.ts'
 import { pathsOf } from '../row/layout.ts'
 
-/** The machine's kernel command line: console, our init, no pause on panic (`-no-reboot` ends the machine there). */
+/** Writes the kernel command line of a machine: console, our init, no pause on panic (`-no-reboot` ends the machine there). */
 const cmdline = (extra: string): string =>
   [
     'console=ttyS0',
@@ -50,6 +50,6 @@ export const assemble = async (host: Host, row: VmRow, driver: HypervisorDriver,
   }
 }
 
-/** 32 hex digits as a version 4 UUID's text. */
+/** Writes 32 hex digits as a UUID. */
 const uuidOf = (hex: string): string =>
   `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20, 32)}`

@@ -8,7 +8,7 @@ import type { Part } from './part.ts'
 export const MEMORY_OVERHEAD_MIB = 512
 /** CPU time beside the guest's own: emulated devices and their threads. */
 const DEVICE_CPUS = 1
-/** Of a VMM: a thread a vCPU, a pool for disks, the rest. A guest cannot make more of them than this. */
+/** A VMM may have this many threads: one a vCPU, a pool for disks, the rest. A guest cannot make more of them. */
 const THREADS_MAX = 512
 
 /** The name of a vm's group. */

@@ -9,13 +9,13 @@ import { signalNumber } from '../../lib/signal.ts'
 import type { GuestOf } from './part.ts'
 import { guestShare } from './parts.ts'
 
-/** Of the agent's memory, for what the workload says while the daemon is away. */
+/** The agent keeps this much of what the workload says while the daemon is away, in bytes of its memory. */
 const LOG_BYTES = 1_048_576
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 /** SIGTERM where the image names none; one that is unknown is in images of releases which did not refuse it. */
 const stopSignal = (name: string): number => signalNumber(name) ?? constants.signals.SIGTERM
 
-/** What the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
+/** Tells what the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
 export const argvOf = (
   workload: Pick<VmSpec['workload'], 'entrypoint' | 'cmd'>,
   image: Pick<ImageConfig, 'entrypoint' | 'cmd'>,
@@ -36,7 +36,7 @@ const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record
   ...spec.workload.env,
 })
 
-/** A new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
+/** Makes a new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
 export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
   const { spec } = vm
   const argv = argvOf(spec.workload, image)
@@ -64,10 +64,10 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
   }
 }
 
-/** Of what stands round a configuration in its frame. */
+/** A configuration in its frame has at most this many bytes around it. */
 const FRAME_BYTES = 64
 
-/** @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
+/** Checks that the agent takes the configuration of a vm. @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
 export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
   const limit = OK_MAX - FRAME_BYTES
   if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })

@@ -58,7 +58,7 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
   }
 }
 
-/** The last lines of the console, which is gone with the vm. */
+/** Reads the last lines of the console, which is gone with the vm. */
 const consoleTail = (host: Pick<Host, 'config'>, row: VmRow): string => {
   try {
     const lines = lastLines(pathsOf(host.config, row).consoleLog, 5)

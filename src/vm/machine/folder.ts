@@ -5,7 +5,7 @@ import { hasCode } from '../../linux/errno.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { pathsOf } from '../row/layout.ts'
 
-/** The folder of a new vm, with its logs. */
+/** Makes the folder of a new vm, with its empty logs. */
 export const makeFolder = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {
   const at = pathsOf(host.config, row)
   mkdirSync(at.folder, { recursive: true, mode: 0o700 })
@@ -13,6 +13,8 @@ export const makeFolder = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): v
   host.daemon.step('folder-made')
 }
 
+/** Turns what went wrong while a vm's disk was made into a fault, where it has one. */
+/** Turns what went wrong while a vm's disk was made into a fault, where it has one. */
 export const diskFault = (error: unknown): unknown =>
   hasCode(error, 'ENOSPC', 'EDQUOT')
     ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error)

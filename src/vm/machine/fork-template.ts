@@ -28,7 +28,7 @@ export interface Template {
 }
 
 /**
- * Takes a template of a vm for these clones; call it in the source's queue. A source that runs is held for as long as its memory and disk
+ * Takes a template of a vm for these clones; call it in the source's queue. A source that runs is frozen for as long as its memory and disk
  * take, and goes on.
  *
  * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `vm_deleted`, `machine_silent`
@@ -102,7 +102,7 @@ const ofHeld = async (
   }
 }
 
-/** For clones that run at once: shared where the driver can. */
+/** Saves the memory of a source for clones that run at once: it is shared where the driver can. */
 const saveForNow = async (host: Pick<Host, 'snapshots'>, source: VmRow, machine: Machine): Promise<Saved> => {
   const into = host.snapshots.unnamed()
   try {
@@ -115,7 +115,7 @@ const saveForNow = async (host: Pick<Host, 'snapshots'>, source: VmRow, machine:
   }
 }
 
-/** For clones that sleep: one snapshot, to which each of them refers. */
+/** Saves a source for clones that sleep: one snapshot, to which each of them refers. */
 const saveForLater = async (
   host: Pick<Host, 'store' | 'snapshots'>,
   source: VmRow,
@@ -169,7 +169,7 @@ const ofSaved = async (
   }
 }
 
-/** The folder of each clone, with the source's disk: blocks are shared where the file system can, and reach the disk in the clone's own time. */
+/** Makes the folder of each clone, with the source's disk: blocks are shared where the file system can, and reach the disk in the clone's own time. */
 const cloneDisks = async (
   host: Pick<Host, 'config' | 'daemon'>,
   source: VmRow,

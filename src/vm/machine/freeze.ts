@@ -2,12 +2,12 @@ import type { Machine } from '../../hypervisor/driver.ts'
 import { type HaltingHost, haltMachine, runMachine, type Wanted } from './halting.ts'
 import type { LiveVm } from './live.ts'
 
-/** How long the agent may take to write the guest's disks out; a guest without an agent is held all the same. */
+/** How long the agent may take to write the guest's disks out; a guest without an agent is frozen all the same. */
 const QUIESCE_MS = 10_000
 const VERB_MS = 10_000
 
 /**
- * Holds a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
+ * Freezes a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
  * is whole by itself, not with the memory alone.
  *
  * @throws `machine_silent`
@@ -41,7 +41,7 @@ export const unfreeze = async (
   thaw(live)
 }
 
-/** Nobody waits for it: disks that nobody thaws thaw by themselves. */
+/** Asks the agent to thaw the guest's disks. Nobody waits for it: disks that nobody thaws thaw by themselves. */
 export const thaw = (live: LiveVm): void => {
   void live.session.request('thaw', {}, AbortSignal.timeout(VERB_MS)).catch(() => undefined)
 }

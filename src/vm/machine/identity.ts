@@ -6,7 +6,7 @@ import { Fault } from '../../lib/fault.ts'
 import { sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
 
-/** Between two tries: a restored guest resets its connections first, and may take ours for one of them. */
+/** Time between two tries: a restored guest resets its connections first, and may take ours for one of them. */
 const AGAIN_MS = 50
 
 /**

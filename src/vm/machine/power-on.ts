@@ -11,7 +11,7 @@ import { byUid, find } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
 
-/** The same for who is in the vm's queue already. */
+/** Boots a stopped or crashed vm, with what the request says of its workload; call it in the vm's queue. */
 export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<Vm> => {
   const removeSnapshot = immediate(host.store, (tx) => {
     const row = find(tx, uid)

@@ -92,7 +92,7 @@ export const resumeRestored = async (
   live.follow()
 }
 
-/** A restored guest of a vm in `paused` runs on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
+/** Runs the restored guest of a vm in `paused` on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
 export const completeRestore = async (
   host: Pick<Host, 'config' | 'daemon' | 'store'>,
   row: VmRow,

@@ -17,6 +17,8 @@ const AGENT_MS = 2000
 /** What a guest that was asked to stop may need beyond its workload's grace: sync, unmount, power off. */
 const POWEROFF_MS = 5000
 
+/** Stops a vm; call it in the vm's queue. @throws as `stop` in `vm/stop.ts` */
+/** Stops a vm; call it in the vm's queue. @throws as `stop` in `vm/stop.ts` */
 export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<Vm> => {
   const before = find(host.store, uid)
   if (before.state === 'stopped' || before.state === 'crashed') return view(before) // asking twice is asking once
@@ -43,7 +45,7 @@ export const shutDown = async (host: Host, uid: string, want: VmStop): Promise<V
   return endedView(host, uid, row.name)
 }
 
-/** A vm in standby has no machine to end: what was saved of it goes. */
+/** Stops a vm in standby, which has no machine to end: it lets go of its snapshot. */
 const forget = (host: Pick<Host, 'daemon' | 'store' | 'snapshots'>, { uid, snapshot }: VmRow): VmRow => {
   const { row, removeFiles } = immediate(host.store, (tx) => ({
     row: move(tx, uid, 'stop', {
@@ -63,7 +65,7 @@ const endedView = (host: Pick<Host, 'store'>, uid: string, name: string): Vm => 
   return view(row)
 }
 
-/** Agent first, button second; undefined where the guest is still there when its time is over. */
+/** Asks a guest to end: the agent first, the power button second. Undefined where it is still there when its time is over. */
 const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End | undefined> => {
   const over = sleep(graceMs + POWEROFF_MS).then(() => undefined)
   try {
@@ -74,7 +76,7 @@ const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End
   return await Promise.race([machine.ended, over])
 }
 
-/** A boot that is under way holds the vm's queue: it is ended, so that the verb behind it gets its turn. */
+/** Ends a boot that is under way: it has the vm's queue, and the verb behind it shall get its turn. */
 export const cancelBoot = (host: Pick<Host, 'store' | 'vms'>, uid: string, verb: string): void => {
   const row = byUid(host.store, uid)
   if (row?.state === 'starting' || row?.state === 'pending') {

@@ -18,7 +18,7 @@ const selectTaken = prepared((store) =>
     .prepare(),
 )
 
-/** What this host has, may give, and has given; read inside the caller's transaction. */
+/** Tells what this host has, may give, and has given; call it inside the caller's transaction. */
 export const capacity = (tx: Store, config: Config): Static<typeof Capacity> => {
   const taken = selectTaken(tx).get()
   return {

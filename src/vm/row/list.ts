@@ -17,7 +17,7 @@ const SORTS = {
   updated_at: vms.updatedAt,
 }
 
-/** @throws `filter_invalid` */
+/** Turns a query into a condition. @throws `filter_invalid` */
 const filterOf = (query: VmListQuery): SQL | undefined => {
   const wheres: SQL[] = []
   if (query.status !== undefined) {
@@ -57,7 +57,7 @@ const jsonOf = (store: Store, uid: string, gen: number): string | undefined => {
   return json
 }
 
-/** A page of vms as a JSON array, and how many there are in all. @throws `filter_invalid` */
+/** Reads a page of vms as a JSON array, and how many there are in all. @throws `filter_invalid` */
 export const listJson = (store: Store, query: VmListQuery): { readonly json: string; readonly total: number } => {
   const where = filterOf(query)
   const by = SORTS[query.sort ?? 'id']
@@ -76,7 +76,7 @@ export const listJson = (store: Store, query: VmListQuery): { readonly json: str
   return { json: `[${keys.flatMap(({ uid, gen }) => jsonOf(store, uid, gen) ?? []).join(',')}]`, total }
 }
 
-/** The same as values. @throws `filter_invalid` */
+/** Reads a page of vms, and how many there are in all. @throws `filter_invalid` */
 export const list = (store: Store, query: VmListQuery): { readonly vms: Vm[]; readonly total: number } => {
   const { json, total } = listJson(store, query)
   return { vms: JSON.parse(json) as Vm[], total }

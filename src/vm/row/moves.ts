@@ -35,7 +35,7 @@ export interface Change extends Omit<VmSet, 'state'> {
 
 const value = sql.placeholder
 
-/** The columns of `set` as placeholders. A null is part of the statement, since it is no JSON. */
+/** Makes placeholders of the columns of `set`. A null is part of the statement, since it is no JSON. */
 const placeholders = <S extends object>(set: S): S =>
   Object.fromEntries(Object.entries(set).map(([name, one]) => [name, one === null ? null : value(name)])) as S
 
@@ -96,7 +96,7 @@ const setBoot = (tx: Store, uid: string, { boot, newBoot }: Change): void => {
   if (Object.keys(set).length > 0) statementOf(bootChanges(tx), set, () => buildBoot(tx, set)).run({ ...set, uid })
 }
 
-/** The columns of the vm's own row that a change sets. */
+/** Picks the columns of the vm's own row that a change sets. */
 const vmSet = ({ boot: _, newBoot, ...set }: Change): VmSet => given({ ...(newBoot && { snapshot: null }), ...set })
 
 const selectHead = prepared((store) =>

@@ -6,7 +6,7 @@ import { boots, type VmRow, vms } from '../../store/schema.ts'
 import { type Store, immediate, isDuplicate, prepared } from '../../store/store.ts'
 import { vmExists } from './errors.ts'
 
-/** Generated names and addresses that were taken by chance, one after the other, before something else must be wrong. */
+/** After this many generated names or addresses that were taken, one after the other, it is no chance any more. */
 const CHANCES = 20
 
 /** What one vm is and no other. */
@@ -104,7 +104,7 @@ export const insert = (
 
 const selectCids = prepared((store) => store.select({ cid: vms.cid }).from(vms).prepare())
 
-/** The smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
+/** Finds the smallest CID that no vm has: 3 is the first a guest may use (virtio 1.2, section 5.10.4). */
 const freeCid = (tx: Store): number => {
   const taken = new Set(
     selectCids(tx)
@@ -116,10 +116,10 @@ const freeCid = (tx: Store): number => {
   return cid
 }
 
-/** A locally administered unicast address (IEEE 802, bit 1 of the first octet). */
+/** Makes a locally administered unicast address (IEEE 802, bit 1 of the first octet). */
 const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
 
-/** machine-id(5), which is also a version 4 UUID. */
+/** Makes a machine-id(5) that is a version 4 UUID too. */
 const newMachineId = (): string => {
   const bytes = randomBytes(16)
   bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40

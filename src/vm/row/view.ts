@@ -4,7 +4,7 @@ import type { VmRow } from '../../store/schema.ts'
 
 const iso = (ms: number): string => new Date(ms).toISOString()
 
-/** A row as the API shows it. No values of the environment: they may be secrets. */
+/** Shows a row as the API does. No values of the environment: they may be secrets. */
 export const view = ({ boot, ...row }: VmRow): Vm => ({
   id: row.id,
   uid: row.uid,
