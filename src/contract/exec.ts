@@ -1,5 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
-import { Env, GuestPath, GuestUser, Text } from './guest.ts'
+import { CommandArgv, Env, GuestPath, GuestUser } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { oneOf, operation } from './operation.ts'
 import { RUNNING_VM, VmRef } from './vm-ref.ts'
@@ -8,7 +8,7 @@ export const ExecStart = named(
   'ExecStart',
   Type.Object(
     {
-      argv: Type.Array(Text, { minItems: 1, maxItems: 1024 }),
+      argv: CommandArgv,
       env: Type.Optional(Env),
       cwd: Type.Optional(GuestPath),
       user: Type.Optional(GuestUser),

@@ -14,7 +14,11 @@ export const GuestPath = Type.String({
   pattern: '^/[^\\u0000]*$',
   description: 'Absolute path in the guest',
 })
-export const Argv = Type.Array(Text, { maxItems: 1024 })
+/** More arguments than Linux takes, were all of them empty: what bounds them is how large they are together. */
+const ARGUMENTS = { maxItems: 262_144, description: 'With the environment at most the 2 MiB that Linux takes' } as const
+export const Argv = Type.Array(Text, ARGUMENTS)
+/** The same with a program at least. */
+export const CommandArgv = Type.Array(Text, { ...ARGUMENTS, minItems: 1 })
 export const Env = named(
   'Env',
   Type.Record(Type.String({ pattern: '^[^=\\u0000]{1,256}$' }), Text, { additionalProperties: false }),

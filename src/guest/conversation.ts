@@ -14,7 +14,7 @@ import {
   FRAME,
   FrameError,
   FrameReader,
-  JSON_MAX,
+  ARGUMENTS_MAX,
   type Frame,
   type Kind,
 } from './frames.ts'
@@ -154,7 +154,7 @@ const firstFrame = (kind: Kind, body: Record<string, unknown>): Uint8Array => {
   try {
     return encodeOpen(kind, body)
   } catch (error) {
-    if (error instanceof FrameError) throw requestTooLarge({ limit: JSON_MAX }, error)
+    if (error instanceof FrameError) throw requestTooLarge({ limit: ARGUMENTS_MAX }, error)
     throw error
   }
 }

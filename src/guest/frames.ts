@@ -13,6 +13,11 @@ export const PAYLOAD_MAX = 1_048_576
 export const JSON_MAX = 262_144
 /** Of the configuration, which an `ok` carries. */
 export const OK_MAX = 1_048_576
+/**
+ * Of the JSON that we send in an `open` or an `ok`: the 2 MiB of arguments and environment that Linux takes (execve(2)), with the quotes
+ * and commas round them. A guest may say no such thing.
+ */
+export const ARGUMENTS_MAX = 4 * 1_048_576
 /** How deep arrays and objects may be nested. */
 const JSON_DEPTH_MAX = 64
 const HEADER = 5
@@ -52,6 +57,13 @@ const BOUNDS: ReadonlyMap<number, readonly [number, number]> = new Map<number, r
   [FRAME.signal, [1, 1]],
   [FRAME.ack, [8, 8]],
   [FRAME.log, [LOG_PREFIX, PAYLOAD_MAX]],
+])
+
+/** The same of what we say to an agent. */
+const BOUNDS_SENT: typeof BOUNDS = new Map([
+  ...BOUNDS,
+  [FRAME.open, [OPEN_PREFIX, OPEN_PREFIX + ARGUMENTS_MAX]],
+  [FRAME.ok, [1, ARGUMENTS_MAX]],
 ])
 
 export const KIND = {
@@ -97,8 +109,8 @@ export class FrameError extends Error {
 const named = (type: number): string => `frame 0x${type.toString(16).padStart(2, '0')}`
 
 /** @throws FrameError where a header promises what its type never has */
-const checkHeader = (type: number, length: number): void => {
-  const bounds = BOUNDS.get(type)
+const checkHeader = (type: number, length: number, all = BOUNDS): void => {
+  const bounds = all.get(type)
   if (!bounds) throw new FrameError('frame_type_unknown', `${named(type)} is unknown`)
   const [min, max] = bounds
   if (length >= min && length <= max) return
@@ -110,7 +122,7 @@ const checkHeader = (type: number, length: number): void => {
 
 /** @throws FrameError where the other side would refuse it */
 export const encode = (type: FrameType, payload: Uint8Array): Buffer => {
-  checkHeader(type, payload.byteLength)
+  checkHeader(type, payload.byteLength, BOUNDS_SENT)
   const frame = Buffer.allocUnsafe(HEADER + payload.byteLength)
   frame.writeUInt32LE(payload.byteLength, 0)
   frame[4] = type

@@ -1,6 +1,6 @@
 //! Bytes in any portions → frames.
 
-use crate::frame::{Frame, FrameError, check_header};
+use crate::frame::{Frame, FrameError, Limits, check_header};
 use crate::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 
 /// An incremental decoder of one direction of one connection.
@@ -9,12 +9,19 @@ use crate::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 /// error is final: a stream without boundaries cannot be read on, so every later call gives the same error.
 ///
 /// Invariant: it holds only bytes that were pushed. A header that claims 1 MiB costs five bytes, not one mebibyte.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
     /// Where the next frame begins in `buffer`; what is before it has been handed out.
     start: usize,
     failed: Option<FrameError>,
+    limits: Limits,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Decoder {
@@ -24,6 +31,18 @@ impl Decoder {
             buffer: Vec::new(),
             start: 0,
             failed: None,
+            limits: Limits::COMMON,
+        }
+    }
+
+    /// A decoder of what the daemon says to an agent: requests and configurations may hold all the arguments that Linux takes.
+    #[must_use]
+    pub const fn of_host() -> Self {
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            failed: None,
+            limits: Limits::OF_HOST,
         }
     }
 
@@ -60,7 +79,7 @@ impl Decoder {
         let kind = *kind;
         let length =
             usize::try_from(u32::from_le_bytes([*l0, *l1, *l2, *l3])).unwrap_or(usize::MAX);
-        if let Err(error) = check_header(kind, length) {
+        if let Err(error) = check_header(kind, length, self.limits) {
             return Err(self.fail(error));
         }
         if rest.len() < length {
@@ -69,8 +88,17 @@ impl Decoder {
         let from = self.start + HEADER_BYTES;
         self.start = from + length;
         // Split borrow: a failure must be kept, and a frame borrows the buffer.
-        let Self { buffer, failed, .. } = self;
-        match Frame::parse(kind, buffer.get(from..from + length).unwrap_or_default()) {
+        let Self {
+            buffer,
+            failed,
+            limits,
+            ..
+        } = self;
+        match Frame::parse(
+            kind,
+            buffer.get(from..from + length).unwrap_or_default(),
+            *limits,
+        ) {
             Ok(frame) => Ok(Some(frame)),
             Err(error) => {
                 *failed = Some(error);

@@ -1,7 +1,7 @@
 //! Frames → bytes.
 
 use crate::frame::{
-    Frame, FrameError, LOG_PREFIX_BYTES, OPEN_PREFIX_BYTES, check_header, kind_byte,
+    Frame, FrameError, LOG_PREFIX_BYTES, Limits, OPEN_PREFIX_BYTES, check_header, kind_byte,
 };
 use crate::{HEADER_BYTES, MAGIC};
 
@@ -74,7 +74,7 @@ pub fn encode(frame: &Frame<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
 /// # Errors
 /// A length that breaks the bounds of the type.
 pub fn bytes_header(kind: u8, bytes: usize) -> Result<[u8; HEADER_BYTES], EncodeError> {
-    check_header(kind, bytes).map_err(EncodeError)?;
+    check_header(kind, bytes, Limits::OF_HOST).map_err(EncodeError)?;
     let too_long = EncodeError(FrameError::TooLong {
         kind,
         bytes,

@@ -1,7 +1,9 @@
 //! One frame: its types on the wire and what each payload must look like.
 
 use crate::json::{JsonError, check_json};
-use crate::{GENERATION, JSON_BYTES_MAX, MAGIC, OK_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::{
+    ARGUMENTS_JSON_BYTES_MAX, GENERATION, JSON_BYTES_MAX, MAGIC, OK_BYTES_MAX, PAYLOAD_BYTES_MAX,
+};
 
 /// The type bytes (README, "Frames").
 pub mod kind_byte {
@@ -135,11 +137,31 @@ impl FrameError {
     }
 }
 
+/// The longest JSON of the two frames that differ by who says them, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub open: usize,
+    pub ok: usize,
+}
+
+impl Limits {
+    /// What anybody may say.
+    pub const COMMON: Self = Self {
+        open: JSON_BYTES_MAX,
+        ok: OK_BYTES_MAX,
+    };
+    /// What the daemon may say to an agent: its requests and its configuration hold arguments.
+    pub const OF_HOST: Self = Self {
+        open: ARGUMENTS_JSON_BYTES_MAX,
+        ok: ARGUMENTS_JSON_BYTES_MAX,
+    };
+}
+
 /// The shortest and longest payload of a type: known before one byte of payload is kept.
-pub(crate) const fn payload_bounds(kind: u8) -> Option<(usize, usize)> {
+pub(crate) const fn payload_bounds(kind: u8, limits: Limits) -> Option<(usize, usize)> {
     Some(match kind {
-        kind_byte::OPEN => (OPEN_PREFIX_BYTES, OPEN_PREFIX_BYTES + JSON_BYTES_MAX),
-        kind_byte::OK => (1, OK_BYTES_MAX),
+        kind_byte::OPEN => (OPEN_PREFIX_BYTES, OPEN_PREFIX_BYTES + limits.open),
+        kind_byte::OK => (1, limits.ok),
         kind_byte::ERROR
         | kind_byte::EXIT
         | kind_byte::EVENT
@@ -156,8 +178,8 @@ pub(crate) const fn payload_bounds(kind: u8) -> Option<(usize, usize)> {
 }
 
 /// Checks a header alone, so that a bad one costs nothing.
-pub(crate) fn check_header(kind: u8, bytes: usize) -> Result<(), FrameError> {
-    let (min, max) = payload_bounds(kind).ok_or(FrameError::TypeUnknown(kind))?;
+pub(crate) fn check_header(kind: u8, bytes: usize, limits: Limits) -> Result<(), FrameError> {
+    let (min, max) = payload_bounds(kind, limits).ok_or(FrameError::TypeUnknown(kind))?;
     if bytes > max {
         // A fixed-size type that is too long is malformed like one that is too short.
         return Err(if min == max {
@@ -174,7 +196,7 @@ pub(crate) fn check_header(kind: u8, bytes: usize) -> Result<(), FrameError> {
 
 impl<'a> Frame<'a> {
     /// Reads a whole payload whose header has passed [`check_header`].
-    pub(crate) fn parse(kind: u8, payload: &'a [u8]) -> Result<Self, FrameError> {
+    pub(crate) fn parse(kind: u8, payload: &'a [u8], limits: Limits) -> Result<Self, FrameError> {
         let invalid = FrameError::PayloadInvalid {
             kind,
             bytes: payload.len(),
@@ -184,8 +206,8 @@ impl<'a> Frame<'a> {
             Err(source) => Err(FrameError::Json { kind, source }),
         };
         Ok(match kind {
-            kind_byte::OPEN => return Self::parse_open(payload),
-            kind_byte::OK => Self::Ok(json(OK_BYTES_MAX)?),
+            kind_byte::OPEN => return Self::parse_open(payload, limits),
+            kind_byte::OK => Self::Ok(json(limits.ok)?),
             kind_byte::ERROR => Self::Error(json(JSON_BYTES_MAX)?),
             kind_byte::STDIN => Self::Stdin(payload),
             kind_byte::STDOUT => Self::Stdout(payload),
@@ -225,7 +247,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    fn parse_open(payload: &'a [u8]) -> Result<Self, FrameError> {
+    fn parse_open(payload: &'a [u8], limits: Limits) -> Result<Self, FrameError> {
         let kind = kind_byte::OPEN;
         let invalid = FrameError::PayloadInvalid {
             kind,
@@ -243,7 +265,7 @@ impl<'a> Frame<'a> {
             if reserved != 0 {
                 return Err(invalid);
             }
-            check_json(body, JSON_BYTES_MAX).map_err(|source| FrameError::Json { kind, source })?;
+            check_json(body, limits.open).map_err(|source| FrameError::Json { kind, source })?;
         }
         Ok(Self::Open {
             generation,

@@ -37,11 +37,15 @@ pub const HEADER_BYTES: usize = 5;
 /// The longest payload of any frame, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
-/// The longest JSON of any frame but `ok`, in bytes.
+/// The longest JSON of any frame but `ok`, in bytes; see also [`ARGUMENTS_JSON_BYTES_MAX`].
 pub const JSON_BYTES_MAX: usize = 256 * 1024;
 
 /// The longest JSON of an `ok` frame, in bytes: the configuration and listings travel in one.
 pub const OK_BYTES_MAX: usize = PAYLOAD_BYTES_MAX;
+
+/// The longest JSON of an `open` or `ok` frame that the daemon says to an agent, in bytes: the 2 MiB of arguments and environment that
+/// Linux takes (execve(2)), with the quotes and commas round them.
+pub const ARGUMENTS_JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How many bytes of stdin may be on their way before the first `window` frame.
 pub const STDIN_WINDOW_BYTES: u32 = 262_144;

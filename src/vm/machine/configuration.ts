@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import type { ImageConfig } from '../../contract/image.ts'
 import type { VmSpec } from '../../contract/vm-spec.ts'
 import { requestTooLarge } from '../../guest/errors.ts'
-import { OK_MAX } from '../../guest/frames.ts'
+import { ARGUMENTS_MAX } from '../../guest/frames.ts'
 import type { Configuration } from '../../guest/session.ts'
 import { signalNumber } from '../../lib/signal.ts'
 import type { GuestOf } from './part.ts'
@@ -69,6 +69,6 @@ const FRAME_BYTES = 64
 
 /** Checks that the agent takes the configuration of a vm. @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
 export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
-  const limit = OK_MAX - FRAME_BYTES
+  const limit = ARGUMENTS_MAX - FRAME_BYTES
   if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })
 }

@@ -171,7 +171,7 @@ impl Conn {
         set_nonblocking(fd.as_fd(), true)?;
         Ok(Self {
             fd,
-            decoder: Decoder::new(),
+            decoder: Decoder::of_host(),
             output: Output::default(),
         })
     }
