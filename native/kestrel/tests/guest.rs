@@ -20,7 +20,7 @@ use aerie_protocol::message::{
 };
 use aerie_protocol::{Frame, Kind, encode, parse_json};
 
-use bed::{Bed, Got, Setup, Talk, exec_default, finish};
+use bed::{Bed, Got, Setup, Talk, exec_default, finish, program};
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -653,6 +653,121 @@ fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
     assert_eq!(finish(&mut talk).exit.code, 0);
     bed.event();
     bed.event();
+    bed.wait_off();
+}
+
+/// `rename(argv[1], argv[2])`, ends with the errno: no tool that copies instead of it.
+const RENAME: &str = "488b7c2410488b742418b8520000000f05f7d889c7b83c0000000f05";
+
+/// A generator as crypto libraries have it: a page of `MADV_WIPEONFORK`, filled by getrandom(2) whenever it is zero, its first
+/// eight bytes written to the begin of stdout 50 times a second.
+const GENERATOR: &str = "b80900000031ffbe00100000ba0300000041ba2200000049c7c0ffffffff4531c90f054889c3b81c0000004889df\
+    be00100000ba120000000f0548833b007511b83e0100004889dfbe0800000031d20f05b812000000bf010000004889deba080000004531d20f05\
+    68002d31016a00b8230000004889e731f60f054883c410ebb9";
+
+#[test]
+fn a_guest_is_what_its_image_says_and_wakes_whatever_became_of_its_files() {
+    let Some(mut bed) = Bed::boot(Setup {
+        extras: true,
+        files: vec![
+            program("/bin/ren", RENAME),
+            program("/bin/generator", &GENERATOR.replace(' ', "")),
+        ],
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    // What the image holds is there, on the disk.
+    assert_eq!(
+        bed.shell("stat -c '%u %g %a' /run/app; stat -c %a /tmp; cat /tmp/file; grep -c ' /tmp \\| /run ' /proc/mounts"),
+        "1000 1000 750\n1777\nkept\n0\n"
+    );
+    assert_eq!(
+        bed.shell(
+            "df -k /dev/shm | awk 'NR == 2 { print $2 }'; echo x > /dev/shm/x && cat /dev/shm/x"
+        ),
+        "65536\nx\n"
+    );
+    assert_eq!(
+        bed.shell(
+            "ren /srv /srv2; echo $?; ren /srv2/deep /tmp/deep; echo $?; ls -d /srv* /tmp/deep"
+        ),
+        "0\n0\n/srv2\n/tmp/deep\n"
+    );
+    // Limits.
+    assert_eq!(
+        bed.shell("ulimit -n; ulimit -Hn; ulimit -u; cd /proc/sys; cat fs/inotify/max_user_watches fs/inotify/max_user_instances kernel/pid_max"),
+        "65536\n1048576\nunlimited\n1048576\n8192\n4194304\n"
+    );
+    let mut as_web = shell_exec("httpd -p 80 -h /etc && wget -qO- http://127.0.0.1/hostname");
+    as_web.user = Some("web".to_owned());
+    assert_eq!(
+        String::from_utf8_lossy(&bed.exec(&as_web).stdout),
+        "guest\n"
+    );
+    // Names.
+    assert_eq!(
+        bed.shell("hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf"),
+        "guest\nguest\n127.0.0.1 localhost\n127.0.1.1\tguest\nnameserver 10.0.2.3\n"
+    );
+
+    let wake = |bed: &Bed, hostname: &str| {
+        let identity = Identity {
+            hostname: hostname.to_owned(),
+            machine_id: "f".repeat(32),
+            entropy: "00".repeat(32),
+            time_ns: 2_000_000_000_000_000_000,
+            network: None,
+        };
+        let _: Empty = bed.ask(Kind::Identity, &identity);
+        assert_eq!(bed.shell("hostname"), format!("{hostname}\n"));
+        assert_eq!(
+            bed.shell("date -u +%Y"),
+            "2033\n",
+            "the clock of the identity"
+        );
+    };
+    // A program that keeps a generator of its own draws from the kernel again.
+    bed.shell("generator > /dev/shm/state & until test -s /dev/shm/state; do usleep 10000; done");
+    let before = bed.shell("od -An -tx8 /dev/shm/state");
+    wake(&bed, "second");
+    bed.wait_for_shell(
+        &format!(
+            "test \"$(od -An -tx8 /dev/shm/state)\" != '{}' && echo new",
+            before.trim_end()
+        ),
+        "new\n",
+    );
+    assert_eq!(
+        bed.shell("cat /etc/hostname /etc/machine-id /etc/hosts"),
+        format!(
+            "second\n{}\n127.0.0.1 localhost\n127.0.1.1\tsecond\n",
+            "f".repeat(32)
+        )
+    );
+    // What is no plain file is left alone, and holds up nobody.
+    bed.shell("cd /etc; rm hostname hosts machine-id passwd; mkfifo hostname passwd; ln -s hosts hosts; mknod machine-id c 1 7");
+    wake(&bed, "third");
+    assert_eq!(
+        bed.shell("cd /etc; test -p hostname && test -c machine-id && test -h hosts && echo same"),
+        "same\n"
+    );
+    bed.shell("cd /etc; rm hostname hosts machine-id passwd; ip link set eth0 down; ip link set eth0 name odd");
+    wake(&bed, "fourth");
+    // A disk that is full: nothing is lost of what is there.
+    bed.shell("cat /etc/hosts > /dev/shm/hosts; cat /dev/zero > /full 2>/dev/null; cat /dev/zero >> /full 2>/dev/null");
+    wake(&bed, "a-name-of-another-length");
+    assert_eq!(
+        bed.shell("grep -c localhost /etc/hosts; test -s /etc/hostname && echo whole"),
+        "2\nwhole\n"
+    );
+    bed.shell("rm /full; sync; mount -o remount,ro /");
+    let before = bed.shell("cat /etc/hosts /etc/hostname");
+    wake(&bed, "fifth");
+    assert_eq!(bed.shell("cat /etc/hosts /etc/hostname"), before);
+    bed.stop(500);
     bed.wait_off();
 }
 

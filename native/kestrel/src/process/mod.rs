@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod exec;
+pub mod fork_pages;
 pub mod oom;
 pub mod pty;
 pub mod reap;

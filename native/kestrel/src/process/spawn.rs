@@ -16,9 +16,10 @@ use crate::sys::{check, pipe, read_now};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the kernel gives to PID 1 is 1,024 soft; servers raise it themselves and need a ceiling that lets them.
-const NOFILE_SOFT: libc::rlim_t = 1024;
-const NOFILE_HARD: libc::rlim_t = 524_288;
+/// Open files. The kernel's 1,024 are too few for a server that does not raise them itself; with the most there are (the
+/// kernel's `fs.nr_open`), programs that close every possible descriptor at their start would take seconds.
+const NOFILE_SOFT: libc::rlim_t = 65_536;
+const NOFILE_HARD: libc::rlim_t = 1_048_576;
 
 /// What is to run.
 #[derive(Clone, Copy, Debug)]
@@ -274,11 +275,17 @@ unsafe fn in_child(plan: &Plan<'_>) -> ! {
             write_zero(score);
             libc::close(score);
         }
-        let limit = libc::rlimit {
-            rlim_cur: NOFILE_SOFT,
-            rlim_max: NOFILE_HARD,
-        };
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        // The kernel bounds threads by its memory, so processes of one user need no bound of their own.
+        for (which, soft, hard) in [
+            (libc::RLIMIT_NOFILE, NOFILE_SOFT, NOFILE_HARD),
+            (libc::RLIMIT_NPROC, libc::RLIM_INFINITY, libc::RLIM_INFINITY),
+        ] {
+            let limit = libc::rlimit {
+                rlim_cur: soft,
+                rlim_max: hard,
+            };
+            libc::setrlimit(which, &raw const limit);
+        }
         libc::umask(0o022);
         attempt(plan, STEP_CWD, libc::chdir(plan.cwd.as_ptr()));
         become_user(plan);

@@ -14,8 +14,9 @@ use aerie_protocol::message::{Configuration, EventKind};
 use crate::agent::Agent;
 use crate::end::{power, supervisor};
 use crate::observe::console::{self, chain, say};
+use crate::setup::names::Names;
 use crate::setup::settings::{self, Failure, at};
-use crate::setup::{modules, mounts, network};
+use crate::setup::{limits, modules, mounts, names, network};
 use crate::sys;
 use crate::sys::{lock, spawn_thread};
 use crate::talk::{listen, session, vsock};
@@ -55,7 +56,7 @@ fn start() -> Result<(OwnedFd, &'static Agent), Failure> {
     Ok((signals, agent))
 }
 
-/// 256 conversations of six descriptors each; and never the OOM killer's victim.
+/// Raises our own limits: 256 conversations of six descriptors each; and never the OOM killer's victim.
 fn raise_limits() {
     let limit = libc::rlimit {
         rlim_cur: 8192,
@@ -73,6 +74,9 @@ fn boot(agent: &'static Agent) -> Result<Duration, Failure> {
     // Without the loopback a guest is poorer but alive.
     if let Err(error) = network::loopback() {
         say(&chain(&error));
+    }
+    for (name, error) in limits::apply() {
+        say(&format!("cannot set {name}: {error}"));
     }
     let (conn, configuration) = session::begin(agent);
     // The secret is kept before the session's thread can need it.
@@ -108,8 +112,17 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     done.map_err(at("volumes"))?;
 
     let network = &configuration.network;
-    settings::machine_id(&configuration.machine_id).map_err(at("machine_id"))?;
-    settings::names(&configuration.hostname, network::dns(network.mode)).map_err(at("names"))?;
+    let dns = network::dns(network);
+    let names = Names::new(
+        None,
+        &configuration.hostname,
+        &configuration.machine_id,
+        dns,
+    )
+    .map_err(at("machine_id"))?;
+    for failed in names::apply(&names) {
+        say(&chain(&failed));
+    }
     settings::files(&configuration.files).map_err(at("files"))?;
     network::apply(network).map_err(at("network"))
 }

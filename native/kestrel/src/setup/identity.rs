@@ -1,30 +1,79 @@
 //! identity: tells a restored or forked guest who it is now. The reply means that all of it is applied.
+//!
+//! The kernel's part counts: entropy, clock, host name. What the guest has made of its files and cards is its own affair: what
+//! cannot be done there is a warning, and nothing waits for it longer than a moment.
+
+use std::fmt::Display;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use aerie_protocol::message::Identity;
 
 use crate::agent::Agent;
-use crate::setup::network;
+use crate::observe::console::{chain, say};
+use crate::process::fork_pages;
+use crate::setup::names::{self, Names};
+use crate::setup::network::{self, NetworkError};
 use crate::setup::settings::{self, Failure, at};
-use crate::sys::lock;
+use crate::sys::{lock, spawn_thread};
+
+/// Files of a guest can be on file systems that never answer.
+const FILES_MAX: Duration = Duration::from_secs(3);
+/// A process can be in a state in which its memory is not to be had.
+const PAGES_MAX: Duration = Duration::from_secs(10);
 
 /// Applies an identity. Entropy and clock come first: what is generated from now on must be this guest's own, even if a
 /// later step fails.
 ///
 /// # Errors
-/// The first step that fails, by its name.
+/// The first step of the kernel's that fails, by its name.
 pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
     // A snapshot may have been taken of a frozen guest, whose files could not be written below.
     agent.power.thaw(&agent.mounted);
     settings::entropy(&identity.entropy).map_err(at("entropy"))?;
     settings::clock(identity.time_ns).map_err(at("clock"))?;
     settings::hostname(&identity.hostname).map_err(at("hostname"))?;
-    let mut hostname = lock(&agent.hostname);
-    settings::rename(&hostname, &identity.hostname).map_err(at("names"))?;
-    hostname.clone_from(&identity.hostname);
-    drop(hostname);
-    settings::machine_id(&identity.machine_id).map_err(at("machine_id"))?;
-    match &identity.network {
-        Some(network) => network::apply(network).map_err(at("network")),
-        None => Ok(()),
+    // Behind the kernel's new seed: programs take theirs from it.
+    match within(PAGES_MAX, fork_pages::wipe_all) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => warn(&format!("not every program draws new randomness: {error}")),
+        None => warn(&"not every program draws new randomness: one does not answer"),
     }
+    let mut dns = vec![];
+    if let Some(network) = &identity.network {
+        dns = network::dns(network);
+        match network::apply(network) {
+            Ok(()) => {}
+            // What the host says makes no sense; everything else is what the guest has done to its card.
+            Err(error @ NetworkError::Mac(_)) => return Err(at("network")(error)),
+            Err(error) => warn(&chain(&error)),
+        }
+    }
+    let old = Some(lock(&agent.hostname).clone());
+    let names = Names::new(old, &identity.hostname, &identity.machine_id, dns);
+    let names = names.map_err(at("machine_id"))?;
+    lock(&agent.hostname).clone_from(&identity.hostname);
+    match within(FILES_MAX, move || names::apply(&names)) {
+        Some(failed) => failed.iter().for_each(|error| warn(&chain(error))),
+        None => warn(&"the files with its names do not answer"),
+    }
+    Ok(())
+}
+
+fn warn(what: &dyn Display) {
+    say(&format!("identity: {what}"));
+}
+
+/// Does `work` and waits for it at most so long; it is left to itself then.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, result) = sync_channel(1);
+    spawn_thread("identity", move || {
+        // Nobody may wait any more.
+        let _ = done.send(work());
+    })
+    .ok()?;
+    result.recv_timeout(limit).ok()
 }

@@ -110,6 +110,9 @@ fn make(path: &Path) -> Result<(), MountError> {
     })
 }
 
+/// As container engines have it by default; a workload that needs more remounts it.
+const SHM: &str = "mode=1777,size=64m";
+
 const QUIET: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
 /// What kestrel itself needs before anything else: proc, sys, dev.
@@ -247,13 +250,12 @@ fn mount_ext4(disk: &Disk, at: &Path) -> Result<(), MountError> {
 fn overlay() -> Result<(), MountError> {
     let new = Path::new(NEW);
     make(new)?;
-    mount(
-        "overlay",
-        new,
-        "overlay",
-        0,
-        &format!("lowerdir={BASE},upperdir={TOP}/upper,workdir={TOP}/work"),
-    )
+    let layers = format!("lowerdir={BASE},upperdir={TOP}/upper,workdir={TOP}/work");
+    // redirect_dir: a folder of the image can be renamed as on any other file system; without it rename(2) gives EXDEV.
+    // Nobody but kestrel mounts these layers, so nobody can be led astray by them.
+    let redirecting = format!("{layers},redirect_dir=on");
+    mount("overlay", new, "overlay", 0, &redirecting)
+        .or_else(|_| mount("overlay", new, "overlay", 0, &layers))
 }
 
 fn switch() -> Result<(), MountError> {
@@ -290,15 +292,18 @@ fn delete(path: &Path, device: Option<u64>) {
 }
 
 /// The file systems that every Linux program expects, in the new root. One that the kernel lacks is passed over, but for
-/// `/run`, `/dev/pts` and `/tmp`.
+/// `/dev/pts`. `/run` and `/tmp` are the root's own, with what the image holds there and on its disk.
 ///
 /// # Errors
-/// One of those three.
+/// No `/dev/pts`.
 pub fn late() -> Result<(), MountError> {
-    let tmp = libc::MS_NOSUID | libc::MS_NODEV;
+    for (at, bits) in [("/run", 0o755), ("/tmp", 0o1777)] {
+        // Only where the image has none. A link to nowhere in its place is the image's affair.
+        if fs::create_dir(at).is_ok() {
+            let _ = fs::set_permissions(at, fs::Permissions::from_mode(bits));
+        }
+    }
     for (kind, at, flags, data, needed) in [
-        ("tmpfs", "/run", tmp, "mode=0755", true),
-        ("tmpfs", "/tmp", tmp, "mode=1777", true),
         (
             "devpts",
             "/dev/pts",
@@ -306,7 +311,13 @@ pub fn late() -> Result<(), MountError> {
             "mode=0620,gid=5,ptmxmode=0666",
             true,
         ),
-        ("tmpfs", "/dev/shm", tmp, "mode=1777", false),
+        (
+            "tmpfs",
+            "/dev/shm",
+            libc::MS_NOSUID | libc::MS_NODEV,
+            SHM,
+            false,
+        ),
         ("mqueue", "/dev/mqueue", QUIET, "", false),
         ("cgroup2", "/sys/fs/cgroup", QUIET, "", false),
     ] {

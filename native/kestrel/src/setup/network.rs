@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use aerie_protocol::message::{Network, NetworkMode};
@@ -22,16 +22,17 @@ const SIOCGIFHWADDR: u32 = 0x8927;
 const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const USER_MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 const USER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const USER_DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// `AF_INET` in the width of the field.
 const FAMILY: libc::sa_family_t = 2;
 const _: () = assert!(libc::AF_INET == 2);
 
-/// The DNS server of a network, for `/etc/resolv.conf`.
-pub const fn dns(mode: NetworkMode) -> Option<&'static str> {
-    match mode {
-        NetworkMode::None => None,
-        NetworkMode::User => Some("10.0.2.3"),
+/// The DNS servers of a network, for `/etc/resolv.conf`.
+pub fn dns(network: &Network) -> Vec<IpAddr> {
+    match network.mode {
+        NetworkMode::None => vec![],
+        NetworkMode::User => vec![USER_DNS.into()],
     }
 }
 

@@ -1,15 +1,15 @@
-//! What makes a guest this guest: clock, entropy, names, files of the configuration.
+//! What makes a guest this guest: clock, entropy, the kernel's host name, files of the configuration.
 
 use std::error::Error;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aerie_protocol::message::FileSpec;
 
 use crate::observe::console::chain;
+use crate::setup::guest_file::{self, Mode};
 use crate::sys::{check, ioctl_request};
 use crate::talk::encoding::{base64, hex};
 
@@ -141,71 +141,6 @@ pub fn hostname(name: &str) -> Result<(), SettingError> {
     Ok(())
 }
 
-/// Writes `/etc/machine-id`.
-///
-/// # Errors
-/// A field that is no hex of 16 bytes, or a root that cannot be written.
-pub fn machine_id(field: &str) -> Result<(), SettingError> {
-    if hex::<16>(field).is_none() {
-        return Err(SettingError::Field {
-            field: "machine_id",
-            expected: "32 hex digits",
-        });
-    }
-    write(
-        Path::new("/etc/machine-id"),
-        0o444,
-        format!("{}\n", field.to_ascii_lowercase()).as_bytes(),
-    )
-}
-
-/// Writes `/etc/hostname`, `/etc/hosts` and, with a DNS server, `/etc/resolv.conf` where the image has none: container
-/// images hold them empty or not at all.
-///
-/// # Errors
-/// A root that cannot be written.
-pub fn names(hostname: &str, dns: Option<&str>) -> Result<(), SettingError> {
-    names_in(Path::new("/etc"), hostname, dns)
-}
-
-fn names_in(etc: &Path, hostname: &str, dns: Option<&str>) -> Result<(), SettingError> {
-    write_if_empty(&etc.join("hostname"), &format!("{hostname}\n"))?;
-    write_if_empty(
-        &etc.join("hosts"),
-        &format!(
-            "127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        ),
-    )?;
-    if let Some(dns) = dns {
-        write_if_empty(&etc.join("resolv.conf"), &format!("nameserver {dns}\n"))?;
-    }
-    Ok(())
-}
-
-/// After a fork: `/etc/hostname` and `/etc/hosts` as kestrel wrote them would still name the parent.
-///
-/// # Errors
-/// A root that cannot be written.
-pub fn rename(old: &str, new: &str) -> Result<(), SettingError> {
-    rename_in(Path::new("/etc"), old, new)
-}
-
-fn rename_in(etc: &Path, old: &str, new: &str) -> Result<(), SettingError> {
-    let path = etc.join("hostname");
-    if fs::read_to_string(&path).is_ok_and(|text| text.trim() == old) {
-        write(&path, 0o644, format!("{new}\n").as_bytes())?;
-    }
-    let path = etc.join("hosts");
-    let ours = format!("127.0.1.1\t{old}\n");
-    if let Ok(text) = fs::read_to_string(&path)
-        && text.contains(&ours)
-    {
-        let text = text.replace(&ours, &format!("127.0.1.1\t{new}\n"));
-        write(&path, 0o644, text.as_bytes())?;
-    }
-    Ok(())
-}
-
 /// Writes the configuration's files, making the folders above them.
 ///
 /// # Errors
@@ -220,89 +155,23 @@ pub fn files(files: &[FileSpec]) -> Result<(), SettingError> {
             field: "content_base64",
             expected: "base64",
         })?;
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|source| SettingError::File {
+        guest_file::put(path, Mode::Always(file.mode & 0o7777), &content).map_err(|source| {
+            SettingError::File {
                 path: path.to_owned(),
                 source,
-            })?;
-        }
-        write(path, file.mode & 0o7777, &content)?;
+            }
+        })?;
     }
     Ok(())
 }
 
-fn write_if_empty(path: &Path, content: &str) -> Result<(), SettingError> {
-    match fs::metadata(path) {
-        Ok(found) if found.len() > 0 => Ok(()),
-        _ => write(path, 0o644, content.as_bytes()),
-    }
-}
-
-fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), SettingError> {
-    let attempt = || -> io::Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        // A link to nowhere (resolv.conf → a systemd that does not run here) is replaced.
-        if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
-            && fs::metadata(path).is_err()
-        {
-            fs::remove_file(path)?;
-        }
-        // Mode first: a secret is never readable by others for a moment.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(path)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(content)
-    };
-    attempt().map_err(|source| SettingError::File {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::test_folder::TestFolder;
-
-    fn read(path: PathBuf) -> String {
-        fs::read_to_string(path).unwrap()
-    }
-
-    #[test]
-    fn names_are_written_where_the_image_has_none() {
-        let etc = TestFolder::new();
-        fs::write(etc.path().join("hostname"), "").unwrap();
-        fs::write(etc.path().join("hosts"), "10.0.0.1 kept\n").unwrap();
-        std::os::unix::fs::symlink("/no-such-place/stub", etc.path().join("resolv.conf")).unwrap();
-
-        names_in(etc.path(), "web", Some("10.0.2.3")).unwrap();
-
-        assert_eq!(read(etc.path().join("hostname")), "web\n");
-        assert_eq!(read(etc.path().join("hosts")), "10.0.0.1 kept\n");
-        assert_eq!(
-            read(etc.path().join("resolv.conf")),
-            "nameserver 10.0.2.3\n"
-        );
-    }
-
-    #[test]
-    fn a_fork_gets_its_own_name_and_foreign_lines_stay() {
-        let etc = TestFolder::new();
-        names_in(etc.path(), "mother", None).unwrap();
-
-        rename_in(etc.path(), "mother", "child").unwrap();
-
-        assert_eq!(read(etc.path().join("hostname")), "child\n");
-        assert!(read(etc.path().join("hosts")).contains("127.0.1.1\tchild\n"));
-        rename_in(etc.path(), "stranger", "x").unwrap();
-        assert_eq!(read(etc.path().join("hostname")), "child\n");
-    }
 
     #[test]
     fn files_get_folders_modes_and_contents() {
@@ -340,6 +209,5 @@ mod tests {
             );
         }
         assert!(matches!(entropy("00"), Err(SettingError::Field { .. })));
-        assert!(matches!(machine_id("xyz"), Err(SettingError::Field { .. })));
     }
 }

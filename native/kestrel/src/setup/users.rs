@@ -3,9 +3,11 @@
 //! The rules are those of container runtimes: `name`, `uid`, `name:group`, `uid:gid`; a number that no file lists is taken
 //! as it is; supplementary groups come from /etc/group unless a group is named.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+
+use crate::setup::guest_file;
 
 /// Files larger than this are not user lists.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -115,7 +117,7 @@ fn resolve_in(spec: &str, passwd: &Path, group: &Path) -> Result<User, UserError
 
 /// Lines that do not parse are skipped, as the C libraries do.
 fn lines<T>(path: &Path, parse: fn(&str) -> Option<T>) -> Vec<T> {
-    let Ok(file) = File::open(path) else {
+    let Ok(file) = guest_file::open(path, OpenOptions::new().read(true)) else {
         return Vec::new();
     };
     BufReader::new(file.take(FILE_BYTES_MAX))

@@ -619,6 +619,33 @@ pub fn file(path: &str, from: &Path) -> FileSpec {
     }
 }
 
+/// A program of the configuration, of nothing but x86-64 instructions (hex): one page of code, no data.
+pub fn program(path: &str, code: &str) -> FileSpec {
+    let code: Vec<u8> = (0..code.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&code[at..at + 2], 16).unwrap())
+        .collect();
+    let size = 120 + code.len() as u64;
+    let base = 0x40_0000_u64;
+    let mut elf = Vec::new();
+    // ELF64, little endian, executable, x86-64; then one segment, read and execute (elf(5)).
+    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0");
+    for number in [base + 120, 64, 0] {
+        elf.extend(number.to_le_bytes());
+    }
+    elf.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0");
+    elf.extend(b"\x01\0\0\0\x05\0\0\0");
+    for number in [0, base, base, size, size, 4096] {
+        elf.extend(number.to_le_bytes());
+    }
+    elf.extend(code);
+    let from = env::temp_dir().join(format!("kestrel-elf-{}", std::process::id()));
+    fs::write(&from, elf).unwrap();
+    let program = file(path, &from);
+    fs::remove_file(from).unwrap();
+    program
+}
+
 fn volumes(extras: bool) -> Vec<Volume> {
     let volume = |serial: &str, path: &str, fs| Volume {
         serial: serial.to_owned(),
@@ -744,6 +771,8 @@ fn disks(folder: &Path, overlay: Option<u64>, extras: bool) {
          for a in $({0}/bin/busybox --list); do ln -sf busybox {0}/bin/$a; done; rm {0}/bin/busybox; cp $(which busybox) {0}/bin/busybox; \
          printf 'root:x:0:0:root:/root:/bin/sh\\nweb:x:33:33::/var/www:/bin/sh\\n' > {0}/etc/passwd; \
          printf 'root:x:0:\\nweb:x:33:\\nadm:x:4:web\\n' > {0}/etc/group; \
+         mkdir -p {0}/run/app {0}/tmp {0}/srv/deep; chown 1000:1000 {0}/run/app; chmod 750 {0}/run/app; chmod 1777 {0}/tmp; echo kept > {0}/tmp/file; \
+         echo build-host > {0}/etc/hostname; echo '127.0.0.1 localhost' > {0}/etc/hosts; echo 'nameserver 127.0.0.53' > {0}/etc/resolv.conf; \
          mkfs.erofs {1}/root.erofs {0} >/dev/null",
         base.display(),
         folder.display()
