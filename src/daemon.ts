@@ -95,7 +95,6 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
     vms: { queue: new Serial(), live: new Map() },
-    creating: new Map(),
   }
   await adoptSeeds(host)
   await adoptAll(host)

@@ -41,6 +41,4 @@ export interface Host {
   readonly snapshots: Snapshots
   readonly hypervisors: Hypervisors
   readonly vms: Vms
-  /** Creates by Idempotency-Key, while they run. */
-  readonly creating: Map<string, Promise<unknown>>
 }

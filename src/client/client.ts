@@ -113,9 +113,9 @@ export const connect = (endpoint: Endpoint): Client => {
     endpoint,
     async call(id, input, options = {}) {
       const parts: Parts = input
-      const { method } = operationOf(id)
+      const { method, idempotent } = operationOf(id)
       const target = targetOf(id, parts)
-      const key = options.idempotencyKey ?? (id === 'vm.create' ? crypto.randomUUID() : undefined)
+      const key = options.idempotencyKey ?? (idempotent === true ? crypto.randomUUID() : undefined)
       const request = {
         signal: options.signal,
         headers: {

@@ -14,6 +14,8 @@ export interface Operation {
   readonly response: Readonly<Record<number, TSchema>>
   /** The codes of the faults that this verb can answer with, beside those that any request can meet. */
   readonly faults: readonly string[]
+  /** Whether a second request with the same Idempotency-Key is answered with what the first one did. */
+  readonly idempotent?: true
   /** What a token must be allowed: read < exec < admin. */
   readonly scope: Scope
   /** How the bytes travel where it is not JSON: an upload, a download, server-sent events, a WebSocket. */

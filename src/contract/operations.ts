@@ -41,6 +41,10 @@ export const COMMON_FAULTS = [
 export type Streaming<S extends string> = {
   [Id in OperationId]: (typeof operations)[Id] extends { readonly stream: S } ? Id : never
 }[OperationId]
+/** Operations that may be asked again with the same Idempotency-Key. */
+export type IdempotentId = {
+  [Id in OperationId]: (typeof operations)[Id] extends { readonly idempotent: true } ? Id : never
+}[OperationId]
 /** Operations over a WebSocket of this kind. */
 export type SocketOf<K extends string> = {
   [Id in OperationId]: (typeof operations)[Id] extends { readonly socket: { readonly kind: K } } ? Id : never

@@ -150,6 +150,7 @@ export const vmOperations = {
     },
     body: VmCreate,
     response: { 201: Vm },
+    idempotent: true,
     scope: 'admin',
     faults: [
       'vm_exists',
@@ -296,8 +297,10 @@ export const vmOperations = {
     },
     body: Type.Optional(VmFork),
     response: { 201: VmForks },
+    idempotent: true,
     faults: [
       ...ONE_VM,
+      'idempotency_conflict',
       'vm_wrong_state',
       'vm_exists',
       'capacity_exhausted',

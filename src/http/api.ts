@@ -4,10 +4,11 @@ import type { Operation } from '../contract/operation.ts'
 import { operations, type OperationId } from '../contract/operations.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
+import { Repeats } from '../store/idempotency.ts'
 import type { Tokens } from '../system/tokens.ts'
 import { check, type Listener } from './access.ts'
 import { json } from './answer.ts'
-import type { Asked, Handlers, OpenBytes, OpenProcess } from './handler.ts'
+import type { Asked, Handlers, Once, OpenBytes, OpenProcess } from './handler.ts'
 import { imageHandlers } from './image.ts'
 import { kernelHandlers } from './kernel.ts'
 import { asFault, problem, routeNotFound } from './problem.ts'
@@ -85,10 +86,19 @@ export const api = (host: Host, tokens: Tokens): Api => {
       ...pathOf(operation, request.url),
     }
     if (operation.stream === 'websocket') return upgrade(edge, operation, handlers[id] as Loose, asked)
-    const answer = await (handlers[id] as Loose)(asked)
+    const answer = operation.idempotent === true ? await once(id, asked) : await (handlers[id] as Loose)(asked)
     if (answer instanceof Response) return answer
     const [status = '200'] = Object.keys(operation.response)
     return status === '204' ? new Response(null, { status: 204 }) : json(answer, Number(status))
+  }
+
+  const repeats = new Repeats(host.store)
+  const once = async (operation: OperationId, asked: Asked<never>): Promise<unknown> => {
+    const { first, again } = handlers[operation] as Once<never>
+    const key = asked.request.headers.get('idempotency-key')
+    if (key === null) return await first(asked, undefined)
+    const request = { key, operation, asked: JSON.stringify([asked.params, asked.body]) }
+    return await repeats.once<unknown>(request, (claim) => first(asked, claim), again)
   }
 
   const app = new Elysia({ normalize: false, strictPath: true, handler: { standardHostname: false } })

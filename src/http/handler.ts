@@ -1,7 +1,8 @@
 import type { Duplex } from 'node:stream'
 import type { TSchema } from '@sinclair/typebox'
 import type { Filled } from '../contract/schema.ts'
-import type { OperationId, operations, Output, SocketOf, Start } from '../contract/operations.ts'
+import type { IdempotentId, OperationId, operations, Output, SocketOf, Start } from '../contract/operations.ts'
+import type { Claim, Made } from '../store/idempotency.ts'
 import type { GuestProcess } from '../vm/machine/process.ts'
 
 type Table = typeof operations
@@ -29,6 +30,12 @@ export type OpenProcess<S> = (start: S, signal: AbortSignal) => Promise<GuestPro
 /** Opens the bytes that a WebSocket is for. */
 export type OpenBytes = (signal: AbortSignal) => Promise<Duplex>
 
+/** An operation that may be asked again: how it is carried out, and answered from what it made before. */
+export interface Once<Id extends OperationId> {
+  readonly first: (asked: Asked<Id>, claim: Claim | undefined) => Promise<Output<Id>>
+  readonly again: (made: readonly Made[]) => Output<Id> | undefined
+}
+
 /**
  * The handler of one operation: one call of one verb. What it returns is sent as JSON with the status of the operation, unless it is a
  * whole response. A WebSocket's handler is called before the upgrade, so that it can refuse with a status, and returns how to open.
@@ -38,7 +45,9 @@ export type Handler<Id extends OperationId> =
     ? (asked: Asked<Id>) => OpenProcess<Start<Id>>
     : Id extends SocketOf<'bytes'>
       ? (asked: Asked<Id>) => OpenBytes
-      : (asked: Asked<Id>) => Returned<Id> | Response | Promise<Returned<Id> | Response>
+      : Id extends IdempotentId
+        ? Once<Id>
+        : (asked: Asked<Id>) => Returned<Id> | Response | Promise<Returned<Id> | Response>
 
 /** The handlers of a noun's operations. */
 export type Handlers<Id extends OperationId = OperationId> = { readonly [K in Id]: Handler<K> }

@@ -56,7 +56,7 @@ const operationObject = (id: string, operation: Operation) => {
     parameters: [
       ...pathParameters(operation),
       ...queryParameters(operation.query),
-      ...(id === 'vm.create'
+      ...(operation.idempotent === true
         ? [{ name: 'Idempotency-Key', in: 'header', required: false, schema: { type: 'string', maxLength: 255 } }]
         : []),
     ],

@@ -1,12 +1,12 @@
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { viewConsole } from '../vm/console.ts'
-import { create } from '../vm/create.ts'
+import { create, createdBefore } from '../vm/create.ts'
 import { remove } from '../vm/delete.ts'
 import { attach } from '../vm/attach.ts'
 import { exec, run } from '../vm/exec.ts'
 import { copyIn, copyOut, listFolder, stat } from '../vm/files.ts'
-import { fork } from '../vm/fork.ts'
+import { fork, forkedBefore } from '../vm/fork.ts'
 import { logs } from '../vm/logs.ts'
 import { pause } from '../vm/pause.ts'
 import { resume } from '../vm/resume.ts'
@@ -35,7 +35,10 @@ const targetOf = ({ port, unix }: { readonly port?: number; readonly unix?: stri
 export const vmHandlers = (host: Host) => {
   const uidOf = (name: string): string => find(host.store, name, 'read').uid
   return {
-    'vm.create': ({ body, request }) => create(host, body, request.headers.get('idempotency-key') ?? undefined),
+    'vm.create': {
+      first: ({ body }, claim) => create(host, body, claim),
+      again: (made) => createdBefore(host, made),
+    },
     'vm.list': ({ query }) => {
       const { json, total } = listJson(host.store, query)
       return new Response(json, { headers: { 'content-type': 'application/json', 'x-total-count': String(total) } })
@@ -49,7 +52,10 @@ export const vmHandlers = (host: Host) => {
     'vm.resume': ({ params }) => resume(host, params.name),
     'vm.standby': ({ params }) => standby(host, params.name),
     'vm.restore': ({ params }) => restore(host, params.name),
-    'vm.fork': ({ params, body }) => fork(host, params.name, body),
+    'vm.fork': {
+      first: ({ params, body }, claim) => fork(host, params.name, body, claim),
+      again: (made) => forkedBefore(host, made),
+    },
     'vm.wait': ({ params, query, signal }) => wait(host, params.name, query, signal),
     'vm.exec': ({ params, body, signal }) => run(host, params.name, body, signal),
     'vm.exec.stream': ({ params }) => exec.bind(null, host, uidOf(params.name)),

@@ -148,9 +148,11 @@ export const events = sqliteTable('events', {
 
 export const idempotency = sqliteTable('idempotency', {
   key: text().primaryKey(),
+  operation: text().notNull(),
   requestHash: text('request_hash').notNull(),
-  vmUid: text('vm_uid').notNull(),
-  /** The problem that the create ended with; absent while it runs and where it succeeded. */
+  /** What the request made, of whatever noun; it may be gone. */
+  made: json('made', Type.Array(Type.Object({ uid: Type.String(), name: Type.String() }))).notNull(),
+  /** The problem that the request ended with; absent while it runs and where it succeeded. */
   fault: json('fault', KeptFault),
   at: integer().notNull(),
 })

@@ -1,14 +1,12 @@
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { notInArray } from 'drizzle-orm'
 import { ON_BOOT } from '../contract/vm-state.ts'
 import type { Host } from '../host.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { chain } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
 import { endMarked } from '../linux/marked.ts'
-import { type VmRow, idempotency } from '../store/schema.ts'
-import { immediate } from '../store/store.ts'
+import type { VmRow } from '../store/schema.ts'
 import { listenForAgent } from './machine/agent.ts'
 import { expireUnattached, watch } from './machine/boot.ts'
 import { sweepCgroups } from './machine/cgroups.ts'
@@ -198,10 +196,6 @@ const sweep = async (host: Host): Promise<void> => {
   )
   await sweepCgroups(host, new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => row.uid)))
   host.snapshots.sweep()
-  if (rows.length > 0) {
-    const uids = rows.map((row) => row.uid)
-    immediate(host.store, (tx) => tx.delete(idempotency).where(notInArray(idempotency.vmUid, uids)).run())
-  }
   host.images.sweep()
   host.kernels.sweep()
 }

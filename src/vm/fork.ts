@@ -6,17 +6,19 @@ import { Fault } from '../lib/fault.ts'
 import type { Undo } from '../lib/undo.ts'
 import { deferred } from '../lib/wait.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
+import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
 import { boot } from './machine/boot.ts'
 import { createOrUndo } from './machine/creation.ts'
 import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
 import { restoreMachine, resumeRestored } from './machine/restored.ts'
 import { admit } from './row/capacity.ts'
-import { vmWrongState } from './row/errors.ts'
+import { vmDeleted, vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
-import { find } from './row/lookup.ts'
+import { byUid, find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 import { insert, reserving } from './row/reserve.ts'
+import { view } from './row/view.ts'
 
 /**
  * Clones a vm. Order of effects:
@@ -30,10 +32,10 @@ import { insert, reserving } from './row/reserve.ts'
  * @throws `vm_wrong_state`, `vm_exists`, `capacity_exhausted`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `machine_silent`; where no clone came
  *   to be, the reason of the first
  */
-export const fork = async (host: Host, ref: string, want: VmFork): Promise<VmForks> => {
+export const fork = async (host: Host, ref: string, want: VmFork, claim?: Claim): Promise<VmForks> => {
   const source = find(host.store, ref, 'read')
   const target = targetOf(source, want)
-  const rows = reserve(host, source.uid, want, target)
+  const rows = reserve(host, source.uid, want, target, claim)
   const template = deferred<Template>()
   host.daemon.step('clones-reserved')
   const making = rows.map((row) => host.vms.queue.run(row.uid, () => makeClone(host, row, template.promise)))
@@ -71,7 +73,13 @@ const targetOf = (source: VmRow, want: VmFork): Target => {
   throw vmWrongState({ name: source.name, status: source.state, verb: 'fork' })
 }
 
-const reserve = (host: Pick<Host, 'config' | 'store'>, uid: string, want: VmFork, target: Target): VmRow[] => {
+const reserve = (
+  host: Pick<Host, 'config' | 'store'>,
+  uid: string,
+  want: VmFork,
+  target: Target,
+  claim: Claim | undefined,
+): VmRow[] => {
   const { name, count = 1 } = want
   const names = Array.from({ length: count }, (_, index) =>
     name === undefined || count === 1 ? name : `${name}-${index + 1}`,
@@ -82,7 +90,7 @@ const reserve = (host: Pick<Host, 'config' | 'store'>, uid: string, want: VmFork
   return reserving(host, names, (tx, identities) => {
     const source = find(tx, uid)
     targetOf(source, want) // it may have moved meanwhile
-    return identities.map((identity) => {
+    const rows = identities.map((identity) => {
       if (target === 'running') admit(tx, host.config, source)
       const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
       const { workload, policy, ...rest } = source.spec
@@ -100,7 +108,21 @@ const reserve = (host: Pick<Host, 'config' | 'store'>, uid: string, want: VmFork
         forkedFrom: uid,
       })
     })
+    claim?.(tx, rows)
+    return rows
   })
+}
+
+/** Answers a fork that comes again with the clones that are left of the first one; undefined where none is. */
+export const forkedBefore = (host: Pick<Host, 'store'>, made: readonly Made[]): VmForks | undefined => {
+  const vms: Vm[] = []
+  const failed: VmForks['failed'] = []
+  for (const { uid, name } of made) {
+    const row = byUid(host.store, uid)
+    if (row) vms.push(view(row))
+    else failed.push({ name, ...problemOf(vmDeleted({ name })) })
+  }
+  return vms.length === 0 ? undefined : { vms, failed }
 }
 
 const answer = (rows: readonly VmRow[], settled: readonly PromiseSettledResult<Vm>[]): VmForks => {

@@ -103,7 +103,8 @@ test("a user's own socket is that user's alone, a system's its group's too", asy
     ['system', 0o660],
   ] as const) {
     const socket = join(folder, `${mode}.sock`)
-    const config = { ...bed.host.config, mode, sockets: [socket], listen: '', socket_group: 'root' }
+    const { lastingSocket: _lasting, ...plain } = bed.host.config
+    const config = { ...plain, mode, socket, listen: '', socket_group: 'root' }
     const other = await serveApi({ ...bed.host, config }, new Tokens(bed.host.store), () => false)
     const { mode: found } = statSync(socket)
     await other.stop()

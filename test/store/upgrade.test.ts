@@ -6,6 +6,7 @@ import { Value } from '@sinclair/typebox/value'
 import { VmCreate } from '../../src/contract/vm-spec.ts'
 import { Snapshots, closeSaved } from '../../src/snapshot/snapshots.ts'
 import { openStore } from '../../src/store/open.ts'
+import { idempotency } from '../../src/store/schema.ts'
 import type { Store } from '../../src/store/store.ts'
 import { all, find } from '../../src/vm/row/lookup.ts'
 import { view } from '../../src/vm/row/view.ts'
@@ -153,4 +154,78 @@ test('what a release without snapshots saved of its vms can still be gone on fro
     expect(store.$client.query('PRAGMA foreign_key_check').all()).toEqual([])
   })
   expect(existsSync(join(state, 'snapshots/snap_a1/state'))).toBe(true)
+})
+
+test('the keys of a release that knew them of vms alone are keys of a create', () => {
+  const sqlite = older(4)
+  insertVm(sqlite, 1, 'kept', 'stopped')
+  for (const [key, uid, fault] of [
+    ['made', 'vm_1', null],
+    ['gone', 'vm_9', null],
+    ['failed', 'vm_8', '{"code":"vm_start_failed","kind":"unavailable","message":"Cannot","data":{"name":"x"}}'],
+  ])
+    sqlite.run('INSERT INTO idempotency (key, request_hash, vm_uid, fault, at) VALUES (?, ?, ?, ?, 7)', [
+      String(key),
+      'h',
+      String(uid),
+      fault ?? null,
+    ])
+  sqlite.close()
+
+  opened((store) => {
+    expect(store.select().from(idempotency).orderBy(idempotency.key).all()).toEqual([
+      {
+        key: 'failed',
+        operation: 'vm.create',
+        requestHash: 'h',
+        made: [{ uid: 'vm_8', name: '' }],
+        fault: { code: 'vm_start_failed', kind: 'unavailable', message: 'Cannot', data: { name: 'x' } },
+        at: 7,
+      },
+      { key: 'gone', operation: 'vm.create', requestHash: 'h', made: [{ uid: 'vm_9', name: '' }], fault: null, at: 7 },
+      {
+        key: 'made',
+        operation: 'vm.create',
+        requestHash: 'h',
+        made: [{ uid: 'vm_1', name: 'kept' }],
+        fault: null,
+        at: 7,
+      },
+    ])
+  })
+})
+
+test('a vm of a release whose specification was smaller gets the defaults of what came later', () => {
+  const sqlite = older(1)
+  const smaller = {
+    image: 'base',
+    cpu_cores: 2,
+    memory_mb: 256,
+    disk_mb: 64,
+    tty: true,
+    hold: false,
+    auto_remove: false,
+    network: { mode: 'user' },
+    kernel_cmdline: '',
+    stop_timeout_s: 9,
+  }
+  insertVm(sqlite, 1, 'small', 'stopped', { spec: JSON.stringify(smaller) })
+  insertVm(sqlite, 2, 'odd', 'stopped', { spec: JSON.stringify({ ...smaller, env: { __proto__x: 'x' }, port: 80 }) })
+  insertVm(sqlite, 3, 'broken', 'stopped', { spec: JSON.stringify({ ...smaller, memory_mb: 'much' }) })
+  sqlite.close()
+
+  opened((store) => {
+    const { spec } = find(store, 'small')
+    expect(spec.compute).toMatchObject({ cpu_cores: 2, memory_mb: 256, forkable: false })
+    expect([spec.workload.env, spec.policy.metadata, spec.network]).toEqual([{}, {}, { mode: 'user' }])
+    expect(view(find(store, 'small'))).toMatchObject({
+      forkable: false,
+      env_names: [],
+      metadata: {},
+      port: null,
+      tty: true,
+    })
+    expect(view(find(store, 'odd'))).toMatchObject({ env_names: ['__proto__x'], port: 80 })
+    expect(() => find(store, 'broken')).toThrow('column spec does not fit its schema at /memory_mb')
+  })
 })

@@ -62,7 +62,6 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     snapshots: new Snapshots(store, config.state),
     hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
     vms: { queue: new Serial(), live: new Map() },
-    creating: new Map(),
   }
   store
     .insert(images)

@@ -1,9 +1,8 @@
-import { eq } from 'drizzle-orm'
 import type { Vm } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import { internalError } from '../../lib/errors.ts'
-import { Fault, recordOf } from '../../lib/fault.ts'
-import { type VmRow, idempotency } from '../../store/schema.ts'
+import { Fault } from '../../lib/fault.ts'
+import type { VmRow } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { lastLines } from '../log/console-lines.ts'
 import { type Undo, undoing } from '../../lib/undo.ts'
@@ -43,19 +42,8 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
       message,
     })
   })
-  const kept = host.store.select().from(idempotency).where(eq(idempotency.vmUid, row.uid)).get()
   move(host.store, row.uid, 'delete')
   await purge(host, row.uid)
-  if (kept) {
-    host.store
-      .insert(idempotency)
-      .values({
-        ...kept,
-        fault: recordOf(fault),
-      })
-      .onConflictDoNothing()
-      .run()
-  }
 }
 
 /** Reads the last lines of the console, which is gone with the vm. */

@@ -1,7 +1,7 @@
 import { rmSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
 import type { Host } from '../../host.ts'
-import { idempotency, vms } from '../../store/schema.ts'
+import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
 import { removeRuntime } from './teardown.ts'
 import { pathsOf } from '../row/layout.ts'
@@ -13,13 +13,6 @@ const deleteVm = prepared((store) =>
     .where(eq(vms.uid, sql.placeholder('uid')))
     .prepare(),
 )
-const deleteKeys = prepared((store) =>
-  store
-    .delete(idempotency)
-    .where(eq(idempotency.vmUid, sql.placeholder('uid')))
-    .prepare(),
-)
-
 /** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
 export const purge = async (host: Host, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
@@ -30,7 +23,6 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
   host.daemon.step('files-removed')
   const removeSnapshot = immediate(host.store, (tx) => {
     deleteVm(tx).run({ uid })
-    deleteKeys(tx).run({ uid })
     host.store.events.append(tx, {
       type: 'VM_DELETED',
       name: row.name,

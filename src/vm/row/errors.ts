@@ -98,12 +98,6 @@ export const capacityExhausted = fault(
     `Cannot place this vm: it asks for ${d.asked} ${d.unit} of ${d.resource}, and ${d.allocated} of ${d.limit} are taken`,
   'Stop a vm, ask for less, or raise the limit in aerie.toml',
 )
-export const idempotencyConflict = fault(
-  'idempotency_conflict',
-  'conflict',
-  { key: Type.String() },
-  (d) => `Cannot use Idempotency-Key "${d.key}" again: an earlier request with it asked for something else`,
-)
 export const workloadMissing = fault(
   'workload_missing',
   'invalid',
