@@ -11,7 +11,7 @@ import { view } from './row/view.ts'
  * not answered and is taken back, a resume is completed.
  */
 
-/** @throws `vm_wrong_state`, `machine_silent` */
+/** Halts a running vm; its memory stays in RAM. @throws `vm_wrong_state`, `machine_silent` */
 export const pause = async (host: HaltingHost, ref: string): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.vms.queue.run(uid, async () => {

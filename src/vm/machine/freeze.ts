@@ -29,7 +29,7 @@ export const freeze = async (host: HaltingHost, live: LiveVm, machine: Machine, 
   }
 }
 
-/** Lets a held guest go on. @throws `machine_silent` */
+/** Lets a frozen guest go on. @throws `machine_silent` */
 export const unfreeze = async (
   host: HaltingHost,
   live: LiveVm,
