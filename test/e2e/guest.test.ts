@@ -49,6 +49,16 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect((await exec(['-i', 'g', '--', 'wc', '-c'], { stdin: 'x'.repeat(1_000_000) })).stdout.trim()).toBe('1000000')
   }, 240_000)
 
+  test('exec takes as many arguments as Linux does', async () => {
+    for (const count of [2000, 100_000]) {
+      const words = Array.from({ length: count }, (_, at) => String(at))
+      expect(await exec(['g', '--', 'sh', '-c', 'echo $# $1', ...words])).toMatchObject({
+        code: 0,
+        stdout: `${count - 1} 1\n`,
+      })
+    }
+  }, 240_000)
+
   test('exec is binary safe both ways', async () => {
     const bytes = Buffer.alloc(300_000)
     for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 7919) & 255
@@ -260,6 +270,16 @@ describe.skipIf(!haveBinary)('aerie run', () => {
 
     expect(listed).toMatchObject({ code: 0 })
     expect(listed.stdout).toContain('./file')
+  }, 240_000)
+
+  test('with a name has stopped when it answers, reads nothing of stdin, and takes thousands of arguments', async () => {
+    const words = Array.from({ length: 2000 }, (_, at) => String(at))
+    const ran = await cli(daemon, ['run', '--name', 'once', 'base', '--', 'sh', '-c', 'cat; echo $#', ...words], {
+      stdin: 'for somebody else',
+    })
+
+    expect(ran).toMatchObject({ code: 0, stdout: '1999\n' })
+    expect(await cli(daemon, ['rm', 'once'])).toMatchObject({ code: 0, stdout: 'once\n', stderr: '' })
   }, 240_000)
 
   test('a fault of ours is 125, and says what to do', async () => {

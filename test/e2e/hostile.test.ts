@@ -213,4 +213,34 @@ describe.skipIf(!haveBinary)('a fresh home', () => {
       expect(existsSync(path)).toBe(false)
     rmSync(home, { recursive: true })
   }, 240_000)
+
+  test("a logout takes a user's sockets away, and the vms are reached all the same", async () => {
+    const home = newFolder()
+    const runtime = join(home, 'r')
+    const env = { HOME: home, XDG_RUNTIME_DIR: runtime, AERIE_HOST: 'user', PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }
+    const state = join(home, '.local/state/aerie')
+    try {
+      mkdirSync(runtime, { mode: 0o700 })
+      const ran = await cli(undefined, ['run', '-d', '--name', 'k', '--memory', '160m', 'base', '--', 'sleep', '999'], {
+        env,
+      })
+      expect(ran).toMatchObject({ code: 0, stdout: 'k\n' })
+      expect(existsSync(join(runtime, 'aerie/aerie.sock'))).toBe(true)
+
+      rmSync(runtime, { recursive: true })
+
+      for (const then of [env, { ...env, XDG_RUNTIME_DIR: '' }]) {
+        expect((await cli(undefined, ['ps', '-q'], { env: then })).stdout).toBe('k\n')
+        expect(await cli(undefined, ['exec', 'k', '--', 'echo', 'here'], { env: then })).toMatchObject({
+          code: 0,
+          stdout: 'here\n',
+        })
+      }
+      expect((await cli(undefined, ['rm', '-f', 'k'], { env })).code).toBe(0)
+      await until(() => machinesOf(state).length === 0)
+      await daemonGone(state)
+    } finally {
+      rmSync(home, { recursive: true, force: true })
+    }
+  }, 240_000)
 })
