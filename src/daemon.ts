@@ -26,6 +26,7 @@ import { configOf, doctor } from './system/doctor.ts'
 import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
+import { ClockWatch, setClocks } from './vm/machine/clock.ts'
 import { recordOwedEnds } from './vm/machine/end.ts'
 import { goOnAll } from './vm/machine/halt.ts'
 import { punchConsoles } from './vm/log/console-trim.ts'
@@ -160,8 +161,10 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     Math.min(TICK_MS, config.idle_exit_s > 0 ? 500 : TICK_MS),
   )
 
+  const clock = new ClockWatch()
   const halted = setInterval(() => {
     void goOnAll(host)
+    if (clock.hasJumped()) void setClocks(host)
   }, HALTED_MS)
   void ballast.make()
 

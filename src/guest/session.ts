@@ -51,6 +51,8 @@ export interface SessionOwner {
   event(event: AgentEvent): Promise<void>
 }
 
+type RequestArgs = Readonly<Record<string, unknown>>
+
 export const hashSecret = (secret: string): string => createHash('sha256').update(secret).digest('hex')
 
 const sameHash = (a: string, b: string): boolean => timingSafeEqual(Buffer.from(a, 'hex'), Buffer.from(b, 'hex'))
@@ -266,10 +268,14 @@ export class GuestSession {
     return this.#acked
   }
 
-  /** @throws `agent_unavailable` where the agent is not connected in time, or refuses */
+  /**
+   * Asks the agent for something. Arguments that are a function are asked for when the agent is there to be told.
+   *
+   * @throws `agent_unavailable` where the agent is not connected in time, or refuses
+   */
   async request(
     op: string,
-    args: Readonly<Record<string, unknown>>,
+    args: RequestArgs | (() => RequestArgs),
     signal: AbortSignal,
   ): Promise<Record<string, unknown>> {
     const conversation = await orAbort(this.#connected.promise, signal).catch(() => {
@@ -279,7 +285,7 @@ export class GuestSession {
     const answer = deferred<Record<string, unknown>>()
     this.#requests.set(id, answer)
     try {
-      await conversation.send(encodeJson(FRAME.request, { id, op, ...args }))
+      await conversation.send(encodeJson(FRAME.request, { id, op, ...(typeof args === 'function' ? args() : args) }))
       const reply = await orAbort(answer.promise, signal)
       if (reply['ok'] !== true)
         throw agentUnavailable({ reason: String(reply['message'] ?? `it refused ${op}`).slice(0, 1000) })

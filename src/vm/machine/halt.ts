@@ -1,6 +1,7 @@
 import type { Host } from '../../host.ts'
 import type { Halt, Machine } from '../../hypervisor/driver.ts'
 import { chain } from '../../lib/fault.ts'
+import { setClock } from './clock.ts'
 import type { LiveVm } from './live.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
@@ -87,6 +88,7 @@ export const goOn = async (host: Pick<Host, 'store' | 'vms' | 'ballast' | 'confi
     if (row?.state !== 'paused' || !live.halts.mayGoOn() || !live.machine) return
     if (!(await host.ballast.leavesRoom(pathsOf(host.config, row).folder))) return
     await live.machine.resume(AbortSignal.timeout(GO_ON_MS))
+    void setClock(live)
     record(host, live)
   })
 }

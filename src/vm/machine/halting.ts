@@ -4,6 +4,7 @@ import { sleep } from '../../lib/wait.ts'
 import { machineSilent } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
+import { setClock } from './clock.ts'
 import type { LiveVm } from './live.ts'
 
 /*
@@ -38,7 +39,7 @@ export const haltMachine = async (host: HaltingHost, live: LiveVm, machine: Mach
   }
 }
 
-/** Runs a halted machine on. One that does not go on now does so later. @throws `machine_silent` */
+/** Runs a halted machine on, and sets its guest's clock. One that does not go on now does so later. @throws `machine_silent` */
 export const runMachine = async (
   host: HaltingHost,
   live: LiveVm,
@@ -49,10 +50,12 @@ export const runMachine = async (
   try {
     await machine.resume(AbortSignal.timeout(VERB_MS))
   } catch (error) {
-    if ((await stateOf(machine)) === 'running') return
-    mendLater(host, live, machine, wanted)
-    throw machineSilent({ name: live.name, verb }, error)
+    if ((await stateOf(machine)) !== 'running') {
+      mendLater(host, live, machine, wanted)
+      throw machineSilent({ name: live.name, verb }, error)
+    }
   }
+  await setClock(live)
 }
 
 const mendLater = (host: HaltingHost, live: LiveVm, machine: Machine, wanted: Wanted): void => {
@@ -89,6 +92,7 @@ const agree = async (host: HaltingHost, live: LiveVm, machine: Machine, wanted: 
     } catch {
       return false
     }
+    await setClock(live)
   }
   // A guest that was restored and does not know yet who it is stays where it is.
   if (row.state === 'paused' && (runs || state === 'running') && !row.boot.identityDue)

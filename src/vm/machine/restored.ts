@@ -8,6 +8,7 @@ import { closeSaved } from '../../snapshot/snapshots.ts'
 import { immediate } from '../../store/store.ts'
 import { type Undo, undoing } from '../../lib/undo.ts'
 import { type Launched, launchMachine, undoFailed } from './boot.ts'
+import { setClock } from './clock.ts'
 import { sendIdentity } from './identity.ts'
 import { admit } from '../row/capacity.ts'
 import { vmRestoreFailed } from '../row/errors.ts'
@@ -88,6 +89,7 @@ export const resumeRestored = async (
     await machine.pause(AbortSignal.timeout(PAUSE_MS)).catch(() => undefined)
     throw error instanceof Fault ? error : restoreFault(row, error)
   }
+  void setClock(live) // that of its identity was read before it was delivered, which takes a while on a busy host
   live.ready.resolve(0)
   live.follow()
 }
