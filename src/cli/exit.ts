@@ -9,6 +9,7 @@ export const EXIT = {
   conflict: 5,
   exhausted: 6,
   unavailable: 7,
+  gateway: 7,
   timeout: 8,
   internal: 70,
 } as const satisfies Record<FaultKind, number>

@@ -39,7 +39,7 @@ const KIND_OF_STATUS: Readonly<Record<number, FaultKind>> = {
   422: 'invalid',
   426: 'invalid',
   429: 'exhausted',
-  502: 'unavailable',
+  502: 'gateway',
   503: 'unavailable',
   504: 'timeout',
   507: 'exhausted',

@@ -44,7 +44,7 @@ export const forwardOperations = {
     detail: { tags, summary: "Any method: HTTP to the workload's port; healthz to the agent" },
     params: VmRef,
     response: {},
-    faults: [...RUNNING_VM, 'port_undeclared', 'proxy_failed', 'upgrade_unsupported'],
+    faults: [...RUNNING_VM, 'port_undeclared', 'proxy_failed', 'proxy_timeout', 'upgrade_unsupported'],
     scope: 'exec',
     anyMethod: true,
     stream: 'download',

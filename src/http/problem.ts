@@ -10,6 +10,7 @@ const STATUS = {
   not_found: 404,
   conflict: 409,
   internal: 500,
+  gateway: 502,
   unavailable: 503,
   timeout: 504,
   exhausted: 507,

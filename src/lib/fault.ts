@@ -10,6 +10,7 @@ export type FaultKind =
   | 'exhausted'
   | 'unavailable'
   | 'timeout'
+  | 'gateway'
   | 'internal'
 
 /** An error that a caller is expected to read: a stable code, what to do about it, one sentence, one hint. */

@@ -1,4 +1,4 @@
-import { request as httpRequest } from 'node:http'
+import { type IncomingMessage, request as httpRequest } from 'node:http'
 import type { Duplex } from 'node:stream'
 import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
@@ -7,26 +7,10 @@ import { KIND } from '../guest/frames.ts'
 import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './machine/running.ts'
-import { portUndeclared, proxyFailed, upgradeUnsupported } from './row/errors.ts'
+import { forCaller, forGuest, type Proxied, type ProxiedPath } from './machine/proxy-headers.ts'
+import { portUndeclared, proxyFailed, proxyTimeout, upgradeUnsupported } from './row/errors.ts'
 
 const CONNECT_MS = 10_000
-
-/** Headers that say something of one connection, not of the message (RFC 9110, section 7.6.1). */
-const HOP_BY_HOP = [
-  'connection',
-  'keep-alive',
-  'proxy-authenticate',
-  'proxy-authorization',
-  'proxy-connection',
-  'te',
-  'trailer',
-  'transfer-encoding',
-  'upgrade',
-]
-/** What a caller shows to us is not the guest's to see. */
-const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-id']
-/** The guest's pages share the origin of the API: they run without it. */
-const SANDBOX = 'sandbox allow-scripts allow-forms'
 
 /** Opens a stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
 export const dial = async (
@@ -54,22 +38,28 @@ export const dial = async (
   }
 }
 
-/** The path of a proxied request: what is the workload's, undecoded, and what stands before it. */
-export interface ProxiedPath {
-  readonly rest: string
-  readonly base: string
+/** How long a workload may take, ms. */
+export interface ProxyLimits {
+  /** From the end of the request to the end of the answer's head: a head that trickles is no answer. */
+  readonly headMs: number
+  /** Between two pieces of a body, either way. */
+  readonly idleMs: number
 }
+const LIMITS: ProxyLimits = { headMs: 60_000, idleMs: 300_000 }
+/** Bytes of the head of an answer. */
+const HEAD_MAX = 65_536
 
 /**
- * HTTP through the API to the workload's declared port. `healthz` is answered by asking the agent.
+ * Carries HTTP through the API to the workload's declared port. `healthz` is answered by asking the agent.
  *
- * @throws `vm_wrong_state`, `port_undeclared`, `proxy_failed`, `upgrade_unsupported`
+ * @throws `vm_wrong_state`, `port_undeclared`, `proxy_failed`, `proxy_timeout`, `upgrade_unsupported`
  */
 export const proxy = async (
   host: Pick<Host, 'store' | 'vms'>,
   ref: string,
   path: ProxiedPath,
   incoming: Request,
+  limits: ProxyLimits = LIMITS,
 ): Promise<Response> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   if (path.rest === 'healthz') {
@@ -81,8 +71,9 @@ export const proxy = async (
   const port = row.spec.workload.port
   if (port === undefined) throw portUndeclared({ name: row.name })
   const stream = await dial(host, row.uid, port, incoming.signal)
+  const late = (ms: number) => proxyTimeout({ name: row.name, port, seconds: ms / 1000 })
   try {
-    return await exchange(stream, path, port, incoming)
+    return await exchange(stream, { ...path, port }, incoming, limits, late)
   } catch (error) {
     stream.destroy()
     throw error instanceof Fault
@@ -91,33 +82,61 @@ export const proxy = async (
   }
 }
 
-const exchange = (stream: Duplex, path: ProxiedPath, port: number, incoming: Request): Promise<Response> => {
-  const url = new URL(incoming.url)
-  const headers: Record<string, string> = { host: `localhost:${port}`, connection: 'close' }
-  for (const [name, value] of incoming.headers)
-    if (!HOP_BY_HOP.includes(name) && !OURS.includes(name)) headers[name] = value
-  const target = `/${path.rest}${url.search}`
+/** Calls `late` where nothing happened for a while; every `happened` begins anew. */
+const watchOf = (late: (ms: number) => void) => {
+  let timer: ReturnType<typeof setTimeout> | undefined
+  const stop = () => {
+    clearTimeout(timer)
+  }
+  return {
+    stop,
+    happened: (ms: number) => {
+      stop()
+      timer = setTimeout(late, ms, ms)
+    },
+  }
+}
+
+/** Sends one request into the guest and answers with what comes back. Whatever that is, it comes to an end here. */
+const exchange = (
+  stream: Duplex,
+  to: Proxied,
+  incoming: Request,
+  limits: ProxyLimits,
+  late: (ms: number) => Fault,
+): Promise<Response> => {
+  const { search } = new URL(incoming.url)
   return new Promise((resolve, reject) => {
-    const outgoing = httpRequest(
-      { method: incoming.method, path: target, headers, createConnection: () => stream as Socket },
-      (answer) => {
-        const out = new Headers()
-        for (const [name, value] of Object.entries(answer.headers)) {
-          if (value === undefined || HOP_BY_HOP.includes(name)) continue
-          for (const one of Array.isArray(value) ? value : [value]) out.append(name, one)
-        }
-        out.set('content-security-policy', SANDBOX)
-        out.delete('set-cookie')
-        const bodiless = incoming.method === 'HEAD' || answer.statusCode === 204 || answer.statusCode === 304
-        resolve(
-          new Response(bodiless ? null : (Readable.toWeb(answer) as unknown as ReadableStream), {
-            status: answer.statusCode ?? 502,
-            headers: out,
-          }),
-        )
-      },
-    )
-    outgoing.on('error', reject)
+    const fail = (error: Error) => {
+      watch.stop()
+      stream.destroy()
+      reject(error)
+    }
+    const watch = watchOf((ms) => {
+      fail(late(ms))
+    })
+    const outgoing = httpRequest({
+      method: incoming.method,
+      path: `/${to.rest}${search}`,
+      headers: forGuest(incoming.headers, to),
+      maxHeaderSize: HEAD_MAX,
+      createConnection: () => stream as Socket,
+    })
+    outgoing.on('response', (answer) => {
+      try {
+        resolve(answerOf(answer, incoming.method, to, limits, watch))
+      } catch (error) {
+        answer.destroy()
+        fail(error as Error)
+      }
+    })
+    outgoing.on('upgrade', () => {
+      fail(new Error('it switched to another protocol, which nobody had asked for'))
+    })
+    outgoing.on('error', fail)
+    stream.once('close', () => {
+      fail(new Error('it closed the connection before it had answered'))
+    })
     incoming.signal.addEventListener(
       'abort',
       () => {
@@ -125,7 +144,45 @@ const exchange = (stream: Duplex, path: ProxiedPath, port: number, incoming: Req
       },
       { once: true },
     )
-    if (incoming.body) Readable.fromWeb(incoming.body as never).pipe(outgoing)
-    else outgoing.end()
+    watch.happened(limits.idleMs)
+    const sent = () => {
+      watch.happened(limits.headMs)
+    }
+    if (!incoming.body) {
+      outgoing.end()
+      sent()
+      return
+    }
+    const body = Readable.fromWeb(incoming.body as never)
+    body.on('data', () => {
+      watch.happened(limits.idleMs)
+    })
+    body.on('end', sent)
+    body.on('error', fail)
+    body.pipe(outgoing)
   })
+}
+
+/** @throws where the status is none that an answer can have */
+const answerOf = (
+  answer: IncomingMessage,
+  method: string,
+  to: Proxied,
+  limits: ProxyLimits,
+  watch: ReturnType<typeof watchOf>,
+): Response => {
+  const status = answer.statusCode ?? 0
+  if (status < 200 || status > 599) throw new Error(`it answered with status ${status}`)
+  const headers = forCaller(answer.headers, to)
+  if (method === 'HEAD' || status === 204 || status === 205 || status === 304) {
+    watch.stop()
+    answer.destroy()
+    return new Response(null, { status, headers })
+  }
+  watch.happened(limits.idleMs)
+  answer.on('data', () => {
+    watch.happened(limits.idleMs)
+  })
+  answer.on('close', watch.stop)
+  return new Response(Readable.toWeb(answer) as unknown as ReadableStream, { status, headers })
 }

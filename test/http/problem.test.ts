@@ -17,6 +17,7 @@ test('each kind of fault has its status, and what a client does with it', async 
     unavailable: 503,
     timeout: 504,
     internal: 500,
+    gateway: 502,
   }
   for (const [kind, status] of Object.entries(statuses)) {
     const answer = problem(

@@ -127,9 +127,16 @@ export const portUndeclared = fault(
 )
 export const proxyFailed = fault(
   'proxy_failed',
-  'unavailable',
+  'gateway',
   { name: Type.String(), port: Type.Integer(), reason: Type.String() },
   (d) => `Cannot reach port ${d.port} in vm "${d.name}": ${d.reason}`,
+)
+export const proxyTimeout = fault(
+  'proxy_timeout',
+  'timeout',
+  { name: Type.String(), port: Type.Integer(), seconds: Type.Number() },
+  (d) => `Cannot wait for port ${d.port} in vm "${d.name}": it did not answer within ${d.seconds} s`,
+  '`aerie forward` waits for ever',
 )
 export const upgradeUnsupported = fault(
   'upgrade_unsupported',
