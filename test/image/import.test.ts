@@ -1,6 +1,18 @@
-import { statSync } from 'node:fs'
+import {
+  closeSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'bun:test'
 import type { ImageImportQuery } from '../../src/contract/image.ts'
+import { packPath } from '../../src/client/tar.ts'
 import { TAR_END } from '../../src/client/tar-header.ts'
 import type { Fault } from '../../src/lib/fault.ts'
 import { testHost } from '../vm/host.ts'
@@ -89,4 +101,28 @@ describe('a limit', () => {
     const { erofsDigest } = own.host.images.resolve(image.digest)
     expect(statSync(own.host.images.pathOf({ erofsDigest })).blocks * 512).toBeLessThan(256 * 1024)
   })
+})
+
+test('a folder goes in with its holes, and with names that are no UTF-8', async () => {
+  const folder = mkdtempSync('/tmp/aerie-u-')
+  try {
+    const log = openSync(join(folder, 'lastlog'), 'w')
+    writeSync(log, 'x', 1_000_000)
+    ftruncateSync(log, 100 * 2 ** 30)
+    closeSync(log)
+    writeFileSync(Buffer.concat([Buffer.from(`${folder}/a`), Buffer.from([0xe4])]), 'odd')
+
+    const image = await own.host.images.import(
+      { name: 'folder' },
+      packPath(folder, { as: '', owners: 'keep' }),
+      AbortSignal.timeout(60_000),
+    )
+
+    expect(image.size_bytes).toBeLessThan(32 * 2 ** 20)
+    const { erofsDigest } = own.host.images.resolve(image.digest)
+    const erofs = readFileSync(own.host.images.pathOf({ erofsDigest }))
+    expect(erofs.includes(Buffer.from([0x61, 0xe4]))).toBe(true)
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
 })

@@ -608,17 +608,11 @@ fn a_limit_names_the_file_and_its_flag() {
     let file = Tar::new()
         .file("a", "")
         .file("var/lib/huge", vec![1; 2 << 20]);
-    let attribute = ("SCHILY.xattr.user.a", &[1; 60_000][..]);
-    let attributes = [attribute, ("SCHILY.xattr.user.b", &[1; 60_000])];
-    let many = (0..20).fold(Tar::new(), |tar, _| {
-        tar.pax(&attributes).file("var/lib/huge", "")
-    });
-    let (file, many) = (file.end(), many.end());
+    let file = file.end();
     let bytes = &["--max-bytes", "1048576"][..];
     let cases = [
         (bytes, file.clone(), "1 MiB of contents", Some("max-bytes")),
         (bytes, gzip(&file), "1 MiB of contents", Some("max-bytes")),
-        (bytes, many, "1 MiB of contents", Some("max-bytes")),
         (
             &["--max-entries", "1"],
             file,
@@ -641,5 +635,53 @@ fn a_limit_names_the_file_and_its_flag() {
         );
         assert!(message.contains(limit), "{message}");
         assert_eq!(line["flag"].as_str(), flag);
+    }
+}
+
+#[test]
+fn a_wrong_extended_header_names_its_file() {
+    let big = [1; 70_000];
+    let half = [1; 65_000];
+    let long = "n/".repeat(60);
+    let header = |path: &'static str, size| Header {
+        path,
+        kind: b'x',
+        size,
+        ..Header::default()
+    };
+    let of_gnu = Tar::new()
+        .file("a", "")
+        .header(&header("var/PaxHeaders/odd", 3))
+        .data(b"odd");
+    let huge = Tar::new().header(&header("var/PaxHeaders.7/odd", 2 << 20));
+    let attributes = Tar::new().pax(&[
+        ("path", format!("{long}odd").as_bytes()),
+        ("SCHILY.xattr.user.a", &half),
+        ("SCHILY.xattr.user.b", &half),
+        ("SCHILY.xattr.user.c", &half),
+    ]);
+    let attribute = Tar::new().pax(&[("path", b"var/odd"), ("SCHILY.xattr.user.a", &big)]);
+    for (archive, code, words) in [
+        (of_gnu, "archive_malformed", "\"var/odd\""),
+        (huge, "archive_too_large", "Cannot unpack \"var/odd\""),
+        (
+            attributes,
+            "archive_malformed",
+            "n/odd\", a PAX header: its extended attributes",
+        ),
+        (
+            attribute,
+            "archive_malformed",
+            "\"var/odd\", a PAX header: an extended attribute",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let ended = pack_common::run_image(folder.path(), &out, &archive.file("x", "").end());
+
+        assert_eq!(ended.fault(), code);
+        let line: serde_json::Value = serde_json::from_str(&ended.stderr).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
     }
 }

@@ -16,7 +16,7 @@ use header::Header;
 use pax::Pax;
 use sparse::Sparse;
 
-use crate::pack::error::{Error, Result};
+use crate::pack::error::{Error, Result, show};
 
 /// Bound of a PAX header or a GNU long name, bytes; the kernel's own bound of one attribute is 64 KiB.
 const EXTENSION_MAX: u64 = 1 << 20;
@@ -142,10 +142,15 @@ impl<R: Read> Archive<R> {
                 return Ok(None);
             };
             match header.typeflag() {
-                b'x' | b'X' => pax
-                    .get_or_insert_default()
-                    .parse(&self.extension(&header)?, self.offset)?,
+                b'x' | b'X' => {
+                    self.path = extended(&header.path());
+                    let records = self.extension(&header)?;
+                    let pax = pax.get_or_insert_default();
+                    let parsed = pax.parse(&records, self.offset);
+                    parsed.map_err(|error| self.of_entry(error, pax))?;
+                }
                 b'g' => {
+                    self.path.clear();
                     let records = self.extension(&header)?;
                     self.global.parse(&records, self.offset)?;
                 }
@@ -167,6 +172,21 @@ impl<R: Read> Archive<R> {
     /// Gives an error about a bound the name of the entry that met it, and others unchanged.
     fn blame(&self, error: Error) -> Error {
         error.of_path(&self.path)
+    }
+
+    /// Names the entry whose extended header is wrong: by its record, if it has come, else by the header's own name.
+    fn of_entry(&self, error: Error, pax: &Pax) -> Error {
+        match error {
+            Error::Malformed { offset, reason } => {
+                let path = pax.path.as_deref().unwrap_or(&self.path);
+                let reason = match path {
+                    b"" => reason,
+                    path => format!("in \"{}\", {reason}", show(path)),
+                };
+                Error::Malformed { offset, reason }
+            }
+            other => self.blame(other),
+        }
     }
 
     fn truncated(&self) -> Error {
@@ -199,7 +219,7 @@ impl<R: Read> Archive<R> {
     ) -> Result<Entry> {
         let sparse_name = pax.sparse.as_ref().and_then(|sparse| sparse.name.clone());
         let path = sparse_name
-            .or(pax.path)
+            .or_else(|| pax.path.clone())
             .or(long_path)
             .unwrap_or_else(|| header.path());
         self.path.clone_from(&path);
@@ -215,25 +235,8 @@ impl<R: Read> Archive<R> {
             b'M' => return Err(self.unsupported("a file continued from another volume")),
             other => return Err(self.unsupported(format!("entry type {:?}", char::from(other)))),
         };
-        let stored = pax.size.map_or_else(|| header.size(), Ok)?;
-        let mut size = 0;
-        let mut pieces = None;
-        match kind {
-            // Writers disagree on what the size of these means; none of them writes data (as Go's archive/tar).
-            Kind::HardLink | Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {}
-            Kind::Directory if header.typeflag() == b'5' => {}
-            Kind::Directory => self.expect_data(stored),
-            Kind::File => {
-                self.expect_data(stored);
-                size = stored;
-                if header.typeflag() == b'S' || pax.sparse.is_some() {
-                    let sparse = self.sparse_map(header, pax.sparse.as_ref())?;
-                    size = sparse.real_size();
-                    pieces = Some(sparse.pieces().to_vec());
-                    self.sparse = Some(sparse);
-                }
-            }
-        }
+        let size = self.begin_data(kind, header, &pax)?;
+        let pieces = self.sparse.as_ref().map(|sparse| sparse.pieces().to_vec());
         let (mtime, mtime_nsec) = match pax.mtime {
             Some(mtime) => mtime,
             None => (header.mtime()?, 0),
@@ -261,6 +264,28 @@ impl<R: Read> Archive<R> {
             unread: pax.unread,
             pieces,
         })
+    }
+
+    /// Prepares for the data of an entry; gives the bytes of the file with its holes.
+    fn begin_data(&mut self, kind: Kind, header: &Header, pax: &Pax) -> Result<u64> {
+        let stored = pax.size.map_or_else(|| header.size(), Ok)?;
+        match kind {
+            // Writers disagree on what the size of these means; none of them writes data (as Go's archive/tar).
+            Kind::HardLink | Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {}
+            Kind::Directory if header.typeflag() == b'5' => {}
+            Kind::Directory => self.expect_data(stored),
+            Kind::File => {
+                self.expect_data(stored);
+                if header.typeflag() == b'S' || pax.sparse.is_some() {
+                    let sparse = self.sparse_map(header, pax.sparse.as_ref())?;
+                    let size = sparse.real_size();
+                    self.sparse = Some(sparse);
+                    return Ok(size);
+                }
+                return Ok(stored);
+            }
+        }
+        Ok(0)
     }
 
     fn id(&self, id: u64) -> Result<u32> {
@@ -447,6 +472,18 @@ impl<R: Read> Read for Archive<R> {
             }
         }
     }
+}
+
+/// The file that an extended header is about, by the header's own name: `DIR/PaxHeaders/FILE` of GNU tar and star,
+/// `DIR/PaxHeaders.PID/FILE` of others. Empty where a writer gives all its headers one name.
+fn extended(path: &[u8]) -> Vec<u8> {
+    let parts = || path.split(|&byte| byte == b'/');
+    let is_mark = |part: &&[u8]| part.starts_with(b"PaxHeaders");
+    if !parts().any(|part| is_mark(&part)) {
+        return Vec::new();
+    }
+    let own: Vec<&[u8]> = parts().filter(|part| !is_mark(part)).collect();
+    own.join(&b'/')
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
