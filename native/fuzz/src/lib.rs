@@ -32,7 +32,7 @@ pub fn run(target: &str, input: &[u8]) {
     }
 }
 
-/// Where the corpus of a target is.
+/// The folder with the corpus of a target.
 #[must_use]
 pub fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

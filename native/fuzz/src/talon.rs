@@ -213,7 +213,7 @@ fn device(backend: Box<dyn Backend>, ram: Arc<Ram>) -> VirtioPciDevice {
     VirtioPciDevice::new(9, "hostile".to_owned(), backend, ram, window, sink).expect("a device")
 }
 
-/// Where the well-formed part of the program puts a queue.
+/// The place at which the well-formed part of the program puts a queue.
 const RINGS: u64 = 0x1_0000;
 const RING_STRIDE: u64 = 0x4000;
 const QUEUE_SIZE: u16 = 8;

@@ -77,7 +77,7 @@ impl Path {
     /// ENOENT: empty, as the kernel has it. ENAMETOOLONG: more than 4095 bytes. EINVAL: a NUL inside.
     ///
     /// # Safety
-    /// As [`bytes`].
+    /// The rules of [`bytes`] apply.
     pub unsafe fn new(pointer: *const u8, len: u32) -> Result<Self, i64> {
         // SAFETY: handed on.
         Self::from_bytes(unsafe { bytes(pointer, len) }?)
@@ -98,7 +98,7 @@ impl Path {
         Ok(Self(buffer))
     }
 
-    /// Without the NUL.
+    /// The bytes without the NUL.
     pub fn bytes(&self) -> impl Iterator<Item = u8> {
         self.0.iter().copied().take_while(|&byte| byte != 0)
     }

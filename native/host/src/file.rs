@@ -57,14 +57,14 @@ pub extern "C" fn aerie_punch_hole(fd: c_int, offset: i64, len: i64) -> i32 {
     }))
 }
 
-/// Where data begins at or after `offset`: lseek(2), SEEK_DATA. ENXIO: no more data. Moves the file's position.
+/// Finds where data begins at or after `offset`: lseek(2), SEEK_DATA. ENXIO: no more data. Moves the file's position.
 #[unsafe(no_mangle)]
 pub extern "C" fn aerie_seek_data(fd: c_int, offset: i64) -> i64 {
     // SAFETY: integers only.
     result(unsafe { libc::syscall(libc::SYS_lseek, fd, offset, libc::SEEK_DATA) })
 }
 
-/// Where a hole begins at or after `offset`; the end of the file counts as one: lseek(2), SEEK_HOLE. ENXIO:
+/// Finds where a hole begins at or after `offset`; the end of the file counts as one: lseek(2), SEEK_HOLE. ENXIO:
 /// `offset` is at or beyond the end.
 #[unsafe(no_mangle)]
 pub extern "C" fn aerie_seek_hole(fd: c_int, offset: i64) -> i64 {

@@ -80,7 +80,7 @@ fn create(name: &Path, kind: c_uint) -> Result<Owned, i64> {
     }
 }
 
-/// By pwrite(2), which leaves the position at 0 for whoever reads.
+/// Writes by pwrite(2), which leaves the position at 0 for whoever reads.
 fn write(fd: &Owned, content: &[u8]) -> Result<(), i64> {
     let mut rest = content;
     let mut offset = 0_i64;

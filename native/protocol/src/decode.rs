@@ -12,7 +12,7 @@ use crate::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// Where the next frame begins in `buffer`; what is before it has been handed out.
+    /// The byte of `buffer` at which the next frame begins; what is before it has been handed out.
     start: usize,
     failed: Option<FrameError>,
     limits: Limits,

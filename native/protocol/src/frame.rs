@@ -31,7 +31,7 @@ pub(crate) const OPEN_PREFIX_BYTES: usize = 8;
 pub(crate) const LOG_PREFIX_BYTES: usize = 17;
 const SIGNAL_MAX: u8 = 64;
 
-/// Where a piece of log comes from.
+/// The source of a piece of log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogStream {
     Stdout,

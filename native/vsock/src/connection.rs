@@ -88,7 +88,7 @@ pub(crate) struct Connection {
     pub credit: Credit,
     /// What the common store gave to the window above the minimum, bytes.
     pub granted: u32,
-    /// In the muxer's queue of connections with something to say.
+    /// Whether it is in the muxer's queue of connections with something to say.
     pub queued: bool,
     pub deadline: Option<Instant>,
     token: u64,

@@ -19,7 +19,7 @@ pub(crate) enum Progress {
     Wait,
     /// The whole line, with the guest's port.
     Port(u32),
-    /// Not a line of the dialect, or the stream ended.
+    /// What came is no line of the dialect, or the stream ended.
     Refused,
 }
 

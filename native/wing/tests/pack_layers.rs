@@ -656,3 +656,49 @@ fn a_sparse_file_of_a_layer_takes_its_data_only() {
         }
     }
 }
+
+#[test]
+fn an_image_archive_may_itself_have_holes() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    let mut contents = vec![0; 5 << 20];
+    contents[3 << 20] = 7;
+    let layer = Tar::new().file("big", &contents).file("a", "1").end();
+    for (name, bytes) in [
+        ("layer.tar", &layer),
+        ("config.json", &config(std::slice::from_ref(&layer), &run())),
+        (
+            "manifest.json",
+            &json!([{ "Config": "config.json", "Layers": ["layer.tar"] }])
+                .to_string()
+                .into_bytes(),
+        ),
+    ] {
+        use std::os::unix::fs::FileExt as _;
+        let file = std::fs::File::create(files.join(name)).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for (at, part) in (0..).zip(bytes.chunks(4096)) {
+            if part.iter().any(|&byte| byte != 0) {
+                file.write_all_at(part, at * 4096).unwrap();
+            }
+        }
+    }
+    for version in ["--sparse-version=0.1", "--sparse-version=1.0"] {
+        let output = std::process::Command::new("tar")
+            .args(["--format=pax", "-S", version, "-cf", "-", "-C"])
+            .arg(&files)
+            .arg(".")
+            .output()
+            .unwrap();
+        assert!(output.stdout.len() < 1 << 20);
+
+        let (told, tree) = tree(&output.stdout);
+
+        assert_eq!(told["format"], "docker");
+        if let Some(tree) = tree {
+            assert_eq!(names(&tree), ["a", "big"]);
+            assert!(tree["big"] == contents);
+        }
+    }
+}

@@ -8,7 +8,7 @@ pub struct ErrorBody {
     pub code: String,
     #[serde(default)]
     pub message: String,
-    /// With `generation_unknown`: the generations that the refusing side speaks.
+    /// The generations that the refusing side speaks, with `generation_unknown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supported: Option<Vec<u16>>,
 }
@@ -52,7 +52,7 @@ pub mod code {
     pub const CONNECTION_REFUSED: &str = "connection_refused";
     /// A peer reset or timed out.
     pub const CONNECTION_LOST: &str = "connection_lost";
-    /// At a limit: 256 conversations, or one stdin of a workload.
+    /// A limit is reached: 256 conversations, or one stdin of a workload.
     pub const BUSY: &str = "busy";
     /// The session's secret is wrong, or a first session was seen already.
     pub const REFUSED: &str = "refused";

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
-    /// As the tar stream says, by number.
+    /// Owners stay as the tar stream says, by number.
     #[default]
     Keep,
     /// uid 0, gid 0.
@@ -88,7 +88,7 @@ pub struct FileStat {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
     pub path: String,
-    /// At most this many entries; kestrel's own limit is 10,000 and half a mebibyte of answer.
+    /// The most entries that are wanted; kestrel's own limit is 10,000 and half a mebibyte of answer.
     #[serde(default = "default_limit")]
     pub limit: u32,
 }

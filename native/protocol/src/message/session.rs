@@ -74,7 +74,7 @@ pub struct Configuration {
     pub files: Vec<FileSpec>,
     #[serde(default)]
     pub workload: Option<Workload>,
-    /// From SIGTERM to SIGKILL where nobody says otherwise, in milliseconds.
+    /// The time from SIGTERM to SIGKILL where nobody says otherwise, in milliseconds.
     #[serde(default = "default_grace_ms")]
     pub grace_ms: u64,
     /// Size of the log ring.
@@ -90,7 +90,7 @@ const fn default_log_bytes() -> u64 {
     1024 * 1024
 }
 
-/// Where `/` comes from.
+/// The source of `/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
     pub mode: RootMode,
@@ -166,7 +166,7 @@ pub struct Workload {
     /// Absent: `/`. Made where it is missing, as images expect.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// As in exec.
+    /// The user, by the rules of exec.
     #[serde(default)]
     pub user: Option<String>,
     #[serde(default)]
@@ -189,7 +189,7 @@ const fn default_stop_signal() -> u8 {
 /// The body of `event`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// From 1, by 1.
+    /// Counts from 1, by 1.
     pub seq: u64,
     #[serde(flatten)]
     pub kind: EventKind,

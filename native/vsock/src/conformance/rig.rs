@@ -13,7 +13,7 @@ use crate::Limits;
 /// Entries of the queues that the suite sets up; QEMU's vsock has as many.
 pub const QUEUE_SIZE: u16 = 128;
 
-/// Where a queue lies in guest memory.
+/// The place of a queue in guest memory.
 #[derive(Clone, Copy, Debug)]
 pub struct QueuePlace {
     pub descriptors: u64,
@@ -32,7 +32,7 @@ pub struct Setup {
 
 /// A device with its guest's memory and its place on the host.
 pub trait Rig {
-    /// At least 16 MiB from address 0.
+    /// The guest's memory: at least 16 MiB from address 0.
     fn memory(&self) -> &GuestMemoryMmap;
 
     fn cid(&self) -> u64;

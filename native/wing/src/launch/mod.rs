@@ -49,7 +49,7 @@ use std::process::ExitCode;
 use error::{LaunchError, Step};
 use spec::{CwdBy, Exe, Namespace, SPEC_BYTES_MAX, SPEC_FD, Spec};
 
-/// As `env(1)` and container runtimes have it: the launcher itself failed.
+/// The launcher itself failed; the number is that of `env(1)` and of container runtimes.
 const EXIT_LAUNCH_FAILED: u8 = 125;
 
 pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {

@@ -112,7 +112,7 @@ pub enum Capabilities {
     Keep,
 }
 
-/// With whose rights `cwd` is entered. By the caller: a folder that the program's user could not reach by its path, one in
+/// Whose rights enter `cwd`. Those of the caller: a folder that the program's user could not reach by its path, one in
 /// the home of another user for instance.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -257,7 +257,7 @@ impl Spec {
     }
 }
 
-/// Where to report, as far as it can be told: a specification that is refused has somebody waiting for the
+/// Finds where to report, as far as it can be told: a specification that is refused has somebody waiting for the
 /// reason too. Nothing else is read, and nothing refused.
 pub fn report_fd(json: &[u8]) -> Option<RawFd> {
     #[derive(Deserialize)]

@@ -92,7 +92,7 @@ impl Args {
             })
     }
 
-    /// As [`Args::file`]; absent is no mistake.
+    /// Does the same as [`Args::file`] for a flag that may be absent.
     pub fn file_if_given(&mut self, name: &'static str, access: Access) -> Result<Option<File>> {
         let usage = |reason: String| Error::Usage { reason };
         let Some(fd) = self.number::<i32>(name)? else {

@@ -1,4 +1,4 @@
-//! Where bytes come from, and how many may come.
+//! Readers that name what they read and that bound how much may come.
 
 use std::{
     fs::File,

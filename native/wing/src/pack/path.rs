@@ -2,9 +2,9 @@
 
 use super::error::{Error, Result, show};
 
-/// As `PATH_MAX` of Linux, without its NUL.
+/// The bound of a path: `PATH_MAX` of Linux, without its NUL.
 pub const PATH_MAX: usize = 4096;
-/// As `NAME_MAX` of Linux and of EROFS.
+/// The bound of a name: `NAME_MAX` of Linux and of EROFS.
 pub const NAME_MAX: usize = 255;
 /// Directories above each other, after symlinks are followed. Ours: deeper trees break the tools that walk them.
 pub const DEPTH_MAX: usize = 256;

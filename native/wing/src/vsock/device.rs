@@ -73,7 +73,7 @@ impl Device {
         self.owned = true;
     }
 
-    /// Where an address of the VMM lies in guest memory.
+    /// Finds where an address of the VMM lies in guest memory.
     pub fn guest_address(&self, vmm: u64) -> Option<u64> {
         self.mappings.iter().find_map(|mapping| {
             let at = vmm
@@ -83,7 +83,7 @@ impl Device {
         })
     }
 
-    /// To be called after every change of a ring: starts or stops serving.
+    /// Starts or stops serving; must be called after every change of a ring.
     pub fn update(&mut self) {
         let complete = self.memory.is_some() && self.rings[..2].iter().all(Ring::is_complete);
         if complete && !self.running {

@@ -15,7 +15,7 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 #[derive(Debug)]
 pub struct Ring {
-    /// Where its kicks are waited for, and under which number.
+    /// The epoll that waits for its kicks, and the number that it has there.
     epoll: Arc<Epoll>,
     token: u64,
     pub queue: Queue,

@@ -86,7 +86,8 @@ pub fn run(args: Args) -> Result<(), VsockError> {
     }
 }
 
-/// As far as the hard limit allows; under a lower one the muxer refuses what it has no descriptors for.
+/// Raises the limit of open files as far as the hard limit allows; under a lower one the muxer refuses what it has no
+/// descriptors for.
 fn raise_descriptors() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

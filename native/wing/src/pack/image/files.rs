@@ -101,7 +101,7 @@ fn copy(from: &File, to: &File, bytes: u64) -> Result<()> {
     to.set_len(bytes).map_err(unwritable)
 }
 
-/// Where the next data, or the next hole, begins from `position` on; `None` at the end of the file.
+/// Finds where the next data, or the next hole, begins from `position` on; `None` at the end of the file.
 fn seek(file: &File, position: u64, what: libc::c_int) -> io::Result<Option<u64>> {
     let position = i64::try_from(position).map_err(io::Error::other)?;
     // SAFETY: takes numbers only; the descriptor is owned by `file`, whose position nobody uses.

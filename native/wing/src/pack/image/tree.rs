@@ -18,7 +18,7 @@ pub type NodeId = u32;
 /// The root of every tree.
 pub const ROOT: NodeId = 0;
 
-/// As the kernel's bound on symlinks in one lookup.
+/// Symlinks in one lookup; the kernel has the same bound.
 const HOPS_MAX: u32 = 40;
 
 /// Bytes of metadata in RAM. Two million entries with names of 60 bytes need 430 MiB.
@@ -26,7 +26,7 @@ const MEMORY_MAX: u64 = 900 << 20;
 /// What a node, its place in a folder and its layout need beside the name, bytes (168 measured with two million files).
 const NODE_COST: u64 = 170;
 
-/// Where the contents of a regular file lie.
+/// The contents of a regular file: how many bytes, and where they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contents {
     /// Bytes.
@@ -34,16 +34,16 @@ pub struct Contents {
     pub place: Place,
 }
 
-/// Where the bytes of a file are in the image.
+/// The place of a file's bytes in the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// In whole blocks in a row, and beside the inode.
+    /// Whole blocks in a row, and the rest beside the inode.
     Row {
         block: u32,
         /// Handle of the part that is stored beside the inode.
         tail: Option<u32>,
     },
-    /// In chunks with holes between; the handle of their map.
+    /// Chunks with holes between; the handle of their map.
     Chunks(u32),
 }
 
@@ -311,7 +311,7 @@ impl Tree {
         Ok((self.walk(ROOT, folder, path, &mut hops)?, name))
     }
 
-    /// As a lookup, but makes what is missing. `..` in a symlink stops at the root, as after chroot(2).
+    /// Looks a folder up and makes what is missing. `..` in a symlink stops at the root, as after chroot(2).
     fn walk(&mut self, start: NodeId, way: &[u8], path: &[u8], hops: &mut u32) -> Result<NodeId> {
         let mut here = if way.first() == Some(&b'/') {
             ROOT

@@ -4,7 +4,7 @@
 use super::bzimage::is_version;
 
 const MARK: &[u8] = b"Linux version ";
-/// Of a version with the blank after it: UTS_RELEASE has at most 64 bytes with its NUL (linux/utsname.h).
+/// Bytes of a version with the blank after it: UTS_RELEASE has at most 64 with its NUL (linux/utsname.h).
 const VERSION_MAX: usize = 65;
 
 /// Sees every byte once, in order.

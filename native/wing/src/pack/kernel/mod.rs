@@ -342,7 +342,7 @@ impl Found {
         })
     }
 
-    /// Of `names` those that the image itself surely has not, where nothing lists what is built in. A kernel that only
+    /// Finds which of `names` the image itself surely has not, where nothing lists what is built in. A kernel that only
     /// itself can unpack does not tell.
     fn absent(&mut self, head: &Head, names: Vec<String>) -> Result<Vec<String>> {
         if names.is_empty() {
@@ -410,7 +410,7 @@ impl Catalog for Found {
         self.builtin.as_ref().map(|builtin| builtin.contains(name))
     }
 
-    /// Only algorithms are asked for by alias, so only modules in a folder "crypto" are unpacked to look.
+    /// Looks into modules in a folder "crypto" only: nothing but algorithms is asked for by alias.
     fn by_alias(&mut self, alias: &str) -> Result<Vec<String>> {
         if self.builtin_aliases.contains_key(alias) {
             return Ok(Vec::new());

@@ -27,7 +27,7 @@ pub const WANTED: [&str; 19] = [
     "libcrc32c",
     "lz4_decompress",
 ];
-/// Without these no guest of ours comes up.
+/// Modules without which no guest of ours comes up.
 pub const REQUIRED: [&str; 5] = [
     "virtio_blk",
     "vmw_vsock_virtio_transport",

@@ -107,8 +107,8 @@ impl ChunkMap {
         }
     }
 
-    /// Where the byte at `position` of the file lies in the image, `None` in a hole, and how many bytes are left of its
-    /// chunk.
+    /// Finds where the byte at `position` of the file lies in the image, `None` in a hole, and how many bytes are left of
+    /// its chunk.
     pub fn place(&self, position: u64) -> (Option<u64>, u64) {
         let within = position & ((1 << self.bits) - 1);
         let chunk = usize::try_from(position >> self.bits).ok();

@@ -442,7 +442,7 @@ impl StoredContents<'_> {
         self.contents.size
     }
 
-    /// Where the bytes at the current position are, and how many of them are there in a row.
+    /// Finds the bytes at the current position, and how many of them lie there in a row.
     fn here(&self) -> (Source<'_>, u64) {
         let left = self.contents.size - self.position;
         match self.contents.place {

@@ -1,4 +1,4 @@
-//! Where each inode lies: decided for the whole tree before the first is written, since directories name addresses.
+//! The places of all inodes: decided for the whole tree before the first is written, since directories name addresses.
 
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ use super::{
 
 /// The place and shape of every inode that is in use.
 pub struct Layout {
-    /// By node; `None` for what was replaced.
+    /// Shapes by node; `None` for what was replaced.
     shapes: Vec<Option<Shape>>,
     /// Nodes in the order of their addresses.
     order: Vec<NodeId>,

@@ -19,7 +19,7 @@ use super::{
 
 /// `EROFS_SUPER_MAGIC_V1`.
 const MAGIC: u32 = 0xe0f5_e1e2;
-/// Where the superblock lies in block 0.
+/// The byte of block 0 at which the superblock begins.
 const SUPER_OFFSET: usize = 1024;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM | EROFS_FEATURE_COMPAT_MTIME`.
 const FEATURE_COMPAT: u32 = 1 | 2;
