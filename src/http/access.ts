@@ -50,15 +50,21 @@ const hostOf = (text: string): string => text.toLowerCase().replace(/:\d+$/, '')
 /**
  * Lets a request through or says why not: before its body is read and before it is matched to a schema.
  *
+ * @returns whether the caller has shown that it may use this daemon: what is for everybody is let through for strangers too
  * @throws `host_refused`, `origin_refused`, `token_missing`, `token_invalid`, `token_scope`
  */
-export const check = (listener: Listener, request: Request, operation: Operation | undefined, tokens: Tokens): void => {
-  if (listener.kind === 'unix') return
+export const check = (
+  listener: Listener,
+  request: Request,
+  operation: Operation | undefined,
+  tokens: Tokens,
+): boolean => {
+  if (listener.kind === 'unix') return true
   const host = request.headers.get('host') ?? ''
   if (!listener.hosts.has(hostOf(host))) throw hostRefused({ host })
   const origin = request.headers.get('origin')
   if (origin !== null && origin !== `http://${host}` && origin !== `https://${host}`) throw originRefused({ origin })
-  if (operation?.path === '/healthz') return
+  if (operation?.path === '/healthz') return false
   // Never from the query string: it ends in logs, histories and referrers.
   const bearer =
     /^Bearer +(\S+)$/i.exec(request.headers.get('authorization') ?? '')?.[1] ??
@@ -69,4 +75,5 @@ export const check = (listener: Listener, request: Request, operation: Operation
   if (scope === undefined) throw tokenInvalid({})
   const needs = operation?.scope ?? 'read'
   if (RANK[scope] < RANK[needs]) throw tokenScope({ has: scope, needs })
+  return true
 }

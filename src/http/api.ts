@@ -26,6 +26,8 @@ export interface Edge {
   /** Upgrades to a WebSocket; absent where there is no socket. */
   readonly server?: Server<SocketData>
   operation?: Operation
+  /** Whether the caller may use this daemon; absent for one that was refused. */
+  known?: boolean
   upgraded?: boolean
 }
 
@@ -73,7 +75,7 @@ export const api = (host: Host, tokens: Tokens): Api => {
 
   const serve = async (id: OperationId, operation: Operation, { request, params }: Matched): Promise<Response> => {
     const edge = edgeOf(request)
-    check(edge.listener, request, operation, tokens)
+    edge.known = check(edge.listener, request, operation, tokens)
     // The router answers HEAD by GET; only what takes every method does here.
     if (operation.anyMethod !== true && request.method !== operation.method) throw routeNotFound({})
     edge.operation = operation
@@ -103,13 +105,13 @@ export const api = (host: Host, tokens: Tokens): Api => {
 
   const app = new Elysia({ normalize: false, strictPath: true, handler: { standardHostname: false } })
   app.onError(({ error, code, request }) => {
-    const { listener, requestId } = edgeOf(request)
-    return problem(code === 'NOT_FOUND' ? unmatched(listener, request) : asFault(error), requestId, host.log)
+    const edge = edgeOf(request)
+    return problem(code === 'NOT_FOUND' ? unmatched(edge, request) : asFault(error), edge.requestId, host.log)
   })
   /** What is no operation is refused like one that only reads, so that a stranger does not learn the routes. */
-  const unmatched = (listener: Listener, request: Request) => {
+  const unmatched = (edge: Edge, request: Request) => {
     try {
-      check(listener, request, undefined, tokens)
+      edge.known = check(edge.listener, request, undefined, tokens)
       return routeNotFound({})
     } catch (error) {
       return asFault(error)

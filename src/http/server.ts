@@ -81,6 +81,8 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         const answer = await app.fetch(request, edge)
         if (edge.upgraded === true) return undefined
         answer.headers.set('x-request-id', id)
+        // Who has shown no token keeps no connection: each is a descriptor, and a kept one lives as long as its client likes.
+        if (edge.known !== true) answer.headers.set('connection', 'close')
         if (answer.body !== null && edge.operation?.stream !== undefined) {
           streaming = true
           request.signal.addEventListener('abort', leave, { once: true })
@@ -91,7 +93,9 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         }
         return answer
       } catch (error) {
-        return problem(asFault(error), id, host.log)
+        const answer = problem(asFault(error), id, host.log)
+        answer.headers.set('connection', 'close')
+        return answer
       } finally {
         if (!streaming) leave()
       }

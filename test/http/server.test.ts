@@ -112,3 +112,62 @@ test("a user's own socket is that user's alone, a system's its group's too", asy
     expect({ mode, bits: found & 0o777 }).toEqual({ mode, bits })
   }
 })
+
+describe('a connection', () => {
+  /** Sends a request on a connection that asks to be kept, and says whether it was, once an answer is there. */
+  const kept = (head: string, to: { path: string } | { port: number; host: string }): Promise<boolean> =>
+    new Promise((resolve, reject) => {
+      const socket = connect(to)
+      let answers = 0
+      const ask = () => {
+        socket.write(`${head} HTTP/1.1\r\nhost: localhost\r\nconnection: keep-alive\r\n\r\n`)
+      }
+      socket.on('connect', ask)
+      socket.on('data', (part) => {
+        if (!part.toString('latin1').startsWith('HTTP/1.1')) return
+        answers++
+        if (answers === 1)
+          ask() // one that is kept answers again
+        else {
+          resolve(true)
+          socket.destroy()
+        }
+      })
+      socket.on('end', () => {
+        resolve(false)
+      })
+      socket.on('error', (error: NodeJS.ErrnoException) => {
+        if (error.code === 'ECONNRESET' || error.code === 'EPIPE') resolve(false)
+        else reject(error)
+      })
+      socket.setTimeout(5000, () => {
+        socket.destroy(new Error('neither kept nor ended'))
+      })
+    })
+
+  test.each([
+    'GET /healthz',
+    'GET /api/v1/vms',
+    'GET /nothing',
+    'HEAD /healthz',
+    'DELETE /healthz',
+    'GET /healthz#x',
+    'PROPFIND /api/v1/vms',
+    'POST /api/v1/vms',
+  ])('of a stranger is not kept: %s', async (head) => {
+    expect(await kept(head, tcp())).toBe(false)
+  })
+
+  test('of who may is kept', async () => {
+    expect(await kept('GET /healthz', unix())).toBe(true)
+    const { secret } = new Tokens(bed.host.store).create({ name: 'keeper' })
+    expect(await kept(`GET /api/v1/vms HTTP/1.1\r\nauthorization: Bearer ${secret}\r\nx-rest:`, tcp())).toBe(true)
+  })
+
+  test('of hundreds of strangers at once is no one left', async () => {
+    const all = await Promise.all(Array.from({ length: 300 }, () => kept('GET /healthz', tcp())))
+
+    expect(all.filter(Boolean)).toEqual([])
+    expect(server.open()).toBe(0)
+  })
+})
