@@ -47,6 +47,23 @@ export const Settings = Type.Object(
     boot_timeout_s: Type.Integer({ default: 120, minimum: 1, maximum: 3600 }),
     log_level: oneOf('trace', 'debug', 'info', 'warn', 'error', 'silent'),
     log_max_mb: Type.Integer({ default: 50, minimum: 1, description: "Of one vm's workload log and of its console" }),
+    disk_io_bps: Type.Integer({
+      default: 256 * 2 ** 20,
+      minimum: 0,
+      description: "Bytes a second that one vm's own disks may read and write, after a burst; 0 = no limit",
+    }),
+    disk_flushes_per_s: Type.Integer({
+      default: 500,
+      minimum: 0,
+      description: "Flushes a second of one vm's own disks, where the hypervisor can limit them (talon); 0 = no limit",
+    }),
+    landlock_abi_min: Type.Integer({
+      default: 0,
+      minimum: 0,
+      maximum: 100,
+      description:
+        'Refuse talon on a kernel whose Landlock is older; 0 = run without that wall, which `aerie doctor` tells',
+    }),
     idle_exit_s: Type.Integer({
       default: 0,
       minimum: 0,

@@ -50,6 +50,13 @@ export interface JailSpec {
   readonly groups: readonly number[]
 }
 
+/** What a machine's writable disks may do together; 0 is no limit. A burst of some seconds comes on top. */
+export interface DiskRate {
+  readonly bytesPerS: number
+  /** A driver that cannot limit them leaves them alone. */
+  readonly flushesPerS: number
+}
+
 /** What a VMM needs to know: paths and numbers, no rows, no HTTP. */
 export interface MachineSpec {
   /** Names the machine in cgroups and in the environment of its processes: `<state id>/<vm uid>`. */
@@ -62,6 +69,7 @@ export interface MachineSpec {
   readonly vcpus: number
   readonly memoryMib: number
   readonly disks: readonly DiskSpec[]
+  readonly diskRate: DiskRate
   /** Network cards, in the order in which the guest finds them. */
   readonly nics: readonly NicSpec[]
   /** 3 or more: virtio 1.2, section 5.10.4. */

@@ -32,6 +32,7 @@ export const bedOf = (
         cmdline: 'console=ttyS0 panic=-1 reboot=t',
         vcpus: 1,
         memoryMib: 192,
+        diskRate: { bytesPerS: 256 * 2 ** 20, flushesPerS: 500 },
         nics: [],
         cid: 100 + id,
         forkable: false,

@@ -10,6 +10,7 @@ import { assemble } from './assemble.ts'
 import { recordEnd } from './end.ts'
 import { watchHalts } from './halt.ts'
 import type { LiveVm } from './live.ts'
+import { reboot } from './reboot.ts'
 import { closeLive, removeRuntimeFolder } from './teardown.ts'
 import { vmStartFailed } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
@@ -34,9 +35,10 @@ export const watch = (host: Host, live: LiveVm, machine: Machine): void => {
     .then((end) =>
       host.vms.queue.run(live.uid, async () => {
         if (host.vms.live.get(live.uid) !== live) return
+        const ranMs = Date.now() - (byUid(host.store, live.uid)?.boot.startedAt ?? Date.now())
         await recordEnd(host, live, end)
         const row = byUid(host.store, live.uid)
-        if (row?.state === 'starting') await boot(host, row).catch(() => undefined) // the guest asked for a reboot; what fails is in the row
+        if (row?.state === 'starting') await reboot(host, row, ranMs, (again) => boot(host, again)) // the guest asked for it
       }),
     )
     .catch((error: unknown) => {

@@ -76,7 +76,8 @@ const writeEnd = (host: Host, uid: string, end: End): void => {
   }
 }
 
-const removeIfWanted = async (host: Host, uid: string): Promise<void> => {
+/** Deletes a vm that has ended and shall delete itself then. */
+export const removeIfWanted = async (host: Host, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
   if (row?.spec.policy.auto_remove && (row.state === 'stopped' || row.state === 'crashed')) {
     move(host.store, uid, 'delete')

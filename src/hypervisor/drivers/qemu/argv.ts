@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { numbered } from '../../../linux/inherited.ts'
-import type { MachineSpec } from '../../driver.ts'
+import type { DiskSpec, MachineSpec } from '../../driver.ts'
 import { VSOCK_PLUG, VSOCK_PORT } from './vsock-device.ts'
 
 export interface QemuOptions {
@@ -63,6 +63,31 @@ export const layoutOf = (options: QemuOptions): string =>
     .digest('hex')
     .slice(0, 16)
 
+/** The group whose limits the writable disks share. */
+const THROTTLE = 'own'
+/** How long they may go at several times the limit, and at how many: a boot, or an installation, is not slower. */
+const BURST_S = 4
+const BURST_TIMES = 3
+
+const isThrottled = (spec: MachineSpec, disk: DiskSpec): boolean => spec.diskRate.bytesPerS > 0 && !disk.readOnly
+
+/** QEMU limits bytes; its throttle lets flushes through. */
+const throttleGroup = (spec: MachineSpec): string[] =>
+  spec.disks.some((disk) => isThrottled(spec, disk))
+    ? [
+        '-object',
+        JSON.stringify({
+          'qom-type': 'throttle-group',
+          id: THROTTLE,
+          limits: {
+            'bps-total': spec.diskRate.bytesPerS,
+            'bps-total-max': spec.diskRate.bytesPerS * BURST_TIMES,
+            'bps-total-max-length': BURST_S,
+          },
+        }),
+      ]
+    : []
+
 /**
  * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`).
  * `disks` are the numbers of its disks' descriptors.
@@ -110,13 +135,14 @@ export const argv = (
   'none',
   '-chardev',
   `socket,id=${VSOCK_PLUG.chardev},fd=${FD.vhost}`,
+  ...throttleGroup(spec),
   ...spec.disks.flatMap((disk, index) => [
     '-add-fd',
     `fd=${disks[index]},set=${index + 10}`,
     '-blockdev',
     JSON.stringify({
       driver: 'raw',
-      'node-name': `d${index}`,
+      'node-name': isThrottled(spec, disk) ? `f${index}` : `d${index}`,
       'read-only': disk.readOnly,
       discard: 'unmap',
       file: {
@@ -128,6 +154,18 @@ export const argv = (
         discard: 'unmap',
       },
     }),
+    ...(isThrottled(spec, disk)
+      ? [
+          '-blockdev',
+          JSON.stringify({
+            driver: 'throttle',
+            'node-name': `d${index}`,
+            'throttle-group': THROTTLE,
+            file: `f${index}`,
+            discard: 'unmap',
+          }),
+        ]
+      : []),
   ]),
   ...spec.nics.flatMap(({ kind }, index) => ['-netdev', `${kind},id=n${index}`]),
   ...hardware(options, spec),

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import type { Check } from '../../../contract/system.ts'
 import type { Ground } from '../../driver.ts'
-import { report } from './report.ts'
+import { report, sayLandlock } from './report.ts'
 
 const check = (name: string, status: Check['status'], message: string, hint: string | null = null): Check => ({
   name,
@@ -11,7 +11,7 @@ const check = (name: string, status: Check['status'], message: string, hint: str
 })
 
 /** What talon's jail can enforce here, by its own word. */
-const jail = async ({ kvm }: Ground, another: boolean): Promise<Check> => {
+const jail = async ({ kvm, config }: Ground, another: boolean): Promise<Check> => {
   const said = await report()
   if (!said)
     return check(
@@ -21,6 +21,14 @@ const jail = async ({ kvm }: Ground, another: boolean): Promise<Check> => {
       'Look whether the host forbids executable memory files: `sysctl vm.memfd_noexec`',
     )
   const { landlock_abi: abi, seccomp_kill_process: seccomp, user_namespaces: namespaces } = said.jail
+  if (abi < config.landlock_abi_min) {
+    return check(
+      'talon',
+      another ? 'warn' : 'fail',
+      `talon runs nothing: ${sayLandlock(abi, config.landlock_abi_min)}`,
+      'Run a newer kernel, or lower landlock_abi_min',
+    )
+  }
   const missing = [
     ...(namespaces ? [] : ['user namespaces']),
     ...(seccomp ? [] : ['seccomp']),

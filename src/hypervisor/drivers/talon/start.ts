@@ -45,6 +45,14 @@ const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 
 /** Names the place on the guest's bus that a disk has in every boot, whatever other disks there are (native/talon, layout.rs). */
 const placeOf = (serial: string): string => serial.replace(/^vol(?=\d+$)/, 'volume')
 
+/** The group whose limits the writable disks share. */
+const OWN_DISKS = 'own'
+/** What may be moved before the limit holds, in seconds of it: a boot, or an installation, is not slower. */
+const BURST_S = 8
+
+const bucket = (perS: number): unknown =>
+  perS === 0 ? null : { size: perS, refill_time: 1000, one_time_burst: perS * BURST_S }
+
 /** Writes Cloud Hypervisor's VmConfig; `disks` are the numbers of the disks' descriptors. */
 const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
@@ -57,7 +65,14 @@ const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean):
     readonly: disk.readOnly,
     serial: disk.serial,
     place: placeOf(disk.serial),
+    rate_limit_group: disk.readOnly ? null : OWN_DISKS,
   })),
+  rate_limit_groups: [
+    {
+      id: OWN_DISKS,
+      rate_limiter_config: { bandwidth: bucket(spec.diskRate.bytesPerS), flushes: bucket(spec.diskRate.flushesPerS) },
+    },
+  ],
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
   vsock: { cid: spec.cid, socket: join(spec.folder, 'vsock'), fd: FD.vsock },
@@ -77,7 +92,12 @@ const launchOf = (spec: MachineSpec, disks: readonly number[], from: Saved | und
     : configOf(spec, disks, spec.forkable)
 
 /** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
-export const start = async (spec: MachineSpec, from: Saved | undefined, signal: AbortSignal): Promise<Machine> => {
+export const start = async (
+  spec: MachineSpec,
+  from: Saved | undefined,
+  landlockAbiMin: number,
+  signal: AbortSignal,
+): Promise<Machine> => {
   const [nic] = spec.nics
   if (nic)
     throw hypervisorUnavailable({
@@ -138,6 +158,8 @@ export const start = async (spec: MachineSpec, from: Saved | undefined, signal: 
           '.',
           '--at-end',
           'hold',
+          '--landlock-abi-min',
+          String(landlockAbiMin),
         ],
         env: { AERIE_MACHINE: spec.mark },
         cwd: spec.folder,

@@ -1,6 +1,6 @@
 import type { DriverOffer, HypervisorDriver } from '../../driver.ts'
 import { checks } from './checks.ts'
-import { unfit } from './report.ts'
+import { lacksLandlock, unfit } from './report.ts'
 import { adopt, start } from './start.ts'
 
 /**
@@ -9,20 +9,26 @@ import { adopt, start } from './start.ts'
  *
  * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
  */
-export const driver: HypervisorDriver = {
+const driverWith = (landlockAbiMin: number): HypervisorDriver => ({
   name: 'talon',
   nics: [],
   boots: 'vmlinux',
   adopt,
-  start: (spec, signal) => start(spec, undefined, signal),
-  restore: (spec, from, signal) => start(spec, from, signal),
-}
+  start: (spec, signal) => start(spec, undefined, landlockAbiMin, signal),
+  restore: (spec, from, signal) => start(spec, from, landlockAbiMin, signal),
+})
+
+/** talon on whatever Landlock the kernel has. */
+export const driver = driverWith(0)
 
 /** talon, which is in this executable: wherever KVM can run an unmodified guest. */
 export const talon: DriverOffer = {
   name: 'talon',
-  find: ({ kvm, accelerator }) => {
-    if (accelerator === 'kvm' && kvm.usable) return { driver }
+  find: ({ kvm, accelerator, config }) => {
+    if (accelerator === 'kvm' && kvm.usable) {
+      const lacks = lacksLandlock(config.landlock_abi_min)
+      return lacks === undefined ? { driver: driverWith(config.landlock_abi_min) } : { lacks }
+    }
     return {
       lacks: kvm.usable ? 'it needs KVM, and the configuration says tcg' : `it needs KVM: ${kvm.reason}`,
     }

@@ -13,6 +13,7 @@ const SPEC: MachineSpec = {
   vcpus: 1,
   memoryMib: 64,
   disks: [],
+  diskRate: { bytesPerS: 0, flushesPerS: 0 },
   nics: [],
   cid: 3,
   consoleLog: '/c',
@@ -53,6 +54,36 @@ test('every disk has the descriptor that was handed on for it', () => {
   const args = of({ disks }, [12, 13, 14])
 
   expect(after(args, '-add-fd').slice(-3)).toEqual(['fd=12,set=10', 'fd=13,set=11', 'fd=14,set=12'])
+})
+
+test('writable disks share one limit of bytes, and read-only ones have none', () => {
+  const disks = ['root', 'overlay', 'vol0'].map((serial) => ({
+    path: `/${serial}`,
+    readOnly: serial === 'root',
+    serial,
+  }))
+  const nodes = (args: readonly string[]) =>
+    after(args, '-blockdev')
+      .map((text) => JSON.parse(text) as Record<string, unknown>)
+      .map((node) => [node['node-name'], node['throttle-group']])
+
+  const limited = of({ disks, diskRate: { bytesPerS: 1000, flushesPerS: 5 } }, [12, 13, 14])
+  const free = of({ disks }, [12, 13, 14])
+
+  expect(nodes(limited)).toEqual([
+    ['d0', undefined],
+    ['f1', undefined],
+    ['d1', 'own'],
+    ['f2', undefined],
+    ['d2', 'own'],
+  ])
+  expect(after(limited, '-object').some((text) => text.includes('"bps-total":1000'))).toBe(true)
+  expect(nodes(free)).toEqual([
+    ['d0', undefined],
+    ['d1', undefined],
+    ['d2', undefined],
+  ])
+  expect(after(free, '-object').some((text) => text.includes('throttle'))).toBe(false)
 })
 
 test('a shape of a release with one card at most is one of today', () => {
