@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
+use talon::config::BalloonConfig;
 use talon::memory::{Backing, Ram};
 use talon::pci::{MsiSink, Window};
+use talon::virtio::balloon::Balloon;
 use talon::virtio::chain::PIECES_MAX;
 use talon::virtio::rng::Rng;
-use talon::virtio::{Io, Next, ServeError, VirtioPciDevice};
+use talon::virtio::{Backend, Io, Next, ServeError, VirtioPciDevice};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -306,6 +308,61 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
         flags,
         next,
     })
+}
+
+/// One turn of the balloon on a queue of these heads, each a chain of the same memory: pages given up, and what is wanted next.
+fn balloon_turn(pieces: u16, bytes: u32, heads: u16) -> (u64, u16, Next) {
+    let ram = Arc::new(Ram::new(RAM, Backing::Anonymous, false).unwrap());
+    let memory = ram.guest();
+    for index in 0..pieces {
+        let flags = if index + 1 < pieces { NEXT } else { 0 };
+        describe(memory, index, BUFFER, bytes, flags, index + 1);
+    }
+    // Every second page, so that none has a neighbour.
+    for index in 0..u64::from(bytes / 4) {
+        let page = u32::try_from(512 + index % 256 * 2).unwrap();
+        memory
+            .write_obj(page, GuestAddress(BUFFER + 4 * index))
+            .unwrap();
+    }
+    offer(memory, &vec![0; usize::from(heads)], heads);
+    let mut queues: Vec<Queue> = (0..4).map(|_| Queue::new(128).unwrap()).collect();
+    let inflate = &mut queues[0];
+    inflate.set_size(128);
+    inflate.set_desc_table_address(Some(u32::try_from(TABLE).unwrap()), None);
+    inflate.set_avail_ring_address(Some(u32::try_from(AVAIL).unwrap()), None);
+    inflate.set_used_ring_address(Some(u32::try_from(USED).unwrap()), None);
+    inflate.set_ready(true);
+    let mut returned = VecDeque::new();
+    let config = BalloonConfig {
+        size: 0,
+        deflate_on_oom: false,
+        free_page_reporting: false,
+    };
+    let mut balloon = Balloon::new(Arc::clone(&ram), config);
+    let next = balloon
+        .serve(&mut Io::new(memory, &mut queues, &mut returned))
+        .unwrap();
+    let given_up = balloon
+        .counters()
+        .iter()
+        .find(|(name, _)| *name == "inflated_pages")
+        .map_or(0, |(_, count)| *count);
+    let used: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+    (given_up, used, next)
+}
+
+#[test]
+fn a_turn_of_the_balloon_is_bounded() {
+    // What Linux sends is done in one turn.
+    assert_eq!(balloon_turn(1, 1024, 1), (256, 1, Next::Wait));
+    // Of a request that claims more, so much is taken and no more.
+    assert_eq!(balloon_turn(100, 4096, 1), (1024, 1, Next::Again));
+    // Many at once have several turns.
+    assert_eq!(balloon_turn(1, 4096, 30), (1024, 1, Next::Again));
+    assert_eq!(balloon_turn(1, 1024, 30), (1024, 4, Next::Again));
+    // Requests without a page are bounded by their number.
+    assert_eq!(balloon_turn(1, 3, 100), (0, 32, Next::Again));
 }
 
 proptest! {
