@@ -488,8 +488,9 @@ fn holes_of_every_dialect_stay_holes() {
         fsck(&path);
         let room = path.metadata().unwrap().blocks() * 512;
         assert!(room < mib << 20, "{flags:?}: {room} bytes");
-        if flags.contains(&"--format=pax") {
-            assert_holds(&path, &root);
+        // `fsck.erofs --extract` before 1.6 leaves holes out of a file, so the kernel is asked.
+        if let Some(mounted) = Mounted::new(&path).filter(|_| flags[0] == "--format=pax") {
+            assert_same(&look(&root), &look(mounted.path()));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use pack_common::{
     gzip, image, image_fault, pack, sha256,
     tar::Tar,
-    tree::{contents, fsck},
+    tree::{Mounted, contents, fsck},
     xz, zstd,
 };
 use serde_json::{Value, json};
@@ -641,7 +641,7 @@ fn a_sparse_file_of_a_layer_takes_its_data_only() {
     assert!(room(&path) < 256 << 10, "{} bytes", room(&path));
     let scratch = room(&folder.path().join("scratch"));
     assert!(scratch < 256 << 10, "{scratch} bytes");
-    if let Some(mounted) = pack_common::tree::Mounted::new(&path) {
+    if let Some(mounted) = Mounted::new(&path) {
         use std::os::unix::fs::FileExt as _;
         let file = std::fs::File::open(mounted.path().join("var/log/lastlog")).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 107_374_182_400);
@@ -693,12 +693,14 @@ fn an_image_archive_may_itself_have_holes() {
             .unwrap();
         assert!(output.stdout.len() < 1 << 20);
 
-        let (told, tree) = tree(&output.stdout);
+        let (path, told) = image(folder.path(), &output.stdout);
 
         assert_eq!(told["format"], "docker");
-        if let Some(tree) = tree {
-            assert_eq!(names(&tree), ["a", "big"]);
-            assert!(tree["big"] == contents);
+        fsck(&path);
+        // `fsck.erofs --extract` before 1.6 leaves holes out of a file, so the kernel is asked.
+        if let Some(mounted) = Mounted::new(&path) {
+            assert!(std::fs::read(mounted.path().join("big")).unwrap() == contents);
+            assert_eq!(std::fs::read(mounted.path().join("a")).unwrap(), b"1");
         }
     }
 }
