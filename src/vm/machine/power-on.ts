@@ -6,6 +6,7 @@ import { vms } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { boot } from './boot.ts'
 import { fits } from './configuration.ts'
+import { forgetReboots } from './reboot-pace.ts'
 import { admit } from '../row/capacity.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
@@ -28,6 +29,7 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
     move(tx, uid, 'start', { newBoot: {} })
     return host.snapshots.release(tx, row.snapshot)
   })
+  forgetReboots(host.vms, uid)
   host.daemon.step('starting')
   removeSnapshot()
   const row = byUid(host.store, uid)

@@ -3,6 +3,7 @@ import { eq, sql } from 'drizzle-orm'
 import type { Host } from '../../host.ts'
 import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
+import { forgetReboots } from './reboot-pace.ts'
 import { removeRuntime } from './teardown.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
@@ -35,4 +36,5 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
     return host.snapshots.release(tx, row.snapshot)
   })
   removeSnapshot()
+  forgetReboots(host.vms, uid)
 }

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import { remove } from '../../../src/vm/delete.ts'
-import { pauseBefore, reboot, REBOOTS_MAX } from '../../../src/vm/machine/reboot.ts'
+import { forgetReboots, pauseBefore, REBOOTS_MAX } from '../../../src/vm/machine/reboot-pace.ts'
+import { reboot } from '../../../src/vm/machine/reboot.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
 import { stop } from '../../../src/vm/stop.ts'
 import type { VmRow } from '../../../src/store/schema.ts'
@@ -31,6 +32,15 @@ describe('a guest that reboots', () => {
     for (let turn = 0; turn < 5; turn++) pauseBefore(bed.host.vms, 'vm_a', QUICK)
 
     expect(pauseBefore(bed.host.vms, 'vm_b', QUICK)).toBe(0)
+  })
+
+  test('begins anew when somebody starts its vm', async () => {
+    await using bed = testHost()
+    for (let turn = 0; turn < 5; turn++) pauseBefore(bed.host.vms, 'vm_a', QUICK)
+
+    forgetReboots(bed.host.vms, 'vm_a')
+
+    expect(pauseBefore(bed.host.vms, 'vm_a', QUICK)).toBe(0)
   })
 
   const booted = (rows: VmRow[]) => (row: VmRow) => {
