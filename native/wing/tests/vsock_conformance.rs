@@ -190,6 +190,16 @@ fn one_thread_is_enough_and_idle_it_sleeps() {
 }
 
 #[test]
+fn it_is_confined_before_it_hears_the_vmm() {
+    let wing = Wing::new(Limits::default());
+    // Any answer comes after the filter.
+    wing.frontend.as_ref().unwrap().get_features().unwrap();
+
+    assert_eq!(wing.status("Seccomp"), 2, "a filter");
+    assert_eq!(wing.status("NoNewPrivs"), 1);
+}
+
+#[test]
 fn slow_readers_do_not_grow_it() {
     let mut guest = Guest::boot(Wing::new(Limits::default()));
     let listener = guest.host().listen(PORT);

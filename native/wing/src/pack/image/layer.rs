@@ -20,7 +20,7 @@ const META: &[u8] = b".wh..wh.";
 /// # Errors
 /// As [`Rootfs::add`]; `entry_path_invalid` for a whiteout of nothing.
 pub fn add(rootfs: &mut Rootfs, archive: &mut Archive<impl Read>) -> Result<()> {
-    let mut own = Own {
+    let mut layer = Layer {
         first: rootfs.tree.next_id(),
         touched: HashSet::new(),
         pruned: HashSet::new(),
@@ -30,7 +30,7 @@ pub fn add(rootfs: &mut Rootfs, archive: &mut Archive<impl Read>) -> Result<()> 
         match split(&path) {
             Some((folder, OPAQUE)) => {
                 if let Some(folder) = rootfs.tree.find_directory(folder) {
-                    own.prune(rootfs, folder);
+                    layer.prune(rootfs, folder);
                 }
                 rootfs.release();
             }
@@ -44,18 +44,18 @@ pub fn add(rootfs: &mut Rootfs, archive: &mut Archive<impl Read>) -> Result<()> 
                     });
                 }
                 if let Some(folder) = rootfs.tree.find_directory(folder) {
-                    own.hide(rootfs, folder, hidden);
+                    layer.hide(rootfs, folder, hidden);
                 }
                 rootfs.release();
             }
-            _ => own.add(rootfs, &entry, &path, archive)?,
+            _ => layer.add(rootfs, &entry, &path, archive)?,
         }
     }
     Ok(())
 }
 
 /// What this layer brought, which its own whiteouts do not hide, in whatever order they come.
-struct Own {
+struct Layer {
     /// Nodes from here on were made by this layer.
     first: NodeId,
     /// Nodes of lower layers that this one names again.
@@ -64,7 +64,7 @@ struct Own {
     pruned: HashSet<NodeId>,
 }
 
-impl Own {
+impl Layer {
     fn add(
         &mut self,
         rootfs: &mut Rootfs,

@@ -70,7 +70,7 @@ pub fn run(out: File, scratch: Option<File>, limits: Limits) -> Result<Report> {
         None => false,
     };
     let mut files = Files::new(out, scratch, begins_like_image);
-    let mut came = Rootfs::new(files.take_first()?, limits, 0)?;
+    let mut came = Rootfs::new(files.take_first()?, limits)?;
     if let Some(root) = root {
         came.admit(&root)?;
         came.add(&root, b"", &mut io::empty())?;
@@ -90,7 +90,7 @@ pub fn run(out: File, scratch: Option<File>, limits: Limits) -> Result<Report> {
             Ok(report)
         }
         Some((format, image)) => {
-            let mut made = Rootfs::new(files.take_second()?, limits, came.entries())?;
+            let mut made = Rootfs::beside(&came, files.take_second()?)?;
             let config = add_image(&mut made, &came.members()?, image, limits)?;
             let report = report(format, config, &mut made)?;
             files.leave_second(came.into_file(), made.into_file(), report.bytes)?;

@@ -43,20 +43,31 @@ pub struct Rootfs {
 }
 
 impl Rootfs {
-    /// An empty image in `out`; `entries` were taken before.
+    /// An empty image in `out`.
     ///
     /// # Errors
     /// `write_failed` if `out` is not a regular file open for writing.
-    pub fn new(out: File, limits: Limits, entries: u64) -> Result<Self> {
+    pub fn new(out: File, limits: Limits) -> Result<Self> {
         Ok(Self {
             tree: Tree::new(),
             data: DataArea::new(out)?,
             limits,
-            entries,
+            entries: 0,
             bytes: 0,
             skipped: Vec::new(),
             skipped_count: 0,
         })
+    }
+
+    /// An empty image in `out` beside `other`, which stays: the bounds of entries and of memory are those of both.
+    ///
+    /// # Errors
+    /// `write_failed` if `out` is not a regular file open for writing.
+    pub fn beside(other: &Self, out: File) -> Result<Self> {
+        let mut rootfs = Self::new(out, other.limits)?;
+        rootfs.entries = other.entries;
+        rootfs.tree.share_memory(&other.tree);
+        Ok(rootfs)
     }
 
     /// Entries taken so far.

@@ -132,6 +132,11 @@ impl Tree {
         tree
     }
 
+    /// Counts the memory of a tree that stays beside this one into this one's bound.
+    pub fn share_memory(&mut self, other: &Self) {
+        self.memory += other.memory;
+    }
+
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id as usize]
     }
@@ -599,5 +604,17 @@ mod tests {
 
         assert_eq!(tree.node(tree.find(b"a").unwrap()).links, 1);
         assert!(tree.take_freed().is_empty());
+    }
+
+    #[test]
+    fn two_trees_share_one_bound_of_memory() {
+        let (mut first, mut second) = (Tree::new(), Tree::new());
+        first.charge(MEMORY_MAX - 1000).unwrap();
+        second.share_memory(&first);
+
+        insert(&mut second, "a", file(1)).unwrap();
+        let error = insert(&mut second, &"n".repeat(900), file(2)).unwrap_err();
+
+        assert_eq!(error.code().as_str(), "archive_too_large");
     }
 }

@@ -42,14 +42,14 @@ impl Layout {
             epoch,
             has_chunks: false,
         };
-        let mut room = Room::new();
+        let mut space = InodeBlocks::new();
         for &id in &layout.order {
             let mut shape = layout.shape(tree, id, data);
-            shape.slot = room.take(shape.head(), shape.tail_len)?;
+            shape.slot = space.take(shape.head(), shape.tail_len)?;
             layout.has_chunks |= shape.map_len > 0;
             layout.shapes[id as usize] = Some(shape);
         }
-        layout.blocks = room.blocks;
+        layout.blocks = space.blocks;
         let shapes = &layout.shapes;
         layout
             .order
@@ -171,13 +171,13 @@ fn prevailing_time(tree: &Tree, nodes: &[NodeId]) -> (i64, u32) {
 
 /// Blocks for inodes. An inode with its tail never crosses the end of a block, so blocks keep gaps; the gap that
 /// fits best is used first.
-struct Room {
+struct InodeBlocks {
     blocks: u32,
     /// Blocks by the number of slots free at their end.
     gaps: Vec<Vec<u32>>,
 }
 
-impl Room {
+impl InodeBlocks {
     /// The first slot stays empty: the inode number 0 means "none" to programs.
     fn new() -> Self {
         let mut gaps = vec![Vec::new(); SLOTS + 1];
@@ -185,7 +185,7 @@ impl Room {
         Self { blocks: 1, gaps }
     }
 
-    /// Room for `head` bytes and a tail that must not cross into another block.
+    /// Finds room for `head` bytes and a tail that must not cross into another block.
     fn take(&mut self, head: usize, tail: usize) -> Result<u32> {
         let slots = (head + tail).div_ceil(SLOT);
         let whole = slots / SLOTS;
@@ -233,18 +233,18 @@ mod tests {
 
     #[test]
     fn inodes_with_tails_stay_inside_a_block_and_fill_gaps() {
-        let mut room = Room::new();
+        let mut space = InodeBlocks::new();
 
-        let first = room.take(64, 0).unwrap();
-        let big = room.take(64, 4000).unwrap();
-        let small = room.take(64, 100).unwrap();
-        let long = room.take(9000, 50).unwrap();
+        let first = space.take(64, 0).unwrap();
+        let big = space.take(64, 4000).unwrap();
+        let small = space.take(64, 100).unwrap();
+        let long = space.take(9000, 50).unwrap();
 
         assert_eq!(first, 1);
         assert_eq!(big, 128);
         assert_eq!(small, 3, "goes into the gap of the first block");
         assert_eq!(long, 256);
-        assert_eq!(room.blocks, 5);
+        assert_eq!(space.blocks, 5);
         for (slot, len) in [(big, 4064), (small, 164)] {
             assert!(slot as usize % SLOTS * SLOT + len <= BLOCK);
         }
