@@ -4,6 +4,7 @@ import type { Vm } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
+import { immediate } from '../store/store.ts'
 import { boot } from './machine/boot.ts'
 import { argvOf, fits } from './machine/configuration.ts'
 import { createOrUndo } from './machine/creation.ts'
@@ -13,7 +14,7 @@ import { workloadMissing } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
 import { byUid } from './row/lookup.ts'
 import { move } from './row/moves.ts'
-import { insert, reserving } from './row/reserve.ts'
+import { insert } from './row/reserve.ts'
 import { view } from './row/view.ts'
 import { writeTemplate } from '../volume/template.ts'
 
@@ -51,15 +52,13 @@ const reserve = (host: Host, want: VmCreate, claim: Claim | undefined): VmRow =>
   const spec = specOf(fields)
   const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
   host.hypervisors.need(hypervisor)
-  return reserving(host, [name], (tx, [identity]) => {
-    if (!identity) throw new Error('no identity for a vm')
+  return immediate(host.store, (tx) => {
     const image = host.images.resolve(spec.storage.image, tx)
     const kernel = host.kernels.resolve(spec.compute.kernel)
     if (spec.workload.hold && argvOf(spec.workload, image.config).length === 0)
       throw workloadMissing({ image: spec.storage.image })
-    fits({ name: identity.name, machineId: identity.machineId, spec }, image.config)
     admit(tx, host.config, { cpuCores: spec.compute.cpu_cores, memoryMb: spec.compute.memory_mb })
-    const row = insert(host, tx, identity, {
+    const row = insert(tx, name, {
       spec,
       runtime: spec.policy.runtime ?? spec.policy.plugin ?? 'vm',
       plugin: spec.policy.plugin ?? null,
@@ -69,6 +68,7 @@ const reserve = (host: Host, want: VmCreate, claim: Claim | undefined): VmRow =>
       cpuCores: spec.compute.cpu_cores,
       memoryMb: spec.compute.memory_mb,
     })
+    fits(row, image.config)
     claim?.(tx, [row])
     return row
   })

@@ -8,6 +8,7 @@ import { deferred } from '../lib/wait.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
+import { immediate } from '../store/store.ts'
 import { boot } from './machine/boot.ts'
 import { createOrUndo } from './machine/creation.ts'
 import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
@@ -17,7 +18,7 @@ import { vmDeleted, vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
 import { byUid, find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
-import { insert, reserving } from './row/reserve.ts'
+import { insert } from './row/reserve.ts'
 import { view } from './row/view.ts'
 
 /**
@@ -87,16 +88,16 @@ const reserve = (
   const long = names.find((one) => one !== undefined && one.length > VM_NAME_MAX)
   if (long !== undefined)
     throw requestInvalid({ field: 'name', reason: `"${long}" has more than ${VM_NAME_MAX} characters` })
-  return reserving(host, names, (tx, identities) => {
+  return immediate(host.store, (tx) => {
     const source = find(tx, uid)
     targetOf(source, want) // it may have moved meanwhile
-    const rows = identities.map((identity) => {
+    const rows = names.map((one) => {
       if (target === 'running') admit(tx, host.config, source)
       const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
       const { workload, policy, ...rest } = source.spec
       const metadata = want.metadata ?? policy.metadata
       const spec = { ...rest, workload: { ...workload, hold: false }, policy: { ...policy, metadata } }
-      return insert(host, tx, identity, {
+      return insert(tx, one, {
         spec,
         runtime,
         plugin,

@@ -14,8 +14,8 @@ import { move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
 
 /** Makes a new vm whole, or nothing of it; `work` may add what else is to be taken back. Call it in the vm's queue. */
-export const createOrUndo = async (host: Host, row: VmRow, work: (undo: Undo) => Promise<void>): Promise<Vm> => {
-  return await undoing({ failed: undoFailed(host, row) }, async (undo) => {
+export const createOrUndo = (host: Host, row: VmRow, work: (undo: Undo) => Promise<void>): Promise<Vm> =>
+  undoing({ failed: undoFailed(host, row) }, async (undo) => {
     undo.push('vm', async (reason) => {
       await takeBack(host, row, reason)
     })
@@ -24,7 +24,6 @@ export const createOrUndo = async (host: Host, row: VmRow, work: (undo: Undo) =>
     if (!made) throw new Error('the row has gone')
     return view(made)
   })
-}
 
 /** Takes back a vm that nobody was told of: its reason stays in a durable event. */
 const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> => {

@@ -1,20 +1,12 @@
 import { randomBytes } from 'node:crypto'
-import { sql } from 'drizzle-orm'
-import type { Host } from '../../host.ts'
+import { eq, sql } from 'drizzle-orm'
 import { newId, newName } from '../../lib/id.ts'
 import { boots, type VmRow, vms } from '../../store/schema.ts'
-import { type Store, immediate, isDuplicate, prepared } from '../../store/store.ts'
+import { type Store, isDuplicate, prepared } from '../../store/store.ts'
 import { vmExists } from './errors.ts'
 
 /** After this many generated names or addresses that were taken, one after the other, it is no chance any more. */
 const CHANCES = 20
-
-/** What one vm is and no other. */
-export interface Identity {
-  readonly uid: string
-  readonly name: string
-  readonly machineId: string
-}
 
 /** What the caller knows of a new vm; the rest is given here. */
 export type Known = Pick<
@@ -22,35 +14,6 @@ export type Known = Pick<
   'spec' | 'runtime' | 'plugin' | 'hypervisor' | 'imageDigest' | 'kernelDigest' | 'cpuCores' | 'memoryMb'
 > &
   Partial<Pick<VmRow, 'forkedFrom'>>
-
-/**
- * Runs the one transaction of a create: everything unique is the database's to decide. `work` is run again with other generated names
- * where one was taken; `name` gives the wanted name of the n-th vm, or undefined for a generated one.
- *
- * @throws `vm_exists`; what `work` throws, and then nothing is reserved
- */
-export const reserving = <T>(
-  host: Pick<Host, 'store'>,
-  wanted: readonly (string | undefined)[],
-  work: (tx: Store, identities: readonly Identity[]) => T,
-): T => {
-  for (let attempt = 0; ; attempt++) {
-    const identities = wanted.map((name) => ({ uid: newId('vm'), name: name ?? newName(), machineId: newMachineId() }))
-    try {
-      return immediate(host.store, (tx) => work(tx, identities))
-    } catch (error) {
-      const sameName = isDuplicate(error, 'vms.name')
-      const taken =
-        sameName &&
-        wanted.find(
-          (name) =>
-            name !== undefined && host.store.$client.query('SELECT 1 FROM vms WHERE name = ?').get(name) !== null,
-        )
-      if (typeof taken === 'string') throw vmExists({ name: taken })
-      if ((!sameName && !isDuplicate(error, 'vms.mac')) || attempt > CHANCES) throw error
-    }
-  }
-}
 
 const value = sql.placeholder
 const insertVm = prepared((store) =>
@@ -79,27 +42,45 @@ const insertVm = prepared((store) =>
     .prepare(),
 )
 
-/** Inserts the row of a new vm, `pending`, with a CID and a MAC address of its own. Call it inside `reserving`. */
-export const insert = (
-  host: Pick<Host, 'store'>,
-  tx: Store,
-  { uid, name, machineId }: Identity,
-  known: Known,
-): VmRow => {
-  const now = Date.now()
-  const row = insertVm(tx).get({
-    forkedFrom: null,
-    ...known,
-    uid,
-    name,
-    machineId,
-    cid: freeCid(tx),
-    mac: newMac(),
-    now,
-  })
-  const boot = tx.insert(boots).values({ vmUid: uid }).returning().get()
-  host.store.events.append(tx, { type: 'VM_CREATED', name, uid, status: 'pending', mac: row.mac })
-  return { ...row, boot }
+const selectName = prepared((store) =>
+  store
+    .select({ uid: vms.uid })
+    .from(vms)
+    .where(eq(vms.name, value('name')))
+    .prepare(),
+)
+
+/** Makes a locally administered unicast address (IEEE 802, bit 1 of the first octet). */
+const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
+
+/** Makes what the database may find taken. A test chooses them. */
+export interface Chance {
+  name(): string
+  mac(): string
+}
+const CHANCE: Chance = { name: newName, mac: newMac }
+
+/**
+ * Inserts the row of a new vm, `pending`, under the wanted name or a generated one, with a uid, a CID and a MAC address of its own. Call it
+ * in the one transaction of a create: what is unique is the database's to decide, and what was generated is generated anew where it was taken.
+ *
+ * @throws `vm_exists`
+ */
+export const insert = (tx: Store, wanted: string | undefined, known: Known, chance: Chance = CHANCE): VmRow => {
+  if (wanted !== undefined && selectName(tx).get({ name: wanted }) !== undefined) throw vmExists({ name: wanted })
+  const one = { forkedFrom: null, ...known, uid: newId('vm'), machineId: newMachineId(), cid: freeCid(tx) }
+  for (let attempt = 0; ; attempt++) {
+    const name = wanted ?? chance.name()
+    try {
+      const row = insertVm(tx).get({ ...one, name, mac: chance.mac(), now: Date.now() })
+      const boot = tx.insert(boots).values({ vmUid: row.uid }).returning().get()
+      tx.events.append(tx, { type: 'VM_CREATED', name, uid: row.uid, status: 'pending', mac: row.mac })
+      return { ...row, boot }
+    } catch (error) {
+      const byChance = isDuplicate(error, 'vms.mac') || (wanted === undefined && isDuplicate(error, 'vms.name'))
+      if (!byChance || attempt >= CHANCES) throw error
+    }
+  }
 }
 
 const selectCids = prepared((store) => store.select({ cid: vms.cid }).from(vms).prepare())
@@ -115,9 +96,6 @@ const freeCid = (tx: Store): number => {
   while (taken.has(cid)) cid++
   return cid
 }
-
-/** Makes a locally administered unicast address (IEEE 802, bit 1 of the first octet). */
-const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
 
 /** Makes a machine-id(5) that is a version 4 UUID too. */
 const newMachineId = (): string => {
