@@ -30,9 +30,10 @@ export class Conversation {
   /** Resolved when the peer has taken what was written; one for all who wait. */
   #room: Deferred<void> | undefined
 
-  constructor(stream: Duplex) {
+  /** @param from  who is at the other end */
+  constructor(stream: Duplex, from: 'agent' | 'host' = 'agent') {
     this.#stream = stream
-    this.#frames = this.#read()
+    this.#frames = this.#read(from)
     stream.on('error', (error: Error) => {
       this.#error ??= error
     })
@@ -44,8 +45,8 @@ export class Conversation {
     stream.on('close', wake)
   }
 
-  async *#read(): AsyncGenerator<Frame> {
-    const reader = new FrameReader()
+  async *#read(from: 'agent' | 'host'): AsyncGenerator<Frame> {
+    const reader = new FrameReader(from)
     for await (const chunk of this.#stream) {
       for (const frame of reader.push(chunk as Buffer)) {
         yield frame

@@ -235,8 +235,14 @@ const HELD_MIN = 4096
  * and a byte is copied a bounded number of times in whatever portions it comes.
  */
 export class FrameReader {
+  readonly #bounds: typeof BOUNDS
   #held: Buffer = EMPTY
-  #size = 0;
+  #size = 0
+
+  /** @param from  who speaks: an agent reads more of its host than the host reads of it */
+  constructor(from: 'agent' | 'host' = 'agent') {
+    this.#bounds = from === 'host' ? BOUNDS_SENT : BOUNDS
+  }
 
   /**
    * The frames that are whole now. A payload is a view of `chunk`, or of memory that is not used again.
@@ -246,7 +252,7 @@ export class FrameReader {
   *push(chunk: Uint8Array): Generator<Frame> {
     let rest = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
     while (rest.byteLength > 0) {
-      const wanted = this.#size === 0 ? frameLength(rest) : frameLength(this.#held.subarray(0, this.#size))
+      const wanted = frameLength(this.#size === 0 ? rest : this.#held.subarray(0, this.#size), this.#bounds)
       if (this.#size === 0 && rest.byteLength >= wanted && rest.byteLength >= HEADER) {
         yield frameOf(rest.subarray(0, wanted))
         rest = rest.subarray(wanted)
@@ -255,7 +261,7 @@ export class FrameReader {
       const part = rest.subarray(0, Math.max(0, wanted - this.#size))
       this.#hold(part, wanted)
       rest = rest.subarray(part.byteLength)
-      if (this.#size < HEADER || this.#size < frameLength(this.#held.subarray(0, this.#size))) continue
+      if (this.#size < HEADER || this.#size < frameLength(this.#held.subarray(0, this.#size), this.#bounds)) continue
       const whole = this.#held.subarray(0, this.#size)
       this.#held = EMPTY
       this.#size = 0
@@ -282,10 +288,10 @@ export class FrameReader {
 }
 
 /** Of a frame that begins with `bytes`; of its header while that is not whole. @throws FrameError */
-const frameLength = (bytes: Buffer): number => {
+const frameLength = (bytes: Buffer, bounds: typeof BOUNDS): number => {
   if (bytes.byteLength < HEADER) return HEADER
   const length = bytes.readUInt32LE(0)
-  checkHeader(bytes[4] ?? 0, length)
+  checkHeader(bytes[4] ?? 0, length, bounds)
   return HEADER + length
 }
 

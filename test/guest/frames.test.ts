@@ -16,6 +16,7 @@ import {
   FRAME,
   FrameError,
   FrameReader,
+  OK_MAX,
   GENERATION,
   KIND,
   PAYLOAD_MAX,
@@ -293,4 +294,11 @@ describe('arguments', () => {
       'frame_too_long',
     )
   })
+})
+
+test('an agent reads more of its host than the host reads of an agent', () => {
+  const large = encode(FRAME.ok, Buffer.alloc(OK_MAX + 1, '1'))
+
+  expect([...new FrameReader('host').push(large)].map(({ payload }) => payload.byteLength)).toEqual([OK_MAX + 1])
+  expect(() => [...new FrameReader().push(large)]).toThrow(FrameError)
 })

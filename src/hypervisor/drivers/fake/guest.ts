@@ -213,7 +213,7 @@ class FakeGuest {
     for (let wait = 5; this.#over === undefined; wait = Math.min(wait * 2, 200)) {
       await this.#running()
       const socket = connect(join(this.#folder, 'vsock_1024'))
-      const conversation = new Conversation(socket)
+      const conversation = new Conversation(socket, 'host')
       try {
         await conversation.send(
           encodeOpen(KIND.session, {
@@ -313,7 +313,7 @@ class FakeGuest {
   }
 
   async converse(socket: Socket): Promise<void> {
-    const conversation = new Conversation(socket)
+    const conversation = new Conversation(socket, 'host')
     try {
       const first = await conversation.next()
       if (!first) return
