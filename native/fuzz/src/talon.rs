@@ -323,8 +323,11 @@ fn step(
             };
             let _ = memory.write_obj(next, GuestAddress(base + 2));
         }
-        3 | 4 => {
+        3 => {
             let _ = device.serve();
+        }
+        4 => {
+            let _ = device.serve_waiting();
         }
         5 => {
             let (offset, bytes) = (
