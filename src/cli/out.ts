@@ -7,8 +7,15 @@ import { renderTable, wantsColour, type Look, type Table } from './table.ts'
 export const FORMATS = ['table', 'json', 'yaml', 'name'] as const
 export type Format = (typeof FORMATS)[number]
 
+let clearStatus: (() => void) | undefined
+/** Sets what takes the line of a status away, before a message comes there; undefined where no such line is shown. */
+export const beforeMessages = (clear: (() => void) | undefined): void => {
+  clearStatus = clear
+}
+
 /** stderr, at once and in order: a message must not overtake the exit. */
 export const complain = (text: string): void => {
+  clearStatus?.()
   const bytes = Buffer.from(`${text}\n`)
   for (let at = 0, tries = 0; at < bytes.length && tries < 1000; tries++) {
     try {

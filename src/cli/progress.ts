@@ -1,5 +1,5 @@
 import { sayBytes } from '../lib/bytes.ts'
-import { complain } from './out.ts'
+import { beforeMessages, complain } from './out.ts'
 import { isTerminal } from './stdio.ts'
 import { plain } from '../lib/plain.ts'
 import { writeSync } from 'node:fs'
@@ -89,15 +89,23 @@ export class Doing implements Disposable {
 
   #show(): void {
     this.#shown = true
+    beforeMessages(() => {
+      this.#clear()
+    })
     const seconds = Math.floor((Date.now() - this.#startedAt) / 1000)
     writeSync(2, `\r\x1b[Kaerie: ${plain(this.#what)} … ${seconds} s`)
+  }
+
+  #clear(): void {
+    if (this.#shown) writeSync(2, '\r\x1b[K')
+    this.#shown = false
+    beforeMessages(undefined)
   }
 
   done(): void {
     clearInterval(this.#timer)
     this.#timer = undefined
-    if (this.#shown) writeSync(2, '\r\x1b[K')
-    this.#shown = false
+    this.#clear()
   }
 
   [Symbol.dispose](): void {

@@ -228,3 +228,18 @@ test('a run with a name answers when its vm has stopped', async () => {
 
   expect(waited).toHaveLength(1)
 })
+
+test('a run says on a terminal what it does when that takes longer than a second, and nothing elsewhere', async () => {
+  const seen = Promise.withResolvers<void>()
+  await using daemon = new FakeDaemon(async (request, path) => {
+    if (path === '/api/v1/vms' && request.method === 'POST') await seen.promise
+    return undefined as never
+  })
+  using person = new Typist(['run', 'base', '--', 'echo', 'hi'], { socket: daemon.socket })
+
+  await person.sees(/aerie: booting a vm from "base" … [1-9]\d* s/)
+  seen.resolve()
+  await person.exited
+
+  expect(person.seen).toMatch(/\x1b\[Khi\r\n$/)
+})

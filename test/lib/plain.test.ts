@@ -55,3 +55,16 @@ describe('what a terminal would act on', () => {
     expect(performance.now() - from).toBeLessThan(2000)
   })
 })
+
+test('a line of the log is one that no terminal obeys', () => {
+  const ran = Bun.spawnSync([
+    process.execPath,
+    '-e',
+    `import { newLog } from '${import.meta.dir}/../../src/lib/log.ts'
+newLog('info').info({ reason: 'a\\u009b31mb\\u007f\\x1b[2J' }, 'said')`,
+  ])
+  const line = ran.stderr.toString()
+
+  expect(line.slice(0, -1)).not.toMatch(/[\x00-\x1f\x7f-\x9f]/)
+  expect(JSON.parse(line)).toMatchObject({ msg: 'said', reason: 'a\u009b31mb\u007f\x1b[2J' })
+})
