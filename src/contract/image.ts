@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { nounEvents } from './event.ts'
 import { named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 
@@ -42,6 +43,12 @@ export type Image = Static<typeof Image>
 /** A limit of what an archive unpacks to, in MiB: the largest is 16 TiB. */
 export const maxSize = (description: string) =>
   Type.Optional(Type.Integer({ minimum: 1, maximum: 16_777_216, description }))
+
+export const imageEvents = nounEvents(
+  'image',
+  ['IMAGE_IMPORTED', 'IMAGE_DELETED'],
+  Type.Object({ digest: Type.Optional(Type.String()) }),
+)
 
 const tags = ['image'] as const
 /** Configuration that an import overrides; what is absent comes from the archive. Lists are JSON arrays of strings. */

@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { nounEvents } from './event.ts'
 import { named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { Digest, maxSize } from './image.ts'
@@ -18,6 +19,12 @@ export const Kernel = named(
   }),
 )
 export type Kernel = Static<typeof Kernel>
+
+export const kernelEvents = nounEvents(
+  'kernel',
+  ['KERNEL_IMPORTED', 'KERNEL_DELETED'],
+  Type.Object({ digest: Type.Optional(Type.String()) }),
+)
 
 const tags = ['kernel'] as const
 export const kernelOperations = {

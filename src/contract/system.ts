@@ -93,39 +93,6 @@ export const TokenCreate = named(
 )
 export type TokenCreate = Static<typeof TokenCreate>
 
-export const EVENT_TYPES = [
-  'VM_CREATED',
-  'VM_STARTING',
-  'VM_RUNNING',
-  'VM_PAUSED',
-  'VM_STOPPING',
-  'VM_STOPPED',
-  'VM_CRASHED',
-  'VM_UNKNOWN',
-  'VM_STANDBY',
-  'VM_DELETED',
-  'VM_CREATE_FAILED',
-  'IMAGE_IMPORTED',
-  'IMAGE_DELETED',
-  'KERNEL_IMPORTED',
-  'KERNEL_DELETED',
-] as const
-export const Event = named(
-  'Event',
-  Type.Object({
-    seq: Type.Integer(),
-    type: oneOf(...EVENT_TYPES),
-    name: Type.String(),
-    uid: Type.Union([Type.String(), Type.Null()]),
-    status: Type.String(),
-    ip_address: Type.String(),
-    mac_address: Type.String(),
-    pid: Type.Union([Type.Integer(), Type.Null()]),
-    message: Type.String(),
-    timestamp: Timestamp,
-  }),
-)
-export type Event = Static<typeof Event>
 export const EventQuery = Type.Object({
   after: Type.Optional(
     Type.Integer({ minimum: 0, description: 'Only events with a larger sequence number; Last-Event-ID says the same' }),

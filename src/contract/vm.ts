@@ -1,4 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
+import { nounEvents } from './event.ts'
 import { Argv, Env } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
@@ -134,6 +135,31 @@ export const WaitQuery = Type.Object({
   timeout_s: defaulted(Type.Number({ minimum: 0, maximum: 86_400 }), 60),
 })
 export type WaitQuery = Static<typeof WaitQuery>
+
+/** What becomes of a vm. */
+export const vmEvents = nounEvents(
+  'vm',
+  [
+    'VM_CREATED',
+    'VM_STARTING',
+    'VM_RUNNING',
+    'VM_PAUSED',
+    'VM_STOPPING',
+    'VM_STOPPED',
+    'VM_CRASHED',
+    'VM_UNKNOWN',
+    'VM_STANDBY',
+    'VM_DELETED',
+    'VM_CREATE_FAILED',
+  ],
+  Type.Object({
+    status: defaulted(Type.String(), ''),
+    ip_address: defaulted(Type.String(), ''),
+    mac_address: defaulted(Type.String(), ''),
+    pid: defaulted(Type.Union([Type.Integer(), Type.Null()]), null),
+  }),
+)
+export type VmEventType = (typeof vmEvents)['types'][number]
 
 const admin = { params: VmRef, scope: 'admin' as const }
 const tags = ['vm'] as const

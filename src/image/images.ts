@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { asc, eq, like, sql, type SQL } from 'drizzle-orm'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
+import { imageEvents, ImageConfig, type Image, type ImageImportQuery } from '../contract/image.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
@@ -205,7 +205,7 @@ export class Images {
         .values({ name, digest })
         .onConflictDoUpdate({ target: imageNames.name, set: { digest } })
         .run()
-      tx.events.append(tx, { type: 'IMAGE_IMPORTED', name, message: digest })
+      tx.events.append(tx, imageEvents, { type: 'IMAGE_IMPORTED', name, message: digest, data: { digest } })
     })
     return this.get(name)
   }
@@ -309,7 +309,12 @@ export class Images {
         if (users.length > 0) throw imageInUse({ image: ref, vms: users })
         tx.delete(images).where(eq(images.digest, row.digest)).run()
       } else tx.delete(imageNames).where(eq(imageNames.name, name)).run()
-      tx.events.append(tx, { type: 'IMAGE_DELETED', name: name ?? ref, message: row.digest })
+      tx.events.append(tx, imageEvents, {
+        type: 'IMAGE_DELETED',
+        name: name ?? ref,
+        message: row.digest,
+        data: { digest: row.digest },
+      })
     })
     this.sweep()
   }

@@ -14,7 +14,7 @@ import { join } from 'node:path'
 import { and, asc, desc, eq, like, ne, sql, type SQL } from 'drizzle-orm'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import type { Kernel } from '../contract/kernel.ts'
+import { kernelEvents, type Kernel } from '../contract/kernel.ts'
 import { archiveFault, copySynced, limitsOf, sha256File } from '../image/archive.ts'
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
@@ -223,7 +223,7 @@ export class Kernels {
           set: { name, ...(query.default === true ? { isDefault: true } : {}) },
         })
         .run()
-      tx.events.append(tx, { type: 'KERNEL_IMPORTED', name, message: digest })
+      tx.events.append(tx, kernelEvents, { type: 'KERNEL_IMPORTED', name, message: digest, data: { digest } })
     })
     return view(this.byDigest(digest))
   }
@@ -289,7 +289,12 @@ export class Kernels {
         .map((r) => r.name)
       if (users.length > 0) throw kernelInUse({ kernel: row.name, vms: users })
       tx.delete(kernels).where(eq(kernels.digest, row.digest)).run()
-      tx.events.append(tx, { type: 'KERNEL_DELETED', name: row.name, message: row.digest })
+      tx.events.append(tx, kernelEvents, {
+        type: 'KERNEL_DELETED',
+        name: row.name,
+        message: row.digest,
+        data: { digest: row.digest },
+      })
     })
     this.sweep()
   }

@@ -1,18 +1,25 @@
 import { and, asc, eq, gt, inArray, sql } from 'drizzle-orm'
-import type { Event, EVENT_TYPES } from '../contract/system.ts'
+import type { Static, TObject } from '@sinclair/typebox'
+import type { NounEvents } from '../contract/event.ts'
+import type { Event, EventType } from '../contract/events.ts'
+import { fill } from '../contract/schema.ts'
+import { vmEvents } from '../contract/vm.ts'
 import { events } from './schema.ts'
 import { prepared, type Rows, type Store } from './store.ts'
 
-export type EventType = (typeof EVENT_TYPES)[number]
-export interface NewEvent {
-  readonly type: EventType
+/** An event that is reported, by the declaration of its noun. */
+export interface NewEvent<T extends string, D extends TObject> {
+  readonly type: T
   readonly name: string
   readonly uid?: string | null
-  readonly status?: string
-  readonly ip?: string
-  readonly mac?: string
-  readonly pid?: number | null
   readonly message?: string
+  readonly data?: Partial<Static<D>>
+}
+/** Which events a reader wants. */
+export interface Only {
+  readonly noun?: string | undefined
+  readonly types?: readonly string[] | undefined
+  readonly name?: string | undefined
 }
 
 const value = sql.placeholder
@@ -20,18 +27,19 @@ const insertEvent = prepared((store) =>
   store
     .insert(events)
     .values({
+      noun: value('noun'),
       type: value('type'),
       name: value('name'),
       uid: value('uid'),
-      status: value('status'),
-      ipAddress: value('ip'),
-      macAddress: value('mac'),
-      pid: value('pid'),
+      data: value('data'),
       message: value('message'),
       at: value('at'),
     })
     .prepare(),
 )
+
+/** The fields of a vm's event, empty: they stand in an event of every noun on the wire. */
+const EMPTY = fill(vmEvents.data, {})
 
 /** Events that are kept; older ones are compacted away, and a reader that resumes before them is told so. */
 const KEPT = 100_000
@@ -51,15 +59,13 @@ export class EventLog {
   }
 
   /** Call inside the transaction (`tx`) of what it reports. */
-  append(tx: Store, event: NewEvent): void {
+  append<T extends string, D extends TObject>(tx: Store, of: NounEvents<T, D>, event: NewEvent<T, D>): void {
     insertEvent(tx).run({
+      noun: of.noun,
       type: event.type,
       name: event.name,
       uid: event.uid ?? null,
-      status: event.status ?? '',
-      ip: event.ip ?? '',
-      mac: event.mac ?? '',
-      pid: event.pid ?? null,
+      data: fill(of.data, event.data ?? {}),
       message: event.message ?? '',
       at: Date.now(),
     })
@@ -94,17 +100,14 @@ export class EventLog {
     })
   }
 
-  after(
-    seq: number,
-    limit: number,
-    only: { readonly types?: readonly string[] | undefined; readonly name?: string | undefined } = {},
-  ): Event[] {
+  after(seq: number, limit: number, only: Only = {}): Event[] {
     return this.#store
       .select()
       .from(events)
       .where(
         and(
           gt(events.seq, seq),
+          only.noun ? eq(events.noun, only.noun) : undefined,
           only.types ? inArray(events.type, [...only.types]) : undefined,
           only.name ? eq(events.name, only.name) : undefined,
         ),
@@ -112,11 +115,14 @@ export class EventLog {
       .orderBy(asc(events.seq))
       .limit(limit)
       .all()
-      .map(({ at, ipAddress, macAddress, type, ...row }) => ({
-        ...row,
+      .map(({ seq: number, type, name, uid, message, data, at }) => ({
+        ...EMPTY,
+        ...data,
+        seq: number,
         type: type as EventType,
-        ip_address: ipAddress,
-        mac_address: macAddress,
+        name,
+        uid,
+        message,
         timestamp: new Date(at).toISOString(),
       }))
   }

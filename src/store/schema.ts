@@ -135,13 +135,12 @@ export type VmRow = typeof vms.$inferSelect & { readonly boot: BootRow }
 
 export const events = sqliteTable('events', {
   seq: integer().primaryKey({ autoIncrement: true }),
+  noun: text().notNull(),
   type: text().notNull(),
   name: text().notNull(),
   uid: text(),
-  status: text().notNull(),
-  ipAddress: text('ip_address').notNull(),
-  macAddress: text('mac_address').notNull(),
-  pid: integer(),
+  /** What an event of its noun says beside its name, as the noun declares it. */
+  data: json('data', Type.Record(Type.String(), Type.Unknown())).notNull(),
   message: text().notNull(),
   at: integer().notNull(),
 })

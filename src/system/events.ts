@@ -1,5 +1,6 @@
 import { Type } from '@sinclair/typebox'
-import type { Event } from '../contract/system.ts'
+import type { Event } from '../contract/events.ts'
+import { vmEvents } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { fault } from '../lib/fault.ts'
 
@@ -40,12 +41,13 @@ async function* read(
   client: AbortSignal,
 ): AsyncGenerator<Event> {
   const types = query.type?.split(',')
+  const noun = only === 'vms' ? vmEvents.noun : undefined
   let after = from
   while (!client.aborted) {
     const appended = host.store.events.appended(client)
     const newest = host.store.events.newest()
-    const page = host.store.events.after(after, PAGE, { types, name: query.name })
-    for (const event of page) if (only === 'all' || event.type.startsWith('VM_')) yield event
+    const page = host.store.events.after(after, PAGE, { noun, types, name: query.name })
+    yield* page
     after = page.length === PAGE ? (page.at(-1)?.seq ?? after) : newest
     if (page.length === PAGE) continue
     if (query.follow === false) return

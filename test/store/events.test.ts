@@ -2,6 +2,8 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { sql } from 'drizzle-orm'
+import { imageEvents } from '../../src/contract/image.ts'
+import { vmEvents } from '../../src/contract/vm.ts'
 import { EventLog } from '../../src/store/events.ts'
 import { openStore } from '../../src/store/open.ts'
 import { immediate, type Store } from '../../src/store/store.ts'
@@ -21,7 +23,8 @@ afterEach(() => {
 
 const say = (name: string, type: 'VM_CREATED' | 'VM_RUNNING' | 'IMAGE_IMPORTED' = 'VM_CREATED') => {
   immediate(store, (tx) => {
-    log.append(tx, { type, name })
+    if (type === 'IMAGE_IMPORTED') log.append(tx, imageEvents, { type, name })
+    else log.append(tx, vmEvents, { type, name })
   })
 }
 const never = new AbortController().signal
@@ -83,7 +86,7 @@ describe('the log of events', () => {
     say('a')
     expect(() =>
       immediate(store, (tx) => {
-        log.append(tx, { type: 'VM_CREATED', name: 'never' })
+        log.append(tx, vmEvents, { type: 'VM_CREATED', name: 'never' })
         throw new Error('no')
       }),
     ).toThrow('no')
@@ -104,10 +107,10 @@ describe('the log of events', () => {
 
   test('keeps the newest hundred thousand, and its oldest says so', () => {
     store.run(sql`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 101500)
-      INSERT INTO events (type, name, status, ip_address, mac_address, message, at) SELECT 'VM_CREATED', 'old', '', '', '', '', 0 FROM n`)
+      INSERT INTO events (noun, type, name, data, message, at) SELECT 'vm', 'VM_CREATED', 'old', '{}', '', 0 FROM n`)
 
     immediate(store, (tx) => {
-      for (let i = 0; i < 1000; i++) log.append(tx, { type: 'VM_RUNNING', name: 'new' })
+      for (let i = 0; i < 1000; i++) log.append(tx, vmEvents, { type: 'VM_RUNNING', name: 'new' })
     })
 
     expect(log.newest()).toBe(102_500)

@@ -5,8 +5,10 @@ import { join } from 'node:path'
 import { Value } from '@sinclair/typebox/value'
 import { VmCreate } from '../../src/contract/vm-spec.ts'
 import { Snapshots, closeSaved } from '../../src/snapshot/snapshots.ts'
+import { vmEvents } from '../../src/contract/vm.ts'
 import { openStore } from '../../src/store/open.ts'
 import { idempotency } from '../../src/store/schema.ts'
+import { immediate } from '../../src/store/store.ts'
 import type { Store } from '../../src/store/store.ts'
 import { all, find } from '../../src/vm/row/lookup.ts'
 import { view } from '../../src/vm/row/view.ts'
@@ -227,5 +229,58 @@ test('a vm of a release whose specification was smaller gets the defaults of wha
     })
     expect(view(find(store, 'odd'))).toMatchObject({ env_names: ['__proto__x'], port: 80 })
     expect(() => find(store, 'broken')).toThrow('column spec does not fit its schema at /memory_mb')
+  })
+})
+
+test('events of a release that gave every event the columns of a vm say the same, in their order', () => {
+  const sqlite = older(5)
+  for (const [seq, type, name, uid, status, ip, mac, pid, message] of [
+    [7, 'VM_RUNNING', 'web', 'vm_1', 'running', '', '02:00:00:00:00:01', 9, ''],
+    [9, 'IMAGE_IMPORTED', 'base', null, '', '', '', null, DIGEST],
+    [10, 'KERNEL_DELETED', 'k', null, '', '', '', null, DIGEST],
+    [12, 'VM_CREATE_FAILED', 'it"s', 'vm_2', 'failed', '', '', null, 'Cannot\nconsole: x'],
+  ])
+    sqlite.run(
+      'INSERT INTO events (seq, type, name, uid, status, ip_address, mac_address, pid, message, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 5)',
+      [seq, type, name, uid, status, ip, mac, pid, message] as string[],
+    )
+  sqlite.close()
+
+  opened((store) => {
+    const timestamp = new Date(5).toISOString()
+    const none = { uid: null, status: '', ip_address: '', mac_address: '', pid: null, message: DIGEST, digest: DIGEST }
+    expect(store.events.after(0, 10)).toEqual([
+      {
+        seq: 7,
+        type: 'VM_RUNNING',
+        name: 'web',
+        uid: 'vm_1',
+        status: 'running',
+        ip_address: '',
+        mac_address: '02:00:00:00:00:01',
+        pid: 9,
+        message: '',
+        timestamp,
+      },
+      { ...none, seq: 9, type: 'IMAGE_IMPORTED', name: 'base', timestamp },
+      { ...none, seq: 10, type: 'KERNEL_DELETED', name: 'k', timestamp },
+      {
+        seq: 12,
+        type: 'VM_CREATE_FAILED',
+        name: 'it"s',
+        uid: 'vm_2',
+        status: 'failed',
+        ip_address: '',
+        mac_address: '',
+        pid: null,
+        message: 'Cannot\nconsole: x',
+        timestamp,
+      },
+    ])
+    expect(store.events.after(0, 10, { noun: 'vm' }).map((event) => event.seq)).toEqual([7, 12])
+    immediate(store, (tx) => {
+      tx.events.append(tx, vmEvents, { type: 'VM_CREATED', name: 'new' })
+    })
+    expect(store.events.newest()).toBe(13)
   })
 })

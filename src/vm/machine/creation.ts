@@ -1,4 +1,4 @@
-import type { Vm } from '../../contract/vm.ts'
+import { type Vm, vmEvents } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import { internalError } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
@@ -32,13 +32,12 @@ const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> =
   const fault = error instanceof Fault ? error : internalError({}, error)
   const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
   immediate(host.store, (tx) => {
-    host.store.events.append(tx, {
+    host.store.events.append(tx, vmEvents, {
       type: 'VM_CREATE_FAILED',
       name: row.name,
       uid: row.uid,
-      status: 'failed',
-      mac: row.mac,
       message,
+      data: { status: 'failed', mac_address: row.mac },
     })
   })
   move(host.store, row.uid, 'delete')

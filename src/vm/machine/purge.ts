@@ -1,5 +1,6 @@
 import { rmSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
+import { vmEvents } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
@@ -24,14 +25,12 @@ export const purge = async (host: Host, uid: string): Promise<void> => {
   host.daemon.step('files-removed')
   const removeSnapshot = immediate(host.store, (tx) => {
     deleteVm(tx).run({ uid })
-    host.store.events.append(tx, {
+    host.store.events.append(tx, vmEvents, {
       type: 'VM_DELETED',
       name: row.name,
       uid,
-      status: 'deleted',
-      ip: row.ip,
-      mac: row.mac,
       message: row.statusMessage ?? '',
+      data: { status: 'deleted', ip_address: row.ip, mac_address: row.mac },
     })
     return host.snapshots.release(tx, row.snapshot)
   })

@@ -1,6 +1,6 @@
+import { type VmEventType, vmEvents } from '../../contract/vm.ts'
 import { and, eq, sql } from 'drizzle-orm'
 import { type Cause, type VmState, after } from '../../contract/vm-state.ts'
-import type { EventType } from '../../store/events.ts'
 import { type BootRow, type VmRow, boots, vms } from '../../store/schema.ts'
 import { type Store, immediate, prepared } from '../../store/store.ts'
 import { vmNotFound, vmWrongState } from './errors.ts'
@@ -18,7 +18,7 @@ const EVENT_OF = {
   crashed: 'VM_CRASHED',
   deleting: 'VM_DELETED',
   unknown: 'VM_UNKNOWN',
-} as const satisfies Record<VmState, EventType>
+} as const satisfies Record<VmState, VmEventType>
 
 type VmSet = Partial<
   Pick<VmRow, 'state' | 'wasReady' | 'statusMessage' | 'snapshot' | 'spec' | 'kernelDigest' | 'hypervisor'>
@@ -131,15 +131,17 @@ export const move = (store: Store, uid: string, by: Cause, change: Change = {}):
     if (!won || !moved) throw vmWrongState({ name: row.name, status: row.state, verb: by })
     if (to !== 'deleting') {
       // VM_DELETED is said when the last of it has gone
-      tx.events.append(tx, {
+      tx.events.append(tx, vmEvents, {
         type: EVENT_OF[to],
         name: row.name,
         uid,
-        status: to,
-        ip: row.ip,
-        mac: row.mac,
-        pid: moved.boot.machine?.process.pid ?? null,
         message: moved.statusMessage ?? '',
+        data: {
+          status: to,
+          ip_address: row.ip,
+          mac_address: row.mac,
+          pid: moved.boot.machine?.process.pid ?? null,
+        },
       })
     }
     return moved

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { eq, sql } from 'drizzle-orm'
+import { vmEvents } from '../../contract/vm.ts'
 import { newId, newName } from '../../lib/id.ts'
 import { boots, type VmRow, vms } from '../../store/schema.ts'
 import { type Store, isDuplicate, prepared } from '../../store/store.ts'
@@ -74,7 +75,8 @@ export const insert = (tx: Store, wanted: string | undefined, known: Known, chan
     try {
       const row = insertVm(tx).get({ ...one, name, mac: chance.mac(), now: Date.now() })
       const boot = tx.insert(boots).values({ vmUid: row.uid }).returning().get()
-      tx.events.append(tx, { type: 'VM_CREATED', name, uid: row.uid, status: 'pending', mac: row.mac })
+      const data = { status: 'pending', mac_address: row.mac }
+      tx.events.append(tx, vmEvents, { type: 'VM_CREATED', name, uid: row.uid, data })
       return { ...row, boot }
     } catch (error) {
       const byChance = isDuplicate(error, 'vms.mac') || (wanted === undefined && isDuplicate(error, 'vms.name'))

@@ -1,5 +1,4 @@
-import type { Event } from '../../../contract/system.ts'
-import { EVENT_TYPES } from '../../../contract/system.ts'
+import { type Event, EVENT_TYPES } from '../../../contract/events.ts'
 import { command } from '../../command.ts'
 import { integer, list, text, yes } from '../../flags.ts'
 import { defined } from '../../schema-flags.ts'
