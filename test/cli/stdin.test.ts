@@ -61,6 +61,16 @@ describe('without -i nothing of stdin is read', () => {
   })
 })
 
+test('an attach leaves stdin to others too, where the workload has no terminal', async () => {
+  await using daemon = new FakeDaemon()
+  daemon.add({ name: 'a', cmd: ['sh', '-c', 'cat; echo end'] })
+
+  const left = await script(`printf 'a\\nb\\n' | while read x; do ${A} attach a; done`, daemon)
+  const sent = await script(`echo said | ${A} attach -i a`, daemon)
+
+  expect([left.out, sent.out]).toEqual(['end\nend\n', 'said\nend\n'])
+})
+
 describe('a stdin that cannot be read', () => {
   test.each([
     ['a folder', 'exec a -- echo ok </tmp', 'ok\n', ''],
@@ -216,7 +226,7 @@ describe('whoever waits for a guest that does not answer', () => {
   })
 })
 
-test('a run with a name answers when its vm has stopped', async () => {
+test('a run with a name, and an attach, answer when the vm has stopped', async () => {
   const waited: string[] = []
   await using daemon = new FakeDaemon((_, path) => {
     if (!path.endsWith('/wait')) return undefined
@@ -224,9 +234,10 @@ test('a run with a name answers when its vm has stopped', async () => {
     return Response.json({})
   })
 
-  await script(`${A} run --name kept base -- true; ${A} run base -- true`, daemon)
+  daemon.add({ name: 'b', cmd: ['true'] })
+  await script(`${A} run --name kept base -- true; ${A} run base -- true; ${A} attach b`, daemon)
 
-  expect(waited).toHaveLength(1)
+  expect(waited).toHaveLength(2)
 })
 
 test('a run says on a terminal what it does when that takes longer than a second, and nothing elsewhere', async () => {

@@ -12,6 +12,7 @@ import { duration, usageInvalid, yes } from '../../flags.ts'
 import { TERMINAL_FLAGS, ttyChoice } from '../../guest-flags.ts'
 import { chooseJoin, codeOf, stay } from '../../stay.ts'
 import { terminalSize } from '../../stdio.ts'
+import { settled } from './settled.ts'
 import { VM_FLAGS, vmCreateOf } from '../../vm-flags.ts'
 
 const FLAGS = {
@@ -47,18 +48,6 @@ const remove = async (client: Client, name: string): Promise<void> => {
   } catch (error) {
     if (error instanceof Fault && (error.kind === 'not_found' || error.kind === 'conflict')) return // it went by itself, or is going
     throw error
-  }
-}
-
-/** The machine of a command that has ended powers off: what follows us finds the vm stopped. */
-const SETTLED_S = 15
-
-/** Waits until the row of a vm whose command has ended says so too. The command's exit code is the answer whatever comes of it. */
-const settled = async (client: Client, uid: string): Promise<void> => {
-  try {
-    await client.call('vm.wait', { params: { name: uid }, query: { for: 'stopped', timeout_s: SETTLED_S } })
-  } catch (error) {
-    if (!(error instanceof Fault)) throw error
   }
 }
 
