@@ -10,6 +10,22 @@ import { Conversation } from './conversation.ts'
 import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, FrameError, GENERATION, KIND } from './frames.ts'
 import { AgentEvent, readAs } from './messages.ts'
 
+/** One network card, as the agent is told of it: the n-th of a list is the n-th that the guest's kernel found. */
+export interface GuestNic {
+  /** The card's own where it is absent. A restored card has that of the guest that was saved. */
+  readonly mac?: string
+  /** IPv4, with the length of its prefix; a card without one is raised only. */
+  readonly address?: string
+  readonly gateway?: string
+  readonly dns?: readonly string[]
+}
+
+/** The network as agents of before `nics` read it: they wake from older snapshots. */
+export interface OneNic {
+  readonly mode: 'none' | 'user'
+  readonly mac?: string
+}
+
 /** What kestrel is told before it starts anything (`native/protocol/README.md`, "Session"). */
 export interface Configuration {
   readonly secret: string
@@ -24,7 +40,8 @@ export interface Configuration {
     readonly read_only: boolean
     readonly fs: 'ext4' | 'erofs'
   }[]
-  readonly network: { readonly mode: 'none' | 'user'; readonly mac?: string }
+  readonly network: OneNic
+  readonly nics: readonly GuestNic[]
   readonly files: readonly { readonly path: string; readonly mode: number; readonly content_base64: string }[]
   readonly workload: null | {
     readonly argv: readonly string[]

@@ -30,6 +30,7 @@ export class Owner implements SessionOwner {
       root: { mode: 'overlay', overlay_size_bytes: null },
       volumes: [],
       network: { mode: 'none' },
+      nics: [],
       files: [],
       workload: null,
       grace_ms: 1000,

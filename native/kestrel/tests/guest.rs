@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
     Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileSpec, FileStat,
-    Identity, List, ListOk, Logs, Metrics, Network, NetworkMode, Owner, Proxy, Stat, Workload,
+    Identity, List, ListOk, Logs, Metrics, Network, NetworkMode, Nic, Owner, Proxy, Stat, Workload,
 };
 use aerie_protocol::{Frame, Kind, encode, parse_json};
 
@@ -569,6 +569,7 @@ fn files_ports_and_numbers_of_the_guest_are_reached() {
             entropy: "00".repeat(32),
             time_ns: 2_000_000_000_000_000_000,
             network: None,
+            nics: None,
         },
     );
     assert_eq!(
@@ -622,11 +623,26 @@ fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
             mode: NetworkMode::User,
             mac: Some(mac.to_owned()),
         }),
+        nics: None,
     };
     let _: Empty = bed.ask(Kind::Identity, &identity("02:ae:00:00:00:09"));
     assert_eq!(
         bed.shell("cat /sys/class/net/eth0/address; ip -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | grep default"),
         "02:ae:00:00:00:09\ninet 10.0.2.15/24\ndefault via 10.0.2.2 dev eth0 \n"
+    );
+    // A list of cards, which later hosts send, comes before the one card of earlier ones.
+    let listed = Identity {
+        nics: Some(vec![Nic {
+            mac: Some("02:ae:00:00:00:0a".to_owned()),
+            address: Some("10.0.2.77/16".to_owned()),
+            ..Nic::default()
+        }]),
+        ..identity("02:ae:00:00:00:09")
+    };
+    let _: Empty = bed.ask(Kind::Identity, &listed);
+    assert_eq!(
+        bed.shell("cat /sys/class/net/eth0/address; ip -4 addr show eth0 | grep -o 'inet [^ ]*'"),
+        "02:ae:00:00:00:0a\ninet 10.0.2.77/16\n"
     );
     let mut talk = bed.open(Kind::Identity, &identity("ff:ff:ff:ff:ff:ff"));
     assert!(matches!(talk.next(), Got::Error(body) if body.contains("ff:ff")));
@@ -720,6 +736,7 @@ fn a_guest_is_what_its_image_says_and_wakes_whatever_became_of_its_files() {
             entropy: "00".repeat(32),
             time_ns: 2_000_000_000_000_000_000,
             network: None,
+            nics: None,
         };
         let _: Empty = bed.ask(Kind::Identity, &identity);
         assert_eq!(bed.shell("hostname"), format!("{hostname}\n"));

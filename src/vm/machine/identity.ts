@@ -5,6 +5,7 @@ import type { Machine } from '../../hypervisor/driver.ts'
 import { Fault } from '../../lib/fault.ts'
 import { sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
+import { identityNics } from './nics.ts'
 
 /** Time between two tries: a restored guest resets its connections first, and may take ours for one of them. */
 const AGAIN_MS = 50
@@ -26,7 +27,7 @@ export const sendIdentity = async (row: VmRow, machine: Machine, signal: AbortSi
           machine_id: row.machineId,
           entropy: randomBytes(32).toString('hex'),
           time_ns: Date.now() * 1_000_000,
-          network: { mode: row.spec.network.mode === 'user' ? 'user' : 'none', mac: row.mac },
+          ...identityNics(row),
         },
         signal,
       )

@@ -18,6 +18,7 @@ export interface GuestShare {
   readonly volumes?: Configuration['volumes']
   readonly files?: Configuration['files']
   readonly network?: Configuration['network']
+  readonly nics?: Configuration['nics']
 }
 
 /** What of a vm the guest's share may depend on: it is asked before there is a row, too. */

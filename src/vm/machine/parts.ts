@@ -47,6 +47,7 @@ export const guestShare = (vm: GuestOf): Required<GuestShare> => {
   return {
     root: shares.find((share) => share.root)?.root ?? { mode: 'initramfs', overlay_size_bytes: null },
     network: shares.find((share) => share.network)?.network ?? { mode: 'none' },
+    nics: shares.flatMap((share) => share.nics ?? []),
     volumes: shares.flatMap((share) => share.volumes ?? []),
     files: shares.flatMap((share) => share.files ?? []),
   }

@@ -153,7 +153,11 @@ describe('the rest of it', () => {
       network: { mode: 'none' },
       grace_ms: 5000,
     })
-    expect(configured({ network: { mode: 'user' } }).network).toEqual({ mode: 'user' })
+    expect(configured().nics).toEqual([])
+    expect(configured({ network: { mode: 'user' } })).toMatchObject({
+      network: { mode: 'user' }, // for agents that know no list
+      nics: [{ address: '10.0.2.15/24', gateway: '10.0.2.2', dns: ['10.0.2.3'] }],
+    })
   })
 })
 

@@ -15,6 +15,7 @@ use crate::agent::Agent;
 use crate::end::{power, supervisor};
 use crate::observe::console::{self, chain, say};
 use crate::setup::names::Names;
+use crate::setup::network::Cards;
 use crate::setup::settings::{self, Failure, at};
 use crate::setup::{limits, modules, mounts, names, network};
 use crate::sys;
@@ -111,8 +112,8 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     *lock(&agent.mounted) = mounted;
     done.map_err(at("volumes"))?;
 
-    let network = &configuration.network;
-    let dns = network::dns(network);
+    let cards = Cards::of(&configuration.nics()).map_err(at("network"))?;
+    let dns = cards.dns.clone();
     let names = Names::new(
         None,
         &configuration.hostname,
@@ -124,7 +125,7 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
         say(&chain(&failed));
     }
     settings::files(&configuration.files).map_err(at("files"))?;
-    network::apply(network).map_err(at("network"))
+    cards.apply().map_err(at("network"))
 }
 
 /// Milliseconds since the kernel started (CLOCK_BOOTTIME).

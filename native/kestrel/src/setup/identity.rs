@@ -13,7 +13,7 @@ use crate::agent::Agent;
 use crate::observe::console::{chain, say};
 use crate::process::fork_pages;
 use crate::setup::names::{self, Names};
-use crate::setup::network::{self, NetworkError};
+use crate::setup::network::Cards;
 use crate::setup::settings::{self, Failure, at};
 use crate::sys::{lock, spawn_thread};
 
@@ -39,18 +39,13 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
         Some(Err(error)) => warn(&format!("not every program draws new randomness: {error}")),
         None => warn(&"not every program draws new randomness: one does not answer"),
     }
-    let mut dns = vec![];
-    if let Some(network) = &identity.network {
-        dns = network::dns(network);
-        match network::apply(network) {
-            Ok(()) => {}
-            // What the host says makes no sense; everything else is what the guest has done to its card.
-            Err(error @ NetworkError::Mac(_)) => return Err(at("network")(error)),
-            Err(error) => warn(&chain(&error)),
-        }
+    // What the host says must make sense; everything else is what the guest has done to its cards.
+    let cards = Cards::of(&identity.nics().unwrap_or_default()).map_err(at("network"))?;
+    if let Err(error) = cards.apply() {
+        warn(&chain(&error));
     }
     let old = Some(lock(&agent.hostname).clone());
-    let names = Names::new(old, &identity.hostname, &identity.machine_id, dns);
+    let names = Names::new(old, &identity.hostname, &identity.machine_id, cards.dns);
     let names = names.map_err(at("machine_id"))?;
     lock(&agent.hostname).clone_from(&identity.hostname);
     match within(FILES_MAX, move || names::apply(&names)) {

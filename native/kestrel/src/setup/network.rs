@@ -1,11 +1,11 @@
-//! The loopback, and QEMU's user network, by the old ioctls (netdevice(7)): no netlink is needed for four numbers.
+//! The loopback and the network cards, by the old ioctls (netdevice(7)): no netlink is needed for four numbers.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use aerie_protocol::message::{Network, NetworkMode};
+use aerie_protocol::message::Nic;
 
 use crate::sys::{check, ioctl_request, own};
 use crate::talk::encoding::hex;
@@ -18,31 +18,19 @@ const SIOCSIFNETMASK: u32 = 0x891c;
 const SIOCSIFHWADDR: u32 = 0x8924;
 const SIOCGIFHWADDR: u32 = 0x8927;
 
-/// What QEMU's user network always gives (its documentation, "-netdev user").
-const USER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const USER_MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
-const USER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const USER_DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-
 /// `AF_INET` in the width of the field.
 const FAMILY: libc::sa_family_t = 2;
 const _: () = assert!(libc::AF_INET == 2);
-
-/// The DNS servers of a network, for `/etc/resolv.conf`.
-pub fn dns(network: &Network) -> Vec<IpAddr> {
-    match network.mode {
-        NetworkMode::None => vec![],
-        NetworkMode::User => vec![USER_DNS.into()],
-    }
-}
 
 /// A network that cannot be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     #[error("\"{0}\" is not the address of one network card")]
     Mac(String),
-    #[error("there is no network card")]
-    NoCard,
+    #[error("\"{0}\" is not an IPv4 address, or one with the length of its prefix")]
+    Address(String),
+    #[error("there is no network card {0}")]
+    NoCard(usize),
     #[error("cannot {step} of {card}")]
     Set {
         step: &'static str,
@@ -61,32 +49,89 @@ pub fn loopback() -> Result<(), NetworkError> {
     raise(&control, "lo")
 }
 
-/// Brings up what the configuration asks for.
-///
-/// # Errors
-/// No card where one is needed, or the kernel's refusal.
-pub fn apply(network: &Network) -> Result<(), NetworkError> {
-    let mac = network.mac.as_deref().map(mac).transpose()?;
-    match network.mode {
-        NetworkMode::None => Ok(()),
-        NetworkMode::User => {
-            let card = first_card().ok_or(NetworkError::NoCard)?;
-            let control = control(&card)?;
-            if let Some(mac) = mac {
-                hardware_address(&control, &card, mac)?;
+/// What the host says of one card, understood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Card {
+    mac: Option<[u8; 6]>,
+    /// With its mask.
+    address: Option<(Ipv4Addr, Ipv4Addr)>,
+    gateway: Option<Ipv4Addr>,
+}
+
+/// What the host says of all cards, understood; nothing is set yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cards {
+    cards: Vec<Card>,
+    /// Resolvers, for `/etc/resolv.conf`.
+    pub dns: Vec<IpAddr>,
+}
+
+impl Cards {
+    /// # Errors
+    /// The first text that is not what it should be.
+    pub fn of(nics: &[Nic]) -> Result<Self, NetworkError> {
+        let ip = |text: &String| {
+            text.parse()
+                .map_err(|_| NetworkError::Address(text.clone()))
+        };
+        let mut all = Self::default();
+        for nic in nics {
+            all.cards.push(Card {
+                mac: nic.mac.as_deref().map(mac).transpose()?,
+                address: nic.address.as_deref().map(with_mask).transpose()?,
+                gateway: nic.gateway.as_ref().map(ip).transpose()?,
+            });
+            for text in &nic.dns {
+                let address = text.parse();
+                all.dns
+                    .push(address.map_err(|_| NetworkError::Address(text.clone()))?);
             }
-            address(
-                &control,
-                &card,
-                "set the address",
-                SIOCSIFADDR,
-                USER_ADDRESS,
-            )?;
-            address(&control, &card, "set the mask", SIOCSIFNETMASK, USER_MASK)?;
-            raise(&control, &card)?;
-            route(&control, &card, USER_GATEWAY)
         }
+        Ok(all)
     }
+
+    /// Sets and raises each card.
+    ///
+    /// # Errors
+    /// The first card that is not there or refuses, when all others are done.
+    pub fn apply(&self) -> Result<(), NetworkError> {
+        let names = names();
+        let mut done = Ok(());
+        for (index, card) in self.cards.iter().enumerate() {
+            let name = names.get(index).ok_or(NetworkError::NoCard(index));
+            done = done.and(name.and_then(|name| card.apply(name)));
+        }
+        done
+    }
+}
+
+impl Card {
+    fn apply(&self, name: &str) -> Result<(), NetworkError> {
+        let control = control(name)?;
+        if let Some(mac) = self.mac {
+            hardware_address(&control, name, mac)?;
+        }
+        if let Some((ip, mask)) = self.address {
+            address(&control, name, "set the address", SIOCSIFADDR, ip)?;
+            address(&control, name, "set the mask", SIOCSIFNETMASK, mask)?;
+        }
+        raise(&control, name)?;
+        self.gateway
+            .map_or(Ok(()), |gateway| route(&control, name, gateway))
+    }
+}
+
+/// An address and the mask of its prefix: `10.0.2.15/24`.
+fn with_mask(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), NetworkError> {
+    let parse = || {
+        let (address, bits) = text.split_once('/')?;
+        let bits: u32 = bits.parse().ok().filter(|bits| (1..=32).contains(bits))?;
+        Some((
+            address.parse().ok()?,
+            Ipv4Addr::from_bits(u32::MAX << (32 - bits)),
+        ))
+    };
+    parse().ok_or_else(|| NetworkError::Address(text.to_owned()))
 }
 
 /// Six bytes with colons between them: one card's, and not that of all zeros.
@@ -99,16 +144,23 @@ fn mac(text: &str) -> Result<[u8; 6], NetworkError> {
         .ok_or_else(|| NetworkError::Mac(text.to_owned()))
 }
 
-/// The first interface with a device behind it, by name.
-fn first_card() -> Option<String> {
-    let mut names: Vec<String> = fs::read_dir("/sys/class/net")
-        .ok()?
+/// Interfaces with a device behind them, in the order in which the kernel found them, whatever they are called now.
+fn names() -> Vec<String> {
+    let mut found: Vec<(u32, String)> = fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
         .flatten()
         .filter(|entry| entry.path().join("device").exists())
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|entry| {
+            let index = fs::read_to_string(entry.path().join("ifindex")).ok()?;
+            Some((
+                index.trim().parse().ok()?,
+                entry.file_name().into_string().ok()?,
+            ))
+        })
         .collect();
-    names.sort();
-    names.into_iter().next()
+    found.sort();
+    found.into_iter().map(|(_, name)| name).collect()
 }
 
 fn control(card: &str) -> Result<OwnedFd, NetworkError> {
@@ -270,6 +322,66 @@ mod tests {
             "03:00:00:00:00:01",
         ] {
             assert!(matches!(mac(text), Err(NetworkError::Mac(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_card_is_what_the_host_says_of_it() {
+        let nic = Nic {
+            mac: Some("02:00:00:00:00:01".to_owned()),
+            address: Some("10.0.2.15/24".to_owned()),
+            gateway: Some("10.0.2.2".to_owned()),
+            dns: vec!["10.0.2.3".to_owned(), "fd00::3".to_owned()],
+        };
+
+        let cards = Cards::of(&[nic, Nic::default()]).unwrap();
+
+        let first = Card {
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            address: Some(([10, 0, 2, 15].into(), [255, 255, 255, 0].into())),
+            gateway: Some([10, 0, 2, 2].into()),
+        };
+        assert_eq!(cards.cards, [first, Card::default()]);
+        assert_eq!(
+            cards.dns,
+            ["10.0.2.3", "fd00::3"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
+        assert_eq!(Cards::of(&[]).unwrap(), Cards::default());
+    }
+
+    #[test]
+    fn what_is_no_address_with_a_prefix_is_refused() {
+        for text in [
+            "",
+            "10.0.2.15",
+            "10.0.2.15/",
+            "10.0.2.15/0",
+            "10.0.2.15/33",
+            "10.0.2/24",
+            "fd00::1/64",
+            "10.0.2.15/-1",
+            "a/b",
+        ] {
+            assert!(
+                matches!(with_mask(text), Err(NetworkError::Address(_))),
+                "{text}"
+            );
+        }
+        for (text, mask) in [
+            ("1.2.3.4/32", [255, 255, 255, 255]),
+            ("1.2.3.4/9", [255, 128, 0, 0]),
+        ] {
+            assert_eq!(with_mask(text).unwrap().1, Ipv4Addr::from(mask), "{text}");
+        }
+        for dns in ["", "dns.example.org", "10.0.2.3:53"] {
+            let nic = Nic {
+                dns: vec![dns.to_owned()],
+                ..Nic::default()
+            };
+            assert!(
+                matches!(Cards::of(&[nic]), Err(NetworkError::Address(_))),
+                "{dns}"
+            );
         }
     }
 }

@@ -370,6 +370,7 @@ impl Bed {
                 },
                 mac: None,
             },
+            nics: vec![],
             files: setup.files,
             workload: setup.workload,
             grace_ms: setup.grace_ms,

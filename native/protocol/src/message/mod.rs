@@ -5,6 +5,7 @@
 
 mod error;
 mod files;
+mod network;
 mod session;
 mod streams;
 mod system;
@@ -13,9 +14,10 @@ pub use error::{ErrorBody, code};
 pub use files::{
     CopyIn, CopyInDone, CopyOut, CopyOutOk, FileStat, List, ListEntry, ListOk, Owner, Stat,
 };
+pub use network::{Network, NetworkMode, Nic};
 pub use session::{
-    Configuration, Event, EventKind, FileSpec, Network, NetworkMode, Op, Reply, Request,
-    RequestError, Resumed, Root, RootMode, SessionAnswer, SessionOpen, Volume, VolumeFs, Workload,
+    Configuration, Event, EventKind, FileSpec, Op, Reply, Request, RequestError, Resumed, Root,
+    RootMode, SessionAnswer, SessionOpen, Volume, VolumeFs, Workload,
 };
 pub use streams::{Attach, AttachOk, Exec, ExecOk, Exit, Logs, LogsOk, Proxy};
 pub use system::{Cpu, DiskUse, Identity, Memory, Metrics, WorkloadState};

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::network::{Network, Nic};
+
 /// `open session`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionOpen {
@@ -69,7 +71,11 @@ pub struct Configuration {
     pub root: Root,
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// What agents of before `nics` read; see [`Configuration::nics`].
+    #[serde(default)]
     pub network: Network,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<Nic>,
     #[serde(default)]
     pub files: Vec<FileSpec>,
     #[serde(default)]
@@ -80,6 +86,17 @@ pub struct Configuration {
     /// Size of the log ring.
     #[serde(default = "default_log_bytes")]
     pub log_bytes: u64,
+}
+
+impl Configuration {
+    /// The guest's network cards, of whatever host.
+    #[must_use]
+    pub fn nics(&self) -> Vec<Nic> {
+        match self.nics.is_empty() {
+            true => self.network.nics(),
+            false => self.nics.clone(),
+        }
+    }
 }
 
 const fn default_grace_ms() -> u64 {
@@ -127,25 +144,6 @@ pub struct Volume {
 pub enum VolumeFs {
     Ext4,
     Erofs,
-}
-
-/// The guest's network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    pub mode: NetworkMode,
-    /// The card's address, `aa:bb:cc:dd:ee:ff`; absent: as the card has it. A restored card has that of the guest that was saved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
-}
-
-/// See [`Network`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NetworkMode {
-    /// The loopback only.
-    None,
-    /// QEMU's user network: 10.0.2.15/24, gateway 10.0.2.2, DNS 10.0.2.3.
-    User,
 }
 
 /// A file to be written before the workload starts.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::session::Network;
+use super::network::{Network, Nic};
 
 /// `ok` of metrics.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +65,18 @@ pub struct Identity {
     pub entropy: String,
     /// Wall clock, nanoseconds since 1970.
     pub time_ns: u64,
-    /// Absent: leave the network as it is.
+    /// What agents of before `nics` read; see [`Identity::nics`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Vec<Nic>>,
+}
+
+impl Identity {
+    /// The guest's network cards, of whatever host; `None`: leave the network as it is.
+    #[must_use]
+    pub fn nics(&self) -> Option<Vec<Nic>> {
+        let older = || self.network.as_ref().map(Network::nics);
+        self.nics.clone().or_else(older)
+    }
 }
