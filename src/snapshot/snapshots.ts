@@ -8,6 +8,7 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  statSync,
 } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -80,6 +81,11 @@ export class Snapshots {
   /** Opens both files of a snapshot, the caller's to close. */
   open(id: string): Saved {
     return openBoth(this.#folderOf(id), constants.O_RDONLY)
+  }
+
+  /** When the last byte of a snapshot was written, in milliseconds since 1970. @throws ENOENT */
+  writtenAt(id: string): number {
+    return Math.max(...['state', 'memory'].map((name) => statSync(join(this.#folderOf(id), name)).mtimeMs))
   }
 
   /** Removes the files of a snapshot that has no row. */

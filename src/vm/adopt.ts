@@ -14,11 +14,12 @@ import { unmakeParts } from './machine/parts.ts'
 import { unfreeze } from './machine/freeze.ts'
 import type { LiveVm } from './machine/live.ts'
 import { purge } from './machine/purge.ts'
-import { completeRestore } from './machine/restored.ts'
+import { completeRestore, isAsSaved } from './machine/restored.ts'
 import { shutDown } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'
+import { immediate } from '../store/store.ts'
 import { all, byUid } from './row/lookup.ts'
-import { move } from './row/moves.ts'
+import { change, move } from './row/moves.ts'
 
 /** How long one machine may take to answer at the daemon's start. */
 const PROBE_MS = 10_000
@@ -64,7 +65,8 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
       const live = await probe(host, row)
       if (!live?.machine) {
         if (row.state === 'starting' && !row.wasReady) await undoCreate(host, row)
-        else if (row.snapshot !== null) await backToStandby(host, row)
+        else if (row.snapshot !== null && (row.boot.machine === null || isAsSaved(host, row)))
+          await backToStandby(host, row)
         else await lostMeanwhile(host, row)
         return
       }
@@ -75,14 +77,14 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
 }
 
 /**
- * Settles a restore that was cut short. It is taken back while nothing of the guest has run, and completed after that; a clone that was being
+ * Settles a restore that was cut short. It is taken back while the guest has written nothing, and completed after that; a clone that was being
  * restored is undone, since nobody was told of it.
  */
 const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
   if (row.state === 'starting') {
     await tearDown(host, row, live)
     await undoCreate(host, row)
-  } else if (row.snapshot !== null) {
+  } else if (isAsSaved(host, row)) {
     await tearDown(host, row, live)
     await backToStandby(host, row)
   } else {
@@ -162,6 +164,11 @@ const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
 const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await unmakeParts(host, row)
+  const removeFiles = immediate(host.store, (tx) => {
+    if (row.snapshot !== null) change(tx, row.uid, { snapshot: null }) // its guest ran on from it, and has gone
+    return host.snapshots.release(tx, row.snapshot)
+  })
+  removeFiles()
   const message = 'the machine ended while the daemon was away'
   if (row.boot.exitCode !== null || row.state === 'stopping') {
     move(host.store, row.uid, 'exited', {

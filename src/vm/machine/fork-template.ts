@@ -1,3 +1,4 @@
+import { statSync, utimesSync } from 'node:fs'
 import type { Host } from '../../host.ts'
 import type { Machine, Saved } from '../../hypervisor/driver.ts'
 import { hypervisorUnable } from '../../hypervisor/errors.ts'
@@ -179,7 +180,10 @@ const cloneDisks = async (
   for (const clone of clones) {
     makeFolder(host, clone)
     try {
-      await cloneFile(overlay, pathsOf(host.config, clone).overlay)
+      const copy = pathsOf(host.config, clone).overlay
+      await cloneFile(overlay, copy)
+      const { atimeMs, mtimeMs } = statSync(overlay)
+      utimesSync(copy, atimeMs / 1000, Math.floor(mtimeMs) / 1000) // whoever is restored from older memory has this disk, as `isAsSaved` sees
     } catch (error) {
       throw diskFault(error)
     }

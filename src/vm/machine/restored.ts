@@ -1,3 +1,4 @@
+import { statSync } from 'node:fs'
 import type { Vm } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import type { Saved } from '../../hypervisor/driver.ts'
@@ -11,7 +12,10 @@ import { type Launched, launchMachine, undoFailed } from './boot.ts'
 import { setClock } from './clock.ts'
 import { sendIdentity } from './identity.ts'
 import { admit } from '../row/capacity.ts'
+import type { LiveVm } from './live.ts'
+import { tearDown } from './teardown.ts'
 import { vmRestoreFailed } from '../row/errors.ts'
+import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
@@ -41,14 +45,49 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
       }
     },
   )
+  const before = changedAt(host, row)
+  try {
+    await completeRestore(host, row, launched)
+  } catch (error) {
+    await takeBack(host, row, launched.live, before, error)
+    throw error
+  }
+  return view(find(host.store, uid))
+}
+
+/** When the disk of a vm was written last. Its memory is of use as long as that is the moment at which it was saved. */
+const changedAt = (host: Pick<Host, 'config'>, row: VmRow): number =>
+  statSync(pathsOf(host.config, row).overlay).mtimeMs
+
+/** Whether a vm's disk is still what it was when its memory was saved, as far as files can tell. */
+export const isAsSaved = (host: Pick<Host, 'config' | 'snapshots'>, row: VmRow): boolean => {
+  if (row.snapshot === null) return false
+  try {
+    return changedAt(host, row) <= host.snapshots.writtenAt(row.snapshot)
+  } catch {
+    return false
+  }
+}
+
+/**
+ * Makes the best of a guest that does not stand. Where it has written nothing it sleeps again as if it had never been woken; else its disk has
+ * gone on without what was saved, which is of no use then, and the halted machine is kept: `resume` tries again.
+ */
+const takeBack = async (host: Host, row: VmRow, live: LiveVm, before: number, error: unknown): Promise<void> => {
+  if (byUid(host.store, row.uid)?.state !== 'paused') return
+  if (changedAt(host, row) === before) {
+    await tearDown(host, row, live)
+    move(host.store, row.uid, 'standby', {
+      ...(error instanceof Fault && { statusMessage: error.message }),
+      boot: { machine: null, identityDue: false },
+    })
+    return
+  }
   const removeFiles = immediate(host.store, (tx) => {
-    change(tx, uid, { snapshot: null })
+    change(tx, row.uid, { snapshot: null })
     return host.snapshots.release(tx, row.snapshot)
   })
-  host.daemon.step('saved-let-go')
-  removeFiles() // the machine has them open
-  await completeRestore(host, row, launched)
-  return view(find(host.store, uid))
+  removeFiles()
 }
 
 /** Makes a paused machine of what was saved, in the row and watched. `undo` takes it back, the row's state is the caller's. */
@@ -94,9 +133,9 @@ export const resumeRestored = async (
   live.follow()
 }
 
-/** Runs the restored guest of a vm in `paused` on; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
+/** Runs the restored guest of a vm in `paused` on, and lets go of what was saved once it stands; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
 export const completeRestore = async (
-  host: Pick<Host, 'config' | 'daemon' | 'store'>,
+  host: Pick<Host, 'config' | 'daemon' | 'snapshots' | 'store'>,
   row: VmRow,
   launched: Launched,
 ): Promise<void> => {
@@ -107,7 +146,12 @@ export const completeRestore = async (
       change(host.store, row.uid, { statusMessage: error.message })
     throw error
   }
-  move(host.store, row.uid, 'resume', { boot: { identityDue: false } })
+  const removeFiles = immediate(host.store, (tx) => {
+    move(tx, row.uid, 'resume', { snapshot: null, boot: { identityDue: false } })
+    return host.snapshots.release(tx, row.snapshot)
+  })
+  host.daemon.step('saved-let-go')
+  removeFiles() // the machine has them open
   host.daemon.step('restored')
 }
 

@@ -66,7 +66,7 @@ describe('the clock of a guest is set', () => {
       },
     ],
   ] as const)('after %s', async (_, act) => {
-    const bed = await bedOf('running')
+    await using bed = await bedOf('running')
     const before = Date.now()
 
     await act(bed)
@@ -78,7 +78,7 @@ describe('the clock of a guest is set', () => {
   })
 
   test('not while it is paused, which has its clock set when it goes on', async () => {
-    const bed = await bedOf('paused')
+    await using bed = await bedOf('paused')
 
     await setClocks(bed.host)
 
@@ -86,7 +86,7 @@ describe('the clock of a guest is set', () => {
   })
 
   test('an agent that does not answer fails nothing', async () => {
-    const bed = await bedOf('paused')
+    await using bed = await bedOf('paused')
     bed.live.session.request = () => Promise.reject(new Error('no agent'))
 
     expect((await resume(bed.host, bed.row.uid)).status).toBe('running')
