@@ -11,7 +11,7 @@ export const stdinUnreadable = fault(
 
 const REASONS: Readonly<Record<string, string>> = {
   EISDIR: 'it is a folder',
-  EBADF: 'it is closed',
+  EBADF: 'it is not open for reading',
   EIO: 'the device or terminal behind it fails',
 }
 

@@ -65,8 +65,12 @@ export const fitsSockets = (run: string): boolean => Buffer.byteLength(join(run,
 
 /** Whether a folder is not there, or belongs to this user and to nobody else. */
 const usable = (folder: string, uid: number): boolean => {
-  const stat = lstatSync(folder, { throwIfNoEntry: false })
-  return stat === undefined || (stat.isDirectory() && stat.uid === uid && (stat.mode & 0o022) === 0)
+  try {
+    const stat = lstatSync(folder, { throwIfNoEntry: false })
+    return stat === undefined || (stat.isDirectory() && stat.uid === uid && (stat.mode & 0o022) === 0)
+  } catch {
+    return false // something above it is no folder, or is closed to us
+  }
 }
 
 /** Names that somebody else may have taken in /tmp before one is given up. */
@@ -84,7 +88,8 @@ export const lastingRun = (state: string): string | undefined => {
 
 const userRun = (env: Environment, uid: number, state: string): string => {
   const runtime = absolute(env['XDG_RUNTIME_DIR'])
-  if (runtime !== undefined && fitsSockets(join(runtime, 'aerie'))) return join(runtime, 'aerie')
+  const own = runtime === undefined ? undefined : join(runtime, 'aerie')
+  if (own !== undefined && fitsSockets(own) && usable(own, uid)) return own
   const names = Array.from({ length: TRIES }, (_, at) => `/tmp/aerie-${uid}${at === 0 ? '' : `-${at}`}`)
   return lastingRun(state) ?? names.find((name) => usable(name, uid)) ?? `/tmp/aerie-${uid}`
 }

@@ -93,3 +93,21 @@ test('a folder has the mode that it was asked for, whatever the umask, also when
     rmSync(base, { recursive: true })
   }
 })
+
+test('a runtime folder in which somebody else has taken the name is passed by', () => {
+  const base = mkdtempSync('/tmp/aerie-u-')
+  const env = { HOME: '/home/ann', XDG_RUNTIME_DIR: base }
+  const uid = process.getuid?.() ?? 0
+  try {
+    expect(userPlaces(env, uid).run).toBe(join(base, 'aerie'))
+    mkdirSync(join(base, 'aerie'), { mode: 0o700 })
+    expect(userPlaces(env, uid).run).toBe(join(base, 'aerie'))
+
+    expect(userPlaces(env, uid + 1).run).toBe('/home/ann/.local/state/aerie/run')
+    rmSync(join(base, 'aerie'), { recursive: true })
+    symlinkSync('/root', join(base, 'aerie'))
+    expect(userPlaces(env, uid).run).toBe('/home/ann/.local/state/aerie/run')
+  } finally {
+    rmSync(base, { recursive: true })
+  }
+})
