@@ -17,8 +17,11 @@ const sayFault = (error: unknown): string => {
 /** Resolves when the other end takes more, or is gone. */
 const roomIn = (stream: Duplex): Promise<void> =>
   new Promise((resolve) => {
-    stream.once('drain', resolve)
-    stream.once('close', resolve)
+    const done = () => {
+      stream.off('drain', done).off('close', done)
+      resolve()
+    }
+    stream.once('drain', done).once('close', done)
   })
 
 const ended = (stream: Duplex): Promise<void> =>
