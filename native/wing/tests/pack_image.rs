@@ -686,3 +686,18 @@ fn a_wrong_extended_header_names_its_file() {
         assert!(message.contains(words), "{message}");
     }
 }
+
+#[test]
+fn an_image_may_end_with_a_bare_inode() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lengths = std::collections::BTreeSet::new();
+    // Inodes of 32 bytes fill one block after the other; one of these counts ends at the end of a block.
+    for count in 160..190 {
+        let archive = (0..count).fold(Tar::new(), |tar, at| tar.file(&format!("{at}"), ""));
+        let (path, told) = image(folder.path(), &archive.end());
+
+        fsck(&path);
+        lengths.insert(told["bytes"].as_u64().unwrap());
+    }
+    assert!(lengths.len() > 1, "{lengths:?}");
+}

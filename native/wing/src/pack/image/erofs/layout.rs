@@ -54,6 +54,11 @@ impl Layout {
         layout
             .order
             .sort_unstable_by_key(|&id| shapes[id as usize].map(|shape| shape.slot));
+        // erofs-utils 1.5 reads behind each inode, whether it has attributes or not: there must be something.
+        let ends_with_inode = layout.by_address().next_back().is_some_and(|(_, last)| {
+            last.slot as usize * SLOT + last.form.len() == layout.blocks as usize * BLOCK
+        });
+        layout.blocks += u32::from(ends_with_inode);
         Ok(layout)
     }
 
@@ -102,7 +107,9 @@ impl Layout {
     }
 
     /// Nodes by address.
-    pub fn by_address(&self) -> impl ExactSizeIterator<Item = (NodeId, Shape)> {
+    pub fn by_address(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (NodeId, Shape)> + DoubleEndedIterator {
         self.order.iter().map(|&id| (id, self.get(id)))
     }
 
