@@ -5,9 +5,10 @@ import type { Host } from '../host.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'
-import { boot } from './machine/boot.ts'
+import { boot, undoFailed } from './machine/boot.ts'
 import { argvOf, fits } from './machine/configuration.ts'
-import { createOrUndo } from './machine/creation.ts'
+import { undoing } from '../lib/undo.ts'
+import { takeBack, viewMade } from './machine/creation.ts'
 import { diskFault, makeFolder } from './machine/folder.ts'
 import { admit } from './row/capacity.ts'
 import { workloadMissing } from './row/errors.ts'
@@ -31,11 +32,13 @@ export const create = async (host: Host, want: VmCreate, claim?: Claim): Promise
   const row = reserve(host, want, claim)
   host.daemon.step('row-inserted')
   return await host.vms.queue.run(row.uid, () =>
-    createOrUndo(host, row, async () => {
+    undoing({ failed: undoFailed(host, row) }, async (undo) => {
+      undo.push('vm', (reason) => takeBack(host, row, reason))
       prepare(host, row)
       move(host.store, row.uid, 'prepared', { newBoot: {} })
       host.daemon.step('prepared')
       await boot(host, row)
+      return viewMade(host, row)
     }),
   )
 }

@@ -3,16 +3,16 @@ import type { Vm, VmFork, VmForks } from '../contract/vm.ts'
 import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
-import type { Undo } from '../lib/undo.ts'
+import { type Undo, undoing } from '../lib/undo.ts'
 import { deferred } from '../lib/wait.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'
-import { boot } from './machine/boot.ts'
-import { createOrUndo } from './machine/creation.ts'
+import { boot, launchMachine, undoFailed } from './machine/boot.ts'
+import { takeBack, viewMade } from './machine/creation.ts'
 import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
-import { restoreMachine, resumeRestored } from './machine/restored.ts'
+import { resumeRestored } from './machine/restored.ts'
 import { admit } from './row/capacity.ts'
 import { vmDeleted, vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -145,12 +145,15 @@ const problemOf = (error: unknown): { code: string; message: string } =>
 
 /** Makes one clone, in its own queue, from its row to what it shall be. */
 const makeClone = (host: Host, row: VmRow, coming: Promise<Template>): Promise<Vm> =>
-  createOrUndo(host, row, async (undo) => {
+  undoing({ failed: undoFailed(host, row) }, async (undo) => {
+    undo.push('vm', (reason) => takeBack(host, row, reason))
     const template = await coming
     await durable(pathsOf(host.config, row).overlay)
     await finishClone(host, row, template, undo)
+    return viewMade(host, row)
   })
 
+/** Moves a clone whose disk is there to what it shall be. */
 const finishClone = async (host: Host, row: VmRow, { target, session, saved }: Template, undo: Undo): Promise<void> => {
   if (target === 'stopped') {
     move(host.store, row.uid, 'cloned', { wasReady: true, boot: { stoppedAt: Date.now() } })
@@ -168,7 +171,7 @@ const finishClone = async (host: Host, row: VmRow, { target, session, saved }: T
     await boot(host, starting)
     return
   }
-  await resumeRestored(host, starting, await restoreMachine(host, starting, saved, undo))
+  await resumeRestored(host, starting, await launchMachine(host, starting, undo, saved))
   move(host.store, row.uid, 'ready', {
     wasReady: true,
     boot: { identityDue: false, bootMs: Date.now() - (starting.boot.startedAt ?? Date.now()) },

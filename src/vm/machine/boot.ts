@@ -1,6 +1,7 @@
 import { guestSilent } from '../../guest/errors.ts'
 import type { Host } from '../../host.ts'
-import type { End, HypervisorDriver, Machine, MachineSpec } from '../../hypervisor/driver.ts'
+import type { End, HypervisorDriver, Machine, MachineSpec, Saved } from '../../hypervisor/driver.ts'
+import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import { orAbort, sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
@@ -60,19 +61,22 @@ export const undoFailed =
 export interface Launched {
   readonly live: LiveVm
   readonly machine: Machine
+  /** Aborted when the boot has taken too long, or is cancelled. */
+  readonly deadline: AbortSignal
 }
 
 /**
- * Makes a machine, by `start` out of its assembled parts, writes it down and watches it. `undo` hears how each step is taken back: the
- * machine is killed, its parts are unmade, the session closes, its folder goes.
+ * Makes a machine out of its assembled parts, one that boots or a paused one of what was saved (`from`), writes it down and watches it.
+ * `undo` hears how each step is taken back: the machine is killed, its parts are unmade, the session closes, its folder goes. The state of
+ * the row is the caller's.
+ *
+ * @throws `hypervisor_unavailable`, `machine_failed`; where the boot is cancelled, the reason
  */
-export const launchMachine = async (
-  host: Host,
-  row: VmRow,
-  driver: HypervisorDriver,
-  undo: Undo,
-  start: (spec: MachineSpec, live: LiveVm) => Promise<Machine>,
-): Promise<Launched> => {
+export const launchMachine = async (host: Host, row: VmRow, undo: Undo, from?: Saved): Promise<Launched> => {
+  const driver = host.hypervisors.need(row.hypervisor)
+  if (from && !driver.restore)
+    throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'it cannot restore a machine here' })
+  const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
   undo.push('runtime folder', () => {
     removeRuntimeFolder(host, row)
   })
@@ -80,9 +84,11 @@ export const launchMachine = async (
   undo.push('session', () => {
     closeLive(host, live)
   })
+  if (!from) live.log.restart()
+  const deadline = AbortSignal.any([timeout, live.cancel.signal])
   const spec = await assemble(host, row, driver, undo)
   host.daemon.step('before-machine')
-  const machine = await start(spec, live)
+  const machine = await startMachine(driver, spec, from, { deadline, cancelled: live.cancel.signal })
   undo.push('machine', async () => {
     if (host.vms.live.get(live.uid) === live) host.vms.live.delete(live.uid) // its end is ours, and no event of the vm
     await machine.kill()
@@ -91,7 +97,22 @@ export const launchMachine = async (
   change(host.store, row.uid, { boot: { machine: machine.identity } })
   host.daemon.step('machine-recorded')
   watch(host, live, machine)
-  return { live, machine }
+  return { live, machine, deadline }
+}
+
+/** Asks the driver for a machine; what a restore that was cancelled fails with is why. */
+const startMachine = async (
+  driver: HypervisorDriver,
+  spec: MachineSpec,
+  from: Saved | undefined,
+  { deadline, cancelled }: { readonly deadline: AbortSignal; readonly cancelled: AbortSignal },
+): Promise<Machine> => {
+  if (!from || !driver.restore) return await driver.start(spec, deadline)
+  try {
+    return await driver.restore(spec, from, deadline)
+  } catch (error) {
+    throw cancelled.aborted ? cancelled.reason : error
+  }
 }
 
 /**
@@ -107,15 +128,9 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
     undo.push('state', (reason) => {
       recordFailedBoot(host, row.uid, reason)
     })
-    const driver = host.hypervisors.need(row.hypervisor)
-    const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
-    const untilReady = (live: LiveVm) => AbortSignal.any([timeout, live.cancel.signal])
-    const { live, machine } = await launchMachine(host, row, driver, undo, (spec, live) => {
-      live.log.restart()
-      return driver.start(spec, untilReady(live))
-    })
+    const { live, machine, deadline } = await launchMachine(host, row, undo)
     await Promise.race([
-      orAbort(live.ready.promise, untilReady(live)),
+      orAbort(live.ready.promise, deadline),
       machine.ended.then((end) => {
         throw new Error(sayEnd(end))
       }),

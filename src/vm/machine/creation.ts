@@ -5,28 +5,21 @@ import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { lastLines } from '../log/console-lines.ts'
-import { type Undo, undoing } from '../../lib/undo.ts'
-import { undoFailed } from './boot.ts'
 import { purge } from './purge.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
 
-/** Makes a new vm whole, or nothing of it; `work` may add what else is to be taken back. Call it in the vm's queue. */
-export const createOrUndo = (host: Host, row: VmRow, work: (undo: Undo) => Promise<void>): Promise<Vm> =>
-  undoing({ failed: undoFailed(host, row) }, async (undo) => {
-    undo.push('vm', async (reason) => {
-      await takeBack(host, row, reason)
-    })
-    await work(undo)
-    const made = byUid(host.store, row.uid)
-    if (!made) throw new Error('the row has gone')
-    return view(made)
-  })
+/** Shows a vm that has just been made. */
+export const viewMade = (host: Pick<Host, 'store'>, { uid }: VmRow): Vm => {
+  const made = byUid(host.store, uid)
+  if (!made) throw new Error('the row has gone')
+  return view(made)
+}
 
 /** Takes back a vm that nobody was told of: its reason stays in a durable event. */
-const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+export const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
   const fault = error instanceof Fault ? error : internalError({}, error)

@@ -1,13 +1,11 @@
 import { statSync } from 'node:fs'
 import type { Vm } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
-import type { Saved } from '../../hypervisor/driver.ts'
-import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { closeSaved } from '../../snapshot/snapshots.ts'
 import { immediate } from '../../store/store.ts'
-import { type Undo, undoing } from '../../lib/undo.ts'
+import { undoing } from '../../lib/undo.ts'
 import { type Launched, launchMachine, undoFailed } from './boot.ts'
 import { setClock } from './clock.ts'
 import { sendIdentity } from './identity.ts'
@@ -39,7 +37,7 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
       if (row.snapshot === null) throw new Error('nothing is saved of it')
       const saved = host.snapshots.open(row.snapshot)
       try {
-        return await restoreMachine(host, row, saved, undo)
+        return await launchMachine(host, row, undo, saved)
       } finally {
         closeSaved(saved)
       }
@@ -90,21 +88,6 @@ const takeBack = async (host: Host, row: VmRow, live: LiveVm, before: number, er
   removeFiles()
 }
 
-/** Makes a paused machine of what was saved, in the row and watched. `undo` takes it back, the row's state is the caller's. */
-export const restoreMachine = async (host: Host, row: VmRow, saved: Saved, undo: Undo): Promise<Launched> => {
-  const driver = host.hypervisors.need(row.hypervisor)
-  const restore = driver.restore?.bind(driver)
-  if (!restore) throw hypervisorUnavailable({ hypervisor: row.hypervisor, reason: 'it cannot restore a machine here' })
-  return await launchMachine(host, row, driver, undo, async (spec, { cancel }) => {
-    const timeout = AbortSignal.timeout(host.config.boot_timeout_s * 1000)
-    try {
-      return await restore(spec, saved, AbortSignal.any([timeout, cancel.signal]))
-    } catch (error) {
-      throw cancel.signal.aborted ? cancel.signal.reason : error
-    }
-  })
-}
-
 /**
  * Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the caller's.
  *
@@ -113,7 +96,7 @@ export const restoreMachine = async (host: Host, row: VmRow, saved: Saved, undo:
 export const resumeRestored = async (
   host: Pick<Host, 'config'>,
   row: VmRow,
-  { live, machine }: Launched,
+  { live, machine }: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {
   const signal = AbortSignal.any([AbortSignal.timeout(host.config.boot_timeout_s * 1000), live.cancel.signal])
   try {
@@ -137,7 +120,7 @@ export const resumeRestored = async (
 export const completeRestore = async (
   host: Pick<Host, 'config' | 'daemon' | 'snapshots' | 'store'>,
   row: VmRow,
-  launched: Launched,
+  launched: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {
   try {
     await resumeRestored(host, row, launched)
