@@ -33,8 +33,9 @@ export const haltMachine = async (host: HaltingHost, live: LiveVm, machine: Mach
   try {
     await machine.pause(AbortSignal.timeout(VERB_MS))
   } catch (error) {
-    if ((await stateOf(machine)) === 'paused') return // it came late
-    mendLater(host, live, machine, 'as its row says')
+    const state = await stateOf(machine)
+    if (state === 'paused') return // it came late
+    if (state !== 'ended') mendLater(host, live, machine, 'as its row says')
     throw machineSilent({ name: live.name, verb }, error)
   }
 }
@@ -94,8 +95,17 @@ const agree = async (host: HaltingHost, live: LiveVm, machine: Machine, wanted: 
     }
     await setClock(live)
   }
-  // A guest that was restored and does not know yet who it is stays where it is.
-  if (row.state === 'paused' && (runs || state === 'running') && !row.boot.identityDue)
-    move(host.store, live.uid, 'resume')
-  return true
+  if (row.state !== 'paused') return true
+  if (!row.boot.identityDue) {
+    if (runs || state === 'running') move(host.store, live.uid, 'resume')
+    return true
+  }
+  // A guest that was restored and does not know yet who it is must not run.
+  if (state === 'paused') return true
+  try {
+    await machine.pause(AbortSignal.timeout(STATE_MS))
+    return true
+  } catch {
+    return false
+  }
 }

@@ -8,6 +8,7 @@ import { immediate } from '../../store/store.ts'
 import { undoing } from '../../lib/undo.ts'
 import { type Launched, launchMachine, undoFailed } from './boot.ts'
 import { setClock } from './clock.ts'
+import { type HaltingHost, haltMachine } from './halting.ts'
 import { sendIdentity } from './identity.ts'
 import { admit } from '../row/capacity.ts'
 import type { LiveVm } from './live.ts'
@@ -17,8 +18,6 @@ import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 import { view } from '../row/view.ts'
-
-const PAUSE_MS = 10_000
 
 /** Wakes a vm in standby; call it in the vm's queue. @throws as `restore` in `vm/restore.ts` */
 export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
@@ -94,7 +93,7 @@ const takeBack = async (host: Host, row: VmRow, live: LiveVm, before: number, er
  * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
  */
 export const resumeRestored = async (
-  host: Pick<Host, 'config'>,
+  host: Pick<Host, 'config'> & HaltingHost,
   row: VmRow,
   { live, machine }: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {
@@ -108,7 +107,7 @@ export const resumeRestored = async (
       }),
     ])
   } catch (error) {
-    await machine.pause(AbortSignal.timeout(PAUSE_MS)).catch(() => undefined)
+    await haltMachine(host, live, machine, 'restore').catch(() => undefined) // what does not halt now does later
     throw error instanceof Fault ? error : restoreFault(row, error)
   }
   void setClock(live) // that of its identity was read before it was delivered, which takes a while on a busy host
@@ -118,7 +117,7 @@ export const resumeRestored = async (
 
 /** Runs the restored guest of a vm in `paused` on, and lets go of what was saved once it stands; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
 export const completeRestore = async (
-  host: Pick<Host, 'config' | 'daemon' | 'snapshots' | 'store'>,
+  host: Pick<Host, 'config' | 'daemon' | 'snapshots'> & HaltingHost,
   row: VmRow,
   launched: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {

@@ -4,8 +4,10 @@ import type { Machine } from '../../../src/hypervisor/driver.ts'
 import { driver } from '../../../src/hypervisor/drivers/fake/fake.ts'
 import { Hypervisors } from '../../../src/hypervisor/hypervisors.ts'
 import { deferred } from '../../../src/lib/wait.ts'
+import type { BootRow } from '../../../src/store/schema.ts'
 import { fork } from '../../../src/vm/fork.ts'
 import { listenForAgent } from '../../../src/vm/machine/agent.ts'
+import { haltMachine } from '../../../src/vm/machine/halting.ts'
 import { pause } from '../../../src/vm/pause.ts'
 import { resume } from '../../../src/vm/resume.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
@@ -61,13 +63,13 @@ const late = (): never => {
   throw new Error('The operation timed out.')
 }
 
-const bedOf = async (state: VmState, machine: SlowMachine) => {
+const bedOf = async (state: VmState, machine: SlowMachine, boot: Partial<BootRow> = {}) => {
   const bed = testHost()
   const host = {
     ...bed.host,
     hypervisors: new Hypervisors([driver], { name: 'fake', accelerator: 'none', reason: 'a test' }),
   }
-  const row = bed.vm('web', { state })
+  const row = bed.vm('web', { state, boot })
   bed.paths(row)
   const live = await listenForAgent(host, row)
   // No agent ever comes: nobody is asked to write out disks, and nobody waits for it.
@@ -76,6 +78,7 @@ const bedOf = async (state: VmState, machine: SlowMachine) => {
   return {
     host,
     state: () => byUid(host.store, row.uid)?.state,
+    halt: () => haltMachine(host, live, live.machine as Machine, 'restore'),
     /** Waits until nobody mends the machine any more. */
     settled: async () => {
       while (live.isMending) await Bun.sleep(10)
@@ -173,6 +176,22 @@ describe('a machine that does not answer in time', () => {
     await bed.settled()
 
     expect(bed.state()).toBe('running')
+  })
+
+  test('when a restored guest must not run is halted as soon as it does', async () => {
+    const machine = new SlowMachine('running')
+    await using bed = await bedOf('paused', machine, { identityDue: true })
+    machine.verbs.pause = () => {
+      machine.verbs = {}
+      late()
+    }
+
+    await expect(bed.halt()).rejects.toMatchObject({ code: 'machine_silent' })
+    expect(machine.doing).toBe('running')
+    await bed.settled()
+
+    expect(machine.doing).toBe('paused')
+    expect(bed.state()).toBe('paused')
   })
 
   test('and ends meanwhile is left to its end', async () => {
