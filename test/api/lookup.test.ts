@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { clean, haveBinary, seedFake, startDaemon, type Daemon } from '../e2e/daemon.ts'
+import { clean, cli, haveBinary, seedFake, startDaemon, type Daemon } from '../e2e/daemon.ts'
 import { ask, type Ask } from './http.ts'
 
 /** Which vm a verb takes, as the daemon of the built file answers it on the driver that runs nothing. */
@@ -40,6 +40,15 @@ describe.skipIf(!haveBinary)('a verb takes the vm that is named, and no other', 
     for (const name of [beginning, 'web-p', 'vm', 'vm_', 'WEB']) {
       const { status, json } = await ask({ socketPath: daemon.socket }, at(name, verb, method, body))
       expect([name, status, json['code']]).toEqual([name, 404, 'vm_not_found'])
+    }
+    expect((await daemon.client.call('vm.list', { query: {} })).map((vm) => vm.status)).toEqual(['running', 'running'])
+  })
+
+  test.each(['rm -f', 'stop', 'standby', 'restart'])('the command %s neither', async (verb) => {
+    for (const name of [beginning, 'web-p', 'vm']) {
+      const said = await cli(daemon, [...verb.split(' '), name])
+      expect([said.code, said.stdout]).toEqual([4, ''])
+      expect(said.stderr).toStartWith(`aerie: Cannot find vm "${name}"\n  hint: `)
     }
     expect((await daemon.client.call('vm.list', { query: {} })).map((vm) => vm.status)).toEqual(['running', 'running'])
   })

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import { FakeDaemon } from '../client/daemon.ts'
-import { aerie } from './aerie.ts'
+import { aerie, Typist } from './aerie.ts'
 
 const EVIL = 'a\x1b[2Jb\u009b31mc\x7fd\x1b]0;t\x07e\rf\u0090g\u009c'
 const NOT_OBEYED = /[\x00-\x09\x0b-\x1f\x7f-\x9f]/
@@ -76,4 +76,16 @@ test('the output of the workload itself is as it was', async () => {
   daemon.add({ name: 'web' })
 
   expect((await aerie(['logs', 'web'], daemon)).out).toBe(`${EVIL}\n`)
+})
+
+test('an answer of the API is as it was in a pipe, and obeyed by no terminal', async () => {
+  await using daemon = evilDaemon()
+  const line = ['api', 'GET', 'vms/web/logs']
+  using person = new Typist(line, { socket: daemon.socket })
+
+  await person.exited
+
+  expect(person.seen).toContain('2J')
+  expect(person.seen.replaceAll('\r\n', '\n')).not.toMatch(NOT_OBEYED)
+  expect((await aerie(line, daemon)).out).toContain('\u009b')
 })

@@ -57,14 +57,12 @@ export const api = command({
       })
     if (!response.ok) throw await faultOfResponse(response, sayEndpoint(client.endpoint))
     const json = response.headers.get('content-type')?.includes('json') === true
-    if (json && isTerminal(1)) {
-      // What a guest said is in there too, and a terminal would obey it.
-      await context.out.text(`${plainJsonText(await response.text())}\n`)
-      return 0
-    }
+    // What a guest said is in many answers, and a terminal would obey it.
+    const decoder = isTerminal(1) ? new TextDecoder() : undefined
     let last = 10
     for await (const chunk of response.body ?? []) {
-      await writeAll(1, chunk)
+      const bytes = decoder ? Buffer.from(plainJsonText(decoder.decode(chunk, { stream: true }))) : chunk
+      await writeAll(1, bytes)
       last = chunk.at(-1) ?? last
     }
     if (last !== 10 && json) await context.out.text('\n')
