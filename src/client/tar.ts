@@ -78,6 +78,7 @@ const REASON: Readonly<Record<string, string>> = {
   ELOOP: 'its symbolic links lead in circles',
   ENAMETOOLONG: 'its name is too long',
   EIO: 'the disk fails',
+  ENOTDIR: 'it is no folder',
   ENOENT: 'it went away meanwhile',
 }
 
@@ -254,7 +255,7 @@ class Packer {
       return
     }
     if (stat.isFile()) {
-      if (!(yield* this.#file(at, stat))) return
+      if (!(yield* this.#file(at))) return
     } else if (stat.isSymbolicLink()) {
       const target = trying(at.shown, () => readlinkSync(path, { encoding: 'buffer' }))
       yield this.#header(at, stat, { type: 'symlink', linkname: nameOfBytes(target) })
@@ -266,7 +267,10 @@ class Packer {
         devminor: minor(stat.rdev),
       })
     } else {
-      this.#options.skipped?.(sayName(at.shown), stat.isSocket() ? 'it is a socket' : 'it is a device')
+      const reason = stat.isSocket() ? 'it is a socket' : 'it is a device'
+      // What was named itself is not left out: nothing would be copied.
+      if (!mount) throw pathUnpackable({ path: sayName(at.shown), reason })
+      this.#options.skipped?.(sayName(at.shown), reason)
       return
     }
     if (stat.nlink > 1n) this.#first.set(key, at.name)
@@ -298,13 +302,16 @@ class Packer {
   }
 
   /** Says whether the file was packed: one of the kernel's that refuses is left out, with a word. */
-  async *#file(at: Place, stat: BigIntStats): AsyncGenerator<Uint8Array, boolean> {
+  async *#file(at: Place): AsyncGenerator<Uint8Array, boolean> {
     const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
     let file: number | undefined
     let content: Content
+    let stat: BigIntStats
     try {
       try {
         file = openSync(pathIn(at.folder, at.base), flags)
+        // Not what was seen before, if another file has the name now: what is open counts.
+        stat = fstatSync(file, { bigint: true })
         content = this.#content(file, at.shown, stat)
       } catch (error) {
         // One that was named itself is not left out.
@@ -347,10 +354,8 @@ class Packer {
    * Files of /proc state no length and those of /sys too much, so a small file is read to its end first, and has the length that it
    * turned out to have.
    */
-  #content(file: number, shown: string, seen: BigIntStats): Content {
-    const stat = fstatSync(file, { bigint: true })
-    if (!stat.isFile() || stat.ino !== seen.ino || stat.dev !== seen.dev)
-      throw pathChanged({ path: sayName(shown), reason: 'it was replaced meanwhile' })
+  #content(file: number, shown: string, stat: BigIntStats): Content {
+    if (!stat.isFile()) throw pathChanged({ path: sayName(shown), reason: 'it was replaced meanwhile' })
     const size = Number(stat.size)
     if (size > BLOCK && Number(stat.blocks) * 512 + BLOCK <= size) {
       const sparse = piecesOf(file, size)

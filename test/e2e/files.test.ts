@@ -134,6 +134,28 @@ describe.skipIf(!haveBinary)('copies of files', () => {
     expect(statSync(kept).mode & 0o777).toBe(0o600)
   }, 240_000)
 
+  test('a source that cannot be copied is a fault, and never nothing at all', async () => {
+    const file = write('plain')
+    Bun.spawnSync(['mkfifo', join(here, 'source')])
+    await sh('a', 'mkfifo /pipe; mkdir -p /dir; ln -s /dir /dirlink; touch /dir/in')
+
+    const said = await Promise.all([
+      cp(`${file}/`, 'a:/nothing'),
+      cp(`${file}/.`, 'a:/nothing'),
+      cp('a:/etc/passwd/', here),
+      cp('a:/pipe', join(here, 'x')),
+      cp('a:/dev/null', join(here, 'x')),
+      cp(file, 'a:/no/such/folder'),
+      cp('a:/no/such', here),
+      cp('a:/etc/passwd', join(here, 'no/such')),
+    ])
+    await ok('a:/dirlink/', join(here, 'followed'))
+
+    expect(said.map((one) => one.code)).toEqual([3, 3, 5, 2, 2, 4, 4, 4])
+    expect(readdirSync(join(here, 'followed'))).toEqual(['in'])
+    expect(await sh('a', 'ls / | grep nothing')).toBe('')
+  }, 240_000)
+
   test('names are bytes, in, out and across', async () => {
     const folder = join(here, 'odd')
     mkdirSync(folder)

@@ -410,7 +410,10 @@ impl<R: Read> Copy<'_, R> {
             make_room(here, name, &found)?;
         }
         at::make_link((from.as_fd(), old), (here, name))?;
+        // An overlay may give what comes out of its lower layer another inode now.
+        let made = at::status(here, name)?;
         self.walk.made_link(source.id());
+        self.walk.made_link(made.id());
         Ok(())
     }
 

@@ -28,6 +28,8 @@ const LINKS_MAX: usize = 50_000;
 const UNSIZED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Pieces of a sparse file that are told apart; what is behind the last counts as data.
 const PIECES_MAX: usize = 65_536;
+/// Looks at a name that is replaced between two of them.
+const TRIES_MAX: usize = 10;
 const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// Data goes out in frames of about this size.
 const FRAME_BYTES: usize = 64 * 1024;
@@ -155,6 +157,35 @@ impl Item<'_> {
     }
 }
 
+/// What came of one look at a name.
+enum Tried {
+    /// It is archived, or is nothing for an archive; a folder's entries are still to come.
+    Done(Option<Level>),
+    Replaced,
+}
+
+/// What came of a file.
+enum Filed {
+    Done,
+    /// The kernel refuses it.
+    LeftOut,
+    Replaced,
+}
+
+/// Whether an error says that a name is not any more what it was at the first look.
+fn is_replaced(error: &io::Error) -> bool {
+    let gone = [
+        libc::ENOENT,
+        libc::ENOTDIR,
+        libc::ELOOP,
+        libc::EINVAL,
+        libc::ENXIO,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| gone.contains(&code))
+}
+
 struct Walk<'a, S> {
     sink: &'a mut S,
     how: How,
@@ -239,18 +270,33 @@ impl<S: Sink> Walk<'_, S> {
         Ok(())
     }
 
-    /// Archives one thing; a folder is returned, for what is in it.
+    /// Archives one thing; a folder is returned, for what is in it. What is replaced between two looks is looked at again.
     fn item(&mut self, item: &Item<'_>) -> Result<Option<Level>, CopyError> {
+        for _ in 0..TRIES_MAX {
+            match self.once(item)? {
+                Tried::Done(opened) => return Ok(opened),
+                Tried::Replaced => {}
+            }
+        }
+        let reason = "it is replaced again and again";
+        Err(item.failed(io::Error::other(reason)))
+    }
+
+    fn once(&mut self, item: &Item<'_>) -> Result<Tried, CopyError> {
+        const GONE: Result<Tried, CopyError> = Ok(Tried::Done(None));
         let found = match at::status(item.here, item.base) {
             Ok(found) => found,
             // Deleted since: it is not there.
             Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
-                return Ok(None);
+                return GONE;
             }
             Err(error) => return Err(item.failed(error)),
         };
         let Some(kind) = kind_of(&found) else {
-            return Ok(None);
+            return match item.device {
+                Some(_) => GONE,
+                None => Err(item.failed(io::Error::other("it is a socket"))),
+            };
         };
         let mut entry = Entry {
             kind,
@@ -275,44 +321,39 @@ impl<S: Sink> Walk<'_, S> {
             entry.kind = EntryKind::HardLink;
             entry.link.clone_from(first);
             self.sink.write(&header(&entry))?;
-            return Ok(None);
+            return GONE;
         }
         entry.xattrs = xattrs(item.here, item.base);
-        let opened = match kind {
+        match kind {
             EntryKind::File => match self.file(item, &found, entry)? {
-                true => None,
-                false => return Ok(None),
+                Filed::Done => {}
+                Filed::LeftOut => return GONE,
+                Filed::Replaced => return Ok(Tried::Replaced),
             },
             EntryKind::Symlink => {
                 match at::read_link(item.here, item.base) {
                     Ok(target) => entry.link = target,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) if is_replaced(&error) => return Ok(Tried::Replaced),
                     Err(error) => return Err(item.failed(error)),
                 }
                 self.sink.write(&header(&entry))?;
-                None
             }
             EntryKind::Dir => return self.folder(item, entry),
-            _ => {
-                self.sink.write(&header(&entry))?;
-                None
-            }
-        };
+            _ => self.sink.write(&header(&entry))?,
+        }
         if found.links() > 1 && self.links.len() < LINKS_MAX {
             self.links.insert(found.id(), item.name.clone());
         }
-        Ok(opened)
+        GONE
     }
 
-    fn folder(&mut self, item: &Item<'_>, mut entry: Entry) -> Result<Option<Level>, CopyError> {
+    fn folder(&mut self, item: &Item<'_>, mut entry: Entry) -> Result<Tried, CopyError> {
         entry.path.push(b'/');
         let opened = at::open_folder_to_read(item.here, item.base);
         let fd = match opened {
             Ok(fd) => fd,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
-                return Ok(None);
-            }
-            Err(_) if self.may_refuse(item) => return Ok(None),
+            Err(_) if self.may_refuse(item) => return Ok(Tried::Done(None)),
+            Err(error) if is_replaced(&error) => return Ok(Tried::Replaced),
             Err(error) => return Err(item.failed(error)),
         };
         let device = at::status_of(fd.as_fd())
@@ -322,14 +363,14 @@ impl<S: Sink> Walk<'_, S> {
         // The kernel's views are no files; asked for by a path of their own they are.
         let is_mounted = item.device.is_some_and(|above| above != device);
         if is_mounted && at::is_kernel_view(fd.as_fd()) {
-            return Ok(None);
+            return Ok(Tried::Done(None));
         }
-        Ok(Some(Level {
+        Ok(Tried::Done(Some(Level {
             folder: at::Folder::new(fd).map_err(|error| item.failed(error))?,
             name: item.name.clone(),
             path: item.path.to_owned(),
             device,
-        }))
+        })))
     }
 
     /// The kernel's views have files that refuse to be read, whatever their mode says. One that was named says so; one of many
@@ -338,22 +379,17 @@ impl<S: Sink> Walk<'_, S> {
         item.device.is_some() && at::is_kernel_view(item.here)
     }
 
-    /// Says whether there is an entry now.
-    fn file(&mut self, item: &Item<'_>, seen: &Status, entry: Entry) -> Result<bool, CopyError> {
+    fn file(&mut self, item: &Item<'_>, seen: &Status, entry: Entry) -> Result<Filed, CopyError> {
         let failed = |source| item.failed(source);
         let file = match at::open_to_read(item.here, item.base) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && item.device.is_some() => {
-                return Ok(false);
-            }
-            Err(_) if self.may_refuse(item) => return Ok(false),
+            Err(_) if self.may_refuse(item) => return Ok(Filed::LeftOut),
+            Err(error) if is_replaced(&error) => return Ok(Filed::Replaced),
             Err(error) => return Err(failed(error)),
         };
         let found = at::status_of(file.as_fd()).map_err(failed)?;
         if found.id() != seen.id() {
-            // Replaced since; whoever did it has the file again when the copy is made anew.
-            let reason = "it was replaced while it was copied";
-            return Err(failed(io::Error::other(reason)));
+            return Ok(Filed::Replaced);
         }
         let size = found.size();
         if self.how.sparse
@@ -368,7 +404,7 @@ impl<S: Sink> Walk<'_, S> {
             self.sink.write(&header(&entry))?;
             self.piece(item, &file, 0, size)?;
             self.sink.write(&padding(size))?;
-            return Ok(true);
+            return Ok(Filed::Done);
         }
         // Files of /proc state no size, and those of /sys one that they do not have: what can be read at once is, and counts.
         let mut content = std::mem::take(&mut self.buffer);
@@ -383,9 +419,9 @@ impl<S: Sink> Walk<'_, S> {
                     .write(&header(&entry))
                     .and_then(|()| self.sink.write(content.get(..count).unwrap_or_default()))
                     .and_then(|()| self.sink.write(&padding(entry.size)))
-                    .map(|()| true)
+                    .map(|()| Filed::Done)
             }
-            Err(_) if self.may_refuse(item) => Ok(false),
+            Err(_) if self.may_refuse(item) => Ok(Filed::LeftOut),
             Err(error) => Err(failed(error)),
         };
         content.resize(FRAME_BYTES, 0);
@@ -400,7 +436,7 @@ impl<S: Sink> Walk<'_, S> {
         file: &File,
         entry: Entry,
         sparse: Sparse,
-    ) -> Result<bool, CopyError> {
+    ) -> Result<Filed, CopyError> {
         let size = sparse.pieces.iter().map(|(_, length)| length).sum();
         let pieces = sparse.pieces.clone();
         let entry = Entry {
@@ -413,7 +449,7 @@ impl<S: Sink> Walk<'_, S> {
             self.piece(item, file, offset, length)?;
         }
         self.sink.write(&padding(size))?;
-        Ok(true)
+        Ok(Filed::Done)
     }
 
     /// Bytes of a file that its header has promised. What it grew by meanwhile is left out.
@@ -799,6 +835,43 @@ mod tests {
         .unwrap();
 
         assert!(!String::from_utf8_lossy(&packed).contains("key"));
+    }
+
+    #[test]
+    fn a_name_that_is_another_file_at_each_look_does_not_stop_a_tree() {
+        let folder = TestFolder::new();
+        let top = folder.path().join("top");
+        fs::create_dir(&top).unwrap();
+        fs::write(top.join("f"), "content").unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+
+        let content = std::thread::scope(|scope| {
+            // As an editor saves: a new file under the old name.
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::write(folder.path().join("new"), "content").unwrap();
+                    fs::rename(folder.path().join("new"), top.join("f")).unwrap();
+                }
+            });
+            let content: Vec<_> = (0..200)
+                .map(|_| String::from_utf8_lossy(&pack(&top, "top")).contains("content"))
+                .collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            content
+        });
+
+        assert!(content.iter().all(|&whole| whole));
+    }
+
+    #[test]
+    fn a_socket_that_is_named_is_an_error() {
+        let folder = TestFolder::new();
+        let path = folder.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+
+        let named = archive(&mut Vec::new(), &path, b"it".into(), How::default());
+
+        assert!(matches!(named, Err(CopyError::Read { .. })));
     }
 
     #[test]

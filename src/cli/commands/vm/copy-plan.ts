@@ -26,6 +26,13 @@ export const targetNoFolder = fault(
   (d) => `Cannot copy to "${d.path}": ${d.where} it is a file, and a folder was to be copied`,
 )
 
+export const sourceNoFolder = fault(
+  'source_no_folder',
+  'conflict',
+  { path: Type.String(), where: Type.String() },
+  (d) => `Cannot copy "${d.path}": ${d.where} it is no folder`,
+)
+
 export interface Looked {
   readonly exists: boolean
   readonly is_dir: boolean

@@ -2,12 +2,21 @@ import { lstatSync, readlinkSync, statSync } from 'node:fs'
 import { basename, dirname, join, posix, resolve } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import type { Client } from '../../../client/client.ts'
-import { packPath, realLocal, statLocal } from '../../../client/tar.ts'
+import { packPath, pathUnpackable, realLocal, statLocal } from '../../../client/tar.ts'
 import { repack } from '../../../client/repack.ts'
 import { pathUnwritable, specialKind, unpack } from '../../../client/untar.ts'
 import { fault } from '../../../lib/fault.ts'
 import { command, type Context } from '../../command.ts'
-import { parsePlace, planCopy, renameTop, targetMissing, type Looked, type Plan, type Source } from './copy-plan.ts'
+import {
+  parsePlace,
+  planCopy,
+  renameTop,
+  sourceNoFolder,
+  targetMissing,
+  type Looked,
+  type Plan,
+  type Source,
+} from './copy-plan.ts'
 import { usageInvalid, yes } from '../../flags.ts'
 import { Progress } from '../../progress.ts'
 import { writeAll } from '../../stdio.ts'
@@ -34,18 +43,24 @@ const lookHost = (path: string): Promise<Looked> => {
 
 /** `dir/.` is what is in it. */
 const isContent = (path: string): boolean => path === '.' || path.endsWith('/.')
+/** Whether a name says that it is a folder's. */
+const meansFolder = (path: string): boolean => path.endsWith('/') || isContent(path)
 
 interface GuestSource extends Source {
   readonly query: { readonly path: string; readonly sparse: boolean; readonly follow?: boolean }
   readonly isFile: boolean
+  /** A FIFO, a socket or a device. */
+  readonly isSpecial: boolean
 }
 
 const guestSource = async (client: Client, vm: string, path: string, follow: boolean): Promise<GuestSource> => {
   const normal = posix.normalize(path).replace(/(?<=.)\/+$/, '')
-  const through = follow || path.endsWith('/') || isContent(path)
+  const through = follow || meansFolder(path)
   const stat = await client.call('vm.stat', { params: { name: vm }, query: { path: normal, follow_links: through } })
   if (!stat.exists) throw guestPathMissing({ path })
+  if (meansFolder(path) && !stat.is_dir) throw sourceNoFolder({ path, where: IN_GUEST })
   return {
+    isSpecial: !stat.is_file && !stat.is_dir && !stat.is_symlink,
     query: { path: normal, sparse: true, ...(through && { follow: true }) },
     isFile: stat.is_file,
     isFolder: stat.is_dir,
@@ -98,7 +113,7 @@ const copyIn = async (
     return 0
   }
   const name = basename(resolve(from))
-  const through = follow || from.endsWith('/') || isContent(from)
+  const through = follow || meansFolder(from)
   const path = through ? realLocal(from) : resolve(from)
   const stat = statLocal(path)
   const plan = await planCopy(
@@ -144,6 +159,8 @@ const copyOut = async (
     for await (const chunk of await download()) await writeAll(1, chunk)
     return 0
   }
+  // In a tree it is left out with a word; here nothing would be copied.
+  if (source.isSpecial) throw pathUnpackable({ path: from, reason: 'it is neither a file nor a folder' })
   const planned = await planCopy(source, to, lookHost, ON_HOST)
   const plan = source.isFile ? throughLinks(planned) : planned
   using progress = new Progress(to, context.out.quiet)
