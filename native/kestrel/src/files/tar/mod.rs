@@ -3,11 +3,13 @@
 //! Ours and not a crate's: entries must keep owners, xattrs and devices, names are bytes, every size in a header is hostile,
 //! and PID 1 must stay small.
 
+mod error;
 mod read;
 mod sparse;
 mod write;
 
-pub use read::{Reader, TarError};
+pub use error::TarError;
+pub use read::Reader;
 pub use sparse::{PIECES_MAX, Sparse};
 pub use write::{end, header, padding};
 

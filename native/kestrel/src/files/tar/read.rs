@@ -2,22 +2,12 @@
 
 use std::io::{self, Read};
 
+use super::error::TarError;
 use super::sparse::{MapReader, Sparse, SparseKeys};
 use super::{BLOCK_BYTES, Entry, EntryKind};
 
 /// A PAX header or a GNU long name: xattrs of an entry, and little else, make it long.
 const EXTENSION_BYTES_MAX: u64 = 1024 * 1024;
-
-/// Why a stream cannot be read on.
-#[derive(Debug, thiserror::Error)]
-pub enum TarError {
-    #[error("cannot read the tar stream")]
-    Source(#[source] io::Error),
-    #[error("the tar stream ends in the middle of an entry")]
-    Truncated,
-    #[error("the tar stream is malformed: {0}")]
-    Malformed(&'static str),
-}
 
 /// What PAX headers say over the plain ones (POSIX pax, "Extended Header Keywords").
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Sparse files: where they hold data. GNU tar has four ways to say it ("Storing Sparse Files", "The Old GNU Format").
 
 use super::BLOCK_BYTES;
-use super::read::TarError;
+use super::error::TarError;
 
 /// Pieces of one file: a map of them takes 16 bytes each.
 pub const PIECES_MAX: usize = 250_000;
