@@ -42,3 +42,9 @@ export interface Host {
   readonly hypervisors: Hypervisors
   readonly vms: Vms
 }
+
+/** What it takes of the host to make a machine, to save it, and to end it. */
+export type MachineHost = Pick<
+  Host,
+  'config' | 'log' | 'daemon' | 'store' | 'images' | 'kernels' | 'snapshots' | 'hypervisors' | 'vms'
+>

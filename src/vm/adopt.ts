@@ -1,7 +1,7 @@
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { ON_BOOT } from '../contract/vm-state.ts'
-import type { Host } from '../host.ts'
+import type { Host, MachineHost } from '../host.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { chain } from '../lib/fault.ts'
 import { orAbort } from '../lib/wait.ts'
@@ -92,7 +92,7 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
   }
 }
 
-const backToStandby = async (host: Host, row: VmRow): Promise<void> => {
+const backToStandby = async (host: MachineHost, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await unmakeParts(host, row)
   move(host.store, row.uid, 'standby', { boot: { machine: null, identityDue: false } })
@@ -154,14 +154,14 @@ const probe = async (host: Host, row: VmRow): Promise<LiveVm | undefined> => {
 }
 
 /** Undoes a create that was cut short before its guest was ready: nobody was told that the vm exists. */
-const undoCreate = async (host: Host, row: VmRow): Promise<void> => {
+const undoCreate = async (host: MachineHost, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   if (row.state !== 'deleting') move(host.store, row.uid, 'delete', { statusMessage: 'its create was cut short' })
   await purge(host, row.uid)
 }
 
 /** Writes down that the machine of a vm that was ready has gone while no daemon looked. */
-const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
+const lostMeanwhile = async (host: MachineHost, row: VmRow): Promise<void> => {
   await endMarked(markOf(host, row))
   await unmakeParts(host, row)
   const removeFiles = immediate(host.store, (tx) => {
@@ -190,7 +190,7 @@ const lostMeanwhile = async (host: Host, row: VmRow): Promise<void> => {
 const markOf = (host: Pick<Host, 'daemon'>, row: VmRow): string => `${host.daemon.stateId}/${row.uid}`
 
 /** Removes what belongs to no row: processes by their mark, folders and cgroups by their name. */
-const sweep = async (host: Host): Promise<void> => {
+const sweep = async (host: MachineHost): Promise<void> => {
   const rows = all(host.store)
   await endMarked(
     `${host.daemon.stateId}/`,

@@ -1,7 +1,7 @@
 import { fill } from '../contract/schema.ts'
 import { specOf, VmCreate, type VmSpec } from '../contract/vm-spec.ts'
 import type { Vm } from '../contract/vm.ts'
-import type { Host } from '../host.ts'
+import type { Host, MachineHost } from '../host.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
 import { immediate } from '../store/store.ts'
@@ -50,7 +50,7 @@ export const createdBefore = (host: Pick<Host, 'store'>, [made]: readonly Made[]
 }
 
 /** The row of a new vm, with its key. */
-const reserve = (host: Host, want: VmCreate, claim: Claim | undefined): VmRow => {
+const reserve = (host: MachineHost, want: VmCreate, claim: Claim | undefined): VmRow => {
   const { name, ...fields } = fill(VmCreate, want)
   const spec = specOf(fields)
   const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))

@@ -1,5 +1,5 @@
 import { rmSync } from 'node:fs'
-import type { Host } from '../host.ts'
+import type { MachineHost } from '../host.ts'
 import type { VmRow } from '../store/schema.ts'
 import { isDiskFull } from '../store/store.ts'
 import { purge } from './machine/purge.ts'
@@ -13,7 +13,7 @@ import { move } from './row/moves.ts'
  * Writes that a vm goes. A disk so full that not even this can be written gets its room from the vm itself: what is deleted here would be
  * deleted in a moment, and where the daemon does not live to write it down it finds a vm whose machine has gone.
  */
-const beginDelete = async (host: Host, row: VmRow): Promise<void> => {
+const beginDelete = async (host: MachineHost, row: VmRow): Promise<void> => {
   try {
     move(host.store, row.uid, 'delete')
   } catch (error) {
@@ -30,7 +30,7 @@ const beginDelete = async (host: Host, row: VmRow): Promise<void> => {
  *
  * @throws `vm_not_found`, `vm_ambiguous`
  */
-export const remove = async (host: Host, ref: string): Promise<void> => {
+export const remove = async (host: MachineHost, ref: string): Promise<void> => {
   const { uid } = find(host.store, ref)
   cancelBoot(host, uid, 'delete')
   await host.vms.queue.run(uid, async () => {

@@ -62,7 +62,7 @@ export const copyIn = async (
 
 /** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
 export const copyOut = async (
-  host: Host,
+  host: Pick<Host, 'config' | 'store' | 'ballast' | 'vms'>,
   ref: string,
   { path, follow, sparse }: { readonly path: string; readonly follow: boolean; readonly sparse: boolean },
   client: AbortSignal,

@@ -12,7 +12,7 @@ import { pathsOf } from './row/layout.ts'
 const STAT_BLOCK = 512
 
 /** Measures a running vm: what its agent says of the guest, and what the host spends on it. @throws `vm_wrong_state`, `agent_unavailable` */
-export const stats = async (host: Host, ref: string): Promise<VmStats> => {
+export const stats = async (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: string): Promise<VmStats> => {
   const { row, machine } = running(host, ref, 'measure', 'read')
   const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(10_000))
   conversation.close()

@@ -1,6 +1,6 @@
 import type { AgentEvent } from '../../guest/messages.ts'
 import { GuestSession, type SessionOwner, hashSecret } from '../../guest/session.ts'
-import type { Host } from '../../host.ts'
+import type { Host, MachineHost } from '../../host.ts'
 import { ensureFolder } from '../../lib/folder.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { AppLog } from '../log/app-log.ts'
@@ -66,7 +66,7 @@ const take = async (host: Pick<Host, 'store'>, live: LiveVm, event: AgentEvent):
 }
 
 /** Listens for the agent of a vm and makes its live record. */
-export const listenForAgent = async (host: Host, row: VmRow): Promise<LiveVm> => {
+export const listenForAgent = async (host: MachineHost, row: VmRow): Promise<LiveVm> => {
   const at = pathsOf(host.config, row)
   ensureFolder(at.run, 0o711)
   const appLog = new AppLog(at.appLog, host.config.log_max_mb * 2 ** 20)

@@ -1,4 +1,4 @@
-import type { Host } from '../../host.ts'
+import type { MachineHost } from '../../host.ts'
 import type { HypervisorDriver, MachineSpec } from '../../hypervisor/driver.ts'
 import type { Undo } from '../../lib/undo.ts'
 import type { VmRow } from '../../store/schema.ts'
@@ -26,7 +26,12 @@ const cmdline = (extra: string): string =>
  * Assembles a machine of its parts: what each of them needs of the host is made, and `undo` hears how it is taken back. What is the vm's own
  * (kernel, processors, memory, logs, jail) is added here.
  */
-export const assemble = async (host: Host, row: VmRow, driver: HypervisorDriver, undo: Undo): Promise<MachineSpec> => {
+export const assemble = async (
+  host: MachineHost,
+  row: VmRow,
+  driver: HypervisorDriver,
+  undo: Undo,
+): Promise<MachineSpec> => {
   const at = pathsOf(host.config, row)
   return {
     mark: `${host.daemon.stateId}/${row.uid}`,

@@ -15,7 +15,7 @@ const THREADS_MAX = 512
 export const cgroupOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
 
 /** Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
-const makeCgroups = (host: Host, row: VmRow): readonly string[] => {
+const makeCgroups = (host: Pick<Host, 'config' | 'log' | 'daemon' | 'hypervisors'>, row: VmRow): readonly string[] => {
   if (host.hypervisors.get(row.hypervisor)?.unlimited || !host.config.jail) return []
   const { folders, ignored } = makeCgroup(cgroupOf(host, row.uid), {
     memoryMaxBytes: (row.memoryMb + MEMORY_OVERHEAD_MIB) * 2 ** 20,

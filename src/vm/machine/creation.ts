@@ -1,5 +1,5 @@
 import { type Vm, vmEvents } from '../../contract/vm.ts'
-import type { Host } from '../../host.ts'
+import type { Host, MachineHost } from '../../host.ts'
 import { internalError } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
@@ -19,7 +19,7 @@ export const viewMade = (host: Pick<Host, 'store'>, { uid }: VmRow): Vm => {
 }
 
 /** Takes back a vm that nobody was told of: its reason stays in a durable event. */
-export const takeBack = async (host: Host, row: VmRow, error: unknown): Promise<void> => {
+export const takeBack = async (host: MachineHost, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
   const fault = error instanceof Fault ? error : internalError({}, error)

@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util'
-import type { Host } from '../../host.ts'
+import type { Host, MachineHost } from '../../host.ts'
 import type { End, MachineIdentity } from '../../hypervisor/driver.ts'
 import { chain } from '../../lib/fault.ts'
 import { cgroupUsage } from '../../linux/cgroup.ts'
@@ -48,7 +48,7 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
   if (failures.length > 0) throw failures[0]
 }
 
-const writeEnd = (host: Host, uid: string, end: End): void => {
+const writeEnd = (host: Pick<Host, 'store'>, uid: string, end: End): void => {
   const row = byUid(host.store, uid)
   if (!row) return
   const stoppedAt = Date.now()
@@ -77,7 +77,7 @@ const writeEnd = (host: Host, uid: string, end: End): void => {
 }
 
 /** Deletes a vm that has ended and shall delete itself then. */
-export const removeIfWanted = async (host: Host, uid: string): Promise<void> => {
+export const removeIfWanted = async (host: MachineHost, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
   if (row?.spec.policy.auto_remove && (row.state === 'stopped' || row.state === 'crashed')) {
     move(host.store, uid, 'delete')
@@ -119,7 +119,7 @@ export const recordOwedEnds = async (host: Host): Promise<void> => {
 }
 
 /** The same end, or the limit of memory where the kernel has killed for it. */
-const killedForMemory = (host: Host, row: VmRow, end: End): End => {
+const killedForMemory = (host: Pick<Host, 'daemon'>, row: VmRow, end: End): End => {
   if (end.reason !== 'killed' && end.reason !== 'failed') return end
   if ((cgroupUsage(cgroupOf(host, row.uid)).oomKills ?? 0) === 0) return end
   const limit = row.memoryMb + MEMORY_OVERHEAD_MIB

@@ -49,7 +49,7 @@ const sayHalt = ({ noSpace, message }: Halt): string =>
     : `a disk of the host failed: ${message}`
 
 /** Writes down whenever a machine halts its guest by itself, and when the guest goes on. */
-export const watchHalts = (host: Host, live: LiveVm, machine: Machine): void => {
+export const watchHalts = (host: Pick<Host, 'log' | 'store' | 'vms'>, live: LiveVm, machine: Machine): void => {
   machine.onHalt?.((halt) => {
     live.halts.halt = halt
     void host.vms.queue

@@ -28,12 +28,15 @@ export interface GuestOf {
   readonly spec: VmSpec
 }
 
+/** What a part may use of the host. */
+export type PartHost = Pick<Host, 'config' | 'daemon' | 'hypervisors' | 'images' | 'log'>
+
 /** What one noun brings to a machine. A noun that brings something new adds such a part, and a line in `parts.ts`. */
 export interface Part {
   readonly name: string
   /** Makes what of the part stands only while the vm has a machine, and gives what the driver needs of it. */
-  make?(host: Host, row: VmRow): MachineShare | Promise<MachineShare>
+  make?(host: PartHost, row: VmRow): MachineShare | Promise<MachineShare>
   /** Takes back what `make` made. It knows it by the row alone, since an earlier daemon may have made it; twice is fine. */
-  unmake?(host: Host, row: VmRow): void | Promise<void>
+  unmake?(host: PartHost, row: VmRow): void | Promise<void>
   guest?(vm: GuestOf): GuestShare
 }

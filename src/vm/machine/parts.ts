@@ -1,4 +1,4 @@
-import type { Host } from '../../host.ts'
+import type { MachineHost } from '../../host.ts'
 import type { DiskSpec, NicSpec } from '../../hypervisor/driver.ts'
 import type { Undo } from '../../lib/undo.ts'
 import type { VmRow } from '../../store/schema.ts'
@@ -18,7 +18,7 @@ export interface Parts {
 }
 
 /** Makes the parts of a machine; `undo` hears how each is taken back. */
-export const makeParts = async (host: Host, row: VmRow, undo: Undo): Promise<Parts> => {
+export const makeParts = async (host: MachineHost, row: VmRow, undo: Undo): Promise<Parts> => {
   const made = { disks: [] as DiskSpec[], nics: [] as NicSpec[], cgroups: [] as string[] }
   for (const part of PARTS) {
     undo.push(part.name, () => part.unmake?.(host, row)) // before it is made: half of it may stand when it fails
@@ -31,7 +31,7 @@ export const makeParts = async (host: Host, row: VmRow, undo: Undo): Promise<Par
 }
 
 /** Takes back the parts of a machine that has gone, newest first, whoever made them. One that fails does not stop the others. */
-export const unmakeParts = async (host: Host, row: VmRow): Promise<void> => {
+export const unmakeParts = async (host: MachineHost, row: VmRow): Promise<void> => {
   for (const part of PARTS.toReversed()) {
     try {
       await part.unmake?.(host, row)

@@ -1,7 +1,7 @@
 import { rmSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
 import { vmEvents } from '../../contract/vm.ts'
-import type { Host } from '../../host.ts'
+import type { MachineHost } from '../../host.ts'
 import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
 import { forgetReboots } from './reboot-pace.ts'
@@ -16,7 +16,7 @@ const deleteVm = prepared((store) =>
     .prepare(),
 )
 /** Removes the files of a vm without a machine, then its row: a crash in between is finished at the next start. */
-export const purge = async (host: Host, uid: string): Promise<void> => {
+export const purge = async (host: MachineHost, uid: string): Promise<void> => {
   const row = byUid(host.store, uid)
   if (!row) return
   await removeRuntime(host, row)

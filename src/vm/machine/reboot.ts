@@ -1,4 +1,4 @@
-import type { Host } from '../../host.ts'
+import type { MachineHost } from '../../host.ts'
 import { sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { removeIfWanted } from './end.ts'
@@ -11,7 +11,7 @@ import { change, move } from '../row/moves.ts'
  * a stop or a delete has its turn at once. What fails of `boot` is in the row.
  */
 export const reboot = async (
-  host: Host,
+  host: MachineHost,
   row: VmRow,
   ranMs: number,
   boot: (row: VmRow) => Promise<void>,

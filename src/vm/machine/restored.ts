@@ -1,6 +1,6 @@
 import { statSync } from 'node:fs'
 import type { Vm } from '../../contract/vm.ts'
-import type { Host } from '../../host.ts'
+import type { Host, MachineHost } from '../../host.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { closeSaved } from '../../snapshot/snapshots.ts'
@@ -70,7 +70,7 @@ export const isAsSaved = (host: Pick<Host, 'config' | 'snapshots'>, row: VmRow):
  * Makes the best of a guest that does not stand. Where it has written nothing it sleeps again as if it had never been woken; else its disk has
  * gone on without what was saved, which is of no use then, and the halted machine is kept: `resume` tries again.
  */
-const takeBack = async (host: Host, row: VmRow, live: LiveVm, before: number, error: unknown): Promise<void> => {
+const takeBack = async (host: MachineHost, row: VmRow, live: LiveVm, before: number, error: unknown): Promise<void> => {
   if (byUid(host.store, row.uid)?.state !== 'paused') return
   if (changedAt(host, row) === before) {
     await tearDown(host, row, live)

@@ -1,5 +1,5 @@
 import { rmSync } from 'node:fs'
-import type { Host } from '../../host.ts'
+import type { Host, MachineHost } from '../../host.ts'
 import type { VmRow } from '../../store/schema.ts'
 import type { LiveVm } from './live.ts'
 import { unmakeParts } from './parts.ts'
@@ -11,7 +11,7 @@ export const removeRuntimeFolder = (host: Pick<Host, 'config'>, row: VmRow): voi
 }
 
 /** Removes what a vm has of the host only while it has a machine: its parts, and the folder of its sockets. */
-export const removeRuntime = async (host: Host, row: VmRow): Promise<void> => {
+export const removeRuntime = async (host: MachineHost, row: VmRow): Promise<void> => {
   try {
     await unmakeParts(host, row)
   } finally {
@@ -30,7 +30,7 @@ export const closeLive = (host: Pick<Host, 'vms'>, live: LiveVm): void => {
  *
  * @throws Error: the first step that failed
  */
-export const tearDown = async (host: Host, row: VmRow, live: LiveVm | undefined): Promise<void> => {
+export const tearDown = async (host: MachineHost, row: VmRow, live: LiveVm | undefined): Promise<void> => {
   if (live && host.vms.live.get(row.uid) === live) host.vms.live.delete(row.uid)
   try {
     await live?.machine?.kill()
