@@ -9,7 +9,8 @@ import { MARK } from '../../../linux/marked.ts'
 import { bootId } from '../../../linux/proc.ts'
 import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
 import { socketPair, unixListen } from '../../../linux/socket.ts'
-import { launch, launchedBefore, type Launched, type LaunchSpec } from '../../../linux/spawn.ts'
+import { launch, launchedBefore, type Launched, type LaunchFiles, type LaunchSpec } from '../../../linux/spawn.ts'
+import { WingError } from '../../../linux/wing.ts'
 import { deferred, orAbort } from '../../../lib/wait.ts'
 import { lastBytes } from '../../console-log.ts'
 import type { Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
@@ -27,6 +28,33 @@ const Migration = Type.Object({ status: Type.String({ maxLength: 64 }) })
 const Uuid = Type.Object({ UUID: Type.String({ maxLength: 64 }) })
 
 const SIGKILL = constants.signals.SIGKILL
+
+/**
+ * Namespaces of its own for a process that needs nothing of the host but its descriptors: a second wall behind that of its user, where a
+ * guest has broken out of it. Root makes them by right; whoever is not makes a user namespace first.
+ */
+const namespaces = (needsNetwork: boolean): NonNullable<LaunchSpec['namespaces']> => [
+  ...(process.getuid?.() === 0 ? [] : (['user'] as const)),
+  'mount',
+  'pid',
+  'ipc',
+  ...(needsNetwork ? [] : (['net'] as const)),
+]
+
+/** Some hosts forbid them to whoever is not root, and QEMU is what runs there. */
+let namespacesForbidden = false
+
+/** Launches a process of a machine in namespaces of its own, or without any where this host has none for this user. */
+const launchApart = async (spec: LaunchSpec, files: LaunchFiles, needsNetwork: boolean): Promise<Launched> => {
+  if (namespacesForbidden) return await launch(spec, files)
+  try {
+    return await launch({ ...spec, namespaces: namespaces(needsNetwork) }, files)
+  } catch (error) {
+    if (!(error instanceof WingError && error.code.startsWith('namespace_'))) throw error
+    namespacesForbidden = true
+    return await launch(spec, files)
+  }
+}
 
 /** What both processes of a machine have in common. */
 const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> => ({
@@ -87,7 +115,7 @@ export const start = async (
     const diskFds = given.list(disks)
 
     const mark = { [MARK]: spec.mark }
-    const backend = launch(
+    const backend = launchApart(
       {
         ...confined(spec),
         env: mark,
@@ -116,8 +144,9 @@ export const start = async (
         ],
         signal,
       },
+      false,
     )
-    const main = launch(
+    const main = launchApart(
       {
         ...confined(spec),
         env: { ...mark, [SHAPE_VARIABLE]: JSON.stringify(shape) },
@@ -130,6 +159,7 @@ export const start = async (
         signal,
         fds: given.fds,
       },
+      spec.nics.length > 0, // the user network is made of sockets of the host's
     )
     for (const one of await Promise.allSettled([main, backend])) if (one.status === 'fulfilled') started.push(one.value)
     const [vmm, helper] = [await main, await backend]
