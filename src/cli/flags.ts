@@ -241,9 +241,7 @@ export const parseFlags = (
       values[key] = flag.read(not ? (value === 'true' ? 'false' : 'true') : value, values[key])
     } catch (error) {
       if (!(error instanceof RangeError)) throw error
-      // An alias is said under the name that help shows first.
-      const shown = name.startsWith('--') && not !== true ? `--${kebab(key)}` : name
-      throw usageInvalid({ reason: `Cannot use ${shown} "${value}": ${error.message}` })
+      throw usageInvalid({ reason: `Cannot use ${name} "${value}": ${error.message}` })
     }
   }
   for (let at = 0; at < argv.length; at++) {

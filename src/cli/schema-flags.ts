@@ -1,5 +1,5 @@
 import type { Static, TObject, TProperties, TSchema } from '@sinclair/typebox'
-import { bySchema, duration, type Flag, type MoreOfSchema, mebibytes } from './flags.ts'
+import { bySchema, duration, type Flag, kebab, type MoreOfSchema, mebibytes, usageInvalid } from './flags.ts'
 
 /** How one field's flag differs from what its schema says. */
 export interface FieldMore extends MoreOfSchema {
@@ -56,15 +56,15 @@ export const argv = (help: string, more: MoreOfSchema): Flag<readonly string[]> 
   read: readArgv,
 })
 
-/** One more `KEY=VALUE` of a record. */
-export const pairs = (help: string, more: MoreOfSchema): Flag<Readonly<Record<string, string>>> => ({
+/** One more `KEY=VALUE` of a record; a wrong one is refused under the flag's own name, whichever alias was said. */
+export const pairs = (name: string, help: string, more: MoreOfSchema): Flag<Readonly<Record<string, string>>> => ({
   placeholder: 'KEY=VALUE',
   ...more,
   kind: 'many',
   help,
   read: (text, before = {}) => {
     const equals = text.indexOf('=')
-    if (equals <= 0) throw new RangeError('expected KEY=VALUE')
+    if (equals <= 0) throw usageInvalid({ reason: `Cannot use --${name} "${text}": expected KEY=VALUE` })
     return Object.fromEntries([...Object.entries(before), [text.slice(0, equals), text.slice(equals + 1)]])
   },
 })
@@ -97,7 +97,7 @@ const flagOf = (name: string, schema: TSchema, more: MoreOfSchema): Flag<unknown
   const inner = Object.entries((schema['properties'] ?? {}) as TProperties)
   if (inner.length === 1 && inner[0] !== undefined) return wrapped(inner[0], described, more)
   if (schema['type'] === 'array') return argv(described, more)
-  if (schema['type'] === 'object' && 'patternProperties' in schema) return pairs(described, more)
+  if (schema['type'] === 'object' && 'patternProperties' in schema) return pairs(kebab(camel(name)), described, more)
   return bySchema(schema, more)
 }
 

@@ -1,4 +1,4 @@
-import { OptionalKind, Type, type Static, type TObject, type TSchema, type TUnsafe } from '@sinclair/typebox'
+import { OptionalKind, Type, type Static, type TSchema, type TUnsafe } from '@sinclair/typebox'
 import { HypervisorName } from './hypervisor.ts'
 import { Argv, Env, GuestPath, GuestUser } from './guest.ts'
 import { oneOf } from './operation.ts'
@@ -135,16 +135,25 @@ export interface VmSpec {
   readonly network: Static<typeof Network>
 }
 
-const only = (fields: object, schema: TObject): object =>
-  Object.fromEntries(Object.entries(fields).filter(([name]) => name in schema.properties))
+/** Each field with its group. */
+const PLACES = Object.entries(GROUPS).flatMap(([group, schema]) =>
+  Object.keys(schema.properties).map((name) => [name, group as keyof typeof GROUPS] as const),
+)
 
 /** Puts filled fields into their groups. */
-export const specOf = (fields: VmFields): VmSpec => ({
-  ...(Object.fromEntries(
-    Object.entries(GROUPS).map(([group, schema]) => [group, only(fields, schema)]),
-  ) as unknown as Omit<VmSpec, 'network'>),
-  network: fields.network,
-})
+export const specOf = (fields: VmFields): VmSpec => {
+  const groups: Record<keyof typeof GROUPS, Record<string, unknown>> = {
+    compute: {},
+    workload: {},
+    storage: {},
+    policy: {},
+  }
+  for (const [name, group] of PLACES) {
+    const value = (fields as Readonly<Record<string, unknown>>)[name]
+    if (value !== undefined) groups[group][name] = value
+  }
+  return { ...(groups as unknown as Omit<VmSpec, 'network'>), network: fields.network }
+}
 
 /** Takes a specification out of its groups: what the wire shows and a row keeps. */
 export const fieldsOf = ({ compute, workload, storage, policy, network }: VmSpec): VmFields => ({

@@ -145,6 +145,33 @@ describe.skipIf(!haveBinary)('fork', () => {
     await remove('mother', ...vms.map((vm) => vm.name))
   }, 30_000)
 
+  test('a fork with the same key finds the clones of the first, and those that are left of them', async () => {
+    await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'] })
+    const keyed = (key: string, body: object = { name: 'child', count: 2 }) =>
+      daemon.client.call('vm.fork', { ...at('mother'), body }, { idempotencyKey: key })
+
+    const [first, second] = await Promise.all([keyed('f1'), keyed('f1')])
+
+    const uids = first.vms.map((vm) => vm.uid)
+    expect(uids).toHaveLength(2)
+    expect(second.vms.map((vm) => vm.uid)).toEqual(uids)
+    expect((await keyed('f1')).vms.map((vm) => vm.uid)).toEqual(uids)
+    await expect(keyed('f1', { count: 3 })).rejects.toMatchObject({ code: 'idempotency_conflict' })
+    await expect(createVm(daemon, { name: 'other' }, 'f1')).rejects.toMatchObject({ code: 'idempotency_conflict' })
+    await remove('child-1')
+    expect(await keyed('f1')).toMatchObject({
+      vms: [{ uid: uids[1] ?? '' }],
+      failed: [{ name: 'child-1', code: 'vm_deleted' }],
+    })
+    await remove('child-2')
+    const anew = await keyed('f1')
+    expect(anew.vms.map((vm) => vm.name)).toEqual(['child-1', 'child-2'])
+    expect(anew.vms.map((vm) => vm.uid)).not.toContain(uids[0])
+    await expect(keyed('f2')).rejects.toMatchObject({ code: 'vm_exists' })
+    await remove('child-1', 'child-2')
+    expect((await keyed('f2')).vms).toHaveLength(2)
+  })
+
   test("the command line prints the clones' names", async () => {
     await createVm(daemon, { name: 'mother', memory_mb: 64, cmd: ['sleep', '1000'] })
 
