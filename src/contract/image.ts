@@ -74,7 +74,7 @@ export const imageOperations = {
       tags,
       summary: 'Make an image from a tar stream',
       description:
-        'A root file system (docker export, debootstrap) or an archive of docker save; gzip, xz and zstd are seen through.',
+        'A root file system (docker export, debootstrap), or an image: an archive of docker save, or an OCI layout. What its `manifest.json` or `index.json` names decides; gzip, xz and zstd are seen through.',
     },
     query: ImageImportQuery,
     response: { 201: Image },
