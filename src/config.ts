@@ -50,11 +50,13 @@ export const Settings = Type.Object(
     disk_io_bps: Type.Integer({
       default: 256 * 2 ** 20,
       minimum: 0,
+      maximum: 2 ** 40,
       description: "Bytes a second that one vm's own disks may read and write, after a burst; 0 = no limit",
     }),
     disk_flushes_per_s: Type.Integer({
       default: 500,
       minimum: 0,
+      maximum: 1_000_000,
       description: "Flushes a second of one vm's own disks, where the hypervisor can limit them (talon); 0 = no limit",
     }),
     landlock_abi_min: Type.Integer({

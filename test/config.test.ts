@@ -46,6 +46,9 @@ describe('a setting', () => {
       boot_timeout_s: 120,
       log_level: 'info',
       idle_exit_s: 0,
+      disk_io_bps: 268_435_456,
+      disk_flushes_per_s: 500,
+      landlock_abi_min: 0,
       jail: true,
     })
   })
