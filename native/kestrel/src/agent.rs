@@ -12,7 +12,7 @@ use crate::setup::mounts::Mounted;
 use crate::talk::events::Events;
 use crate::talk::slots::Slots;
 
-/// See the module.
+/// All that conversations share; see the module.
 #[derive(Debug)]
 pub struct Agent {
     pub reaper: &'static Reaper,
@@ -25,12 +25,12 @@ pub struct Agent {
     /// The guest's name as kestrel set it last.
     pub hostname: Mutex<String>,
     pub mounted: Mutex<Mounted>,
-    /// From `ready` until the power-off begins.
+    /// Conversations may begin: from `ready` until the power-off begins.
     pub is_open: AtomicBool,
     pub slots: Slots,
 }
 
-/// For the one place that has no way to be handed it: a panic.
+/// The agent for the one place that has no way to be handed it: a panic.
 static RUNNING: OnceLock<&'static Agent> = OnceLock::new();
 
 impl Agent {

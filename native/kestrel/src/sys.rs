@@ -74,7 +74,7 @@ pub fn poll(entries: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Resu
     }
 }
 
-/// Whether an entry of [`poll`] has anything to say: readiness, error or hang-up.
+/// Tells whether an entry of [`poll`] has anything to say: readiness, error or hang-up.
 pub const fn is_ready(entry: &libc::pollfd) -> bool {
     entry.revents != 0
 }
@@ -95,7 +95,7 @@ pub fn read_now(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usiz
     }
 }
 
-/// As [`read_now`], at most `max` bytes behind what `buffer` holds: bytes that will be overwritten need no zeros.
+/// Reads as [`read_now`] does, at most `max` bytes behind what `buffer` holds: bytes that will be overwritten need no zeros.
 pub fn read_spare(
     fd: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
@@ -162,7 +162,7 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((own(read)?, own(write)?))
 }
 
-/// How many bytes can be read at once now (FIONREAD).
+/// Counts the bytes that can be read at once now (FIONREAD).
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int.

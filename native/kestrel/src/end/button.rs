@@ -38,7 +38,7 @@ impl Buttons {
         Self(devices)
     }
 
-    /// For poll, in a fixed order.
+    /// Gives the devices' entries for poll, in a fixed order.
     pub fn entries(&self) -> impl Iterator<Item = libc::pollfd> + '_ {
         self.0
             .iter()

@@ -18,7 +18,7 @@ struct Inner {
     thaw_at: Option<Instant>,
 }
 
-/// How an end was asked for.
+/// An end that was asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop {
     /// `None`: the configuration's.
@@ -26,7 +26,7 @@ pub struct Stop {
     pub restart: bool,
 }
 
-/// What other threads tell the supervisor.
+/// Keeps what other threads tell the supervisor.
 #[derive(Debug)]
 pub struct Power {
     inner: Mutex<Inner>,
@@ -54,17 +54,17 @@ impl Power {
         self.wake.set();
     }
 
-    /// How the end was asked for, if it was.
+    /// Gives the end that was asked for, if one was.
     pub fn asked(&self) -> Option<Stop> {
         lock(&self.inner).stop
     }
 
-    /// When writers go on by themselves, while disks are frozen.
+    /// Gives the moment at which writers go on by themselves, while disks are frozen.
     pub fn thaw_at(&self) -> Option<Instant> {
         lock(&self.inner).thaw_at
     }
 
-    /// For the supervisor: something was asked for or may have happened.
+    /// Becomes readable when something was asked of the supervisor, or may have happened.
     pub fn wake_fd(&self) -> RawFd {
         self.wake.fd()
     }

@@ -27,7 +27,7 @@ use crate::talk::conn::WRITTEN_BYTES;
 const HOSTLESS: Duration = Duration::from_secs(3600);
 /// How long the last events may take to be acknowledged when an end was asked for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// What is left after the workload (its children, execs) gets this between SIGTERM and SIGKILL.
+/// Gives what is left after the workload (its children, execs) this long between SIGTERM and SIGKILL.
 const REST_GRACE: Duration = Duration::from_millis(500);
 /// Conversations may go on writing what their processes left, as long as it moves.
 const TALK_STALLED: Duration = Duration::from_secs(3);
@@ -113,7 +113,7 @@ pub fn supervise(agent: &'static Agent, signals: &OwnedFd, grace: Duration) -> !
     end(agent, deadline, stop.restart)
 }
 
-/// As other inits understand them: SIGTERM and SIGINT (control-alt-delete) restart, the others power off.
+/// Reads a signal as other inits understand it: SIGTERM and SIGINT (control-alt-delete) restart, the others power off.
 fn signalled(signals: &OwnedFd) -> Option<Stop> {
     let mut bytes = [0_u8; size_of::<libc::signalfd_siginfo>()];
     read_now(signals.as_fd(), &mut bytes).ok()??;
@@ -158,7 +158,7 @@ fn stop_workload(agent: &'static Agent, mut deadline: Instant) {
     }
 }
 
-/// Everything from "nobody may begin anything" to the power.
+/// Ends the guest: everything from "nobody may begin anything" to the power.
 fn end(agent: &'static Agent, deadline: Instant, restart: bool) -> ! {
     agent.is_open.store(false, Ordering::Release);
     // Without a workload the grace is that of everybody else.
@@ -239,7 +239,7 @@ fn wait_for_silence(agent: &Agent) {
     }
 }
 
-/// For a panic: tells the host if that can be done without a lock that the broken thread may hold, and ends. The session's
+/// Ends a guest whose agent panics: tells the host if that can be done without a lock that the broken thread may hold, and ends. The session's
 /// thread may be the broken one, so nothing here is waited for but time.
 pub fn last_resort(message: &str) -> ! {
     say_now(&format!("bug: {message}"));

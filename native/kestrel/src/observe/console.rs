@@ -25,7 +25,7 @@ pub fn open() {
     let _ = CONSOLE.set(Mutex::new(file));
 }
 
-/// From here on lines also go into the log.
+/// Makes lines go into the log too, from here on.
 pub fn keep_in(ring: &'static Ring) {
     let _ = RING.set(ring);
 }

@@ -10,7 +10,7 @@ use aerie_protocol::LogStream;
 
 use crate::sys::{Wake, lock, wall_clock_ns};
 
-/// What a record costs beside its bytes, counted against the limit: a workload that writes single bytes must not cost
+/// Bytes that a record costs beside its own, counted against the limit: a workload that writes single bytes must not cost
 /// fifty times the ring.
 const RECORD_BYTES: usize = 56;
 
@@ -56,7 +56,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Ring(Mutex<Inner>);
 
-/// Where a ring begins and ends now.
+/// The offsets at which a ring begins and ends now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub oldest: u64,
@@ -123,7 +123,7 @@ impl Ring {
         inner.records.get(at).map(|record| record.since(offset))
     }
 
-    /// Everything that is held, oldest first.
+    /// Gives all records that are held, oldest first.
     pub fn all(&self) -> Vec<Record> {
         lock(&self.0).records.iter().cloned().collect()
     }

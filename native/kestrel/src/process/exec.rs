@@ -26,7 +26,7 @@ use crate::process::streams::Streams;
 use crate::sys::{NO_FD, is_ready, pipe, poll, poll_entry, set_nonblocking};
 use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 
-/// From the SIGHUP of a host that has gone to the SIGKILL.
+/// Time from the SIGHUP to the SIGKILL, once the host has gone.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
 
 /// A process and the host's ends of its streams.
@@ -35,7 +35,7 @@ pub struct Running {
     pub child: Child,
     pub stdin: Stdin,
     pub streams: Streams,
-    /// For resizes.
+    /// The terminal, for resizes.
     pub master: Option<OwnedFd>,
 }
 

@@ -23,7 +23,7 @@ impl OomWatch {
         Self { before: kills() }
     }
 
-    /// Where a process enters the group.
+    /// Opens the file by which a process enters the group.
     pub fn procs(&self) -> Option<File> {
         OpenOptions::new()
             .write(true)

@@ -13,7 +13,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// What the host said, and the size of a VT100 for what it did not.
+    /// Takes the size that the host said, and a VT100's for what it did not.
     pub fn or_default(columns: Option<u16>, rows: Option<u16>) -> Self {
         Self {
             columns: columns.filter(|&columns| columns > 0).unwrap_or(80),
@@ -57,7 +57,7 @@ pub fn resize(master: BorrowedFd<'_>, size: Size) -> io::Result<()> {
     Ok(())
 }
 
-/// What ends the input of a terminal: the EOF character, ^D, which it has for this.
+/// The character that ends the input of a terminal: the EOF character, ^D, which it has for this.
 pub const EOF_CHARACTER: u8 = 4;
 
 #[cfg(test)]

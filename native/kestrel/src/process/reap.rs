@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::sys::{Wake, check, lock, spawn_thread};
 
-/// How a process ended.
+/// The way in which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Exited(i32),
@@ -28,7 +28,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// As shells say it: the code, or 128 + the signal.
+    /// Gives the exit code as shells say it: the code, or 128 + the signal.
     pub fn code(self) -> i32 {
         match self {
             Self::Exited(code) => code,
@@ -66,7 +66,7 @@ pub struct Child {
     reaper: &'static Reaper,
 }
 
-/// See the module.
+/// The one who waits for children; see the module.
 #[derive(Debug, Default)]
 pub struct Reaper {
     table: Mutex<BTreeMap<libc::pid_t, Arc<Cell>>>,
@@ -76,7 +76,7 @@ pub struct Reaper {
 /// A session that forks faster than it can be told is given up on; what is left loses its terminal and its leader.
 const SESSION_ROUNDS_MAX: usize = 10;
 
-/// With no child at all there is nothing to wait for; orphans of kernel helpers can still come, so look now and then.
+/// Time between two looks where there is no child to wait for: orphans of kernel helpers can still come.
 const CHILDLESS: Duration = Duration::from_secs(60);
 
 impl Reaper {

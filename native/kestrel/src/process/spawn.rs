@@ -21,7 +21,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const NOFILE_SOFT: libc::rlim_t = 65_536;
 const NOFILE_HARD: libc::rlim_t = 1_048_576;
 
-/// What is to run.
+/// A program that is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Program<'a> {
     pub argv: &'a [String],
@@ -105,7 +105,7 @@ const CLOSE_ON_EXEC: libc::c_uint = 4;
 const STEP_CWD: u8 = 4;
 const STEP_EXEC: u8 = 7;
 
-/// Everything a child needs, at addresses that stay.
+/// Holds all that a child needs, at addresses that stay.
 struct Plan<'a> {
     candidates: Vec<CString>,
     argv: Vec<*const libc::c_char>,
@@ -195,7 +195,7 @@ fn environment(program: &Program<'_>, user: &User) -> BTreeMap<String, String> {
     env
 }
 
-/// As execvp(3): a name with a slash is a path, others are looked for in `path`.
+/// Finds the paths to try as execvp(3) does: a name with a slash is a path, others are looked for in `path`.
 fn candidates(name: &str, path: &str) -> Result<Vec<CString>, SpawnError> {
     let names: Vec<String> = if name.contains('/') {
         vec![name.to_owned()]

@@ -12,7 +12,7 @@ use crate::talk::conn::{ConnError, Output, WindowExceeded};
 /// Credit is given back in portions, so that a window frame does not answer every byte.
 const CREDIT_BYTES: usize = 32 * 1024;
 
-/// Where input goes.
+/// The place that input goes to.
 #[derive(Debug)]
 enum Target {
     Pipe(OwnedFd),
@@ -22,12 +22,12 @@ enum Target {
     Nobody,
 }
 
-/// See the module. Its descriptors do not block.
+/// Input on its way to a process; see the module. Its descriptors do not block.
 #[derive(Debug)]
 pub struct Stdin {
     target: Target,
     pending: VecDeque<u8>,
-    /// What the host may still send.
+    /// Bytes that the host may still send.
     window: usize,
     /// Bytes taken and not yet given back as window.
     credit: usize,
@@ -82,7 +82,7 @@ impl Stdin {
         }
     }
 
-    /// What to poll for.
+    /// Gives what to poll for.
     pub fn interest(&self) -> libc::pollfd {
         match &self.target {
             Target::Pipe(fd) | Target::Terminal(fd) if !self.pending.is_empty() => {

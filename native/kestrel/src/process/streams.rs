@@ -10,7 +10,7 @@ use crate::sys::{poll, poll_entry, readable_bytes};
 /// Output that a terminal still holds at its process's end is at most this.
 const TERMINAL_REST_BYTES: usize = 1024 * 1024;
 
-/// What a running process gives us to read.
+/// Ends of the streams that a running process writes to.
 #[derive(Debug)]
 pub struct Streams {
     pub stdout: Option<OwnedFd>,

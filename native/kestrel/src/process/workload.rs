@@ -31,7 +31,7 @@ use crate::process::streams::Streams;
 use crate::sys::{NO_FD, Wake, is_ready, lock, poll, poll_entry, read_now, spawn_thread};
 use crate::talk::events::Events;
 
-/// What one attached reader may have waiting before the workload is held up.
+/// Bytes that one attached reader may have waiting before the workload is held up.
 const SINK_BYTES_MAX: usize = 256 * 1024;
 /// Readers at once.
 const SINKS_MAX: usize = 16;
@@ -41,7 +41,7 @@ const READ_BYTES: usize = 32 * 1024;
 #[derive(Debug)]
 pub struct Sink {
     queue: Mutex<Queue>,
-    /// For the reader: there is something, or the end.
+    /// Tells the reader that there is something, or the end.
     pub wake: Wake,
 }
 
@@ -52,7 +52,7 @@ struct Queue {
     end: Option<Exit>,
 }
 
-/// What a reader takes from its sink.
+/// A piece that a reader takes from its sink.
 #[derive(Debug)]
 pub enum Taken {
     Chunk(LogStream, Arc<[u8]>),
@@ -84,7 +84,7 @@ enum Phase {
     Absent,
     Held(Box<Workload>),
     Running(Child),
-    /// With the number of its `exited` event.
+    /// The workload has ended; the number is that of its `exited` event.
     Ended(Exit, u64),
 }
 
@@ -106,13 +106,13 @@ pub struct Workloads {
     events: &'static Events,
     ring: &'static Ring,
     inner: Mutex<Inner>,
-    /// For the pump: a reader has taken something, come or gone.
+    /// Tells the pump that a reader has taken something, come or gone.
     pump: Wake,
-    /// For the supervisor: the workload has ended.
+    /// Tells the supervisor that the workload has ended.
     end: Wake,
 }
 
-/// What an attach gets.
+/// A reader that is attached, with what it was given.
 #[derive(Debug)]
 pub struct Attached {
     pub sink: Arc<Sink>,
@@ -134,12 +134,12 @@ pub enum AttachError {
     Exhausted,
 }
 
-/// How an attach begins.
+/// The wishes that an attach begins with.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachAs {
     pub stdin: bool,
     pub replay: bool,
-    /// For a workload that this attach starts or resizes.
+    /// The size of the terminal of a workload that this attach starts or resizes.
     pub size: Option<Size>,
 }
 
@@ -304,7 +304,7 @@ impl Workloads {
         self.end.fd()
     }
 
-    /// For metrics.
+    /// Gives the workload as metrics show it.
     pub fn state(&self) -> WorkloadState {
         match &lock(&self.inner).phase {
             Phase::Running(child) => WorkloadState {

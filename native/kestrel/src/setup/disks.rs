@@ -21,7 +21,7 @@ pub struct Disk {
     /// `/dev/vda`.
     pub device: PathBuf,
     pub bytes: u64,
-    /// Whether the host's file can be given back by discards.
+    /// The host's file can be given back by discards.
     pub can_discard: bool,
 }
 
@@ -39,7 +39,7 @@ pub fn find(serial: &str) -> Option<Disk> {
     }
 }
 
-/// As [`find`], without waiting.
+/// Finds a disk as [`find`] does, without waiting.
 pub fn find_now(serial: &str) -> Option<Disk> {
     find_in(Path::new("/sys/block"), serial)
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 /// An old content larger than this is not kept for the case that the new one cannot be written.
 const KEPT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// What becomes of a file's permission bits.
+/// The fate of a file's permission bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A new file gets these, one that is there keeps its own.

@@ -62,11 +62,11 @@ const NEW: &str = "/k/new";
 #[derive(Debug)]
 pub struct WritableMount {
     pub folder: File,
-    /// Where it is mounted in the guest; `None` for the overlay's own, which no path reaches.
+    /// The folder that it is mounted at in the guest; `None` for the overlay's own, which no path reaches.
     pub path: Option<PathBuf>,
 }
 
-/// What [`root`] and [`volumes`] leave to be undone.
+/// Mounts that [`root`] and [`volumes`] leave to be undone.
 #[derive(Debug, Default)]
 pub struct Mounted {
     pub writable: Vec<WritableMount>,
@@ -110,12 +110,12 @@ fn make(path: &Path) -> Result<(), MountError> {
     })
 }
 
-/// As container engines have it by default; a workload that needs more remounts it.
+/// Options of `/dev/shm`, as container engines have it by default; a workload that needs more remounts it.
 const SHM: &str = "mode=1777,size=64m";
 
 const QUIET: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// What kestrel itself needs before anything else: proc, sys, dev.
+/// Mounts what kestrel itself needs before anything else: proc, sys, dev.
 ///
 /// # Errors
 /// The first that cannot be mounted.

@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// The guest's own name resolves to this, as Debian has it: 127.0.0.1 stays `localhost` backwards.
 const OWN_ADDRESS: &str = "127.0.1.1";
 
-/// What the files shall say.
+/// The names that the files shall say.
 #[derive(Clone, Debug)]
 pub struct Names {
     /// The name that kestrel wrote before, if it did.
@@ -116,7 +116,7 @@ fn hosts(text: &[u8], old: Option<&str>, name: &str) -> Vec<u8> {
     kept
 }
 
-/// Whether a name has an IPv4 address in this list; one of IPv6 alone would not do for a guest without IPv6.
+/// Tells whether a name has an IPv4 address in this list; one of IPv6 alone would not do for a guest without IPv6.
 fn lists(hosts: &[u8], name: &str) -> bool {
     hosts.split(|&byte| byte == b'\n').any(|line| {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();

@@ -49,16 +49,16 @@ pub fn loopback() -> Result<(), NetworkError> {
     raise(&control, "lo")
 }
 
-/// What the host says of one card, understood.
+/// One card as the host says it, understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Card {
     mac: Option<[u8; 6]>,
-    /// With its mask.
+    /// The IPv4 address and its mask.
     address: Option<(Ipv4Addr, Ipv4Addr)>,
     gateway: Option<Ipv4Addr>,
 }
 
-/// What the host says of all cards, understood; nothing is set yet.
+/// All cards as the host says them, understood; nothing is set yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cards {
     cards: Vec<Card>,

@@ -20,10 +20,10 @@ use crate::sys::{
     check, is_ready, poll, poll_entry, read_now, read_spare, set_nonblocking, write_now,
 };
 
-/// What is read from a process or a file at once.
+/// Bytes that are read from a process or a file at once.
 pub const CHUNK_BYTES: usize = 32 * 1024;
 
-/// What is read from the host at once.
+/// Bytes that are read from the host at once.
 const READ_BYTES: usize = 64 * 1024;
 
 /// Room for one read, handed round among all conversations: a read happens now and then, and fresh memory for each would
@@ -39,16 +39,16 @@ fn give_back(mut room: Vec<u8>) {
     *ROOM.lock().unwrap_or_else(PoisonError::into_inner) = room;
 }
 
-/// How long a host that no longer reads is waited for at the end of a conversation.
+/// Time for which a host that no longer reads is waited for at the end of a conversation.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long the last bytes of a conversation may stand still.
+/// Time for which the last bytes of a conversation may stand still.
 const STALLED: Duration = Duration::from_secs(60);
 
 /// Bytes written to any connection since boot: power-off waits as long as this moves.
 pub static WRITTEN_BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// More input than the windows allowed: the host is broken, and memory is not its to take.
+/// The host sent more input than the windows allowed: it is broken, and memory is not its to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more stdin than the window allows")]
 pub struct WindowExceeded;
@@ -75,7 +75,7 @@ pub enum ConnError {
 }
 
 impl ConnError {
-    /// What the host is told, if it is still there to be told.
+    /// Gives what the host is told, if it is still there to be told.
     pub fn body(&self) -> Option<ErrorBody> {
         match self {
             Self::Gone | Self::Io(_) => None,

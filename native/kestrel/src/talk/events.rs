@@ -18,11 +18,11 @@ struct Inner {
     acked: u64,
 }
 
-/// See the module.
+/// The events of this boot; see the module.
 #[derive(Debug)]
 pub struct Events {
     inner: Mutex<Inner>,
-    /// For the session: there is something to send.
+    /// Tells the session that there is something to send.
     wake: Wake,
     acknowledged: Condvar,
 }
@@ -50,7 +50,7 @@ impl Events {
         seq
     }
 
-    /// As [`push`](Self::push) for a process that is breaking: `None` where the lock is taken, maybe by the broken thread.
+    /// Adds an event as [`push`](Self::push) does, for a process that is breaking: `None` where the lock is taken, maybe by the broken thread.
     pub fn try_push(&self, kind: EventKind) -> Option<u64> {
         let mut inner = self.inner.try_lock().ok()?;
         let seq = inner.last + 1;
@@ -62,7 +62,7 @@ impl Events {
         Some(seq)
     }
 
-    /// As [`is_acked`](Self::is_acked), for the same.
+    /// Tells the same as [`is_acked`](Self::is_acked), for such a process.
     pub fn try_is_acked(&self, seq: u64) -> bool {
         self.inner.try_lock().is_ok_and(|inner| inner.acked >= seq)
     }

@@ -18,7 +18,7 @@ use crate::sys::spawn_thread;
 use crate::talk::conn::{Conn, ConnError, frame_name};
 use crate::talk::{proxy, vsock};
 
-/// How long a host may take to say what it wants.
+/// Time that a host may take to say what it wants.
 const OPEN: Duration = Duration::from_secs(30);
 
 /// Accepts for ever.

@@ -15,7 +15,7 @@ use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 /// A server on the loopback answers at once or its queue is full.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// What of the host's data waits for the server before the host is no longer read.
+/// Bytes of the host's data that wait for the server before the host is no longer read.
 const WAITING_BYTES: usize = 64 * 1024;
 
 /// Serves a proxy conversation whose `open` had this body.

@@ -23,7 +23,7 @@ use crate::talk::vsock;
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(5);
-/// How long the host may take to answer an open; a daemon that is starting is slow.
+/// Time that the host may take to answer an open; a daemon that is starting is slow.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why a session was not begun.

@@ -8,7 +8,7 @@ use aerie_protocol::Kind;
 pub const FORWARDED_MAX: usize = 384;
 /// Connections in all; what a guest's memory must bear.
 const OPEN_MAX: usize = 512;
-/// Everything else: exec, attach, copies, logs, questions.
+/// Conversations of every other kind: exec, attach, copies, logs, questions.
 pub const CONTROL_MAX: usize = 96;
 
 /// The slots that are taken. See the module.
@@ -57,7 +57,7 @@ impl Slots {
         take(&self.control, CONTROL_MAX).ok_or_else(full)
     }
 
-    /// How many connections are open.
+    /// Counts the connections that are open.
     pub fn count(&self) -> usize {
         self.open.load(Ordering::Acquire)
     }

@@ -10,7 +10,7 @@ use crate::sys::{check, own};
 /// `sizeof(struct sockaddr_vm)`.
 const ADDRESS_BYTES: libc::socklen_t = 16;
 const _: () = assert!(size_of::<libc::sockaddr_vm>() == 16);
-/// More than may be served at once, so that one too many is told so by us and not reset by the kernel.
+/// Connections that may wait to be accepted: more than may be served at once, so that one too many is told so by us and not reset by the kernel.
 const BACKLOG: libc::c_int = 1024;
 /// `AF_VSOCK` in the width of the field.
 const FAMILY: libc::sa_family_t = 40;
