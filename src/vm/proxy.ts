@@ -46,6 +46,8 @@ export interface ProxyLimits {
   readonly idleMs: number
 }
 const LIMITS: ProxyLimits = { headMs: 60_000, idleMs: 300_000 }
+/** Answers of status 100 to 199 that may come before the one that counts. */
+const INTERIM_MAX = 16
 /** Bytes of the head of an answer. */
 const HEAD_MAX = 65_536
 
@@ -129,6 +131,10 @@ const exchange = (
         answer.destroy()
         fail(error as Error)
       }
+    })
+    let interim = 0
+    outgoing.on('information', () => {
+      if (++interim > INTERIM_MAX) fail(new Error('it says again and again that it will answer'))
     })
     outgoing.on('upgrade', () => {
       fail(new Error('it switched to another protocol, which nobody had asked for'))

@@ -153,6 +153,14 @@ describe('an answer that is none ends as one, at once', () => {
     ['a length of words', 'HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n', false],
     ['a head without end', `HTTP/1.1 200 OK\r\n${'x: y\r\n'.repeat(100_000)}`, false],
     ['a header without end', `HTTP/1.1 200 OK\r\nx: ${'y'.repeat(500_000)}`, false],
+    ['a status of words', 'HTTP/1.1 2x0 OK\r\n\r\n', false],
+    ['a status of four digits', 'HTTP/1.1 2000 OK\r\ncontent-length: 0\r\n\r\n', false],
+    ['a version to come', 'HTTP/9.9 200 OK\r\ncontent-length: 0\r\n\r\n', false],
+    ['a length and chunks', 'HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n', false],
+    ['a length below nothing', 'HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n', false],
+    ['interim answers without end', 'HTTP/1.1 103 Early Hints\r\n\r\n'.repeat(1000), false],
+    ['bytes of noise', '\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03'.repeat(50), false],
+    ['a request', 'GET / HTTP/1.1\r\nhost: x\r\n\r\n', false],
     ['nothing', '', true],
     ['half a head', 'HTTP/1.1 200 OK\r\ncontent-le', true],
   ]
@@ -186,6 +194,27 @@ describe('an answer that is none ends as one, at once', () => {
     await settled()
   }, 10_000)
 })
+
+test('a body that is malformed, or shorter than it says, is cut', async () => {
+  for (const [bytes, ends] of [
+    ['HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n', false],
+    ['HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n', false],
+    ['HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc', true],
+    ['HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n', true],
+  ] as const) {
+    workload(bytes, ends)
+    const outcome = await through().then(
+      (answer) =>
+        answer.text().then(
+          () => 'whole',
+          () => 'cut',
+        ),
+      () => 'refused',
+    )
+    expect({ bytes, outcome: outcome === 'whole' }).toEqual({ bytes, outcome: false })
+    await settled()
+  }
+}, 10_000)
 
 describe('what a workload says of places and of the origin', () => {
   const answered = async (header: string, rest = 'd/e'): Promise<Headers> => {
