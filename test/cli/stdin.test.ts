@@ -184,6 +184,21 @@ describe('whoever waits for a guest that does not answer', () => {
     expect(await child.exited).toBe(124)
   })
 
+  test.each([
+    ['is never reached', (path: string) => path.endsWith('/attach')],
+    ['does not stop', (path: string) => path.endsWith('/stop')],
+  ])('a run ends at its --timeout where the guest %s', async (_, hangs) => {
+    await using daemon = new FakeDaemon((__, path) =>
+      hangs(path) ? new Promise<Response>(() => undefined) : undefined,
+    )
+    const command = ['sh', '-c', 'trap "" TERM; sleep 60']
+
+    const child = started(['run', '--name', 'kept', '--timeout', '200ms', 'base', '--', ...command], daemon)
+
+    expect(await child.exited).toBe(124)
+    expect(await new Response(child.stderr).text()).toContain('kept was ended after 0.2 s')
+  })
+
   test('an interrupted boot is given up at the second ^C', async () => {
     const deleting = Promise.withResolvers<void>()
     const booting = Promise.withResolvers<void>()

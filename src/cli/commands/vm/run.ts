@@ -10,7 +10,7 @@ import { command, type Context } from '../../command.ts'
 import { EXIT_INTERRUPTED, EXIT_TIMEOUT } from '../../exit.ts'
 import { duration, usageInvalid, yes } from '../../flags.ts'
 import { TERMINAL_FLAGS, ttyChoice } from '../../guest-flags.ts'
-import { chooseJoin, codeOf, stay } from '../../stay.ts'
+import { beforeDeadline, chooseJoin, codeOf, stay, type Left, type Stay } from '../../stay.ts'
 import { terminalSize } from '../../stdio.ts'
 import { settled } from './settled.ts'
 import { VM_FLAGS, vmCreateOf } from '../../vm-flags.ts'
@@ -50,6 +50,24 @@ const remove = async (client: Client, name: string): Promise<void> => {
     throw error
   }
 }
+
+/** What a vm whose command took too long is given to stop, ms: nobody waits longer for a guest that does not answer. */
+const STOP_MS = 3000
+
+/** Stops a vm, and waits for it as long as that makes sense; the daemon goes on with it in any case. */
+const stopped = async (context: Context, client: Client, uid: string): Promise<void> => {
+  const over = AbortSignal.timeout(STOP_MS)
+  try {
+    await client.call('vm.stop', { params: { name: uid }, body: {} }, { signal: over })
+  } catch (error) {
+    // That the time was over is the answer; a vm that stays behind is only worth a word.
+    if (!over.aborted) context.out.warn(error instanceof Error ? error.message : String(error))
+  }
+}
+
+/** Stays with a command; one that was never reached in its time is over. */
+const stayIn = (exec: Exec | undefined, join: Stay): Promise<Left> | { readonly how: 'timeout' } =>
+  exec === undefined ? { how: 'timeout' } : stay(exec, join)
 
 const detached = async (context: Context, client: Client, body: VmCreate): Promise<number> => {
   const vm = await client.call('vm.create', { body })
@@ -116,9 +134,10 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       { params },
       { stdin: join.stdin, replay: true, ...(join.tty && terminalSize()) },
     )
-    let exec: Exec
+    const deadline = flags.timeout === undefined ? undefined : Date.now() + flags.timeout
+    let exec: Exec | undefined
     try {
-      exec = await orAbort(opening, interrupted.signal)
+      exec = await beforeDeadline(orAbort(opening, interrupted.signal), deadline)
     } catch (error) {
       if (interrupted.signal.aborted) return interruptedBy
       throw error
@@ -126,10 +145,10 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt).off('SIGHUP', interrupt)
     doing.done()
 
-    const left = await stay(exec, {
+    const left = await stayIn(exec, {
       ...join,
       detachable: keep && join.tty,
-      timeoutMs: flags.timeout,
+      timeoutMs: deadline === undefined ? undefined : Math.max(1, deadline - Date.now()),
       probe: (signal) => client.call('vm.stat', { params, query: { path: '/' } }, { signal }),
       warn: (text) => {
         context.out.warn(text)
@@ -145,7 +164,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       context.out.note(`${vm.name} runs on; "aerie attach ${vm.name}" comes back`)
       return 0
     }
-    if (keep) await client.call('vm.stop', { params, body: {} }, { signal: AbortSignal.timeout(REMOVE_MS) })
+    if (keep) await stopped(context, client, vm.uid)
     context.out.note(`${vm.name} was ended after ${(flags.timeout ?? 0) / 1000} s`)
     return EXIT_TIMEOUT
   },
