@@ -1,22 +1,6 @@
 import type { Check } from '../../../contract/system.ts'
-import type { DriverOffer, Ground, HypervisorDriver } from '../../driver.ts'
-import type { QemuOptions } from './argv.ts'
-import { adopt, start } from './start.ts'
-
-/**
- * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend, every file an
- * inherited descriptor: no folder of ours need be open to the user that it runs as.
- *
- * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later; `-no-reboot`: a reboot
- * ends the machine too. A panic arrives as a reset, and the console tells the two apart.
- */
-export const driverOf = (options: QemuOptions): HypervisorDriver => ({
-  name: 'qemu',
-  nics: ['user'],
-  start: (spec, signal) => start(options, spec, undefined, signal),
-  restore: (spec, from, signal) => start(options, spec, from, signal),
-  adopt,
-})
+import type { DriverOffer, Ground } from '../../driver.ts'
+import { driverOf } from './start.ts'
 
 /** QEMU, wherever its program is installed: with KVM, or with TCG where there is none. */
 export const qemu: DriverOffer = {

@@ -13,7 +13,7 @@ import { launch, launchedBefore, type Launched, type LaunchFiles, type LaunchSpe
 import { WingError } from '../../../linux/wing.ts'
 import { deferred, orAbort } from '../../../lib/wait.ts'
 import { lastBytes } from '../../console-log.ts'
-import type { Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { argv, FD, type QemuOptions } from './argv.ts'
 import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './machine.ts'
@@ -68,7 +68,7 @@ const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> =
 })
 
 /** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
-export const start = async (
+const start = async (
   options: QemuOptions,
   spec: MachineSpec,
   from: Saved | undefined,
@@ -245,7 +245,7 @@ const load = async (
   }
 }
 
-export const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
+const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined> => {
   if (identity.bootId !== bootId()) return undefined
   const main = launchedBefore(identity.process)
   if (!main) return undefined
@@ -265,3 +265,18 @@ export const adopt = async (identity: MachineIdentity, signal: AbortSignal): Pro
     return machine
   }
 }
+
+/**
+ * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend, every file an
+ * inherited descriptor: no folder of ours need be open to the user that it runs as.
+ *
+ * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later; `-no-reboot`: a reboot
+ * ends the machine too. A panic arrives as a reset, and the console tells the two apart.
+ */
+export const driverOf = (options: QemuOptions): HypervisorDriver => ({
+  name: 'qemu',
+  nics: ['user'],
+  start: (spec, signal) => start(options, spec, undefined, signal),
+  restore: (spec, from, signal) => start(options, spec, from, signal),
+  adopt,
+})

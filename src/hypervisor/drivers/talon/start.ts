@@ -12,7 +12,7 @@ import { unixListen } from '../../../linux/socket.ts'
 import { launch, launchedBefore, type Launched } from '../../../linux/spawn.ts'
 import { WingError, wingErrorOf } from '../../../linux/wing.ts'
 import { lastBytes } from '../../console-log.ts'
-import type { Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { VmmApi } from './api.ts'
 import { ConsoleNote, TalonMachine } from './machine.ts'
@@ -92,7 +92,7 @@ const launchOf = (spec: MachineSpec, disks: readonly number[], from: Saved | und
     : configOf(spec, disks, spec.forkable)
 
 /** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
-export const start = async (
+const start = async (
   spec: MachineSpec,
   from: Saved | undefined,
   landlockAbiMin: number,
@@ -239,7 +239,7 @@ const lastWords = (log: string, from: number): string | undefined => {
   return words === '' ? undefined : words.slice(0, 1000)
 }
 
-export const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
+const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
   const running = identity.bootId === bootId() ? launchedBefore(identity.process) : undefined
   if (!running) return Promise.resolve(undefined)
   return Promise.resolve(
@@ -265,3 +265,18 @@ const noteIn = (folder: string): ConsoleNote | undefined => {
     return undefined
   }
 }
+
+/**
+ * talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing launch`, the empty root, Landlock and seccomp
+ * are its own; every file is an inherited descriptor, and the folder with the vsock sockets is all that it sees.
+ *
+ * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
+ */
+export const driverWith = (landlockAbiMin: number): HypervisorDriver => ({
+  name: 'talon',
+  nics: [],
+  boots: 'vmlinux',
+  adopt,
+  start: (spec, signal) => start(spec, undefined, landlockAbiMin, signal),
+  restore: (spec, from, signal) => start(spec, from, landlockAbiMin, signal),
+})

@@ -1,22 +1,7 @@
-import type { DriverOffer, HypervisorDriver } from '../../driver.ts'
+import type { DriverOffer } from '../../driver.ts'
 import { checks } from './checks.ts'
 import { lacksLandlock, unfit } from './report.ts'
-import { adopt, start } from './start.ts'
-
-/**
- * talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing launch`, the empty root, Landlock and seccomp
- * are its own; every file is an inherited descriptor, and the folder with the vsock sockets is all that it sees.
- *
- * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
- */
-const driverWith = (landlockAbiMin: number): HypervisorDriver => ({
-  name: 'talon',
-  nics: [],
-  boots: 'vmlinux',
-  adopt,
-  start: (spec, signal) => start(spec, undefined, landlockAbiMin, signal),
-  restore: (spec, from, signal) => start(spec, from, landlockAbiMin, signal),
-})
+import { driverWith } from './start.ts'
 
 /** talon on whatever Landlock the kernel has. */
 export const driver = driverWith(0)
