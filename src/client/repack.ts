@@ -106,7 +106,7 @@ const renamed = (entry: Entry, rename: Rename, options: RepackOptions, links: Li
     uid: entry.uid,
     gid: entry.gid,
     size: entry.size,
-    mtime: Math.floor(entry.mtime),
+    mtime: entry.mtime,
     devmajor: entry.devmajor,
     devminor: entry.devminor,
     ...(entry.sparse && { sparse: entry.sparse }),

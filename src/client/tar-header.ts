@@ -24,7 +24,7 @@ export interface Header {
   readonly gid: number
   /** Bytes of data that follow; of a sparse file those of its pieces. */
   readonly size: number
-  /** Seconds since 1970. */
+  /** Seconds since 1970, perhaps with a fraction. */
   readonly mtime: number
   readonly linkname?: string
   readonly devmajor?: number
@@ -93,7 +93,7 @@ const XATTR = Buffer.from('SCHILY.xattr.')
 const MAX_7 = 0o7777777
 const MAX_11 = 0o77777777777
 
-/** The map of a sparse file, which stands in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX 1.0). */
+/** The map of a sparse file, in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX 1.0). */
 const mapOf = ({ size, pieces }: Sparse): Buffer => {
   const last = pieces.at(-1)
   // A piece of no bytes at the end says how long the file is to readers that look at the map alone.
@@ -121,6 +121,10 @@ export const encodeHeader = (header: Header): Buffer => {
     pax.push(record(key, String(value)))
     return 0
   }
+  const fraction = (seconds: number): number => {
+    pax.push(record('mtime', String(seconds)))
+    return Math.min(Math.max(Math.floor(seconds), 0), MAX_11)
+  }
   if (header.sparse) {
     pax.push(record('GNU.sparse.major', '1'), record('GNU.sparse.minor', '0'))
     pax.push(record('GNU.sparse.name', real), record('GNU.sparse.realsize', String(header.sparse.size)))
@@ -132,7 +136,7 @@ export const encodeHeader = (header: Header): Buffer => {
     uid: fit('uid', header.uid, MAX_7),
     gid: fit('gid', header.gid, MAX_7),
     size: fit('size', header.size + (map?.length ?? 0), MAX_11),
-    mtime: fit('mtime', header.mtime, MAX_11),
+    mtime: Number.isInteger(header.mtime) ? fit('mtime', header.mtime, MAX_11) : fraction(header.mtime),
   }
   for (const { name: key, value } of header.xattrs ?? []) pax.push(record(Buffer.concat([XATTR, key]), value))
   const own = block(fitted, FLAG[header.type], name)

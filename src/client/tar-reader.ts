@@ -130,16 +130,20 @@ const paxRecord = (pax: Pax, key: string, value: Buffer): void => {
   switch (key) {
     case 'path':
     case 'linkpath':
-      pax[key] = nameOfBytes(value)
+      // An empty value takes back what a global header said.
+      if (value.length > 0) pax[key] = nameOfBytes(value)
+      else delete pax[key]
       break
     case 'size':
     case 'uid':
     case 'gid':
-      pax[key] = decimal(value.toString('latin1'))
+      if (value.length > 0) pax[key] = decimal(value.toString('latin1'))
+      else delete pax[key]
       break
     case 'mtime': {
       const seconds = Number(value.toString('latin1'))
-      if (value.length > 0 && Math.abs(seconds) <= TIME_MAX) pax.mtime = seconds
+      if (value.length === 0) delete pax.mtime
+      else if (Math.abs(seconds) <= TIME_MAX) pax.mtime = seconds
       break
     }
     default:

@@ -1,8 +1,8 @@
 /**
  * A file or folder of this host as a tar stream.
  *
- * What a tar cannot say is left out with a word (sockets), and so is what other file systems hold that are mounted in a folder; what cannot be read ends the stream with a fault, so that whoever unpacks it
- * never takes half a tree for a whole one.
+ * What a tar cannot say is left out with a word (sockets), and so is what other file systems hold that are mounted in a folder. What cannot
+ * be read ends the stream with a fault, so that whoever unpacks it never takes half a tree for a whole one.
  */
 import { basename, dirname } from 'node:path'
 import {

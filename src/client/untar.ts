@@ -4,9 +4,9 @@
  * INVARIANTS
  * - Nothing outside of the folder is made, changed or linked to: no absolute name, no `..`, and no name whose way leads over a symbolic
  *   link, whoever made that link, is ever opened. Every folder on the way is held open, so that nobody can swap one for a link meanwhile.
- * - A file that stands here keeps its owner, its mode and its other names, and gets other content. A link that stood here before is followed
- *   where it leads to a file inside of the folder, and replaced where it leads out. A name that the stream itself gave to a link is never
- *   written through.
+ * - A file that stands here keeps its owner, its mode less set-id and its other names, and gets other content. A link that stood here
+ *   before is followed where it leads to a file inside of the folder, and replaced where it leads out. A name that the stream itself gave to
+ *   a link is never written through.
  * - FIFOs, sockets and devices that stand here are neither written to nor replaced; a folder in the way is a fault.
  * - Set-id bits and device nodes do not arrive here; files belong to whoever unpacks, and the umask counts.
  */
@@ -352,6 +352,8 @@ class Unpacker implements Disposable {
     try {
       if (!fstatSync(file).isFile()) throw pathUnwritable({ path: this.say(key), reason: 'it was replaced meanwhile' })
       ftruncateSync(file, 0)
+      // Another's content must not run as the file's owner: to root, Linux leaves the bits at a write.
+      if ((stat.mode & 0o6000) !== 0) fchmodSync(file, stat.mode & 0o1777)
       return file
     } catch (error) {
       closeSync(file)

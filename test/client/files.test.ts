@@ -201,6 +201,33 @@ describe('a hostile archive between two guests', () => {
     expect(skipped).toEqual(['dev'])
   })
 
+  test('keeps fractions of seconds, and owners that pax takes back', async () => {
+    const pax = Buffer.from('11 uid=777\n')
+    const global = entry({ name: 'g', content: pax.toString() })
+    global.write('g', 156)
+    global.fill(' ', 148, 156)
+    const sum = global.subarray(0, 512).reduce((all, byte) => all + byte, 0)
+    global.write(`${sum.toString(8).padStart(6, '0')}\0`, 148)
+    const local = entry({ name: 'x', content: '7 uid=\n' })
+    local.write('x', 156)
+    local.fill(' ', 148, 156)
+    const other = local.subarray(0, 512).reduce((all, byte) => all + byte, 0)
+    local.write(`${other.toString(8).padStart(6, '0')}\0`, 148)
+    const stream = streamOf(
+      global,
+      entry({ name: 'a', mtime: 1_000_000_000.25 }),
+      local,
+      entry({ name: 'b', uid: 5, mtime: 12.5 }),
+      TAR_END,
+    )
+
+    const out = await bytesOf(repack(stream, renameTop('', '')))
+    const listed = (await run(['tar', '-tvf', '-', '--numeric-owner', '--full-time', '--utc'], out)).out.toString()
+
+    expect(listed).toMatch(/777\/0 .*2001-09-09 01:46:40.25 +a\n/)
+    expect(listed).toMatch(/5\/0 .*1970-01-01 00:00:12.5 +b\n/)
+  })
+
   test('says itself why the stream ended', async () => {
     const reasons: unknown[] = []
     const broken = new ReadableStream<Uint8Array>({
@@ -230,6 +257,15 @@ describe('what stands where a file is to be', () => {
     const after = statSync(join(to, 'x'))
     expect([after.ino, after.mode & 0o7777, after.nlink]).toEqual([before.ino, 0o640, 2])
     expect(readFileSync(join(to, 'y'), 'utf8')).toBe('new')
+  })
+
+  test('has no set-id bits any more', async () => {
+    writeFileSync(join(to, 'x'), 'old')
+    chmodSync(join(to, 'x'), 0o6755)
+
+    await put('x', { mode: 0o4755 })
+
+    expect(statSync(join(to, 'x')).mode & 0o7777).toBe(0o755)
   })
 
   const links: readonly (readonly [string, string, string])[] = [
