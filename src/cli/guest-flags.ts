@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { ExecStart } from '../contract/exec.ts'
-import { absolute, list, usageInvalid, yes } from './flags.ts'
+import { list, text, usageInvalid, yes } from './flags.ts'
 import { schemaFlags } from './schema-flags.ts'
 
 /** Flags of everything that runs a command in a guest. */
@@ -22,7 +22,10 @@ export const EXEC_FIELDS = schemaFlags(ExecStart, {
   more: {
     cwd: {
       as: 'workdir',
-      flag: absolute('Folder that the command starts in', 'DIR', { short: 'w', aliases: ['cwd'] }),
+      flag: text("Folder that the command starts in, relative to the workload's own", 'DIR', {
+        short: 'w',
+        aliases: ['cwd'],
+      }),
     },
     user: { short: 'u', placeholder: 'USER' },
     timeout_ms: { help: 'End the command after so long, with code 124' },

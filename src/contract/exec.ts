@@ -1,5 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
-import { CommandArgv, Env, GuestPath, GuestUser } from './guest.ts'
+import { CommandArgv, Env, GuestUser } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { oneOf, operation } from './operation.ts'
 import { RUNNING_VM, VmRef } from './vm-ref.ts'
@@ -10,7 +10,14 @@ export const ExecStart = named(
     {
       argv: CommandArgv,
       env: Type.Optional(Env),
-      cwd: Type.Optional(GuestPath),
+      cwd: Type.Optional(
+        Type.String({
+          minLength: 1,
+          maxLength: 4096,
+          pattern: '^[^\\u0000]+$',
+          description: "Folder that the command starts in, relative to the workload's own; that one where it is absent",
+        }),
+      ),
       user: Type.Optional(GuestUser),
       tty: defaulted(Type.Boolean(), false),
       cols: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535 })),

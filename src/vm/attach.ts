@@ -27,8 +27,9 @@ export const attach = async (
   )
   live.attached = true
   const attached = processOf(conversation, null, ok['tty'] === true)
-  if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return attached
-  // `run`: who held the workload back until they could attach owns it; a vm that removes itself does not outlive them
+  // `run`: who held the workload back until they could attach owns it, and a vm that removes itself does not outlive them. Whoever comes
+  // later only looks.
+  if (ok['released'] !== true || !row.spec.policy.auto_remove) return attached
   return {
     ...attached,
     close: () => {

@@ -3,14 +3,21 @@ import { KIND } from '../guest/frames.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { processOf, startProcess, type GuestProcess } from './machine/process.ts'
 import { Fault } from '../lib/fault.ts'
+import type { Host } from '../host.ts'
+import { execOf } from './machine/configuration.ts'
 import { type Running, runningAgain } from './machine/running.ts'
 
 /** How much later than a command's own time-out its guest, which ends it, may say so. */
 const LATE_MS = 5000
 
 /** Starts a process in the guest. @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
-export const exec = async (host: Running, ref: string, want: ExecStart, client: AbortSignal): Promise<GuestProcess> => {
-  const { machine } = await runningAgain(host, ref, 'exec in', 'read')
+export const exec = async (
+  host: Running & Pick<Host, 'images'>,
+  ref: string,
+  want: ExecStart,
+  client: AbortSignal,
+): Promise<GuestProcess> => {
+  const { row, machine } = await runningAgain(host, ref, 'exec in', 'read')
   const tty = want.tty === true
   const late = want.timeout_ms === undefined ? undefined : AbortSignal.timeout(want.timeout_ms + LATE_MS)
   const { conversation, ok } = await startProcess(
@@ -18,9 +25,7 @@ export const exec = async (host: Running, ref: string, want: ExecStart, client: 
     KIND.exec,
     {
       argv: want.argv,
-      env: want.env ?? {},
-      cwd: want.cwd,
-      user: want.user,
+      ...execOf(row, host.images.byDigest(row.imageDigest).config, want),
       tty,
       cols: want.cols,
       rows: want.rows,
@@ -39,7 +44,7 @@ const BUFFER_MAX = 1_048_576
 
 /** Runs a command to its end and answers with what it said. */
 export const run = async (
-  host: Running,
+  host: Running & Pick<Host, 'images'>,
   ref: string,
   want: Omit<ExecStart, 'tty' | 'stdin'> & { readonly input?: string },
   client: AbortSignal,

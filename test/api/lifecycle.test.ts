@@ -99,6 +99,23 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
     expect(machinesOf(daemon.state)).toEqual([])
   })
 
+  test('a vm that somebody runs goes with them, and not with whoever looks at it', async () => {
+    await createVm(daemon, { name: 'owned', cmd: ['sleep', '100'], hold: true, auto_remove: true })
+    const params = { name: 'owned' }
+    const lookers = async (stdin: boolean) => await daemon.client.process('vm.attach', { params }, { stdin })
+    const owner = await lookers(true)
+    for (const stdin of [false, true]) {
+      const looker = await lookers(stdin)
+      looker.close()
+    }
+    const waited = daemon.client.call('vm.wait', { params, query: { for: 'exit', timeout_s: 4 } })
+
+    await expect(waited).rejects.toMatchObject({ code: 'wait_timeout' })
+    expect(await daemon.client.call('vm.get', { params })).toMatchObject({ status: 'running' })
+    owner.close()
+    await until(async () => (await daemon.client.call('vm.list', { query: { q: 'owned' } })).length === 0)
+  })
+
   test('fifty creates at once get fifty names and CIDs, and no more than the host has', async () => {
     const creates = await Promise.allSettled(
       Array.from({ length: 50 }, () => createVm(daemon, { memory_mb: 64, cmd: ['sleep', '100'] })),

@@ -1,5 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:os'
+import { resolve } from 'node:path/posix'
+import type { ExecStart } from '../../contract/exec.ts'
 import type { ImageConfig } from '../../contract/image.ts'
 import type { VmSpec } from '../../contract/vm-spec.ts'
 import { requestTooLarge } from '../../guest/errors.ts'
@@ -24,17 +26,48 @@ export const argvOf = (
   ...(workload.cmd ?? (workload.entrypoint ? [] : image.cmd)),
 ]
 
-const environment = (spec: VmSpec, image: ImageConfig, hostname: string): Record<string, string> => ({
+type Workload = VmSpec['workload']
+
+/** Makes the environment of what runs in a guest: Docker's own, then the image's, then the vm's. kestrel adds the HOME of the user. */
+const environment = (
+  workload: Pick<Workload, 'env'>,
+  image: ImageConfig,
+  hostname: string,
+  tty: boolean,
+): Record<string, string> => ({
   PATH: DEFAULT_PATH,
   HOSTNAME: hostname,
-  ...(spec.workload.tty ? { TERM: 'xterm-256color' } : {}),
+  ...(tty ? { TERM: 'xterm-256color' } : {}),
   ...Object.fromEntries(
     image.env
       .filter((pair) => pair.indexOf('=') > 0)
       .map((pair) => [pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1)]),
   ),
-  ...spec.workload.env,
+  ...workload.env,
 })
+
+/** Tells where and as whom the programs of a vm run. */
+const placeOf = (
+  workload: Pick<Workload, 'workdir' | 'user'>,
+  image: Pick<ImageConfig, 'working_dir' | 'user'>,
+): { readonly cwd: string; readonly user: string } => ({
+  cwd: workload.workdir ?? (image.working_dir || '/'),
+  user: workload.user ?? image.user,
+})
+
+/** Tells what a command in a vm starts from, as with `docker exec`: what the workload has, and over it what the caller wants. */
+export const execOf = (
+  vm: { readonly name: string; readonly spec: { readonly workload: Pick<Workload, 'env' | 'workdir' | 'user'> } },
+  image: ImageConfig,
+  want: Pick<ExecStart, 'env' | 'cwd' | 'user' | 'tty'>,
+): { readonly env: Record<string, string>; readonly cwd: string; readonly user: string } => {
+  const own = placeOf(vm.spec.workload, image)
+  return {
+    env: { ...environment(vm.spec.workload, image, vm.name, want.tty === true), ...want.env },
+    cwd: want.cwd === undefined ? own.cwd : resolve(own.cwd, want.cwd),
+    user: want.user ?? own.user,
+  }
+}
 
 /** Makes a new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
 export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
@@ -52,9 +85,8 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
         ? null
         : {
             argv,
-            env: environment(spec, image, vm.name),
-            cwd: spec.workload.workdir ?? (image.working_dir || '/'),
-            user: spec.workload.user ?? image.user,
+            env: environment(spec.workload, image, vm.name, spec.workload.tty),
+            ...placeOf(spec.workload, image),
             tty: spec.workload.tty,
             hold: spec.workload.hold,
             stop_signal: stopSignal(image.stop_signal),

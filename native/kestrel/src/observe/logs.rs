@@ -17,9 +17,9 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(ring: &'static Ring) -> io::Result<Self> {
+    fn new(ring: &'static Ring, from: u64) -> io::Result<Self> {
         let wake = Arc::new(Wake::new()?);
-        ring.follow(&wake);
+        ring.follow(&wake, from);
         Ok(Self { ring, wake })
     }
 }
@@ -37,7 +37,7 @@ pub fn serve(ring: &'static Ring, mut conn: Conn, body: &Logs) {
 }
 
 fn carry(ring: &'static Ring, conn: &mut Conn, body: &Logs) -> Result<(), ConnError> {
-    let follower = Follower::new(ring).map_err(ConnError::Io)?;
+    let follower = Follower::new(ring, body.from).map_err(ConnError::Io)?;
     let bounds = ring.bounds();
     let ok = LogsOk {
         oldest: bounds.oldest,
@@ -55,6 +55,7 @@ fn carry(ring: &'static Ring, conn: &mut Conn, body: &Logs) -> Result<(), ConnEr
                 // Without follow, what comes meanwhile is not part of the answer, or a chatty guest would never let go.
                 Some(record) if body.follow || record.offset < bounds.next => {
                     offset = record.end();
+                    ring.reached(&follower.wake, offset);
                     conn.output.queue(&Frame::Log {
                         stream: record.stream,
                         offset: record.offset,

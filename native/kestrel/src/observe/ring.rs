@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aerie_protocol::LogStream;
 
@@ -13,6 +14,8 @@ use crate::sys::{Wake, lock, wall_clock_ns};
 /// Bytes that a record costs beside its own, counted against the limit: a workload that writes single bytes must not cost
 /// fifty times the ring.
 const RECORD_BYTES: usize = 56;
+/// A follower that had something to read and did not for so long is not waited for.
+const STALLED: Duration = Duration::from_secs(3);
 
 /// A piece of log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +45,23 @@ impl Record {
     }
 }
 
+/// Somebody who reads along.
+#[derive(Debug)]
+struct Follower {
+    wake: Arc<Wake>,
+    /// What it has read.
+    offset: u64,
+    /// When it last read something, or had nothing to read.
+    moved: Instant,
+}
+
 #[derive(Debug)]
 struct Inner {
     records: VecDeque<Record>,
     held: usize,
     limit: usize,
     next: u64,
-    followers: Vec<Arc<Wake>>,
+    followers: Vec<Follower>,
     closed: bool,
 }
 
@@ -95,12 +108,31 @@ impl Ring {
             data: Arc::from(data),
         };
         inner.next = record.end();
+        for follower in &mut inner.followers {
+            if follower.offset >= record.offset {
+                follower.moved = Instant::now();
+            }
+        }
         inner.held += data.len() + RECORD_BYTES;
         inner.records.push_back(record);
         inner.evict();
         for follower in &inner.followers {
-            follower.set();
+            follower.wake.set();
         }
+    }
+
+    /// Whether `bytes` more push out nothing that a follower has yet to read. One that has not moved for a while is not
+    /// waited for: a host that hangs must not hold the workload.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let inner = lock(&self.0);
+        if inner.held + bytes + RECORD_BYTES <= inner.limit {
+            return true;
+        }
+        let oldest = inner.records.front().map_or(inner.next, Record::end);
+        inner
+            .followers
+            .iter()
+            .all(|follower| follower.offset >= oldest || follower.moved.elapsed() > STALLED)
     }
 
     pub fn bounds(&self) -> Bounds {
@@ -129,14 +161,30 @@ impl Ring {
     }
 
     /// Wakes `wake` whenever something was added or the log has ended.
-    pub fn follow(&self, wake: &Arc<Wake>) {
-        lock(&self.0).followers.push(Arc::clone(wake));
+    /// `from` is what the follower has read already.
+    pub fn follow(&self, wake: &Arc<Wake>, from: u64) {
+        lock(&self.0).followers.push(Follower {
+            wake: Arc::clone(wake),
+            offset: from,
+            moved: Instant::now(),
+        });
+    }
+
+    /// Takes down how far a follower has read.
+    pub fn reached(&self, wake: &Arc<Wake>, offset: u64) {
+        let mut inner = lock(&self.0);
+        for follower in &mut inner.followers {
+            if Arc::ptr_eq(&follower.wake, wake) {
+                follower.offset = offset;
+                follower.moved = Instant::now();
+            }
+        }
     }
 
     pub fn unfollow(&self, wake: &Arc<Wake>) {
         lock(&self.0)
             .followers
-            .retain(|follower| !Arc::ptr_eq(follower, wake));
+            .retain(|follower| !Arc::ptr_eq(&follower.wake, wake));
     }
 
     /// Tells followers that nothing more will come: the guest powers off.
@@ -144,7 +192,7 @@ impl Ring {
         let mut inner = lock(&self.0);
         inner.closed = true;
         for follower in &inner.followers {
-            follower.set();
+            follower.wake.set();
         }
     }
 
@@ -215,6 +263,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_follower_has_yet_to_read_is_not_pushed_out_while_it_reads() {
+        let ring = Ring::new(3 * (10 + RECORD_BYTES));
+        let wake = Arc::new(Wake::new().unwrap());
+        for _ in 0..3 {
+            ring.append(LogStream::Stdout, b"0123456789");
+        }
+        assert!(ring.has_room(10)); // nobody reads
+
+        ring.follow(&wake, 0);
+        assert!(!ring.has_room(10));
+        ring.reached(&wake, 10);
+        assert!(ring.has_room(10));
+        ring.append(LogStream::Stdout, b"0123456789");
+        assert!(!ring.has_room(10));
+        ring.unfollow(&wake);
+        assert!(ring.has_room(10));
+    }
+
+    #[test]
+    fn a_follower_that_does_not_move_is_not_waited_for() {
+        let ring = Ring::new(10 + RECORD_BYTES);
+        let wake = Arc::new(Wake::new().unwrap());
+        ring.follow(&wake, 0);
+        ring.append(LogStream::Stdout, b"0123456789");
+        assert!(!ring.has_room(10));
+
+        for follower in &mut lock(&ring.0).followers {
+            follower.moved -= STALLED + Duration::from_secs(1);
+        }
+        assert!(ring.has_room(10));
+    }
+
+    #[test]
     fn a_follower_is_woken_by_what_comes_and_by_the_end() {
         let ring = Ring::new(1000);
         let wake = Arc::new(Wake::new().unwrap());
@@ -225,7 +306,7 @@ mod tests {
             wake.clear();
             set
         };
-        ring.follow(&wake);
+        ring.follow(&wake, 0);
 
         assert!(!is_set());
         ring.append(LogStream::Stdout, b"x");

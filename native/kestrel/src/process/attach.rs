@@ -30,7 +30,10 @@ pub fn serve(workload: &'static Workloads, mut conn: Conn, body: &Attach) {
             return conn.fail(&ErrorBody::new(code, error.to_string()));
         }
     };
-    let ok = AttachOk { tty: attached.tty };
+    let ok = AttachOk {
+        tty: attached.tty,
+        released: attached.released,
+    };
     let done = conn
         .output
         .queue_json(kind_byte::OK, &ok)

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Output is read only when the last chunk is written (back-pressure); at the process's end what is in its pipes is read
-//! before `exit` is sent, so nothing it wrote is lost, and a background child that keeps a pipe open holds up nobody. When
-//! the host goes away the session gets SIGHUP, then SIGKILL.
+//! before `exit` is sent, so nothing it wrote is lost, and what a filter behind it has yet to say is waited for a moment. A
+//! background child that keeps a pipe open holds up nobody, and its pipe stays open for as long as it lives. When the host
+//! goes away the session gets SIGHUP, then SIGKILL.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -222,6 +223,7 @@ fn carry(
     loop {
         if let Some(status) = child.status() {
             queue_rest(conn, streams)?;
+            std::mem::take(streams).drain();
             return Ok(match timed_out {
                 true => Ended::TimedOut,
                 false => Ended::ByItself(status),
@@ -317,17 +319,17 @@ fn queue_ready(
     Ok(())
 }
 
-/// Queues what was written before the process ended.
-fn queue_rest(conn: &mut Conn, streams: &Streams) -> Result<(), ConnError> {
-    streams.read_rest(|stream, fd, max| {
+/// Queues what was written before the process ended, and what is written for it a moment after.
+fn queue_rest(conn: &mut Conn, streams: &mut Streams) -> Result<(), ConnError> {
+    streams.linger(|stream, fd, max| {
         let kind = match stream {
             LogStream::Stderr => kind_byte::STDERR,
             _ => kind_byte::STDOUT,
         };
         conn.flush(None)?;
         match conn.output.queue_read(kind, fd, max.min(CHUNK_BYTES)) {
-            Ok(Some(count)) => Ok(count),
-            other => is_end(other).map(|_| 0),
+            Ok(Some(count)) if count > 0 => Ok(Some(count)),
+            other => is_end(other).map(|ended| (!ended).then_some(0)),
         }
     })
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One thread (the pump) reads the workload's output while it runs. A reader that is attached and slow holds the workload
-//! up, as a terminal would; nobody attached never does: the ring forgets instead.
+//! up, as a terminal would, and so does whoever reads the log along; where nobody does, the ring forgets instead.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aerie_protocol::LogStream;
 use aerie_protocol::message::{EventKind, Exit, Workload, WorkloadState};
@@ -36,6 +37,10 @@ const SINK_BYTES_MAX: usize = 256 * 1024;
 /// Readers at once.
 const SINKS_MAX: usize = 16;
 const READ_BYTES: usize = 32 * 1024;
+/// How soon is looked again whether the log has room.
+const LOG_AGAIN: Duration = Duration::from_millis(5);
+/// How long readers may take for what was written last, before it is theirs all the same.
+const READERS_GRACE: Duration = Duration::from_secs(1);
 
 /// One attached reader's queue.
 #[derive(Debug)]
@@ -117,6 +122,8 @@ pub struct Workloads {
 pub struct Attached {
     pub sink: Arc<Sink>,
     pub tty: bool,
+    /// Whether the workload was held until this attach.
+    pub released: bool,
     /// Asked for, and free to be had.
     pub stdin: Option<Stdin>,
     pub master: Option<Arc<OwnedFd>>,
@@ -207,6 +214,7 @@ impl Workloads {
             }
         }
         inner.sinks.push(Arc::clone(&sink));
+        let released = matches!(inner.phase, Phase::Held(_));
         if let Phase::Held(workload) = &inner.phase {
             let workload = workload.clone();
             let size = how
@@ -227,6 +235,7 @@ impl Workloads {
         Ok(Attached {
             sink,
             tty: inner.tty,
+            released,
             stdin,
             master: inner.master.clone(),
             child: match &inner.phase {
@@ -317,10 +326,7 @@ impl Workloads {
 
     fn deliver(&self, stream: LogStream, data: &[u8]) {
         let inner = lock(&self.inner);
-        // What a person types and reads at a terminal is theirs; without one, or unwatched, it is the log.
-        if !inner.tty || inner.sinks.is_empty() {
-            self.ring.append(stream, data);
-        }
+        self.ring.append(stream, data);
         if !inner.sinks.is_empty() {
             let data: Arc<[u8]> = Arc::from(data);
             for sink in &inner.sinks {
@@ -417,7 +423,10 @@ fn pump(workload: &Workloads, child: &Child, mut streams: Streams, oom: &OomWatc
         if let Some(status) = child.status() {
             break status;
         }
-        let has_room = workload.readers_have_room();
+        // Whoever writes faster than the log is read along is held back, as by a pipe.
+        let log_has_room = workload.ring.has_room(READ_BYTES);
+        let has_room = log_has_room && workload.readers_have_room();
+        let again = (!log_has_room).then(|| Instant::now() + LOG_AGAIN);
         let source = |fd: &Option<OwnedFd>| match fd {
             Some(fd) if has_room => poll_entry(fd.as_raw_fd(), libc::POLLIN),
             _ => poll_entry(NO_FD, 0),
@@ -428,7 +437,7 @@ fn pump(workload: &Workloads, child: &Child, mut streams: Streams, oom: &OomWatc
             source(&streams.stdout),
             source(&streams.stderr),
         ];
-        if poll(&mut entries, None).is_err() {
+        if poll(&mut entries, again).is_err() {
             continue;
         }
         workload.pump.clear();
@@ -445,11 +454,18 @@ fn pump(workload: &Workloads, child: &Child, mut streams: Streams, oom: &OomWatc
             }
         }
     };
-    // Bounded by what pipes and terminals hold, so readers need no room for it.
-    let _: Result<(), Infallible> = streams.read_rest(|stream, fd, max| {
+    // A filter behind the workload may still have its last words.
+    let _: Result<(), Infallible> = streams.linger(|stream, fd, max| {
+        while !workload.readers_have_room() {
+            workload.pump.clear();
+            let mut taken = [poll_entry(workload.pump.fd(), libc::POLLIN)];
+            if !poll(&mut taken, Some(Instant::now() + READERS_GRACE)).unwrap_or(false) {
+                break;
+            }
+        }
         let room = max.min(READ_BYTES);
         let part = buffer.get_mut(..room).unwrap_or_default();
-        Ok(read_some(workload, fd, stream, part).unwrap_or(0))
+        Ok(read_some(workload, fd, stream, part))
     });
     let exit = Exit {
         code: status.code(),

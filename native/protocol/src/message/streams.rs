@@ -55,6 +55,9 @@ pub struct Attach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachOk {
     pub tty: bool,
+    /// Whether the workload was held until this attach.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// The body of `exit`, of exec and attach.

@@ -373,7 +373,7 @@ class FakeGuest {
       await conversation.send(encodeJson(FRAME.error, { code: 'not_ready', message: 'there is no workload' }))
       return
     }
-    await conversation.send(encodeJson(FRAME.ok, { tty: this.#workload.tty }))
+    await conversation.send(encodeJson(FRAME.ok, { tty: this.#workload.tty, released: this.#task === undefined }))
     const sends: Promise<void>[] = []
     const listener: Say = (stream, bytes) => {
       sends.push(conversation.send(encode(stream === 1 ? FRAME.stdout : FRAME.stderr, bytes)))
