@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 /// `/proc/sys`, and why.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 7] = [
     // As container engines have it: a server need not be root for its port, nor anybody for a ping.
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
@@ -14,9 +14,8 @@ const SETTINGS: [(&str, &str); 8] = [
     ("fs/inotify/max_user_watches", "1048576"),
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_queued_events", "65536"),
-    // The kernel's most on 64 bits; threads beyond memory fail all the same.
+    // The kernel's most on 64 bits. `threads-max` is what memory bears already, and the kernel takes no more.
     ("kernel/pid_max", "4194304"),
-    ("kernel/threads-max", "262144"),
     // Databases and search engines map that many pieces.
     ("vm/max_map_count", "1048576"),
 ];
