@@ -45,7 +45,8 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
         warn(&chain(&error));
     }
     let old = Some(lock(&agent.hostname).clone());
-    let names = Names::new(old, &identity.hostname, &identity.machine_id, cards.dns);
+    // The resolvers stay: what is on a loopback by now can be the guest's own.
+    let names = Names::new(old, &identity.hostname, &identity.machine_id, vec![]);
     let names = names.map_err(at("machine_id"))?;
     lock(&agent.hostname).clone_from(&identity.hostname);
     match within(FILES_MAX, move || names::apply(&names)) {
