@@ -1,4 +1,5 @@
 import { Duplex } from 'node:stream'
+import type { Static } from '@sinclair/typebox'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
@@ -12,12 +13,14 @@ import {
   encodeEmpty,
   encodeOpen,
   FRAME,
+  KIND,
   FrameError,
   FrameReader,
   ARGUMENTS_MAX,
   type Frame,
   type Kind,
 } from './frames.ts'
+import { type ANSWERS, answerOf } from './messages.ts'
 
 /**
  * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room, and the peer
@@ -206,16 +209,26 @@ export const accepted = async (
   }
 }
 
-/** Opens a conversation and waits for its `ok`. */
-export const converse = async (
+/** The kinds of conversation that begin with an answer, by the name of its shape. */
+export type Question = Exclude<keyof typeof ANSWERS, 'copyIn'>
+
+/**
+ * Opens a conversation and waits for its `ok`, which has its shape. An answer without it costs the connection.
+ *
+ * @throws as `open` and `accepted`
+ */
+export const converse = async <Q extends Question>(
   machine: Machine,
-  kind: Kind,
+  question: Q,
   body: Record<string, unknown>,
   signal: AbortSignal,
-): Promise<{ readonly conversation: Conversation; readonly ok: Record<string, unknown> }> => {
-  const conversation = await open(machine, kind, body, signal)
-  return {
-    conversation,
-    ok: await accepted(conversation, typeof body['path'] === 'string' ? body['path'] : undefined, signal),
+): Promise<{ readonly conversation: Conversation; readonly ok: Static<(typeof ANSWERS)[Q]> }> => {
+  const conversation = await open(machine, KIND[question], body, signal)
+  const ok = await accepted(conversation, typeof body['path'] === 'string' ? body['path'] : undefined, signal)
+  try {
+    return { conversation, ok: answerOf(question, ok) }
+  } catch (error) {
+    conversation.close()
+    throw error
   }
 }

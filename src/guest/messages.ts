@@ -14,6 +14,7 @@ const Text = Type.String()
 const orNull = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()])
 const ExitCode = Type.Integer({ minimum: -(2 ** 31), maximum: 2 ** 31 - 1 })
 const Signal = Type.Integer({ minimum: 0, maximum: 64 })
+const Offset = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })
 const Milliseconds = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })
 
 /** Of one boot: each costs the host a write that is synced, and a guest may be made to send any number. */
@@ -44,7 +45,11 @@ export const ANSWERS = {
   list: FileList,
   metrics: Type.Omit(VmStats, ['name', 'host']),
   copyIn: Type.Object({ entries: Type.Integer(), bytes: Type.Integer() }),
-  copyOut: Type.Object({ name: Text, is_dir: Type.Boolean() }),
+  copyOut: Type.Object({ name: Type.String({ maxLength: 4096 }), is_dir: Type.Boolean() }),
+  logs: Type.Object({ oldest: Offset, next: Offset }),
+  exec: Type.Object({ pid: Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1 }) }),
+  attach: Type.Object({ tty: Type.Boolean(), released: Type.Optional(Type.Boolean()) }),
+  identity: Type.Object({}),
 } as const
 
 /** @throws FrameError where a body does not have the shape */

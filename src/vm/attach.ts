@@ -1,5 +1,4 @@
 import type { AttachStart } from '../contract/exec.ts'
-import { KIND } from '../guest/frames.ts'
 import type { Host } from '../host.ts'
 import { processOf, startProcess, type GuestProcess } from './machine/process.ts'
 import { runningAgain } from './machine/running.ts'
@@ -16,7 +15,7 @@ export const attach = async (
   const { row, live, machine } = await runningAgain(host, ref, 'attach to', 'read')
   const { conversation, ok } = await startProcess(
     machine,
-    KIND.attach,
+    'attach',
     {
       stdin: want.stdin === true,
       replay: want.replay === true,
@@ -26,10 +25,10 @@ export const attach = async (
     client,
   )
   live.attached = true
-  const attached = processOf(conversation, null, ok['tty'] === true)
+  const attached = processOf(conversation, null, ok.tty)
   // `run`: who held the workload back until they could attach owns it, and a vm that removes itself does not outlive them. Whoever comes
   // later only looks.
-  if (ok['released'] !== true || !row.spec.policy.auto_remove) return attached
+  if (ok.released !== true || !row.spec.policy.auto_remove) return attached
   return {
     ...attached,
     close: () => {

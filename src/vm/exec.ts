@@ -1,5 +1,4 @@
 import type { ExecStart } from '../contract/exec.ts'
-import { KIND } from '../guest/frames.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { processOf, startProcess, type GuestProcess } from './machine/process.ts'
 import { Fault } from '../lib/fault.ts'
@@ -22,7 +21,7 @@ export const exec = async (
   const late = want.timeout_ms === undefined ? undefined : AbortSignal.timeout(want.timeout_ms + LATE_MS)
   const { conversation, ok } = await startProcess(
     machine,
-    KIND.exec,
+    'exec',
     {
       argv: want.argv,
       ...execOf(row, host.images.byDigest(row.imageDigest).config, want),
@@ -36,7 +35,7 @@ export const exec = async (
     client,
     late,
   )
-  return processOf(conversation, typeof ok['pid'] === 'number' ? ok['pid'] : null, tty, late)
+  return processOf(conversation, ok.pid, tty, late)
 }
 
 /** A buffered exec answers with at most this much of each stream, in bytes. */

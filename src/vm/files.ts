@@ -12,16 +12,16 @@ const CHUNK = 65_536
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
 export const stat = async (host: Running, ref: string, path: string, follow: boolean): Promise<FileStat> => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
-  const { conversation, ok } = await converse(machine, KIND.stat, { path, follow }, AbortSignal.timeout(ANSWER_MS))
+  const { conversation, ok } = await converse(machine, 'stat', { path, follow }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
-  return answerOf('stat', ok)
+  return ok
 }
 
 export const listFolder = async (host: Running, ref: string, path: string, limit: number) => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
-  const { conversation, ok } = await converse(machine, KIND.list, { path, limit }, AbortSignal.timeout(ANSWER_MS))
+  const { conversation, ok } = await converse(machine, 'list', { path, limit }, AbortSignal.timeout(ANSWER_MS))
   conversation.close()
-  return answerOf('list', ok)
+  return ok
 }
 
 /** Unpacks a tar stream below a folder of the guest. The stream is read as the guest takes it. */
@@ -70,14 +70,16 @@ export const copyOut = async (
   const { machine } = await runningAgain(host, ref, 'copy out of', 'read')
   const { conversation, ok } = await converse(
     machine,
-    KIND.copyOut,
+    'copyOut',
     { path, follow, sparse },
     AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
   )
-  const { name, is_dir: isDir } = answerOf('copyOut', ok)
   const stream = new ReadableStream<Uint8Array>({
     pull: async (controller) => {
-      const frame = await conversation.next()
+      const frame = await conversation.next().catch((error: unknown) => {
+        conversation.close()
+        throw error
+      })
       if (frame?.type === FRAME.stdout) {
         controller.enqueue(new Uint8Array(frame.payload))
         return
@@ -99,5 +101,6 @@ export const copyOut = async (
       conversation.close()
     },
   })
-  return { stream, name, isDir }
+  // Half a character of UTF-16 fits no header.
+  return { stream, name: ok.name.toWellFormed(), isDir: ok.is_dir }
 }

@@ -65,9 +65,9 @@ export const proxy = async (
 ): Promise<Response> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   if (path.rest === 'healthz') {
-    const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(CONNECT_MS))
+    const { conversation, ok } = await converse(machine, 'metrics', {}, AbortSignal.timeout(CONNECT_MS))
     conversation.close()
-    return Response.json({ status: 'ok', uptime: ok['uptime_ms'] })
+    return Response.json({ status: 'ok', uptime: ok.uptime_ms })
   }
   if (incoming.headers.has('upgrade')) throw upgradeUnsupported({ name: row.name })
   const port = row.spec.workload.port

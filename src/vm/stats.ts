@@ -1,8 +1,6 @@
 import { statSync } from 'node:fs'
 import type { VmStats } from '../contract/stats.ts'
 import { converse } from '../guest/conversation.ts'
-import { KIND } from '../guest/frames.ts'
-import { answerOf } from '../guest/messages.ts'
 import type { Host } from '../host.ts'
 import { processUsage } from '../linux/usage.ts'
 import { running } from './machine/running.ts'
@@ -14,9 +12,9 @@ const STAT_BLOCK = 512
 /** Measures a running vm: what its agent says of the guest, and what the host spends on it. @throws `vm_wrong_state`, `agent_unavailable` */
 export const stats = async (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: string): Promise<VmStats> => {
   const { row, machine } = running(host, ref, 'measure', 'read')
-  const { conversation, ok } = await converse(machine, KIND.metrics, {}, AbortSignal.timeout(10_000))
+  const { conversation, ok } = await converse(machine, 'metrics', {}, AbortSignal.timeout(10_000))
   conversation.close()
-  const { uptime_ms, cpu, load, memory, disks, processes } = answerOf('metrics', ok)
+  const { uptime_ms, cpu, load, memory, disks, processes } = ok
   const { process: main, helpers } = machine.identity
   const usage = [main, ...helpers].map((one) => processUsage(one.pid))
   const sum = (values: readonly (number | undefined)[]) =>

@@ -2,7 +2,6 @@ import { closeSync, openSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
-import { KIND } from '../../src/guest/frames.ts'
 import type {
   End,
   HypervisorDriver,
@@ -74,7 +73,7 @@ const answer = async (
     case 'snapshot':
       return await opened(ask.files, 'wx+', (saved) => machine.snapshot?.(saved, signal))
     case 'metrics': {
-      const { conversation, ok } = await converse(machine, KIND.metrics, {}, signal)
+      const { conversation, ok } = await converse(machine, 'metrics', {}, signal)
       conversation.close()
       return ok
     }

@@ -2,7 +2,6 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { closeSync, copyFileSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
-import { KIND } from '../../src/guest/frames.ts'
 import { GuestSession } from '../../src/guest/session.ts'
 import type { HypervisorDriver, Machine, MachineSpec, Saved } from '../../src/hypervisor/driver.ts'
 import { Owner, quiet } from '../guest/agent.ts'
@@ -29,7 +28,7 @@ const digest = (path: string): string => new Bun.CryptoHasher('sha256').update(r
 const digests = (files: Files): string => `${digest(files.state)} ${digest(files.memory)}`
 
 const uptime = async (machine: Machine, signal: AbortSignal): Promise<unknown> => {
-  const { conversation, ok } = await converse(machine, KIND.metrics, {}, signal)
+  const { conversation, ok } = await converse(machine, 'metrics', {}, signal)
   conversation.close()
   return ok['uptime_ms']
 }
@@ -102,7 +101,7 @@ export const savedSuite = (
       const introduce = async (machine: Machine, name: string): Promise<void> => {
         const { conversation, ok } = await converse(
           machine,
-          KIND.identity,
+          'identity',
           {
             hostname: name,
             machine_id: 'c'.repeat(32),

@@ -13,7 +13,7 @@ import {
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
-import { decodeJson, FRAME, KIND } from '../../src/guest/frames.ts'
+import { decodeJson, FRAME } from '../../src/guest/frames.ts'
 import { GuestSession } from '../../src/guest/session.ts'
 import type { Machine, MachineSpec, Saved } from '../../src/hypervisor/driver.ts'
 import { eject, readRegisters } from '../../src/hypervisor/drivers/qemu/vsock-device.ts'
@@ -39,7 +39,7 @@ const soon = () => AbortSignal.timeout(BOOT_MS)
 async function* said(machine: Machine, argv: readonly string[]): AsyncGenerator<Buffer, number> {
   const { conversation } = await converse(
     machine,
-    KIND.exec,
+    'exec',
     { argv, env: { PATH: '/bin:/sbin:/usr/bin:/usr/sbin' } },
     soon(),
   )
@@ -70,7 +70,7 @@ const shell = async (machine: Machine, script: string): Promise<string> => {
 const introduce = async (machine: Machine, hostname: string, machineId: string): Promise<void> => {
   const { conversation } = await converse(
     machine,
-    KIND.identity,
+    'identity',
     {
       hostname,
       machine_id: machineId,

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { closeSync, copyFileSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { converse } from '../../src/guest/conversation.ts'
-import { FRAME, KIND } from '../../src/guest/frames.ts'
+import { FRAME } from '../../src/guest/frames.ts'
 import { GuestSession } from '../../src/guest/session.ts'
 import type { Machine, MachineSpec, Saved } from '../../src/hypervisor/driver.ts'
 import { kvmSupport } from '../../src/linux/kvm.ts'
@@ -18,7 +18,7 @@ const soon = () => AbortSignal.timeout(60_000)
 
 /** A file of the guest, without any program in it. */
 const read = async (machine: Machine, path: string): Promise<string> => {
-  const { conversation } = await converse(machine, KIND.copyOut, { path, follow: true }, soon())
+  const { conversation } = await converse(machine, 'copyOut', { path, follow: true }, soon())
   const parts: Uint8Array[] = []
   for await (const frame of conversation) {
     if (frame.type === FRAME.stdout) parts.push(Uint8Array.from(frame.payload))

@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto'
 import { converse } from '../../guest/conversation.ts'
-import { KIND } from '../../guest/frames.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { Fault } from '../../lib/fault.ts'
 import { sleep } from '../../lib/wait.ts'
@@ -21,7 +20,7 @@ export const sendIdentity = async (row: VmRow, machine: Machine, signal: AbortSi
     try {
       const { conversation } = await converse(
         machine,
-        KIND.identity,
+        'identity',
         {
           hostname: row.name,
           machine_id: row.machineId,

@@ -1,5 +1,5 @@
 import { type Conversation, converse } from '../../guest/conversation.ts'
-import { FRAME, KIND, decodeLog } from '../../guest/frames.ts'
+import { FRAME, decodeLog } from '../../guest/frames.ts'
 import type { GuestSession } from '../../guest/session.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import type { Log } from '../../lib/log.ts'
@@ -96,11 +96,11 @@ export class LiveVm {
     const machine = await orAbort(this.#hasMachine.promise, signal)
     const { conversation, ok } = await converse(
       machine,
-      KIND.logs,
+      'logs',
       { from: this.#intake.resume(), follow: !this.#draining },
       signal,
     )
-    if (Number(ok['next'] ?? 0) < this.log.next) this.log.restart()
+    if (ok.next < this.log.next) this.log.restart()
     this.#followed = conversation
     const close = () => {
       conversation.close()

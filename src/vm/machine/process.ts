@@ -4,7 +4,6 @@ import {
   FRAME,
   type Frame,
   FrameError,
-  type Kind,
   STDIN_WINDOW,
   decodeJson,
   decodeWindow,
@@ -27,9 +26,9 @@ const START_MS = 30_000
  *
  * @throws `agent_unavailable`, also where the agent does not answer in time
  */
-export const startProcess = async (
+export const startProcess = async <Q extends 'exec' | 'attach'>(
   machine: Machine,
-  kind: Kind,
+  kind: Q,
   body: Record<string, unknown>,
   client: AbortSignal,
   late?: AbortSignal,
