@@ -10,7 +10,7 @@ import { join } from 'node:path'
 const PIECES = 16
 const PIECE_BYTES = 2 ** 19
 const BALLAST_BYTES = PIECES * PIECE_BYTES
-/** How much more than the ballast must be free before it is made, so that it is not itself what fills the disk. */
+/** How much more than what is missing of the ballast must be free before it is made, so that it is not itself what fills the disk. */
 const SLACK_BYTES = 2 * BALLAST_BYTES
 
 const freeBytes = (folder: string): number => {
@@ -63,8 +63,9 @@ export class Ballast {
 
   async #makeAll(): Promise<void> {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 })
-    if (freeBytes(this.#folder) < BALLAST_BYTES + SLACK_BYTES) return
-    const there = new Set(this.#pieces())
+    const there = new Set(this.#pieces().filter((name) => !name.endsWith('.new')))
+    const missing = (PIECES - there.size) * PIECE_BYTES
+    if (freeBytes(this.#folder) < missing + SLACK_BYTES) return
     const bytes = randomBytes(PIECE_BYTES) // a file system that compresses would keep no room of zeros
     for (let at = 0; at < PIECES; at++) if (!there.has(String(at))) await this.#write(String(at), bytes)
   }
