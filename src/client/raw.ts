@@ -1,5 +1,6 @@
 import { RAW_END } from '../contract/forward.ts'
 import type { Endpoint } from './endpoint.ts'
+import { faultOfText } from './problem.ts'
 import { openSocket } from './websocket.ts'
 
 /** Bytes both ways: one forwarded connection, or a console. */
@@ -17,7 +18,11 @@ export const openRaw = async (endpoint: Endpoint, target: string): Promise<Raw> 
   return {
     async *bytes() {
       for await (const message of socket.messages()) {
-        if (typeof message === 'string') continue // nothing of ours says text here
+        if (typeof message === 'string') {
+          const fault = faultOfText(message)
+          if (fault) throw fault
+          continue
+        }
         if (message.length === 0) return
         yield message
       }

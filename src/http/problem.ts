@@ -27,29 +27,28 @@ export const routeNotFound = fault(
 /** The fault in an error. What nobody declared is a defect, and says nothing of its reason. */
 export const asFault = (cause: unknown): Fault => (cause instanceof Fault ? cause : internalError({}, cause))
 
-/** RFC 9457, with Volant's `error`. The cause goes to the log only: it may name paths and values of this host. */
+/** A fault as RFC 9457 has it, with Volant's `error`. */
+export const problemOf = (fault: Fault) => ({
+  ...fault.data,
+  type: `urn:aerie:fault:${fault.code}`,
+  title: fault.message,
+  status: STATUS[fault.kind],
+  error: fault.message,
+  code: fault.code,
+  ...(fault.hint === undefined ? {} : { hint: fault.hint }),
+})
+
+/** Answers a request with its fault. The cause goes to the log only: it may name paths and values of this host. */
 export const problem = (fault: Fault, requestId: string, log: Log): Response => {
   const status = STATUS[fault.kind]
   if (status >= 500) log.warn({ requestId, code: fault.code, reasons: chain(fault) }, 'request failed')
-  return new Response(
-    JSON.stringify({
-      ...fault.data,
-      type: `urn:aerie:fault:${fault.code}`,
-      title: fault.message,
-      status,
-      error: fault.message,
-      code: fault.code,
-      ...(fault.hint === undefined ? {} : { hint: fault.hint }),
-      request_id: requestId,
-    }),
-    {
-      status,
-      headers: {
-        'content-type': 'application/problem+json',
-        'x-request-id': requestId,
-        ...(status === 401 ? { 'www-authenticate': 'Bearer realm="aerie"' } : {}),
-        ...(status === 503 ? { 'retry-after': '1' } : {}),
-      },
+  return new Response(JSON.stringify({ ...problemOf(fault), request_id: requestId }), {
+    status,
+    headers: {
+      'content-type': 'application/problem+json',
+      'x-request-id': requestId,
+      ...(status === 401 ? { 'www-authenticate': 'Bearer realm="aerie"' } : {}),
+      ...(status === 503 ? { 'retry-after': '1' } : {}),
     },
-  )
+  })
 }

@@ -77,7 +77,8 @@ describe.skipIf(!haveBinary)('ways into a guest', () => {
 
       expect(refused[0]).toMatchObject({
         code: 'guest_busy',
-        message: expect.stringContaining('The guest is busy: 384 connections into it') as unknown,
+        message: 'The guest is busy: 384 connections into it are open already',
+        hint: expect.stringContaining('the guest itself is well') as unknown,
       })
       expect((await exec('echo room')).stdout).toBe('room\n')
       expect(await daemon.client.call('vm.stats', at('w'))).toMatchObject({ name: 'w' })

@@ -1,6 +1,6 @@
 import type { Duplex } from 'node:stream'
 import { RAW_END } from '../../contract/forward.ts'
-import { asFault } from '../problem.ts'
+import { asFault, problemOf } from '../problem.ts'
 import type { OpenBytes } from '../handler.ts'
 import { Inbox } from './inbox.ts'
 import { Sender } from './sender.ts'
@@ -8,6 +8,11 @@ import { CLOSE, type Behavior, type Ws } from './socket.ts'
 
 /** Bytes of a close frame's reason: 123 are allowed (RFC 6455, section 5.5), and a cut character may grow by two. */
 const REASON_MAX = 120
+
+/** Says what went wrong, whole, in a message of text: bytes are never text, and a close frame holds the beginning alone. */
+const tellFault = (ws: Ws, error: unknown): void => {
+  ws.send(JSON.stringify(problemOf(asFault(error))))
+}
 
 const sayFault = (error: unknown): string => {
   const { code, message } = asFault(error)
@@ -61,6 +66,7 @@ export const speakBytes = (ws: Ws, open: OpenBytes): Behavior => {
       ws.close(CLOSE.normal)
     })
     .catch((error: unknown) => {
+      tellFault(ws, error)
       ws.close(CLOSE.broken, sayFault(error))
     })
   return {
