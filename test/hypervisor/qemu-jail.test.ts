@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { readFileSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Machine, MachineIdentity } from '../../src/hypervisor/driver.ts'
 import { type Bed, marked } from '../conformance/bed.ts'
@@ -50,6 +50,20 @@ describe.skipIf(missing !== undefined)(
         expect(new Set([...one, ...other].map((pid) => readlinkSync(`/proc/${pid}/ns/net`))).size).toBe(4)
         for (const pid of one)
           expect(readFileSync(`/proc/${pid}/net/dev`, 'utf8').match(/^ *\w+:/gm)).toEqual(['    lo:'])
+      },
+      START_MS,
+    )
+
+    test(
+      'see no file of the host: QEMU has none at all',
+      async () => {
+        const [vmm = 0] = await start('none')
+
+        expect(readdirSync(`/proc/${vmm}/root/`)).toEqual([])
+        expect(readlinkSync(`/proc/${vmm}/cwd`)).toBe('/')
+        expect(readdirSync(`/proc/${vmm}/cwd/`)).toEqual([])
+        expect(readFileSync(`/proc/${vmm}/mounts`, 'utf8')).toMatch(/^none \/ tmpfs ro,nosuid,nodev,noexec[^\n]*\n$/)
+        expect(await machines.at(-1)?.state(AbortSignal.timeout(START_MS))).toBe('running')
       },
       START_MS,
     )

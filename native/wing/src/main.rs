@@ -1,6 +1,7 @@
-//! wing: the short helpers of an aerie host, one static file with three commands.
+//! wing: the short helpers of an aerie host, one static file with four commands.
 //! Each command is a module of its own and shares nothing with its neighbours but this table.
 
+mod bare;
 mod launch;
 mod pack;
 mod vsock;
@@ -11,11 +12,12 @@ fn main() -> ExitCode {
     let mut argv = std::env::args_os();
     let _ = argv.next();
     match argv.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("bare") => bare::main(argv),
         Some("launch") => launch::main(argv),
         Some("vsock") => vsock::main(argv),
         Some("pack") => pack::main(argv),
         _ => {
-            eprintln!("usage: wing launch|vsock|pack …");
+            eprintln!("usage: wing launch|bare|vsock|pack …");
             ExitCode::from(2)
         }
     }

@@ -12,6 +12,9 @@ export interface QemuOptions {
 /** What QEMU inherits, by its own number; disks come behind. A later daemon that adopts it relies on them. */
 export const FD = numbered('qmp', 'console', 'consoleLog', 'vhost', 'kernel', 'initramfs', 'qtest', 'devices', 'state')
 
+/** The set of descriptors by which QEMU names the file that it writes its devices into: its file system is empty by then. */
+export const DEVICES_SET = 2
+
 /** Of QEMU's cache of translated code, MiB: its default is a gigabyte. */
 const TCG_CACHE_MIB = 128
 
@@ -125,6 +128,8 @@ export const argv = (
   'chardev=qmp,mode=control',
   '-add-fd',
   `fd=${FD.consoleLog},set=1`,
+  '-add-fd',
+  `fd=${FD.devices},set=${DEVICES_SET}`,
   '-chardev',
   `socket,id=con,fd=${FD.console},server=on,wait=off,logfile=/dev/fdset/1,logappend=on`,
   '-chardev',

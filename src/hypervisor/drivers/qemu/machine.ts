@@ -1,4 +1,14 @@
-import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
@@ -10,8 +20,9 @@ import { lastBytes, panicIn } from '../../console-log.ts'
 import type { End, EndReason, Halt, Machine, MachineIdentity, Saved } from '../../driver.ts'
 import { connectVsock } from '../../vsock.ts'
 import { endProcesses } from '../end-processes.ts'
+import { punchHole } from '../../../linux/file.ts'
 import { fsync } from '../../../linux/positional.ts'
-import { FD } from './argv.ts'
+import { DEVICES_SET } from './argv.ts'
 import { copyMemory, openMemory } from './memory.ts'
 import { QemuVersion, readDevices, sayVersion, Shape, shapeOfToday, writeState } from './saved.ts'
 import {
@@ -309,21 +320,23 @@ export class QemuMachine implements Machine {
     signal.throwIfAborted()
     const finish = AbortSignal.timeout(FINISH_MS)
     const qtest = await Qtest.connect(this.#file(FILE.qtest), finish)
+    // QEMU goes on writing where it stopped the last time: it has one open file, and its position.
+    const from = statSync(this.#file(FILE.devices)).size
     try {
       const vsock = await readRegisters(qtest)
       if (!Value.Check(VirtioRegisters, vsock)) throw new Error('its vsock device cannot be read')
       writeFileSync(this.#file(FILE.unplugged), JSON.stringify(vsock), { mode: 0o600 })
       try {
         await eject(qtest)
-        await this.#do('xen-save-devices-state', finish, { filename: `/proc/self/fd/${FD.devices}`, live: false })
+        await this.#do('xen-save-devices-state', finish, { filename: `/dev/fdset/${DEVICES_SET}`, live: false })
       } finally {
         await plugVsock(await this.#reach(finish), qtest, vsock, finish)
         rmSync(this.#file(FILE.unplugged))
       }
       const file = openSync(this.#file(FILE.devices), 'r+')
       try {
-        const devices = await readDevices(file)
-        ftruncateSync(file, 0)
+        const devices = await readDevices(file, from)
+        punchHole(file, 0, fstatSync(file).size)
         return { devices, vsock }
       } finally {
         closeSync(file)

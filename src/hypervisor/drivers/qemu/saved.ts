@@ -82,17 +82,17 @@ const sameShape = (saved: Shape, asked: Shape): void => {
   }
 }
 
-const readWhole = async (fd: number, bytes: number): Promise<Buffer> => {
+const readWhole = async (fd: number, bytes: number, from = 0): Promise<Buffer> => {
   const buffer = Buffer.alloc(bytes)
-  await readInto(buffer, fd, 0)
+  await readInto(buffer, fd, from)
   return buffer
 }
 
-/** What QEMU has written of its devices. */
-export const readDevices = async (fd: number): Promise<Buffer> => {
-  const { size } = fstatSync(fd)
-  if (size === 0 || size > STATE_BYTES_MAX) throw new Error(`QEMU says ${size} bytes of its devices`)
-  return await readWhole(fd, size)
+/** What QEMU has written of its devices, from this position on. */
+export const readDevices = async (fd: number, from: number): Promise<Buffer> => {
+  const size = fstatSync(fd).size - from
+  if (size <= 0 || size > STATE_BYTES_MAX) throw new Error(`QEMU says ${size} bytes of its devices`)
+  return await readWhole(fd, size, from)
 }
 
 /** Writes the state file whole; it has reached the disk when this resolves. */

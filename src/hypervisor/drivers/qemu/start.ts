@@ -1,4 +1,4 @@
-import { closeSync, constants as open_, fchownSync, fstatSync, openSync, writeFileSync } from 'node:fs'
+import { closeSync, constants as open_, fstatSync, openSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { constants } from 'node:os'
 import { Type } from '@sinclair/typebox'
@@ -10,7 +10,7 @@ import { bootId } from '../../../linux/proc.ts'
 import { pidfdSignal, sayExit } from '../../../linux/pidfd.ts'
 import { socketPair, unixListen } from '../../../linux/socket.ts'
 import { launch, launchedBefore, type Launched, type LaunchFiles, type LaunchSpec } from '../../../linux/spawn.ts'
-import { WingError } from '../../../linux/wing.ts'
+import { WingError, wing } from '../../../linux/wing.ts'
 import { deferred, orAbort } from '../../../lib/wait.ts'
 import { lastBytes } from '../../console-log.ts'
 import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
@@ -94,7 +94,6 @@ const start = async (
     const serial = socket(FILE.console)
     const qtest = socket(FILE.qtest)
     const devices = own(openSync(join(spec.folder, FILE.devices), 'w', 0o600))
-    if (spec.jail) fchownSync(devices, spec.jail.uid, spec.jail.gid) // QEMU opens it anew, by its own number
     const consoleLog = own(openSync(spec.consoleLog, 'a', 0o600))
     const vmmLog = own(openSync(spec.vmmLog, 'a', 0o600))
     const kernel = own(openSync(spec.kernel, 'r'))
@@ -180,6 +179,7 @@ const start = async (
       ])
     const control = await orEnd(Qmp.connect(join(spec.folder, FILE.qmp), signal))
     if (from && saved) await orEnd(load(control, identity, from, saved, signal))
+    if (spec.nics.length === 0) await emptyRoot(vmm, vmmLog, signal) // the user network reads /etc/resolv.conf
     return new QemuMachine(identity, control, vmm, [helper], spec.consoleLog)
   } catch (error) {
     for (const one of started) {
@@ -199,6 +199,17 @@ const start = async (
     )
   } finally {
     for (const fd of fds) closeSync(fd)
+  }
+}
+
+/** Takes the file system away from a QEMU that runs: it has only descriptors from now on. Where that fails, the log of the vm says so. */
+const emptyRoot = async (vmm: Launched, vmmLog: number, signal: AbortSignal): Promise<void> => {
+  if (namespacesForbidden) return
+  try {
+    await wing(['bare', '--pid-fd', '4'], { fds: [[vmm.pidfd, 4]], signal })
+  } catch (error) {
+    if (!(error instanceof WingError)) throw error
+    writeSync(vmmLog, `aerie: QEMU keeps its file system: ${[error.message, ...error.chain].join(': ')}\n`)
   }
 }
 
