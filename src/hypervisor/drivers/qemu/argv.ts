@@ -130,6 +130,9 @@ export const argv = (
   `fd=${FD.consoleLog},set=1`,
   '-add-fd',
   `fd=${FD.devices},set=${DEVICES_SET}`,
+  // Holds the set: QEMU closes one that nobody uses when the daemon hangs up.
+  '-chardev',
+  `file,id=devices,path=/dev/fdset/${DEVICES_SET}`,
   '-chardev',
   `socket,id=con,fd=${FD.console},server=on,wait=off,logfile=/dev/fdset/1,logappend=on`,
   '-chardev',
