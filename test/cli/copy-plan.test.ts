@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { planCopy, type Source } from '../../src/cli/commands/vm/copy-plan.ts'
+import { isInItself, planCopy, type Source } from '../../src/cli/commands/vm/copy-plan.ts'
 import { Fault } from '../../src/lib/fault.ts'
 
 const FILE: Source = { isFolder: false, name: 'f', contentOnly: false }
@@ -46,4 +46,17 @@ test.each(cases)('%s (%j) to "%s" goes to "%s"', async (_, source, target, expec
   )
 
   expect(got).toBe(expected)
+})
+
+test.each([
+  ['/f', '/', 'f', true],
+  ['/d', '/d', '', true],
+  ['/d', '/d', 'd', true],
+  ['/d', '/d/sub', 'd', true],
+  ['/', '/x', 'y', true],
+  ['/d', '/', 'dd', false],
+  ['/d/sub', '/d', 'other', false],
+  ['/d/f', '/e', 'f', false],
+])('a copy of %s to %s/%s is one into itself: %p', (source, folder, as, expected) => {
+  expect(isInItself(source, { folder, as })).toBe(expected)
 })

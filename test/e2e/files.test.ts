@@ -148,12 +148,14 @@ describe.skipIf(!haveBinary)('copies of files', () => {
       cp(file, 'a:/no/such/folder'),
       cp('a:/no/such', here),
       cp('a:/etc/passwd', join(here, 'no/such')),
+      cp('a:/etc/passwd', 'a:/etc'),
+      cp('a:/dir', 'a:/dir'),
     ])
     await ok('a:/dirlink/', join(here, 'followed'))
 
-    expect(said.map((one) => one.code)).toEqual([3, 3, 5, 2, 2, 4, 4, 4])
+    expect(said.map((one) => one.code)).toEqual([3, 3, 5, 2, 2, 4, 4, 4, 5, 5])
     expect(readdirSync(join(here, 'followed'))).toEqual(['in'])
-    expect(await sh('a', 'ls / | grep nothing')).toBe('')
+    expect(await sh('a', 'ls / | grep nothing; ls /dir; [ -s /etc/passwd ] && echo kept')).toBe('in\nkept')
   }, 240_000)
 
   test('names are bytes, in, out and across', async () => {

@@ -33,6 +33,13 @@ export const sourceNoFolder = fault(
   (d) => `Cannot copy "${d.path}": ${d.where} it is no folder`,
 )
 
+export const copyIntoItself = fault(
+  'copy_into_itself',
+  'conflict',
+  { path: Type.String() },
+  (d) => `Cannot copy "${d.path}" into itself`,
+)
+
 export interface Looked {
   readonly exists: boolean
   readonly is_dir: boolean
@@ -65,6 +72,12 @@ export const planCopy = async (
   const parent = await look(folder)
   if (!parent.exists || !parent.is_dir) throw targetMissing({ path: folder, where })
   return { folder, as: posix.basename(path) }
+}
+
+/** Whether a copy within one vm would write over what it reads, or never come to an end. */
+export const isInItself = (source: string, { folder, as }: Plan): boolean => {
+  const target = posix.join(folder, as).replace(/(?<=.)\/+$/, '')
+  return target === source || target.startsWith(source === '/' ? '/' : `${source}/`)
 }
 
 /** The top of an archive under another name: `etc/passwd` with `etc` → `copy` is `copy/passwd`; → "" is `passwd`. */

@@ -8,6 +8,8 @@ import { pathUnwritable, specialKind, unpack } from '../../../client/untar.ts'
 import { fault } from '../../../lib/fault.ts'
 import { command, type Context } from '../../command.ts'
 import {
+  copyIntoItself,
+  isInItself,
   parsePlace,
   planCopy,
   renameTop,
@@ -175,6 +177,14 @@ const copyOut = async (
   return 0
 }
 
+/** A vm has several names. */
+const isSameVm = async (client: Client, one: string, other: string): Promise<boolean> => {
+  const uids = await Promise.all(
+    [one, other].map(async (name) => (await client.call('vm.get', { params: { name } })).uid),
+  )
+  return uids[0] === uids[1]
+}
+
 const copyAcross = async (
   context: Context,
   client: Client,
@@ -185,6 +195,8 @@ const copyAcross = async (
 ): Promise<number> => {
   const source = await guestSource(client, from.vm, from.path, follow)
   const plan = await planCopy(source, to.path, lookGuest(client, to.vm), IN_GUEST)
+  if (isInItself(source.query.path, plan) && (await isSameVm(client, from.vm, to.vm)))
+    throw copyIntoItself({ path: from.path })
   using progress = new Progress(`${to.vm}:${to.path}`, context.out.quiet)
   const down = await client.download('vm.copy.out', { params: { name: from.vm }, query: source.query })
   let failure: unknown
