@@ -5,7 +5,7 @@ import { openExec, type Exec } from './exec.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, faultOfNetwork, faultOfResponse, faultOfText, isReset } from './problem.ts'
 import { openRaw, type Raw } from './raw.ts'
-import { operationOf, targetOf, type Parts } from './request.ts'
+import { routeOf, targetOf, type Parts } from './request.ts'
 import { follow, type ServerEvent } from './sse.ts'
 
 export type UploadId = Streaming<'upload'>
@@ -113,7 +113,7 @@ export const connect = (endpoint: Endpoint): Client => {
     endpoint,
     async call(id, input, options = {}) {
       const parts: Parts = input
-      const { method, idempotent } = operationOf(id)
+      const { method, idempotent } = routeOf(id)
       const target = targetOf(id, parts)
       const key = options.idempotencyKey ?? (idempotent === true ? crypto.randomUUID() : undefined)
       const request = {
@@ -134,7 +134,7 @@ export const connect = (endpoint: Endpoint): Client => {
       }
     },
     async upload(id, input, body, options = {}) {
-      const response = await send(operationOf(id).method, targetOf(id, input as Parts), {
+      const response = await send(routeOf(id).method, targetOf(id, input as Parts), {
         ...options,
         body,
         headers: { 'content-type': 'application/x-tar' },

@@ -1,4 +1,8 @@
-import { operations, type Operation, type OperationId } from '../contract/operations.ts'
+import type { OperationId } from '../contract/operations.ts'
+import type { Route } from '../contract/routes.ts'
+import { routes } from '../contract/routes.ts' with { type: 'macro' }
+
+const ROUTES = routes()
 
 /** The parts of an input, as the code that builds a request sees them: typed by the operation for callers only. */
 export interface Parts {
@@ -7,7 +11,7 @@ export interface Parts {
   readonly body?: unknown
 }
 
-export const operationOf = (id: OperationId): Operation => operations[id]
+export const routeOf = (id: OperationId): Route => ROUTES[id]
 
 /** `/api/v1/vms/:name/stop` and `{name: "web"}` → `/api/v1/vms/web/stop`. */
 export const fillPath = (path: string, params: Parts['params'] = {}): string =>
@@ -31,4 +35,4 @@ export const searchOf = (query: Parts['query'] = {}): string => {
 }
 
 export const targetOf = (id: OperationId, parts: Parts): string =>
-  fillPath(operationOf(id).path, parts.params) + searchOf(parts.query)
+  fillPath(routeOf(id).path, parts.params) + searchOf(parts.query)

@@ -5,6 +5,7 @@ import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
 import { Metadata, NewVmName, SHOWN_FIELDS, VmCreate, VmName } from './vm-spec.ts'
+import { VmListQuery } from './vm-list.ts'
 import { VmState } from './vm-state.ts'
 
 export const Vm = named(
@@ -44,21 +45,6 @@ export const Vm = named(
   }),
 )
 export type Vm = Static<typeof Vm>
-
-export const VmListQuery = Type.Object({
-  status: Type.Optional(Type.String({ description: 'Comma list of states' })),
-  runtime: Type.Optional(Type.String()),
-  plugin: Type.Optional(Type.String()),
-  q: Type.Optional(Type.String({ maxLength: 128, description: 'Part of the name' })),
-  metadata: Type.Optional(
-    Type.Union([Type.String(), Type.Array(Type.String())], { description: 'key=value, repeatable, all must match' }),
-  ),
-  limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
-  offset: defaulted(Type.Integer({ minimum: 0 }), 0),
-  sort: Type.Optional(oneOf('id', 'name', 'status', 'runtime', 'created_at', 'updated_at')),
-  order: Type.Optional(oneOf('asc', 'desc')),
-})
-export type VmListQuery = Static<typeof VmListQuery>
 
 export const VmStop = named(
   'VmStop',

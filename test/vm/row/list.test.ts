@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import type { VmListQuery } from '../../../src/contract/vm.ts'
+import type { VmListQuery } from '../../../src/contract/vm-list.ts'
 import { list } from '../../../src/vm/row/list.ts'
 import { testHost, type TestHost } from '../host.ts'
 

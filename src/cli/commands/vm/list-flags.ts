@@ -1,5 +1,4 @@
-import type { VmListQuery } from '../../../contract/vm.ts'
-import { VmListQuery as Query } from '../../../contract/vm.ts'
+import { VmListQuery } from '../../../contract/vm-list.ts'
 import { VmState } from '../../../contract/vm-state.ts'
 import { list, usageInvalid, type Values } from '../../flags.ts'
 import { defined, schemaFlags } from '../../schema-flags.ts'
@@ -7,7 +6,7 @@ import { suggest } from '../../suggest.ts'
 
 const STATES = VmState.anyOf.map((one) => one.const)
 
-const FIELDS = schemaFlags(Query, {
+const FIELDS = schemaFlags(VmListQuery, {
   omit: ['status', 'plugin', 'metadata'],
   more: {
     q: { as: 'name', help: 'Only names with this part', placeholder: 'PART' },
