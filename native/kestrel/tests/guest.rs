@@ -258,7 +258,7 @@ fn a_held_workload_starts_with_its_attach_and_its_end_ends_the_guest() {
             rows: None,
         },
     );
-    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":false}"#));
+    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":false,"released":true}"#));
     let started = bed.event();
     assert!(
         matches!(started.kind, EventKind::Started { .. }),
@@ -657,7 +657,7 @@ fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
         rows: Some(20),
     };
     let mut talk = bed.open(Kind::Attach, &attach);
-    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":true}"#));
+    assert!(matches!(talk.next(), Got::Ok(body) if body == br#"{"tty":true,"released":true}"#));
     talk.until("/made/here\r\n33\r\n20 70\r\nsecret\r\n");
     // A second typist is refused; the first may leave and come back.
     let mut second = bed.open(Kind::Attach, &attach);
