@@ -154,6 +154,15 @@ export const asFault = (body: Record<string, unknown>, path: string | undefined)
   }
 }
 
+/** Says why the agent was not reached. What its caller gave up is the caller's own reason; a time that was over is the agent's. */
+const sayAgent = (error: unknown, signal: AbortSignal): unknown => {
+  if (error instanceof Fault) return error
+  const late = signal.reason instanceof DOMException && signal.reason.name === 'TimeoutError'
+  if (signal.aborted && !late) return error
+  const reason = late ? 'it does not answer' : error instanceof Error ? error.message : String(error)
+  return agentUnavailable({ reason }, error)
+}
+
 const firstFrame = (kind: Kind, body: Record<string, unknown>): Uint8Array => {
   try {
     return encodeOpen(kind, body)
@@ -175,13 +184,16 @@ export const open = async (
   signal: AbortSignal,
 ): Promise<Conversation> => {
   const first = firstFrame(kind, body)
-  const conversation = new Conversation(await machine.connect(AGENT_PORT, signal))
+  const stream = await machine.connect(AGENT_PORT, signal).catch((error: unknown) => {
+    throw sayAgent(error, signal)
+  })
+  const conversation = new Conversation(stream)
   try {
     await conversation.send(first)
     return conversation
   } catch (error) {
     conversation.close()
-    throw agentUnavailable({ reason: error instanceof Error ? error.message : String(error) }, error)
+    throw sayAgent(error, signal)
   }
 }
 
@@ -204,8 +216,7 @@ export const accepted = async (
     return decodeJson(frame)
   } catch (error) {
     conversation.close()
-    if (error instanceof Fault || signal.aborted) throw error
-    throw agentUnavailable({ reason: error instanceof Error ? error.message : String(error) }, error)
+    throw sayAgent(error, signal)
   }
 }
 

@@ -51,6 +51,8 @@ const openDatabase = (path: string): Database => {
   sqlite.run('PRAGMA synchronous = FULL')
   sqlite.run('PRAGMA busy_timeout = 5000')
   sqlite.run('PRAGMA foreign_keys = ON')
+  // What a deleted row held, a vm's environment among it, is overwritten and not only forgotten.
+  sqlite.run('PRAGMA secure_delete = ON')
   const found = (sqlite.query('PRAGMA user_version').get() as { user_version: number }).user_version
   if (found > MIGRATIONS.length) {
     sqlite.close()

@@ -58,6 +58,20 @@ describe("an answer of a guest's", () => {
     expect(opened.map((one) => one.destroyed)).toEqual([true])
   })
 
+  test('that does not come in time is an error of the agent, and one that its caller gave up is theirs', async () => {
+    const { machine, opened } = answering(new Uint8Array(0))
+
+    await expect(converse(machine, 'stat', {}, AbortSignal.timeout(20))).rejects.toMatchObject({
+      code: 'agent_unavailable',
+      message: expect.stringContaining('does not answer') as unknown,
+    })
+    const caller = new AbortController()
+    const asked = converse(machine, 'stat', {}, caller.signal)
+    caller.abort(new Error('left'))
+    await expect(asked).rejects.toThrow('left')
+    expect(opened.every((one) => one.destroyed)).toBe(true)
+  })
+
   test('in its shape is taken, and its connection stays', async () => {
     const { machine, opened } = answering(encodeJson(FRAME.ok, { tty: true, released: true, more: 1 }))
 
