@@ -10,6 +10,7 @@ import { qemu } from './hypervisor/drivers/qemu/qemu.ts'
 import { talon } from './hypervisor/drivers/talon/talon.ts'
 import { driverChecks, findHypervisors } from './hypervisor/hypervisors.ts'
 import { serveApi } from './http/server.ts'
+import { compactWhenQuiet } from './lib/compact.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
 import { chain, fault } from './lib/fault.ts'
@@ -120,6 +121,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     process.on(signal, () => {
       ending.resolve()
     })
+  compactWhenQuiet()
   let keeping = false
   let complained = false
   const keepSocket = () => {
