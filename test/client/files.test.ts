@@ -7,7 +7,6 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -21,7 +20,6 @@ import {
   writeSync,
 } from 'node:fs'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { renameTop } from '../../src/cli/commands/vm/copy-plan.ts'
 import { repack } from '../../src/client/repack.ts'
@@ -30,37 +28,19 @@ import { packPath } from '../../src/client/tar.ts'
 import { unpack } from '../../src/client/untar.ts'
 import { Fault } from '../../src/lib/fault.ts'
 import { isRoot, testWhere } from '../linux/support.ts'
+import { bytesOf, copyFolders, faultOf, streamOf } from './copying.ts'
 
 /** What copies of files do with odd names, odd files and hostile archives, on real folders. */
 
-const home = mkdtempSync(join(tmpdir(), 'aerie-files-'))
-afterAll(() => {
-  rmSync(home, { recursive: true, force: true })
-})
-let count = 0
+const folders = copyFolders()
+afterAll(folders.remove)
 let from = ''
 let to = ''
 let outside = ''
 beforeEach(() => {
-  const base = join(home, String(count++))
-  from = join(base, 'from')
-  to = join(base, 'to')
-  outside = join(base, 'outside')
-  for (const folder of [from, to, outside]) mkdirSync(folder, { recursive: true })
-  writeFileSync(join(outside, 'secret'), 'untouched')
+  ;({ from, to, outside } = folders.next())
 })
 
-const bytesOf = async (stream: ReadableStream<Uint8Array>) => Buffer.from(await new Response(stream).arrayBuffer())
-const streamOf = (...parts: Uint8Array[]): ReadableStream<Uint8Array> =>
-  new Blob(parts as Uint8Array<ArrayBuffer>[]).stream()
-const faultOf = async (promise: Promise<unknown>): Promise<Fault> => {
-  const error = await promise.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  )
-  if (!(error instanceof Fault)) throw new Error(`expected a fault, got ${String(error)}`)
-  return error
-}
 const entry = ({ content = '', ...it }: Partial<Header> & { name: string; content?: string }): Buffer => {
   const body = Buffer.from(content)
   const header = encodeHeader({ type: 'file', mode: 0o644, uid: 0, gid: 0, mtime: 1, size: body.length, ...it })

@@ -5,55 +5,34 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   readFileSync,
   readdirSync,
   readlinkSync,
-  rmSync,
   statSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { packAll, packPath } from '../../src/client/tar.ts'
 import { encodeHeader, padding, TAR_END, type Header } from '../../src/client/tar-header.ts'
 import { repack } from '../../src/client/repack.ts'
 import { unpack } from '../../src/client/untar.ts'
 import { renameTop } from '../../src/cli/commands/vm/copy-plan.ts'
-import { Fault } from '../../src/lib/fault.ts'
+import type { Fault } from '../../src/lib/fault.ts'
 import { xattrsOf } from '../../src/linux/xattr.ts'
 import { canSet, isRoot, setXattr, testWhere } from '../linux/support.ts'
+import { bytesOf, copyFolders, faultOf, streamOf } from './copying.ts'
 
-const home = mkdtempSync(join(tmpdir(), 'aerie-tar-'))
-afterAll(() => {
-  rmSync(home, { recursive: true, force: true })
-})
-let count = 0
+const folders = copyFolders()
+afterAll(folders.remove)
 let from = ''
 let to = ''
 let outside = ''
 beforeEach(() => {
-  const base = join(home, String(count++))
-  from = join(base, 'from')
-  to = join(base, 'to')
-  outside = join(base, 'outside')
-  for (const folder of [from, to, outside]) mkdirSync(folder, { recursive: true })
-  writeFileSync(join(outside, 'secret'), 'untouched')
+  ;({ from, to, outside } = folders.next())
 })
 
-const bytesOf = async (stream: ReadableStream<Uint8Array>) => Buffer.from(await new Response(stream).arrayBuffer())
-const streamOf = (...parts: Uint8Array[]): ReadableStream<Uint8Array> =>
-  new Blob(parts as Uint8Array<ArrayBuffer>[]).stream()
-const faultOf = async (promise: Promise<unknown>): Promise<Fault> => {
-  const error = await promise.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  )
-  if (!(error instanceof Fault)) throw new Error(`expected a fault, got ${String(error)}`)
-  return error
-}
 const header = (it: Partial<Header> & { name: string }): Header => ({
   type: 'file',
   mode: 0o644,
