@@ -2,6 +2,7 @@
 //! Each command is a module of its own and shares nothing with its neighbours but this table.
 
 mod bare;
+mod filter;
 mod launch;
 mod pack;
 mod vsock;

@@ -1,15 +1,13 @@
 //! What this process gives away before it reads the first hostile byte: new privileges, the file system, the network,
 //! memory without end, and every system call but those of reading and writing what is open.
 
-use std::{collections::BTreeMap, io};
+use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 use serde::Serialize;
 
 use super::error::{Error, Result};
+use crate::filter::program;
 
 /// Address space, bytes: names and attributes 900 MiB at most, their index, tails 256 MiB, a decoder's window 128 MiB.
 const ADDRESS_SPACE_MAX: u64 = 2 << 30;
@@ -171,34 +169,7 @@ fn filter() -> std::result::Result<BpfProgram, seccompiler::Error> {
         libc::SYS_sigaltstack,
         libc::SYS_gettid,
     ];
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        FREE.iter().map(|&call| (call, Vec::new())).collect();
-    // Memory, but none that can be run.
-    for (call, protection) in [(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)] {
-        let exec = libc::PROT_EXEC.unsigned_abs().into();
-        let not_exec = SeccompCondition::new(
-            protection,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::MaskedEq(exec),
-            0,
-        )?;
-        rules.insert(call, vec![SeccompRule::new(vec![not_exec])?]);
-    }
-    // The standard library asks in debug builds whether a descriptor is open before it closes it.
-    let getfd = SeccompCondition::new(
-        1,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Eq,
-        libc::F_GETFD.unsigned_abs().into(),
-    )?;
-    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(vec![getfd])?]);
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?;
-    Ok(filter.try_into()?)
+    program(FREE, Vec::new())
 }
 
 #[cfg(test)]

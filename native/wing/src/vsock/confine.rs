@@ -1,14 +1,12 @@
 //! The system calls that are left once the device is made. Whoever breaks out of QEMU, or finds a fault in how rings are
 //! read, speaks to this process next: it may talk on Unix sockets and wait, and open, start or reach nothing else.
 
-use std::{collections::BTreeMap, io};
+use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 
 use super::error::VsockError;
+use crate::filter::{equal, program};
 
 /// Calls with any arguments. Those that the suite of vsock devices does not make say why they are here.
 const FREE: &[i64] = &[
@@ -63,33 +61,10 @@ pub fn confine() -> Result<(), VsockError> {
 
 /// Any call but those of the table kills the process.
 fn filter() -> Result<BpfProgram, seccompiler::Error> {
-    let equal = |argument, value: i32| {
-        let value = u64::from(value.unsigned_abs());
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
-    };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        FREE.iter().map(|&call| (call, Vec::new())).collect();
     // To the sockets of this guest, and of no other kind.
     let stream = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let unix = vec![equal(0, libc::AF_UNIX)?, equal(1, stream)?];
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(unix)?]);
-    // Memory, but none that can be run.
-    let exec = u64::from(libc::PROT_EXEC.unsigned_abs());
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        let not_exec =
-            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(exec), 0)?;
-        rules.insert(call, vec![SeccompRule::new(vec![not_exec])?]);
-    }
-    // The standard library asks in debug builds whether a descriptor is open before it closes it.
-    let getfd = vec![equal(1, libc::F_GETFD)?];
-    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(getfd)?]);
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?;
-    Ok(filter.try_into()?)
+    program(FREE, vec![(libc::SYS_socket, unix)])
 }
 
 #[cfg(test)]

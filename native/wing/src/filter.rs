@@ -1,0 +1,53 @@
+//! What the seccomp filters of wing's confined processes have in common: a table of calls with any arguments, memory that
+//! cannot be run, and death for everything else.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// A condition that an argument, counted from 0, has this value in its lower 32 bits.
+///
+/// # Errors
+/// An argument's number above 5.
+pub fn equal(argument: u8, value: i32) -> Result<SeccompCondition, seccompiler::Error> {
+    let value = u64::from(value.unsigned_abs());
+    let condition =
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+    Ok(condition)
+}
+
+/// Makes the filter of a process that may make the calls of `free` with any arguments, those of `narrow` where all of their
+/// conditions hold, and memory that is not executable. Any other call kills it.
+///
+/// # Errors
+/// A filter that is larger than the kernel takes.
+pub fn program(
+    free: &[i64],
+    narrow: Vec<(i64, Vec<SeccompCondition>)>,
+) -> Result<BpfProgram, seccompiler::Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        free.iter().map(|&call| (call, Vec::new())).collect();
+    for (call, conditions) in narrow {
+        rules.insert(call, vec![SeccompRule::new(conditions)?]);
+    }
+    // The third argument of both is the protection.
+    let exec = u64::from(libc::PROT_EXEC.unsigned_abs());
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        let not_exec =
+            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(exec), 0)?;
+        rules.insert(call, vec![SeccompRule::new(vec![not_exec])?]);
+    }
+    // The standard library asks in debug builds whether a descriptor is open before it closes it.
+    let getfd = vec![equal(1, libc::F_GETFD)?];
+    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(getfd)?]);
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    Ok(filter.try_into()?)
+}
