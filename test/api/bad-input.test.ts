@@ -250,7 +250,8 @@ const CASES: readonly Case[] = [
   invalid('an exec without a command', post('/api/v1/vms/up/exec', {}), 'argv'),
   invalid('an exec of numbers', post('/api/v1/vms/up/exec', { argv: [1] }), 'argv'),
   invalid('an exec of a word with a NUL', post('/api/v1/vms/up/exec', { argv: ['a\0b'] }), 'argv'),
-  invalid('an exec in a relative folder', post('/api/v1/vms/up/exec', { argv: ['x'], cwd: 'tmp' }), 'cwd'),
+  invalid('an exec in a folder without a name', post('/api/v1/vms/up/exec', { argv: ['x'], cwd: '' }), 'cwd'),
+  invalid('an exec in a folder with a NUL', post('/api/v1/vms/up/exec', { argv: ['x'], cwd: 'a\0b' }), 'cwd'),
   invalid('an exec with no time', post('/api/v1/vms/up/exec', { argv: ['x'], timeout_ms: 0 }), 'timeout_ms'),
   invalid(
     'an exec with a terminal, that one answer cannot be',

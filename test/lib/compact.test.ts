@@ -1,26 +1,31 @@
 import { expect, test } from 'bun:test'
 import { compactWhenQuiet } from '../../src/lib/compact.ts'
 
-const work = (ms: number): void => {
-  for (const until = performance.now() + ms; performance.now() < until; );
-}
+test('memory is collected once whenever a busy process has become quiet, and never while it works', async () => {
+  // One step a look: how much the process has worked before it.
+  const work = [100, 100, 0, 0, 0, 100, 0, 0]
+  const collectedAt: number[] = []
+  let looks = 0
+  let spent = 0
+  const ended = Promise.withResolvers<void>()
+  const { stop } = compactWhenQuiet(
+    5,
+    () => {
+      collectedAt.push(looks)
+      spent += 50
+    },
+    () => {
+      // Each look asks twice: before it decides, and after.
+      const index = looks++ / 2 - 0.5
+      if (Number.isInteger(index)) {
+        if (index >= work.length) ended.resolve()
+        spent += work[index] ?? 0
+      }
+      return spent
+    },
+  )
+  await ended.promise
+  stop()
 
-test('memory is collected once when a busy process has become quiet, and not while it works', async () => {
-  let collected = 0
-  const { stop } = compactWhenQuiet(300, () => {
-    collected++
-  })
-  try {
-    for (let i = 0; i < 40; i++) {
-      work(15)
-      await new Promise((resolve) => setTimeout(resolve, 5))
-    }
-    expect(collected).toBe(0)
-
-    for (const until = Date.now() + 5000; collected === 0 && Date.now() < until; ) await Bun.sleep(50)
-    await Bun.sleep(700)
-    expect(collected).toBe(1)
-  } finally {
-    stop()
-  }
+  expect(collectedAt.map((look) => look / 2 - 1)).toEqual([2, 6])
 })
