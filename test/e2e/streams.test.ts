@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { AERIE, clean, cli, createVm, haveBinary, startDaemon, until, type Daemon } from './daemon.ts'
 
@@ -29,6 +29,7 @@ describe.skipIf(!haveBinary)('a command in a guest', () => {
   beforeAll(async () => {
     for (const folder of ['bin', 'etc', 'opt', 'srv/deep', 'root', 'tmp', 'home'])
       mkdirSync(join(tree, folder), { recursive: true })
+    chmodSync(join(tree, 'tmp'), 0o1777)
     copyFileSync(Bun.which('busybox') ?? '/bin/busybox', join(tree, 'bin/busybox'))
     for (const name of APPLETS) symlinkSync('busybox', join(tree, 'bin', name))
     writeFileSync(join(tree, 'opt/tool'), '#!/bin/sh\necho "a tool"\n', { mode: 0o755 })
@@ -85,7 +86,7 @@ describe.skipIf(!haveBinary)('a command in a guest', () => {
 
   const FILTERS: readonly (readonly [string, string])[] = [
     ['a filter behind a FIFO', 'mkfifo /tmp/p$$; tee /tmp/l </tmp/p$$ & exec >/tmp/p$$; echo words'],
-    ['a filter that takes its time', 'mkfifo /tmp/q$$; (sleep 0.2; cat) </tmp/q$$ & exec >/tmp/q$$; echo words'],
+    ['a filter that takes its time', 'mkfifo /tmp/q$$; (sleep 0.1; cat) </tmp/q$$ & exec >/tmp/q$$; echo words'],
     ['a child that outlives it a little', '(sleep 0.1; echo words) &'],
     ['stderr through a filter', 'mkfifo /tmp/r$$; cat </tmp/r$$ & exec 2>/tmp/r$$; echo words >&2'],
   ]

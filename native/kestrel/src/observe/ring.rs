@@ -16,6 +16,9 @@ use crate::sys::{Wake, lock, wall_clock_ns};
 const RECORD_BYTES: usize = 56;
 /// A follower that had something to read and did not for so long is not waited for.
 const STALLED: Duration = Duration::from_secs(3);
+/// A host reads along as soon as it has heard that the guest is ready: a workload that has filled the log before waits so
+/// long for it.
+const FIRST_FOLLOWER: Duration = Duration::from_secs(10);
 
 /// A piece of log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,9 @@ struct Inner {
     limit: usize,
     next: u64,
     followers: Vec<Follower>,
+    /// Nobody has read along yet: until when the workload waits for the first who does.
+    first_until: Option<Instant>,
+    has_been_followed: bool,
     closed: bool,
 }
 
@@ -84,6 +90,8 @@ impl Ring {
             limit,
             next: 0,
             followers: Vec::new(),
+            first_until: None,
+            has_been_followed: false,
             closed: false,
         }))
     }
@@ -124,9 +132,13 @@ impl Ring {
     /// Whether `bytes` more push out nothing that a follower has yet to read. One that has not moved for a while is not
     /// waited for: a host that hangs must not hold the workload.
     pub fn has_room(&self, bytes: usize) -> bool {
-        let inner = lock(&self.0);
+        let mut inner = lock(&self.0);
         if inner.held + bytes + RECORD_BYTES <= inner.limit {
             return true;
+        }
+        if !inner.has_been_followed {
+            let now = Instant::now();
+            return now > *inner.first_until.get_or_insert(now + FIRST_FOLLOWER);
         }
         let oldest = inner.records.front().map_or(inner.next, Record::end);
         inner
@@ -163,11 +175,13 @@ impl Ring {
     /// Wakes `wake` whenever something was added or the log has ended.
     /// `from` is what the follower has read already.
     pub fn follow(&self, wake: &Arc<Wake>, from: u64) {
-        lock(&self.0).followers.push(Follower {
+        let mut inner = lock(&self.0);
+        inner.followers.push(Follower {
             wake: Arc::clone(wake),
             offset: from,
             moved: Instant::now(),
         });
+        inner.has_been_followed = true;
     }
 
     /// Takes down how far a follower has read.
@@ -269,7 +283,7 @@ mod tests {
         for _ in 0..3 {
             ring.append(LogStream::Stdout, b"0123456789");
         }
-        assert!(ring.has_room(10)); // nobody reads
+        assert!(!ring.has_room(10)); // nobody reads yet
 
         ring.follow(&wake, 0);
         assert!(!ring.has_room(10));

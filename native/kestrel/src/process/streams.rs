@@ -11,7 +11,7 @@ use crate::sys::{NO_FD, is_ready, poll, poll_entry, read_now, readable_bytes, sp
 const TERMINAL_REST_BYTES: usize = 1024 * 1024;
 /// After the process's end its pipes are read on while others write to them (`exec > >(tee log)`), until they were quiet
 /// for so long.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_millis(500);
 /// A child in the background that never stops writing holds the end of the process up for no longer.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
