@@ -14,12 +14,16 @@ const ERRORS_MAX = 8
 
 const JSON_TYPE = /^application\/json\s*(;|$)/i
 
+/** Says what a text should be in words, where its schema has some: a regular expression helps nobody. */
+const wordsOf = (message: string, schema: TSchema): string =>
+  typeof schema['pattern'] === 'string' && schema.description !== undefined ? `Expected ${schema.description}` : message
+
 /** Names each wrong field once, with what is wrong about it. */
 const unfit = (found: Iterable<ValueError>): Fault => {
   const errors: { path: string; message: string }[] = []
-  for (const { path, message } of found) {
+  for (const { path, message, schema } of found) {
     const name = path.slice(1).replaceAll('/', '.')
-    if (!errors.some((one) => one.path === name)) errors.push({ path: name, message })
+    if (!errors.some((one) => one.path === name)) errors.push({ path: name, message: wordsOf(message, schema) })
     if (errors.length === ERRORS_MAX) break
   }
   const said = errors.map((one) => (one.path === '' ? one.message : `${one.path}: ${one.message}`)).join('; ')
