@@ -1,5 +1,5 @@
 /**
- * The frames of the guest protocol, generation 1: the TypeScript half of the codec (`native/protocol/README.md` is the
+ * The frames of the guest protocol, generation 1: the TypeScript half of the codec (`docs/protocol.md` is the
  * specification, `native/protocol/golden/` the vectors that hold both halves together). Pure: bytes in, frames out.
  */
 

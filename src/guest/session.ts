@@ -26,7 +26,7 @@ export interface OneNic {
   readonly mac?: string
 }
 
-/** What kestrel is told before it starts anything (`native/protocol/README.md`, "Session"). */
+/** What kestrel is told before it starts anything (`docs/protocol.md`, "Session"). */
 export interface Configuration {
   readonly secret: string
   readonly time_ns: number

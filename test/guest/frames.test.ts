@@ -25,7 +25,7 @@ import {
   type Kind,
 } from '../../src/guest/frames.ts'
 
-/** The vectors that the agent's codec reads as well (`native/protocol/README.md`). */
+/** The vectors that the agent's codec reads as well (`docs/protocol.md`). */
 const golden = <T>(name: string): T =>
   JSON.parse(readFileSync(join(import.meta.dir, '../../native/protocol/golden', name), 'utf8')) as T
 const frames =

@@ -1,6 +1,6 @@
 //! kestrel, PID 1 of every guest: mounts its disks, speaks with the daemon over vsock, runs and watches the workload.
 //!
-//! `native/protocol/README.md` is what it speaks. It begins in an initramfs as `/init`, without a C library's start files
+//! `docs/protocol.md` is what it speaks. It begins in an initramfs as `/init`, without a C library's start files
 //! being trusted to find `/dev/null`: hence `no_main`.
 #![cfg_attr(not(test), no_main)]
 

@@ -1,6 +1,6 @@
 //! What kestrel (PID 1 of a guest) and the daemon say to each other, generation 1.
 //!
-//! `README.md` beside this crate is the specification; this is its Rust half. [`Decoder`] turns bytes into
+//! `docs/protocol.md` is the specification; this is its Rust half. [`Decoder`] turns bytes into
 //! [`Frame`]s, [`encode()`] turns frames into bytes, [`message`] holds the JSON bodies. `golden/` pins both down for the
 //! TypeScript half, so neither can drift alone.
 //!
