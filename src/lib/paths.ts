@@ -38,6 +38,8 @@ const absolute = (path: string | undefined): string | undefined =>
 
 /** The home that the user database has for a user; undefined where it has none that is there. */
 const homeInDatabase = (uid: number): string | undefined => {
+  // A root that holds one file alone has no user database, and one user, to whom all of it belongs.
+  if (uid === 0 && !existsSync('/etc/passwd')) return '/'
   let home: string | undefined
   try {
     home = readFileSync('/etc/passwd', 'utf8')
