@@ -14,10 +14,21 @@ import { AgentEvent, readAs } from './messages.ts'
 export interface GuestNic {
   /** The card's own where it is absent. A restored card has that of the guest that was saved. */
   readonly mac?: string
-  /** IPv4, with the length of its prefix; a card without one is raised only. */
+  /** IPv4, with the length of its prefix; a card without an address is raised only. */
   readonly address?: string
   readonly gateway?: string
+  /** IPv6, with the length of its prefix. Agents without the feature `nic_static` pass over this and what follows but `dns`. */
+  readonly address6?: string
+  readonly gateway6?: string
+  /** Bytes; the card's own where it is absent. */
+  readonly mtu?: number
+  /** Further routes over this card, of both families; on its own link where there is no router. */
+  readonly routes?: readonly { readonly destination: string; readonly via?: string }[]
   readonly dns?: readonly string[]
+  /** Domains that a name without a dot is looked for in. */
+  readonly search?: readonly string[]
+  /** The agent asks by DHCP for what is not said here. Agents without the feature `nic_dhcp` only raise the card. */
+  readonly dhcp?: boolean
 }
 
 /** The network as agents of before `nics` read it: they wake from older snapshots. */

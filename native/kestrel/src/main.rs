@@ -15,6 +15,8 @@ mod talk;
 #[cfg(test)]
 mod test_folder;
 #[cfg(test)]
+mod test_network;
+#[cfg(test)]
 mod test_reaper;
 
 /// The entry, called by the C library. std's own would abort in a guest without a console: it wants descriptors 0 to 2 open

@@ -726,7 +726,7 @@ fn a_guest_is_what_its_image_says_and_wakes_whatever_became_of_its_files() {
     // Names.
     assert_eq!(
         bed.shell("hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf"),
-        "guest\nguest\n127.0.0.1 localhost\n127.0.1.1\tguest\nnameserver 10.0.2.3\n"
+        "guest\nguest\n127.0.0.1 localhost\n10.0.2.15\tguest\nnameserver 10.0.2.3\n"
     );
 
     let wake = |bed: &Bed, hostname: &str| {
@@ -760,7 +760,7 @@ fn a_guest_is_what_its_image_says_and_wakes_whatever_became_of_its_files() {
     assert_eq!(
         bed.shell("cat /etc/hostname /etc/machine-id /etc/hosts"),
         format!(
-            "second\n{}\n127.0.0.1 localhost\n127.0.1.1\tsecond\n",
+            "second\n{}\n127.0.0.1 localhost\n10.0.2.15\tsecond\n",
             "f".repeat(32)
         )
     );

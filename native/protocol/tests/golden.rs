@@ -203,6 +203,7 @@ fn reader(message: &str) -> fn(&[u8]) -> Option<Value> {
         "proxy" => full::<m::Proxy>,
         "metrics" => full::<m::Metrics>,
         "identity" => full::<m::Identity>,
+        "identity_ok" => full::<m::IdentityOk>,
         "event" => full::<m::Event>,
         "request" => full::<m::Request>,
         "reply" => full::<m::Reply>,

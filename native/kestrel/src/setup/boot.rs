@@ -113,19 +113,15 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     done.map_err(at("volumes"))?;
 
     let cards = Cards::of(&configuration.nics()).map_err(at("network"))?;
-    let dns = cards.dns.clone();
-    let names = Names::new(
-        None,
-        &configuration.hostname,
-        &configuration.machine_id,
-        dns,
-    )
-    .map_err(at("machine_id"))?;
+    let names = Names::new(&configuration.hostname, &configuration.machine_id)
+        .map_err(at("machine_id"))?
+        .with_network(&cards);
     for failed in names::apply(&names) {
         say(&chain(&failed));
     }
     settings::files(&configuration.files).map_err(at("files"))?;
-    cards.apply().map_err(at("network"))
+    lock(&agent.cards).clone_from(&cards);
+    network::apply(&cards, None, || {}).map_err(at("network"))
 }
 
 /// Milliseconds since the kernel started (CLOCK_BOOTTIME).

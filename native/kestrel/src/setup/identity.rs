@@ -13,7 +13,7 @@ use crate::agent::Agent;
 use crate::observe::console::{chain, say};
 use crate::process::fork_pages;
 use crate::setup::names::{self, Names};
-use crate::setup::network::Cards;
+use crate::setup::network::{self, Cards};
 use crate::setup::settings::{self, Failure, at};
 use crate::sys::{lock, spawn_thread};
 
@@ -40,15 +40,22 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
         None => warn(&"not every program draws new randomness: one does not answer"),
     }
     // What the host says must make sense; everything else is what the guest has done to its cards.
-    let cards = Cards::of(&identity.nics().unwrap_or_default()).map_err(at("network"))?;
-    if let Err(error) = cards.apply() {
+    let nics = identity.nics().unwrap_or_default();
+    let cards = Cards::of(&nics).map_err(at("network"))?;
+    let before = lock(&agent.cards).clone();
+    if let Err(error) = network::apply(&cards, Some(&before), || {}) {
         warn(&chain(&error));
     }
-    let old = Some(lock(&agent.hostname).clone());
-    // The resolvers stay: what is on a loopback by now can be the guest's own.
-    let names = Names::new(old, &identity.hostname, &identity.machine_id, vec![]);
-    let names = names.map_err(at("machine_id"))?;
+    let names = Names::new(&identity.hostname, &identity.machine_id).map_err(at("machine_id"))?;
+    let names = names.instead_of(&lock(&agent.hostname), &before);
+    let names = match nics.is_empty() {
+        true => names.with_network(&before),
+        false => names.with_network(&cards),
+    };
     lock(&agent.hostname).clone_from(&identity.hostname);
+    if !nics.is_empty() {
+        *lock(&agent.cards) = cards;
+    }
     match within(FILES_MAX, move || names::apply(&names)) {
         Some(failed) => failed.iter().for_each(|error| warn(&chain(error))),
         None => warn(&"the files with its names do not answer"),

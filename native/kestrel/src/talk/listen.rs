@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aerie_protocol::message::{Empty, ErrorBody, code};
+use aerie_protocol::message::{Empty, ErrorBody, FEATURES, IdentityOk, code};
 use aerie_protocol::{Frame, GENERATION, HOST_CID, Kind, kind_byte, parse_json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -119,7 +119,8 @@ fn dispatch(agent: &'static Agent, conn: Conn, kind: Kind, body: &[u8]) {
                 let message = format!("{}: {}", failure.stage, failure.message);
                 ErrorBody::new(code::INTERNAL, message)
             });
-            answer(conn, applied.map(|()| Empty {}));
+            let features = FEATURES.map(str::to_owned).to_vec();
+            answer(conn, applied.map(|()| IdentityOk { features }));
         }),
         Kind::Session => conn.fail(&ErrorBody::new(
             code::KIND_UNKNOWN,

@@ -10,7 +10,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
-    Configuration, ErrorBody, Op, Reply, Request, SessionAnswer, SessionOpen, code,
+    Configuration, ErrorBody, FEATURES, Op, Reply, Request, SessionAnswer, SessionOpen, code,
 };
 use aerie_protocol::{Frame, GENERATION, Kind, kind_byte, parse_json};
 
@@ -124,6 +124,7 @@ fn hello(
         kernel: line("/proc/sys/kernel/osrelease"),
         secret,
         last_event,
+        features: FEATURES.map(str::to_owned).to_vec(),
     })
     .map_err(ConnError::Json)?;
     conn.output.queue(&Frame::Open {

@@ -14,13 +14,13 @@ pub use error::{ErrorBody, code};
 pub use files::{
     CopyIn, CopyInDone, CopyOut, CopyOutOk, FileStat, List, ListEntry, ListOk, Owner, Stat,
 };
-pub use network::{Network, NetworkMode, Nic};
+pub use network::{FEATURES, Network, NetworkMode, Nic, Route};
 pub use session::{
     Configuration, Event, EventKind, FileSpec, Op, Reply, Request, RequestError, Resumed, Root,
     RootMode, SessionAnswer, SessionOpen, Volume, VolumeFs, Workload,
 };
 pub use streams::{Attach, AttachOk, Exec, ExecOk, Exit, Logs, LogsOk, Proxy};
-pub use system::{Cpu, DiskUse, Identity, Memory, Metrics, WorkloadState};
+pub use system::{Cpu, DiskUse, Identity, IdentityOk, Memory, Metrics, WorkloadState};
 
 use serde::{Deserialize, Serialize};
 

@@ -19,6 +19,9 @@ pub struct SessionOpen {
     pub secret: Option<String>,
     /// The newest event there is; 0 for none.
     pub last_event: u64,
+    /// What this agent can do, see [`super::FEATURES`]; absent: it is of before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
 }
 
 /// The answer to `open session`.

@@ -72,6 +72,14 @@ pub struct Identity {
     pub nics: Option<Vec<Nic>>,
 }
 
+/// `ok` of identity: all of it is applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityOk {
+    /// As in the agent's hello; absent: the agent is of before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+}
+
 impl Identity {
     /// The guest's network cards, of whatever host; `None`: leave the network as it is.
     #[must_use]

@@ -1,0 +1,174 @@
+//! Telling the others on a link who has its addresses now: they may know them from a guest that had them before.
+
+use std::io;
+use std::mem::{size_of, size_of_val};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::observe::console::say;
+use crate::setup::network::link::{self, Link};
+use crate::sys::{check, own, poll, poll_entry, spawn_thread};
+
+/// A link that was raised has its carrier within moments or not at all.
+const CARRIER_MAX: Duration = Duration::from_secs(2);
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ARP_REQUEST: u16 = 1;
+const ICMPV6_ADVERTISEMENT: u8 = 136;
+/// RFC 4861 §4.4: this overrides what is known.
+const OVERRIDE: u32 = 1 << 29;
+const TARGET_LINK_ADDRESS: u8 = 2;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// RFC 4861 §7.1.2: a packet that crossed a router is not believed.
+const HOPS_MAX: libc::c_int = 255;
+
+/// A link and the addresses that are its own.
+#[derive(Debug)]
+pub struct Own {
+    pub link: Link,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Announces these as soon as frames get through. Nobody waits for it: what is not heard is asked for later.
+pub fn start(all: impl Iterator<Item = Own>) {
+    let all: Vec<Own> = all.filter(|own| !own.addresses.is_empty()).collect();
+    if all.is_empty() {
+        return;
+    }
+    let started = spawn_thread("announce", move || {
+        for own in &all {
+            if let Err(error) = announce(own) {
+                say(&format!("cannot announce {}: {error}", own.link.name));
+            }
+        }
+    });
+    if let Err(error) = started {
+        say(&format!("no announcement: {error}"));
+    }
+}
+
+fn announce(own: &Own) -> io::Result<()> {
+    let Some(mac) = carrier(own.link.index)? else {
+        return Ok(());
+    };
+    for address in &own.addresses {
+        match *address {
+            IpAddr::V4(ip) => arp(own.link.index, mac, ip)?,
+            IpAddr::V6(ip) => advertisement(own.link.index, mac, ip)?,
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a link has its carrier, and gives its hardware address then.
+fn carrier(index: u32) -> io::Result<Option<[u8; 6]>> {
+    let deadline = Instant::now() + CARRIER_MAX;
+    // Watched before it is asked: no change is missed.
+    let watch = link::watch()?;
+    let mut netlink = link::open()?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let state = link::state(&mut netlink, index)?;
+        if state.is_running {
+            return Ok(Some(state.mac));
+        }
+        if !poll(&mut [poll_entry(watch.fd(), libc::POLLIN)], Some(deadline))? {
+            return Ok(None);
+        }
+        watch.receive(&mut buffer, libc::MSG_DONTWAIT)?;
+    }
+}
+
+/// An announcement by ARP (RFC 5227 §3): a request for the own address.
+fn arp(index: u32, mac: [u8; 6], ip: Ipv4Addr) -> io::Result<()> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: socket touches no memory of ours.
+    let socket = own(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: sockaddr_ll is plain data; zero is a value of it.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
+    to.sll_protocol = ETHERTYPE_ARP.to_be();
+    to.sll_ifindex = index.cast_signed();
+    to.sll_halen = 6;
+    to.sll_addr = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+    send_to(&socket, &arp_packet(mac, ip), &to)
+}
+
+fn arp_packet(mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![0, 1];
+    packet.extend(ETHERTYPE_IPV4.to_be_bytes());
+    packet.extend([6, 4]);
+    packet.extend(ARP_REQUEST.to_be_bytes());
+    packet.extend(mac);
+    packet.extend(ip.octets());
+    packet.extend([0; 6]);
+    packet.extend(ip.octets());
+    packet
+}
+
+/// An unsolicited neighbour advertisement (RFC 4861 §7.2.6); the kernel fills in its checksum.
+fn advertisement(index: u32, mac: [u8; 6], ip: Ipv6Addr) -> io::Result<()> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket touches no memory of ours.
+    let socket = own(unsafe { libc::socket(libc::AF_INET6, kind, libc::IPPROTO_ICMPV6) })?;
+    let hops = HOPS_MAX;
+    // SAFETY: an int of the length that is stated.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MULTICAST_HOPS,
+            (&raw const hops).cast(),
+            size_of_val(&hops) as libc::socklen_t,
+        )
+    })?;
+    let from = inet6(ip, 0);
+    // SAFETY: a valid sockaddr_in6 of the length that is stated.
+    check(unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const from).cast(),
+            size_of_val(&from) as libc::socklen_t,
+        )
+    })?;
+    send_to(
+        &socket,
+        &advertisement_packet(mac, ip),
+        &inet6(ALL_NODES, index),
+    )
+}
+
+fn advertisement_packet(mac: [u8; 6], ip: Ipv6Addr) -> Vec<u8> {
+    let mut packet = vec![ICMPV6_ADVERTISEMENT, 0, 0, 0];
+    packet.extend(OVERRIDE.to_be_bytes());
+    packet.extend(ip.octets());
+    packet.extend([TARGET_LINK_ADDRESS, 1]);
+    packet.extend(mac);
+    packet
+}
+
+fn inet6(ip: Ipv6Addr, scope: u32) -> libc::sockaddr_in6 {
+    // SAFETY: sockaddr_in6 is plain data; zero is a value of it.
+    let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    address.sin6_family = libc::sa_family_t::try_from(libc::AF_INET6).unwrap_or_default();
+    address.sin6_addr.s6_addr = ip.octets();
+    address.sin6_scope_id = scope;
+    address
+}
+
+fn send_to<T>(socket: &OwnedFd, bytes: &[u8], to: &T) -> io::Result<()> {
+    // SAFETY: `bytes` and `to` are valid for reads of their lengths.
+    check(unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            0,
+            std::ptr::from_ref(to).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
