@@ -1,14 +1,13 @@
 //! Telling the others on a link who has its addresses now: they may know them from a guest that had them before.
 
 use std::io;
-use std::mem::{size_of, size_of_val};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::observe::console::say;
 use crate::setup::network::link::{self, Link};
-use crate::sys::{check, own, poll, poll_entry, spawn_thread};
+use crate::setup::network::socket;
+use crate::sys::{poll, poll_entry, spawn_thread};
 
 /// A link that was raised has its carrier within moments or not at all.
 const CARRIER_MAX: Duration = Duration::from_secs(2);
@@ -83,17 +82,15 @@ fn carrier(index: u32) -> io::Result<Option<[u8; 6]>> {
 
 /// An announcement by ARP (RFC 5227 §3): a request for the own address.
 fn arp(index: u32, mac: [u8; 6], ip: Ipv4Addr) -> io::Result<()> {
-    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-    // SAFETY: socket touches no memory of ours.
-    let socket = own(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    let socket = socket::open(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
     // SAFETY: sockaddr_ll is plain data; zero is a value of it.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
+    to.sll_family = socket::family(libc::AF_PACKET);
     to.sll_protocol = ETHERTYPE_ARP.to_be();
     to.sll_ifindex = index.cast_signed();
     to.sll_halen = 6;
     to.sll_addr = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
-    send_to(&socket, &arp_packet(mac, ip), &to)
+    socket::send_to(&socket, &arp_packet(mac, ip), &to)
 }
 
 fn arp_packet(mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
@@ -110,30 +107,15 @@ fn arp_packet(mac: [u8; 6], ip: Ipv4Addr) -> Vec<u8> {
 
 /// An unsolicited neighbour advertisement (RFC 4861 §7.2.6); the kernel fills in its checksum.
 fn advertisement(index: u32, mac: [u8; 6], ip: Ipv6Addr) -> io::Result<()> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: socket touches no memory of ours.
-    let socket = own(unsafe { libc::socket(libc::AF_INET6, kind, libc::IPPROTO_ICMPV6) })?;
-    let hops = HOPS_MAX;
-    // SAFETY: an int of the length that is stated.
-    check(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MULTICAST_HOPS,
-            (&raw const hops).cast(),
-            size_of_val(&hops) as libc::socklen_t,
-        )
-    })?;
-    let from = inet6(ip, 0);
-    // SAFETY: a valid sockaddr_in6 of the length that is stated.
-    check(unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const from).cast(),
-            size_of_val(&from) as libc::socklen_t,
-        )
-    })?;
-    send_to(
+    let socket = socket::open(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6)?;
+    socket::set(
+        &socket,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_MULTICAST_HOPS,
+        &HOPS_MAX,
+    )?;
+    socket::bind(&socket, &inet6(ip, 0))?;
+    socket::send_to(
         &socket,
         &advertisement_packet(mac, ip),
         &inet6(ALL_NODES, index),
@@ -152,23 +134,8 @@ fn advertisement_packet(mac: [u8; 6], ip: Ipv6Addr) -> Vec<u8> {
 fn inet6(ip: Ipv6Addr, scope: u32) -> libc::sockaddr_in6 {
     // SAFETY: sockaddr_in6 is plain data; zero is a value of it.
     let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
-    address.sin6_family = libc::sa_family_t::try_from(libc::AF_INET6).unwrap_or_default();
+    address.sin6_family = socket::family(libc::AF_INET6);
     address.sin6_addr.s6_addr = ip.octets();
     address.sin6_scope_id = scope;
     address
-}
-
-fn send_to<T>(socket: &OwnedFd, bytes: &[u8], to: &T) -> io::Result<()> {
-    // SAFETY: `bytes` and `to` are valid for reads of their lengths.
-    check(unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            bytes.as_ptr().cast(),
-            bytes.len(),
-            0,
-            std::ptr::from_ref(to).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    })?;
-    Ok(())
 }

@@ -175,7 +175,7 @@ impl Card {
             let text = &route.destination;
             let destination = Subnet::of_network(text)
                 .ok_or_else(|| wrong(text, "a network with the length of its prefix"))?;
-            let via = route.via.as_ref().map(address).transpose()?;
+            let via = route.via.as_deref().map(address).transpose()?;
             if let Some(other) = via.filter(|via| via.is_ipv4() != destination.ip.is_ipv4()) {
                 return Err(wrong(&other.to_string(), "a router of its route's family"));
             }
@@ -195,7 +195,7 @@ fn wrong(text: &str, expected: &'static str) -> NetworkError {
     }
 }
 
-fn address(text: &String) -> Result<IpAddr, NetworkError> {
+fn address(text: &str) -> Result<IpAddr, NetworkError> {
     text.parse().map_err(|_| wrong(text, "an IP address"))
 }
 

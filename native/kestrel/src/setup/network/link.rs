@@ -179,9 +179,8 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 fn address_of(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = |bytes| IpAddr::from(<[u8; 4]>::from(bytes));
     match bytes.len() {
-        4 => bytes.first_chunk::<4>().map(|bytes| v4(*bytes)),
+        4 => bytes.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)),
         16 => bytes.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)),
         _ => None,
     }

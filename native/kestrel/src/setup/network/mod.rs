@@ -9,6 +9,7 @@ mod card;
 mod error;
 mod link;
 mod netlink;
+mod socket;
 
 use std::fs;
 use std::io;

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::sys::{check, own};
+use crate::setup::network::socket;
+use crate::sys::check;
 
 const HEADER_BYTES: usize = 16;
 const ATTRIBUTE_BYTES: usize = 4;
@@ -93,35 +94,17 @@ impl Netlink {
     /// # Errors
     /// The kernel's refusal.
     pub fn open(protocol: libc::c_int, groups: u32) -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: socket touches no memory of ours.
-        let socket = own(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
+        let socket = socket::open(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         let limit = libc::timeval {
             tv_sec: ANSWER_SECONDS_MAX,
             tv_usec: 0,
         };
-        // SAFETY: a valid timeval of the length that is stated.
-        check(unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVTIMEO,
-                (&raw const limit).cast(),
-                size_of_val(&limit) as libc::socklen_t,
-            )
-        })?;
+        socket::set(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit)?;
         // SAFETY: sockaddr_nl is plain data; zero is a value of it.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        address.nl_family = libc::sa_family_t::try_from(libc::AF_NETLINK).unwrap_or_default();
+        address.nl_family = socket::family(libc::AF_NETLINK);
         address.nl_groups = groups;
-        // SAFETY: a valid sockaddr_nl of the length that is stated.
-        check(unsafe {
-            libc::bind(
-                socket.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of_val(&address) as libc::socklen_t,
-            )
-        })?;
+        socket::bind(&socket, &address)?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -189,11 +172,7 @@ impl Netlink {
     /// # Errors
     /// The kernel's refusal; a wait that is too long.
     pub fn receive(&self, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
-        // SAFETY: `buffer` is valid for writes of its length.
-        let count = check(unsafe {
-            libc::recv(self.fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags)
-        })?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        socket::receive(&self.socket, buffer, flags)
     }
 }
 
