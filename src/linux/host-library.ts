@@ -38,6 +38,17 @@ const SYMBOLS = {
   aerie_space: { args: ['ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   aerie_llistxattr: { args: ['ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
   aerie_lgetxattr: { args: ['ptr', 'u32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_socket_in: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
+  aerie_bind: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_listen: { args: ['i32', 'i32'], returns: 'i32' },
+  aerie_socket_name: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_set_option: { args: ['i32', 'i32', 'i32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_send: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_receive: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  aerie_tap_open: { args: ['i32', 'ptr', 'u32', 'u32'], returns: 'i32' },
+  aerie_tap_attach: { args: ['i32', 'ptr', 'u32', 'u32'], returns: 'i32' },
+  aerie_netns_make: { args: ['ptr', 'u32'], returns: 'i32' },
+  aerie_unmount: { args: ['ptr', 'u32'], returns: 'i32' },
   aerie_open_beneath: { args: ['i32', 'ptr', 'u32', 'i32', 'u32'], returns: 'i32' },
 } as const
 

@@ -35,6 +35,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memfd;
 pub mod message;
+pub mod network;
 pub mod path;
 pub mod process;
 pub mod socket;
