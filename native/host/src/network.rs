@@ -179,14 +179,7 @@ pub unsafe extern "C" fn aerie_set_option(
         let value = unsafe { bytes(value, len) }?;
         // SAFETY: the bytes are alive over the call.
         checked(result(unsafe {
-            libc::syscall(
-                libc::SYS_setsockopt,
-                fd,
-                level,
-                option,
-                value.as_ptr(),
-                len,
-            )
+            libc::syscall(libc::SYS_setsockopt, fd, level, option, value.as_ptr(), len)
         }))
     }))
 }

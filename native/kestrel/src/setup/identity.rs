@@ -19,6 +19,8 @@ use crate::sys::{lock, spawn_thread};
 
 /// Files of a guest can be on file systems that never answer.
 const FILES_MAX: Duration = Duration::from_secs(3);
+/// As with the pages below.
+const CONNECTIONS_MAX: Duration = Duration::from_secs(3);
 /// A process can be in a state in which its memory is not to be had.
 const PAGES_MAX: Duration = Duration::from_secs(10);
 
@@ -43,7 +45,13 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
     let nics = identity.nics().unwrap_or_default();
     let cards = Cards::of(&nics).map_err(at("network"))?;
     let before = lock(&agent.cards).clone();
-    if let Err(error) = network::apply(&cards, Some(&before), || {}) {
+    // While the cards that become others are down: no peer of the guest that was saved hears of it, and one of a guest that
+    // stays who it was does.
+    let reset = || match within(CONNECTIONS_MAX, network::reset_connections) {
+        Some(()) => {}
+        None => warn(&"not every connection is reset: a process does not answer"),
+    };
+    if let Err(error) = network::apply(&cards, Some(&before), reset) {
         warn(&chain(&error));
     }
     let names = Names::new(&identity.hostname, &identity.machine_id).map_err(at("machine_id"))?;

@@ -9,8 +9,8 @@ use crate::setup::network::link::{self, Link};
 use crate::setup::network::socket;
 use crate::sys::{poll, poll_entry, spawn_thread};
 
-/// A link that was raised has its carrier within moments or not at all.
-const CARRIER_MAX: Duration = Duration::from_secs(2);
+/// A host may give the link of a clone its carrier only when the clone is told who it is.
+const CARRIER_MAX: Duration = Duration::from_secs(30);
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -138,4 +138,74 @@ fn inet6(ip: Ipv6Addr, scope: u32) -> libc::sockaddr_in6 {
     address.sin6_addr.s6_addr = ip.octets();
     address.sin6_scope_id = scope;
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::test_network::{alone, ip};
+
+    #[test]
+    fn both_families_are_announced_as_soon_as_there_is_a_carrier() {
+        const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
+        let name = "both_families_are_announced_as_soon_as_there_is_a_carrier";
+        alone(&format!("setup::network::announce::tests::{name}"), || {
+            ip("link add one type veth peer name two");
+            ip("link set one addr 02:00:00:00:00:05 up");
+            ip("addr add 10.42.0.5/24 dev one");
+            ip("addr add fd42::5/64 dev one nodad");
+            let index = |name: &str| {
+                let listed = ip(&format!("-o link show {name}"));
+                listed.split(':').next().unwrap().parse::<u32>().unwrap()
+            };
+            const EVERYTHING: u16 = 3;
+            let socket = socket::open(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
+            // SAFETY: sockaddr_ll is plain data; zero is a value of it.
+            let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            from.sll_family = socket::family(libc::AF_PACKET);
+            from.sll_protocol = EVERYTHING.to_be();
+            from.sll_ifindex = index("two").cast_signed();
+            socket::bind(&socket, &from).unwrap();
+
+            start(std::iter::once(Own {
+                link: Link {
+                    index: index("one"),
+                    name: "one".to_owned(),
+                },
+                addresses: ["10.42.0.5", "fd42::5"]
+                    .map(|ip| ip.parse().unwrap())
+                    .into(),
+            }));
+            ip("link set two up");
+
+            let arp = [
+                &[0xff; 6][..],
+                &MAC,
+                &[8, 6],
+                &arp_packet(MAC, [10, 42, 0, 5].into()),
+            ];
+            let target: Ipv6Addr = "fd42::5".parse().unwrap();
+            let advertisement = advertisement_packet(MAC, target);
+            let (mut has_arp, mut has_advertisement) = (false, false);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !has_arp || !has_advertisement {
+                let mut entries = [poll_entry(socket.as_raw_fd(), libc::POLLIN)];
+                assert!(poll(&mut entries, Some(deadline)).unwrap());
+                let mut frame = vec![0; 2048];
+                // An error too: the link was down.
+                let count = socket::receive(&socket, &mut frame, 0).unwrap_or(0);
+                let frame = &frame[..count];
+                has_arp |= frame.starts_with(&arp.concat());
+                // Behind Ethernet and IPv6, but for the checksum that the kernel fills in.
+                has_advertisement |= frame.len() == 14 + 40 + advertisement.len()
+                    && frame[14 + 7] == 255
+                    && frame[14 + 8..14 + 24] == target.octets()
+                    && frame[14 + 24..14 + 40] == ALL_NODES.octets()
+                    && frame[14 + 40] == ICMPV6_ADVERTISEMENT
+                    && frame[14 + 40 + 4..] == advertisement[4..];
+            }
+        });
+    }
 }

@@ -6,6 +6,7 @@
 
 mod announce;
 mod card;
+mod connections;
 mod error;
 mod link;
 mod netlink;
@@ -15,6 +16,7 @@ use std::fs;
 use std::io;
 
 pub use card::Cards;
+pub use connections::reset as reset_connections;
 pub use error::NetworkError;
 
 use card::Card;
@@ -377,6 +379,27 @@ mod tests {
                 assert!(neighbours.contains("02:00:00:00:00:09"), "{neighbours}");
             },
         );
+    }
+
+    #[test]
+    fn a_card_without_a_carrier_is_set_for_the_moment_when_it_has_one() {
+        let name = "a_card_without_a_carrier_is_set_for_the_moment_when_it_has_one";
+        alone(&format!("{HERE}{name}"), || {
+            let link = pair("one");
+            ip("link set one-host down");
+
+            apply_to(&cards(&[full()]), None, &[link], || {}).unwrap();
+
+            for state in ["down", "up"] {
+                ip(&format!("link set one-host {state}"));
+                assert_eq!(addresses("one"), ["10.42.0.5/24", "fd42::5/64"], "{state}");
+                let routes = lines("route show").join("\n");
+                assert!(routes.contains("default via 10.42.0.1 dev one"), "{routes}");
+                let routes = lines("-6 route show").join("\n");
+                assert!(routes.contains("default via fd42::1 dev one"), "{routes}");
+                assert!(routes.contains("fd77::/32 via fd42::7 dev one"), "{routes}");
+            }
+        });
     }
 
     #[test]

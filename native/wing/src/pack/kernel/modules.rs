@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::pack::error::{Error, Result};
 
 /// What a guest may need, in the order of its boot: see `native/README.md`.
-pub const WANTED: [&str; 19] = [
+pub const WANTED: [&str; 20] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
@@ -23,6 +23,7 @@ pub const WANTED: [&str; 19] = [
     "vmgenid",
     "fuse",
     "virtiofs",
+    "tcp_diag",
     "crc32c_intel",
     "libcrc32c",
     "lz4_decompress",
