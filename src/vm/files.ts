@@ -2,6 +2,7 @@ import type { FileStat } from '../contract/files.ts'
 import { accepted, asFault, converse, open } from '../guest/conversation.ts'
 import { FRAME, KIND, decodeJson, encode, encodeEmpty } from '../guest/frames.ts'
 import { answerOf } from '../guest/messages.ts'
+import { patiently } from '../guest/patience.ts'
 import type { Host } from '../host.ts'
 import { agentUnavailable } from '../hypervisor/errors.ts'
 import { type Running, runningAgain } from './machine/running.ts'
@@ -12,14 +13,18 @@ const CHUNK = 65_536
 /** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
 export const stat = async (host: Running, ref: string, path: string, follow: boolean): Promise<FileStat> => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
-  const { conversation, ok } = await converse(machine, 'stat', { path, follow }, AbortSignal.timeout(ANSWER_MS))
+  const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>
+    converse(machine, 'stat', { path, follow }, signal),
+  )
   conversation.close()
   return ok
 }
 
 export const listFolder = async (host: Running, ref: string, path: string, limit: number) => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
-  const { conversation, ok } = await converse(machine, 'list', { path, limit }, AbortSignal.timeout(ANSWER_MS))
+  const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>
+    converse(machine, 'list', { path, limit }, signal),
+  )
   conversation.close()
   return ok
 }
@@ -34,11 +39,8 @@ export const copyIn = async (
 ) => {
   const { machine } = await runningAgain(host, ref, 'copy into')
   // The agent answers with `ok` when the whole archive is unpacked, or with an error at any time before.
-  const conversation = await open(
-    machine,
-    KIND.copyIn,
-    { path, owner, archive },
-    AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
+  const conversation = await patiently(machine, ANSWER_MS, client, (signal) =>
+    open(machine, KIND.copyIn, { path, owner, archive }, signal),
   )
   const hangUp = () => {
     conversation.close()
@@ -68,11 +70,8 @@ export const copyOut = async (
   client: AbortSignal,
 ) => {
   const { machine } = await runningAgain(host, ref, 'copy out of', 'read')
-  const { conversation, ok } = await converse(
-    machine,
-    'copyOut',
-    { path, follow, sparse },
-    AbortSignal.any([client, AbortSignal.timeout(ANSWER_MS)]),
+  const { conversation, ok } = await patiently(machine, ANSWER_MS, client, (signal) =>
+    converse(machine, 'copyOut', { path, follow, sparse }, signal),
   )
   const stream = new ReadableStream<Uint8Array>({
     pull: async (controller) => {

@@ -4,13 +4,17 @@ import type { Socket } from 'node:net'
 import { Readable } from 'node:stream'
 import { accepted, converse, open } from '../guest/conversation.ts'
 import { KIND } from '../guest/frames.ts'
+import { patiently } from '../guest/patience.ts'
 import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './machine/running.ts'
 import { forCaller, forGuest, type Proxied, type ProxiedPath } from './machine/proxy-headers.ts'
 import { portUndeclared, proxyFailed, proxyTimeout, upgradeUnsupported } from './row/errors.ts'
 
-const CONNECT_MS = 10_000
+/** How long the agent may take to answer that it lives. */
+const HEALTH_MS = 10_000
+/** How long it may take to reach a server of the guest: longer than the agent waits for a place in that one's queue, so that its word is heard. */
+const DIAL_MS = 40_000
 
 /** Opens a stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
 export const dial = async (
@@ -20,22 +24,24 @@ export const dial = async (
   client: AbortSignal,
 ): Promise<Duplex> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
-  const signal = AbortSignal.any([client, AbortSignal.timeout(CONNECT_MS)])
-  const conversation = await open(machine, KIND.proxy, typeof to === 'number' ? { port: to } : { unix: to }, signal)
-  try {
-    await accepted(conversation, undefined, signal)
-    return conversation.raw()
-  } catch (error) {
-    if (error instanceof Fault && error.kind === 'exhausted') throw error
-    throw proxyFailed(
-      {
-        name: row.name,
-        port: typeof to === 'number' ? to : 0,
-        reason: error instanceof Fault ? error.message : 'it did not answer in time',
-      },
-      error,
-    )
-  }
+  const body = typeof to === 'number' ? { port: to } : { unix: to }
+  return await patiently(machine, DIAL_MS, client, async (signal) => {
+    const conversation = await open(machine, KIND.proxy, body, signal)
+    try {
+      await accepted(conversation, undefined, signal)
+      return conversation.raw()
+    } catch (error) {
+      if (error instanceof Fault && error.kind === 'exhausted') throw error
+      throw proxyFailed(
+        {
+          name: row.name,
+          port: typeof to === 'number' ? to : 0,
+          reason: error instanceof Fault ? error.message : 'it did not answer in time',
+        },
+        error,
+      )
+    }
+  })
 }
 
 /** How long a workload may take, ms. */
@@ -65,7 +71,9 @@ export const proxy = async (
 ): Promise<Response> => {
   const { row, machine } = running(host, ref, 'reach into', 'read')
   if (path.rest === 'healthz') {
-    const { conversation, ok } = await converse(machine, 'metrics', {}, AbortSignal.timeout(CONNECT_MS))
+    const { conversation, ok } = await patiently(machine, HEALTH_MS, incoming.signal, (signal) =>
+      converse(machine, 'metrics', {}, signal),
+    )
     conversation.close()
     return Response.json({ status: 'ok', uptime: ok.uptime_ms })
   }

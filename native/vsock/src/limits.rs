@@ -20,7 +20,8 @@ pub struct Limits {
     pub resets: usize,
     /// How long a `CONNECT` line may take.
     pub handshake: Duration,
-    /// How long the guest may take to answer a REQUEST, and a full backlog on the host to take a connection.
+    /// How long the guest may take to answer a REQUEST, and a full backlog on the host to take a connection. Many that come at once
+    /// wait for each other: no shorter than what the host's programs wait for a guest.
     pub connect: Duration,
     /// How long the guest may take to answer a full SHUTDOWN with RST; Linux waits as long (`VSOCK_CLOSE_TIMEOUT`).
     pub close: Duration,
@@ -36,7 +37,7 @@ impl Default for Limits {
             windows_bytes: 16 * 1024 * 1024,
             resets: 256,
             handshake: Duration::from_secs(10),
-            connect: Duration::from_secs(10),
+            connect: Duration::from_secs(30),
             close: Duration::from_secs(8),
         }
     }

@@ -13,6 +13,7 @@ import {
   encodeSignal,
 } from '../../guest/frames.ts'
 import { ExitMessage, readAs } from '../../guest/messages.ts'
+import { patiently } from '../../guest/patience.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
@@ -33,11 +34,11 @@ export const startProcess = async <Q extends 'exec' | 'attach'>(
   client: AbortSignal,
   late?: AbortSignal,
 ) => {
-  const over = AbortSignal.any([AbortSignal.timeout(START_MS), ...(late ? [late] : [])])
+  const caller = late ? AbortSignal.any([client, late]) : client
   try {
-    return await converse(machine, kind, body, AbortSignal.any([client, over]))
+    return await patiently(machine, START_MS, caller, (signal) => converse(machine, kind, body, signal))
   } catch (error) {
-    if (!over.aborted || error instanceof Fault) throw error
+    if (late?.aborted !== true || error instanceof Fault) throw error
     throw agentUnavailable({ reason: 'it does not answer' }, error)
   }
 }

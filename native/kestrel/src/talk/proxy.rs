@@ -1,31 +1,44 @@
 //! proxy: bytes between the host and a server inside the guest, each direction ended by itself.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{Empty, ErrorBody, Proxy, code};
 use aerie_protocol::{Frame, kind_byte};
 
-use crate::sys::{NO_FD, is_ready, poll, poll_entry, set_nonblocking, write_now};
+use crate::sys::{NO_FD, check, is_ready, own, poll, poll_entry, set_nonblocking, write_now};
 use crate::talk::conn::{CHUNK_BYTES, Conn, ConnError, frame_name};
 
-/// A server on the loopback answers at once or its queue is full.
-const CONNECT: Duration = Duration::from_secs(10);
+/// Time for which a connection waits for its turn. A server on the loopback answers at once, or its queue is full.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// Time after which a full queue is tried anew. Linux would send a SYN that was dropped again after 1, 3, 7 and 15
+/// seconds, so that some of a burst would wait for ever longer while others pass them.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// `AF_UNIX` in the width of the field.
+const UNIX_FAMILY: libc::sa_family_t = 1;
+const _: () = assert!(libc::AF_UNIX == 1);
+/// `sizeof(struct sockaddr_un)`.
+const UNIX_ADDRESS_BYTES: libc::socklen_t = 110;
+const _: () = assert!(size_of::<libc::sockaddr_un>() == 110);
 
 /// Bytes of the host's data that wait for the server before the host is no longer read.
 const WAITING_BYTES: usize = 64 * 1024;
 
 /// Serves a proxy conversation whose `open` had this body.
 pub fn serve(mut conn: Conn, body: &Proxy) {
-    let server = match connect(body) {
+    let server = match connect(&conn, body, Instant::now() + CONNECT) {
         Ok(server) => server,
-        Err(error) => {
+        Err(Broken::Server(error)) => {
             let body = ErrorBody::new(error_code(&error), format!("cannot connect: {error}"));
             return conn.fail(&body);
         }
+        Err(Broken::Host(error)) => return conn.end(Err(error)),
     };
     let done = conn
         .output
@@ -49,23 +62,84 @@ fn error_code(error: &io::Error) -> &'static str {
     }
 }
 
-fn connect(target: &Proxy) -> io::Result<OwnedFd> {
-    let server: OwnedFd = match target {
-        Proxy::Unix { unix } => UnixStream::connect(unix)?.into(),
+/// Connects, and waits for a place in the server's queue as long as the host does, until `deadline` at most.
+fn connect(conn: &Conn, target: &Proxy, deadline: Instant) -> Result<OwnedFd, Broken> {
+    loop {
+        let full = match attempt(target) {
+            Ok(server) => {
+                set_nonblocking(server.as_fd(), true).map_err(Broken::Server)?;
+                return Ok(server);
+            }
+            Err(error) if is_full(&error) => error,
+            Err(error) => return Err(Broken::Server(error)),
+        };
+        if Instant::now() >= deadline {
+            return Err(Broken::Server(full));
+        }
+        // An attempt over TCP has waited already; one to a Unix socket waits here.
+        let pause = match target {
+            Proxy::Unix { .. } => AGAIN,
+            Proxy::Port { .. } => Duration::ZERO,
+        };
+        let mut host = [poll_entry(conn.fd(), libc::POLLRDHUP)];
+        poll(&mut host, Some(Instant::now() + pause)).map_err(ConnError::Io)?;
+        if is_ready(&host[0]) {
+            return Err(Broken::Host(ConnError::Gone));
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+    )
+}
+
+fn attempt(target: &Proxy) -> io::Result<OwnedFd> {
+    match target {
+        Proxy::Unix { unix } => connect_unix(Path::new(unix)),
         Proxy::Port { port } => {
             let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
             let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, *port));
-            let stream = std::net::TcpStream::connect_timeout(&v4, CONNECT).or_else(|refused| {
-                // The first answer is the one to show: a guest without IPv6 would say something misleading.
-                std::net::TcpStream::connect_timeout(&v6, CONNECT).map_err(|_| refused)
+            let stream = TcpStream::connect_timeout(&v4, AGAIN).or_else(|refused| {
+                // The first answer is the one to show: a guest without IPv6 would say something misleading. A full
+                // queue of the second one is worth waiting for, too.
+                TcpStream::connect_timeout(&v6, AGAIN)
+                    .map_err(|error| if is_full(&error) { error } else { refused })
             })?;
             // Small answers must not wait for each other: nobody but us knows what the bytes mean.
             let _ = stream.set_nodelay(true);
-            stream.into()
+            Ok(stream.into())
         }
-    };
-    set_nonblocking(server.as_fd(), true)?;
-    Ok(server)
+    }
+}
+
+/// Connects to the socket at `path` without waiting: where its queue is full that is `WouldBlock`.
+fn connect_unix(path: &Path) -> io::Result<OwnedFd> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: sockaddr_un is plain integers; zero is a value of it.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = UNIX_FAMILY;
+    // One byte stays the NUL that ends it.
+    if bytes.len() >= address.sun_path.len() || bytes.is_empty() || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket touches no memory of ours.
+    let fd = own(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: a valid sockaddr_un and its size.
+    check(unsafe {
+        libc::connect(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            UNIX_ADDRESS_BYTES,
+        )
+    })?;
+    Ok(fd)
 }
 
 #[derive(Debug)]
@@ -152,6 +226,7 @@ fn take_frames(conn: &mut Conn, waiting: &mut Vec<u8>, ended: bool) -> Result<bo
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::test_folder::TestFolder;
@@ -235,6 +310,75 @@ mod tests {
         host.flush(None).unwrap();
 
         assert_eq!(server.join().unwrap(), b"late");
+    }
+
+    /// Makes the listener's queue hold no more than one or two that wait.
+    fn shorten(listener: &impl AsRawFd) {
+        // SAFETY: listen touches no memory of ours.
+        check(unsafe { libc::listen(listener.as_raw_fd(), 0) }).unwrap();
+    }
+
+    /// Answers `clients` connections one after the other, the first when all of them have been made.
+    fn answers<S: Write>(accept: impl Fn() -> S, clients: Vec<Conn>) {
+        let count = clients.len();
+        let hosts: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| std::thread::spawn(move || rest(&mut client)))
+            .collect();
+        // Of those that found the queue full at once, every one is in its turn now.
+        std::thread::sleep(AGAIN * 2);
+        for _ in 0..count {
+            accept().write_all(b"served").unwrap();
+        }
+        for host in hosts {
+            assert_eq!(host.join().unwrap(), (b"served".to_vec(), None));
+        }
+    }
+
+    #[test]
+    fn a_burst_that_a_tcp_queue_cannot_hold_waits_for_its_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        shorten(&listener);
+        let port = listener.local_addr().unwrap().port();
+        let clients = (0..20).map(|_| open(Proxy::Port { port })).collect();
+
+        let started = Instant::now();
+        answers(|| listener.accept().unwrap().0, clients);
+
+        assert!(started.elapsed() < CONNECT);
+    }
+
+    #[test]
+    fn a_burst_that_a_unix_queue_cannot_hold_waits_for_its_turn() {
+        let folder = TestFolder::new();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        shorten(&listener);
+        let unix = path.to_str().unwrap();
+        let clients = (0..20)
+            .map(|_| open(Proxy::Unix { unix: unix.into() }))
+            .collect();
+
+        answers(|| listener.accept().unwrap().0, clients);
+    }
+
+    #[test]
+    fn who_waits_in_a_queue_goes_when_its_host_goes_and_when_its_time_is_over() {
+        let folder = TestFolder::new();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        shorten(&listener);
+        let unix = path.to_str().unwrap().to_owned();
+        let _full = UnixStream::connect(&path).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let conn = Conn::new(ours.into()).unwrap();
+        let target = Proxy::Unix { unix };
+
+        let late = connect(&conn, &target, Instant::now());
+        assert!(matches!(late, Err(Broken::Server(error)) if is_full(&error)));
+        drop(theirs);
+        let gone = connect(&conn, &target, Instant::now() + CONNECT);
+        assert!(matches!(gone, Err(Broken::Host(ConnError::Gone))));
     }
 
     #[test]
