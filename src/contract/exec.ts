@@ -1,5 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
-import { CommandArgv, Env, GuestUser } from './guest.ts'
+import { ARGUMENTS_JSON_MAX, CommandArgv, Env, GuestUser } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { oneOf, operation } from './operation.ts'
 import { RUNNING_VM, VmRef } from './vm-ref.ts'
@@ -97,6 +97,7 @@ export const execOperations = {
     detail: { tags, summary: 'Run a command and answer with its output' },
     params: VmRef,
     body: ExecRun,
+    bodyMax: ARGUMENTS_JSON_MAX,
     response: { 200: ExecResult },
     faults: [...RUNNING_VM, 'guest_path_not_found', 'guest_user_not_found', 'guest_refused'],
     scope: 'exec',

@@ -14,6 +14,11 @@ export const GuestPath = Type.String({
   pattern: '^/[^\\u0000]*$',
   description: 'Absolute path in the guest',
 })
+/**
+ * Bytes of JSON that hold every set of arguments and environment that Linux takes: 2 MiB (execve(2)), of which each may be six in JSON
+ * (`\\u0001`), with the quotes and commas round them.
+ */
+export const ARGUMENTS_JSON_MAX = 16 * 1_048_576
 /** More arguments than Linux takes, were all of them empty: what bounds them is how large they are together. */
 const ARGUMENTS = { maxItems: 262_144, description: 'With the environment at most the 2 MiB that Linux takes' } as const
 export const Argv = Type.Array(Text, ARGUMENTS)

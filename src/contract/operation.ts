@@ -14,6 +14,8 @@ export interface Operation {
   readonly response: Readonly<Record<number, TSchema>>
   /** The codes of the faults that this verb can answer with, beside those that any request can meet. */
   readonly faults: readonly string[]
+  /** Bytes that its JSON body may have, where that is more than other operations take. */
+  readonly bodyMax?: number
   /** Whether a second request with the same Idempotency-Key is answered with what the first one did. */
   readonly idempotent?: true
   /** What a token must be allowed: read < exec < admin. */

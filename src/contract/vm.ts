@@ -1,6 +1,6 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { nounEvents } from './event.ts'
-import { Argv, Env } from './guest.ts'
+import { ARGUMENTS_JSON_MAX, Argv, Env } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
@@ -161,6 +161,7 @@ export const vmOperations = {
         "Answers when the guest's agent is ready. The create goes on when the caller goes away: a retry with the same Idempotency-Key finds it.",
     },
     body: VmCreate,
+    bodyMax: ARGUMENTS_JSON_MAX,
     response: { 201: Vm },
     idempotent: true,
     scope: 'admin',
@@ -211,6 +212,7 @@ export const vmOperations = {
     path: '/api/v1/vms/:name/start',
     detail: { tags, summary: 'Start a stopped vm' },
     body: Type.Optional(VmStart),
+    bodyMax: ARGUMENTS_JSON_MAX,
     response: { 200: Vm },
     faults: [
       ...ONE_VM,

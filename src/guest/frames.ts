@@ -3,6 +3,7 @@
  * specification, `native/protocol/golden/` the vectors that hold both halves together). Pure: bytes in, frames out.
  */
 
+import { ARGUMENTS_JSON_MAX } from '../contract/guest.ts'
 import { depthOf } from '../lib/json.ts'
 
 export const GENERATION = 1
@@ -14,10 +15,9 @@ export const JSON_MAX = 262_144
 /** Of the configuration, which an `ok` carries. */
 export const OK_MAX = 1_048_576
 /**
- * Of the JSON that we send in an `open` or an `ok`: the 2 MiB of arguments and environment that Linux takes (execve(2)), with the quotes
- * and commas round them. A guest may say no such thing.
+ * Of the JSON that we send in an `open` or an `ok`: room for the arguments and environment that Linux takes. A guest may say no such thing.
  */
-export const ARGUMENTS_MAX = 4 * 1_048_576
+export const ARGUMENTS_MAX = ARGUMENTS_JSON_MAX
 /** How deep arrays and objects may be nested. */
 const JSON_DEPTH_MAX = 64
 const HEADER = 5

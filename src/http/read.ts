@@ -6,7 +6,7 @@ import { requestInvalid } from '../lib/errors.ts'
 import type { Fault } from '../lib/fault.ts'
 import { depthOf } from '../lib/json.ts'
 
-/** Bytes that a JSON body may have. Uploads are streams and have no limit here. */
+/** Bytes that a JSON body may have, where its operation does not say more. Uploads are streams and have no limit here. */
 const BODY_MAX = 2 * 1_048_576
 const DEPTH_MAX = 64
 /** Wrong fields that an answer names. */
@@ -52,12 +52,12 @@ export const readQuery = (schema: TSchema, url: string): unknown => {
 }
 
 /**
- * Reads the JSON object of a request, at most `BODY_MAX` of it. A body that may be left out is an object without fields then.
+ * Reads the JSON object of a request, at most `bodyMax` of it. Who may not ask for the operation was refused before. A body that may be left out is an object without fields then.
  *
  * @throws `request_invalid`
  */
 export const readBody = async (operation: Operation, request: Request): Promise<unknown> => {
-  const bytes = await bounded(request)
+  const bytes = await bounded(request, operation.bodyMax ?? BODY_MAX)
   if (!operation.body) return undefined
   if (bytes.byteLength === 0 && OptionalKind in operation.body) return fit(operation.body, {})
   const type = request.headers.get('content-type')
@@ -65,12 +65,12 @@ export const readBody = async (operation: Operation, request: Request): Promise<
   return fit(operation.body, parse(bytes))
 }
 
-const bounded = async (request: Request): Promise<Buffer> => {
+const bounded = async (request: Request, max: number): Promise<Buffer> => {
   const parts: Uint8Array[] = []
   let size = 0
   for await (const part of request.body ?? []) {
     size += part.byteLength
-    if (size > BODY_MAX) throw requestInvalid({ limit: BODY_MAX, reason: `its body is larger than ${BODY_MAX} bytes` })
+    if (size > max) throw requestInvalid({ limit: max, reason: `its body is larger than ${max} bytes` })
     parts.push(part)
   }
   return Buffer.concat(parts)

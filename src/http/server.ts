@@ -5,12 +5,13 @@ import { randomUUID } from 'node:crypto'
 import type { Server, ServerWebSocket } from 'bun'
 import { Type } from '@sinclair/typebox'
 import type { Host } from '../host.ts'
+import { ARGUMENTS_JSON_MAX } from '../contract/guest.ts'
 import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
 import type { Listener } from './access.ts'
 import { api, type Edge } from './api.ts'
 import { asFault, problem } from './problem.ts'
-import type { SocketData } from './socket/socket.ts'
+import { CLOSE, type SocketData } from './socket/socket.ts'
 
 export const shuttingDown = fault(
   'shutting_down',
@@ -31,6 +32,9 @@ const addressTaken = fault(
   { address: Type.String() },
   (d) => `Cannot listen on "${d.address}": somebody does already`,
 )
+
+/** Bytes of one message of a stream. */
+const MESSAGE_MAX = 4 * 1_048_576
 
 export interface ApiServer {
   readonly addresses: readonly string[]
@@ -104,7 +108,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
   const websocket = {
     idleTimeout: 0,
     sendPings: true,
-    maxPayloadLength: 4 * 1_048_576,
+    maxPayloadLength: ARGUMENTS_JSON_MAX,
     backpressureLimit: 64 * 1_048_576,
     closeOnBackpressureLimit: true,
     perMessageDeflate: false,
@@ -113,7 +117,9 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       ws.data.behavior = ws.data.begin(ws)
     },
     message: (ws: ServerWebSocket<SocketData>, message: string | Buffer) => {
-      ws.data.behavior?.message(message)
+      // Only a first message, which is text, brings the arguments of a program.
+      if (typeof message !== 'string' && message.byteLength > MESSAGE_MAX) ws.close(CLOSE.tooLarge)
+      else ws.data.behavior?.message(message)
     },
     drain: (ws: ServerWebSocket<SocketData>) => {
       ws.data.behavior?.drained()

@@ -95,7 +95,16 @@ const CASES: readonly Case[] = [
   invalid('a body that is a word', create('"x"'), /./),
   invalid('a body that is a list', create('[]'), /./),
   invalid('a body that is null', create('null'), /./),
-  invalid('a body of more than 2 MiB', create(`{"name":"${'x'.repeat(2 * 2 ** 20)}"}`), /larger than 2097152 bytes/),
+  invalid(
+    'a body with more than the arguments that Linux takes',
+    create(`{"name":"${'x'.repeat(16 * 2 ** 20)}"}`),
+    /larger than 16777216 bytes/,
+  ),
+  invalid(
+    'a body of more than 2 MiB, where no arguments are',
+    { method: 'POST', path: '/api/v1/tokens', body: `{"name":"${'x'.repeat(2 * 2 ** 20)}"}` },
+    /larger than 2097152 bytes/,
+  ),
   invalid('JSON nested a hundred thousand times', create('['.repeat(100_000) + ']'.repeat(100_000)), /./),
   invalid(
     'a field nested a hundred thousand times',

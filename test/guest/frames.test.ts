@@ -17,6 +17,7 @@ import {
   FrameError,
   FrameReader,
   OK_MAX,
+  ARGUMENTS_MAX,
   GENERATION,
   KIND,
   PAYLOAD_MAX,
@@ -204,7 +205,7 @@ test('a stream that ends inside a frame is truncated, one that ends between two 
 
 test('what is longer than a frame may be is not sent', () => {
   expect(codeOf(() => encode(FRAME.stdin, new Uint8Array(PAYLOAD_MAX + 1)))).toBe('frame_too_long')
-  expect(codeOf(() => encodeOpen(KIND.exec, { argv: ['x'.repeat(4_200_000)] }))).toBe('frame_too_long')
+  expect(codeOf(() => encodeOpen(KIND.exec, { argv: ['x'.repeat(ARGUMENTS_MAX)] }))).toBe('frame_too_long')
   expect(codeOf(() => encodeJson(FRAME.ok, { env: 'x'.repeat(1_000_000) }))).toBeUndefined()
 })
 
@@ -280,16 +281,18 @@ describe('arguments', () => {
     ['more than a thousand', many(2000)],
     ['a hundred thousand', many(100_000)],
     ['2 MiB in long ones', Array.from({ length: 16 }, () => 'x'.repeat(131_000))],
+    ['2 MiB that are six times as long in JSON', Array.from({ length: 16 }, () => '\u0001'.repeat(131_000))],
+    ['2 MiB of line ends and quotes', Array.from({ length: 16 }, () => '\n"'.repeat(65_500))],
     ['as many as Linux takes, of one letter', Array.from({ length: 200_000 }, () => 'x')],
   ])('go to an agent in one request: %s', (_, argv) => {
     const frame = encodeOpen(KIND.exec, { argv })
 
     expect(JSON.parse(frame.subarray(13).toString())).toEqual({ argv })
-    expect(encodeJson(FRAME.ok, { argv }).readUInt32LE(0)).toBeLessThan(4 * 1_048_576)
+    expect(encodeJson(FRAME.ok, { argv }).readUInt32LE(0)).toBeLessThan(ARGUMENTS_MAX)
   })
 
   test('are bounded together, and a guest may not say as much', () => {
-    expect(codeOf(() => encodeOpen(KIND.exec, { argv: ['x'.repeat(4 * 1_048_576)] }))).toBe('frame_too_long')
+    expect(codeOf(() => encodeOpen(KIND.exec, { argv: ['x'.repeat(ARGUMENTS_MAX)] }))).toBe('frame_too_long')
     expect(codeOf(() => [...new FrameReader().push(encodeJson(FRAME.ok, { said: 'x'.repeat(2 * 1_048_576) }))])).toBe(
       'frame_too_long',
     )

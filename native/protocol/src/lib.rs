@@ -44,8 +44,8 @@ pub const JSON_BYTES_MAX: usize = 256 * 1024;
 pub const OK_BYTES_MAX: usize = PAYLOAD_BYTES_MAX;
 
 /// The longest JSON of an `open` or `ok` frame that the daemon says to an agent, in bytes: the 2 MiB of arguments and environment that
-/// Linux takes (execve(2)), with the quotes and commas round them.
-pub const ARGUMENTS_JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Linux takes (execve(2)), of which each may be six in JSON (`\u0001`), with the quotes and commas round them.
+pub const ARGUMENTS_JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How many bytes of stdin may be on their way before the first `window` frame.
 pub const STDIN_WINDOW_BYTES: u32 = 262_144;

@@ -15,4 +15,4 @@ export interface SocketData {
 export type Ws = ServerWebSocket<SocketData>
 
 /** Reasons of a close: RFC 6455, section 7.4.1. */
-export const CLOSE = { normal: 1000, policy: 1008, broken: 1011 } as const
+export const CLOSE = { normal: 1000, policy: 1008, tooLarge: 1009, broken: 1011 } as const
