@@ -168,8 +168,8 @@ test('what the agent would not take is refused when it is asked for', () => {
     spec: specOf({ cmd: Array.from({ length: bytes / 1000 }, () => 'x'.repeat(997)) }),
   })
 
-  fits(vm(4_000_000), image())
+  fits(vm(16_000_000), image())
   expect(() => {
-    fits(vm(4_300_000), image())
+    fits(vm(17_000_000), image())
   }).toThrow(expect.objectContaining({ code: 'request_invalid', kind: 'invalid' }) as Error)
 })
