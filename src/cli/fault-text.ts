@@ -49,6 +49,6 @@ export const asFault = (error: unknown): Fault => {
   if (error instanceof SuppressedError) return asFault(error.suppressed)
   const code = (error as { code?: unknown } | null)?.code
   const message = error instanceof Error ? error.message : String(error)
-  if (code === 'ENOSPC') return diskFull({}, error)
+  if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull({}, error)
   return defect({ reason: message }, error)
 }

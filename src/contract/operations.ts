@@ -27,6 +27,7 @@ export type OperationId = keyof typeof operations
 /** Codes that any request can be answered with. */
 export const COMMON_FAULTS = [
   'request_invalid',
+  'disk_exhausted',
   'route_not_found',
   'token_missing',
   'token_invalid',

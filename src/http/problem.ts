@@ -1,4 +1,4 @@
-import { internalError } from '../lib/errors.ts'
+import { unexpected } from '../lib/errors.ts'
 import { chain, fault, Fault, type FaultKind } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 
@@ -24,8 +24,8 @@ export const routeNotFound = fault(
   'The routes stand under /openapi',
 )
 
-/** The fault in an error. What nobody declared is a defect, and says nothing of its reason. */
-export const asFault = (cause: unknown): Fault => (cause instanceof Fault ? cause : internalError({}, cause))
+/** The fault in an error. What nobody declared is a full disk, or a defect, which says nothing of its reason. */
+export const asFault = (cause: unknown): Fault => (cause instanceof Fault ? cause : unexpected(cause))
 
 /** A fault as RFC 9457 has it, with Volant's `error`. */
 export const problemOf = (fault: Fault) => ({

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { closeSync, fchmodSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Type } from '@sinclair/typebox'
-import { internalError } from '../lib/errors.ts'
+import { diskExhausted, unexpected } from '../lib/errors.ts'
 import { fault, type Fault } from '../lib/fault.ts'
 import { sentenceOf } from '../lib/sentence.ts'
 import { WingError } from '../linux/wing.ts'
@@ -24,13 +24,6 @@ const archiveTooLarge = fault(
   { reason: Type.String(), problem: Type.String(), flag: Type.Optional(Type.String()) },
   (d) => sentenceOf('Cannot unpack the archive', d.reason),
   (d) => RAISED_BY.get(d.flag ?? ''),
-)
-export const diskExhausted = fault(
-  'disk_exhausted',
-  'exhausted',
-  { reason: Type.String(), problem: Type.String() },
-  (d) => sentenceOf('Cannot write to the state folder', d.reason),
-  'Free some space in the state folder',
 )
 const packFailed = fault('pack_failed', 'internal', { reason: Type.String(), problem: Type.String() }, (d) =>
   sentenceOf('Cannot convert the archive', d.reason),
@@ -74,7 +67,7 @@ export const limitsOf = (asked: { readonly max_size_mb?: number; readonly max_en
 
 /** What `wing pack` said as a fault: almost always the archive is to blame, and its own code says how. */
 export const archiveFault = (error: unknown): Fault => {
-  if (!(error instanceof WingError)) return internalError({}, error)
+  if (!(error instanceof WingError)) return unexpected(error)
   const reason = [error.message, ...error.chain].join(': ')
   const made = BY_CODE.get(error.code) ?? archiveInvalid
   return made({ reason, problem: error.code, ...(error.flag !== undefined && { flag: error.flag }) }, error)

@@ -1,13 +1,15 @@
 import { snapshotFailed } from '../hypervisor/errors.ts'
-import { diskExhausted } from '../image/archive.ts'
+import { diskExhausted, isDiskFull } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
-import { hasCode } from '../linux/errno.ts'
 import type { VmRow } from '../store/schema.ts'
 
 /** Saving may take this long, and a second more for every `SAVE_MIB_S`. */
 const SAVE_MS = 30_000
 
 const SAVE_MIB_S = 20
+
+/** ENOSPC and EDQUOT in the words of a machine's program. */
+const NO_ROOM = /No space left|os error 28\b|[Qq]uota exceeded|os error 122\b/
 
 /** Aborts when saving the machine of a vm takes too long. */
 /** Aborts when saving the machine of a vm takes too long. */
@@ -17,10 +19,8 @@ export const saveDeadline = (row: VmRow): AbortSignal =>
 /** Turns what went wrong while a machine was saved into a fault. */
 export const saveFault = (error: unknown): Fault => {
   if (error instanceof Fault) return error
-  if (hasCode(error, 'ENOSPC', 'EDQUOT'))
-    return diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
   const reason = error instanceof Error ? error.message : String(error)
-  return /No space left|os error 28/.test(reason)
+  return isDiskFull(error) || NO_ROOM.test(reason)
     ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
     : snapshotFailed({ reason }, error)
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { eq, sql } from 'drizzle-orm'
 import { Type } from '@sinclair/typebox'
-import { internalError, requestInvalid } from '../lib/errors.ts'
+import { unexpected, requestInvalid } from '../lib/errors.ts'
 import { fault, Fault, faultOf, recordOf } from '../lib/fault.ts'
 import { idempotency } from './schema.ts'
 import { immediate, type Store } from './store.ts'
@@ -102,7 +102,7 @@ export class Repeats {
     } catch (error) {
       // What came to nothing before it made anything may be tried again.
       if (claimed) {
-        const fault = error instanceof Fault ? error : internalError({}, error)
+        const fault = error instanceof Fault ? error : unexpected(error)
         immediate(this.#store, (tx) =>
           tx
             .update(idempotency)

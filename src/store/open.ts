@@ -3,7 +3,8 @@ import { drizzle } from 'drizzle-orm/bun-sqlite'
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import { EventLog } from './events.ts'
-import { type Rows, type Store, isDiskFull, whenFull } from './store.ts'
+import { isDiskFull } from '../lib/errors.ts'
+import { type Rows, type Store, whenFull } from './store.ts'
 import first from './migrations/0001_init.sql' with { type: 'text' }
 import saved from './migrations/0002_saved.sql' with { type: 'text' }
 import snapshots from './migrations/0003_snapshots.sql' with { type: 'text' }

@@ -1,5 +1,6 @@
 import type { Database } from 'bun:sqlite'
 import type { BunSQLiteDatabase } from 'drizzle-orm/bun-sqlite'
+import { isDiskFull } from '../lib/errors.ts'
 import type { EventLog } from './events.ts'
 
 export type Rows = BunSQLiteDatabase & { readonly $client: Database }
@@ -27,16 +28,6 @@ const roomMakers = new WeakMap<Store, () => boolean>()
 /** Says what makes room for a write that finds the disk full: true where it made some. */
 export const whenFull = (store: Store, makeRoom: () => boolean): void => {
   roomMakers.set(store, makeRoom)
-}
-
-/** Whether an error says that a disk has no room: SQLite's own words, or what it makes of a file that it cannot extend; or the system's. */
-export const isDiskFull = (error: unknown): boolean => {
-  for (let at: unknown = error; at instanceof Error; at = at.cause) {
-    const code = 'code' in at && typeof at.code === 'string' ? at.code : ''
-    if (code === 'ENOSPC' || code === 'EDQUOT' || /^SQLITE_(FULL|IOERR)/.test(code)) return true
-    if (/database or disk is full|disk I\/O error/.test(at.message)) return true
-  }
-  return false
 }
 
 /** A query that is built once for a store: building one costs more than running it. */

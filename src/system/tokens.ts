@@ -6,7 +6,8 @@ import type { Token, TokenCreate } from '../contract/system.ts'
 import { fault } from '../lib/fault.ts'
 import { didYouMean, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { tokens } from '../store/schema.ts'
-import { immediate, isDiskFull, isDuplicate, type Store } from '../store/store.ts'
+import { isDiskFull } from '../lib/errors.ts'
+import { immediate, isDuplicate, type Store } from '../store/store.ts'
 
 export const tokenExists = fault(
   'token_exists',

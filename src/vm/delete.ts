@@ -1,7 +1,8 @@
 import { rmSync } from 'node:fs'
 import type { MachineHost } from '../host.ts'
 import type { VmRow } from '../store/schema.ts'
-import { isDiskFull } from '../store/store.ts'
+import { isDiskFull } from '../lib/errors.ts'
+
 import { purge } from './machine/purge.ts'
 import { cancelBoot } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'

@@ -172,4 +172,35 @@ describe.skipIf(!haveBinary || !canMount)('a state folder that is full, record a
     await daemon.client.call('vm.delete', { params: { name: 'new' } })
     empty()
   }, 30_000)
+
+  test('says that it is full, whatever was asked, when nothing of the ballast is left', async () => {
+    await createVm(daemon, { name: 'late', disk_mb: 64, cmd: ['sleep', '10000'] })
+    const body = (name: string) => ({ params: { name } })
+    const ask: Readonly<Record<string, () => Promise<unknown>>> = {
+      'create a vm': () => createVm(daemon, { name: 'more', disk_mb: 64, cmd: ['sleep', '9'] }),
+      'create another with a key': () =>
+        daemon.client.call('vm.create', { body: { name: 'keyed', cmd: ['sleep', '9'] } }, { idempotencyKey: 'k' }),
+      'make a token': () => daemon.client.call('token.create', { body: { name: 't', scope: 'read' } }),
+      'import an image': async () =>
+        await daemon.client.upload('image.import', { query: { name: 'third' } }, await tinyTar()),
+      'fork one': () => daemon.client.call('vm.fork', { ...body('late'), body: { name: 'forked' } }),
+      'put one to sleep': () => daemon.client.call('vm.standby', body('late')),
+      'wake one': () => daemon.client.call('vm.restore', body('sleeps')),
+      'start one': () => daemon.client.call('vm.start', body('stops')),
+      'pause one': () => daemon.client.call('vm.pause', body('late')),
+    }
+    const said: Record<string, string> = {}
+    for (const [what, doIt] of Object.entries(ask)) {
+      rmSync(join(state, 'ballast'), { recursive: true, force: true })
+      fill()
+      said[what] = await doIt().then(
+        () => 'done',
+        (error: unknown) => (error as { code?: string }).code ?? String(error),
+      )
+    }
+
+    const codes = new Set(Object.values(said))
+    expect([said, codes.has('disk_exhausted')]).toEqual([said, true])
+    expect(Object.entries(said).filter(([, code]) => !['done', 'disk_exhausted'].includes(code))).toEqual([])
+  }, 60_000)
 })

@@ -112,3 +112,19 @@ test('a stream of events begins at once, and its source is let go with its reade
   await Bun.sleep(5)
   expect(ended).toBe(true)
 })
+
+test('a disk without room is told as such, however deep the error lies, and no other error is', () => {
+  const system = (code: string) => Object.assign(new Error(`${code}: it failed`), { code })
+  const full = [
+    system('ENOSPC'),
+    system('EDQUOT'),
+    system('SQLITE_FULL'),
+    system('SQLITE_IOERR_SHMSIZE'),
+    new Error('Cannot write the row', { cause: new Error('database or disk is full') }),
+    new Error('outer', { cause: new Error('inner', { cause: system('EDQUOT') }) }),
+  ]
+  const others = [system('EACCES'), system('SQLITE_CORRUPT'), new Error('no room here'), 'ENOSPC', undefined]
+
+  expect(full.map((error) => asFault(error).code)).toEqual(full.map(() => 'disk_exhausted'))
+  expect(others.map((error) => asFault(error).code)).toEqual(others.map(() => 'internal'))
+})

@@ -5,7 +5,8 @@ import { sql } from 'drizzle-orm'
 import { Ballast } from '../../src/store/ballast.ts'
 import * as schema from '../../src/store/schema.ts'
 import { openStore } from '../../src/store/open.ts'
-import { immediate, isDiskFull, type Store } from '../../src/store/store.ts'
+import { isDiskFull } from '../../src/lib/errors.ts'
+import { immediate, type Store } from '../../src/store/store.ts'
 
 const token = (name: string): typeof schema.tokens.$inferInsert => ({
   name,

@@ -2,6 +2,7 @@ import { guestSilent } from '../../guest/errors.ts'
 import type { Host } from '../../host.ts'
 import type { End, HypervisorDriver, Machine, MachineSpec, Saved } from '../../hypervisor/driver.ts'
 import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
+import { diskExhausted, isDiskFull } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import { orAbort, sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
@@ -158,6 +159,8 @@ const startFault = (
 ): Fault => {
   if (cancelled?.aborted && cancelled.reason instanceof Fault) return cancelled.reason
   if (error instanceof Fault && error.kind === 'unavailable') return error
+  if (isDiskFull(error))
+    return diskExhausted({ reason: 'the machine of the vm does not fit', problem: 'no_space' }, error)
   const reason =
     error instanceof DOMException && error.name === 'TimeoutError'
       ? guestSilent({ seconds: host.config.boot_timeout_s }).message

@@ -1,6 +1,6 @@
 import { type Vm, vmEvents } from '../../contract/vm.ts'
 import type { Host, MachineHost } from '../../host.ts'
-import { internalError } from '../../lib/errors.ts'
+import { unexpected } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
@@ -22,7 +22,7 @@ export const viewMade = (host: Pick<Host, 'store'>, { uid }: VmRow): Vm => {
 export const takeBack = async (host: MachineHost, row: VmRow, error: unknown): Promise<void> => {
   const now = byUid(host.store, row.uid)
   if (!now || now.state === 'deleting') return
-  const fault = error instanceof Fault ? error : internalError({}, error)
+  const fault = error instanceof Fault ? error : unexpected(error)
   const message = `${fault.message}${consoleTail(host, row)}`.slice(0, 4000)
   immediate(host.store, (tx) => {
     host.store.events.append(tx, vmEvents, {

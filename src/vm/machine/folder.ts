@@ -1,7 +1,6 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import type { Host } from '../../host.ts'
-import { diskExhausted } from '../../image/archive.ts'
-import { hasCode } from '../../linux/errno.ts'
+import { diskExhausted, isDiskFull } from '../../lib/errors.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { pathsOf } from '../row/layout.ts'
 
@@ -16,6 +15,4 @@ export const makeFolder = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): v
 /** Turns what went wrong while a vm's disk was made into a fault, where it has one. */
 /** Turns what went wrong while a vm's disk was made into a fault, where it has one. */
 export const diskFault = (error: unknown): unknown =>
-  hasCode(error, 'ENOSPC', 'EDQUOT')
-    ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error)
-    : error
+  isDiskFull(error) ? diskExhausted({ reason: 'the disk of the vm does not fit', problem: 'no_space' }, error) : error

@@ -1,6 +1,7 @@
 import { statSync } from 'node:fs'
 import type { Vm } from '../../contract/vm.ts'
 import type { Host, MachineHost } from '../../host.ts'
+import { diskExhausted, isDiskFull } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { closeSaved } from '../../snapshot/snapshots.ts'
@@ -139,5 +140,7 @@ export const completeRestore = async (
 
 const restoreFault = (row: VmRow, error: unknown): Fault => {
   if (error instanceof Fault && error.kind !== 'internal') return error
+  if (isDiskFull(error))
+    return diskExhausted({ reason: 'the machine of the vm does not fit', problem: 'no_space' }, error)
   return vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
 }
