@@ -1,6 +1,6 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { type Fault, fault } from '../lib/fault.ts'
-import { parseBytes, parseDuration } from '../lib/bytes.ts'
+import { parseBytes, parseDuration, parseRate } from '../lib/bytes.ts'
 import { suggest } from './suggest.ts'
 
 /** One flag of a command: how its text is read, and what help says about it. */
@@ -111,6 +111,19 @@ export const mebibytes = (help: string, minimum: number, maximum: number, more: 
     const mib = Math.ceil(bytes / 2 ** 20)
     if (mib < minimum || mib > maximum) throw new RangeError(`expected ${minimum}m to ${Math.floor(maximum / 1024)}g`)
     return mib
+  },
+})
+
+/** A rate in bytes a second: `100MB/s`, `512k`. */
+export const rate = (help: string, more: More = {}): Flag<number> => ({
+  placeholder: 'RATE',
+  ...more,
+  kind: 'one',
+  help,
+  read: (value) => {
+    const bytes = parseRate(value)
+    if (bytes === undefined) throw new RangeError('expected a rate like 100MB/s or 512k')
+    return bytes
   },
 })
 

@@ -1,5 +1,5 @@
 import { VmCreate } from '../contract/vm-spec.ts'
-import { absolute, type Values } from './flags.ts'
+import { absolute, rate, type Values } from './flags.ts'
 import { ENV_FLAGS, readEnv } from './guest-flags.ts'
 import { defined, schemaFlags } from './schema-flags.ts'
 
@@ -17,6 +17,9 @@ const FIELDS = schemaFlags(VmCreate, {
     metadata: { help: 'A label', short: 'l', aliases: ['label'] },
     kernel: { placeholder: 'KERNEL' },
     hypervisor: { help: "Driver (the daemon's)" },
+    disk_io_bps: {
+      flag: rate("What the vm's own disks may read and write a second, after a burst, as 100MB/s (the daemon's)"),
+    },
     network: {
       help: "vsock: no network but ours; user: QEMU's, which can reach this host's loopback (vsock)",
     },

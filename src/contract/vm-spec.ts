@@ -13,6 +13,9 @@ export const VM_LIMITS = {
   diskMbMax: 4 * 1024 * 1024,
 } as const
 
+/** Bytes a second, which no disk has. */
+const RATE_MAX = 2 ** 40
+
 /** A DNS label's length: RFC 1035, section 2.3.4. */
 export const VM_NAME_MAX = 63
 export const VmName = Type.String({
@@ -87,6 +90,27 @@ const Storage = Type.Object({
       description: 'Writable disk over the image, MiB, sparse',
     }),
     10_240,
+  ),
+  shm_size_mb: defaulted(
+    Type.Integer({
+      minimum: 1,
+      maximum: VM_LIMITS.memoryMbMax,
+      description: "Size of /dev/shm, MiB, which its files take of the guest's memory as they are written",
+    }),
+    64,
+  ),
+  disk_io_bps: defaulted(
+    Type.Union(
+      [
+        Type.Integer({ minimum: 0, maximum: RATE_MAX }),
+        Type.String({ maxLength: 32, pattern: '^\\d+(\\.\\d+)? ?([kKmMgG]([iI]?[bB])?|[bB])?(/s)?$' }),
+      ],
+      {
+        description:
+          "What the vm's own disks may read and write a second, after a burst: bytes, or a text like 100MB/s, at least 64 KiB; 0 = as the daemon says",
+      },
+    ),
+    0,
   ),
 })
 

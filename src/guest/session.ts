@@ -65,6 +65,7 @@ export interface Configuration {
   }
   readonly grace_ms: number
   readonly log_bytes: number
+  readonly shm_bytes?: number
 }
 
 /** Whose guest it is: every answer that must survive the daemon is durable when these return. */

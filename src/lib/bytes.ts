@@ -8,6 +8,9 @@ export const parseBytes = (text: string): number | undefined => {
   return Number.isSafeInteger(Math.round(bytes)) ? Math.round(bytes) : undefined
 }
 
+/** `100MB/s`, `512k`, `1048576` → bytes a second, as sizes are read; undefined where it is no rate. */
+export const parseRate = (text: string): number | undefined => parseBytes(text.trim().replace(/\/s$/i, ''))
+
 /** Bytes for people: three digits and a binary unit. */
 export const sayBytes = (bytes: number): string => {
   let at = 0

@@ -115,6 +115,8 @@ export class FakeDaemon implements AsyncDisposable {
       cpu_cores: body.cpu_cores ?? 1,
       memory_mb: body.memory_mb ?? 512,
       disk_mb: 10_240,
+      shm_size_mb: body.shm_size_mb ?? 64,
+      disk_io_bps: body.disk_io_bps ?? 0,
       kernel_cmdline: '',
       serial_socket: '',
       network: { mode: 'vsock' as const },

@@ -27,6 +27,8 @@ describe.skipIf(!haveBinary)('a real guest', () => {
       cmd: ['sh', '-c', 'echo up; echo oops >&2; httpd -p 8080 -h /www; exec sleep 100000'],
       port: 8080,
       env: { SECRET: 'x', GREETING: 'hello' },
+      shm_size_mb: 96,
+      disk_io_bps: '100MB/s',
     })
   }, 240_000)
   afterAll(async () => {
@@ -57,6 +59,17 @@ describe.skipIf(!haveBinary)('a real guest', () => {
         stdout: `${count - 1} 1\n`,
       })
     }
+  }, 240_000)
+
+  test('has the /dev/shm and the speed of its disk that it was given, which its record shows', async () => {
+    const vm = await daemon.client.call('vm.get', { params: { name: 'g' } })
+    const machine = readFileSync(`/proc/${vm.pid}/cmdline`, 'utf8')
+
+    expect(vm).toMatchObject({ shm_size_mb: 96, disk_io_bps: '100MB/s' })
+    expect((await exec(['g', '--', 'sh', '-c', "df -k /dev/shm | awk 'NR == 2 { print $2 }'"])).stdout).toBe(
+      `${96 * 1024}\n`,
+    )
+    if (vm.hypervisor === 'qemu') expect(machine).toContain(`"bps-total":${100 * 2 ** 20},`)
   }, 240_000)
 
   test('exec is binary safe both ways', async () => {

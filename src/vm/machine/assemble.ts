@@ -1,5 +1,8 @@
+import type { Config } from '../../config.ts'
+import type { VmSpec } from '../../contract/vm-spec.ts'
 import type { MachineHost } from '../../host.ts'
-import type { HypervisorDriver, MachineSpec } from '../../hypervisor/driver.ts'
+import type { DiskRate, HypervisorDriver, MachineSpec } from '../../hypervisor/driver.ts'
+import { parseRate } from '../../lib/bytes.ts'
 import type { Undo } from '../../lib/undo.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { jailOf } from './jail.ts'
@@ -47,12 +50,27 @@ export const assemble = async (
     memoryMib: row.memoryMb,
     cid: row.cid,
     forkable: row.spec.compute.forkable,
-    diskRate: { bytesPerS: host.config.disk_io_bps, flushesPerS: host.config.disk_flushes_per_s },
+    diskRate: diskRateOf(host.config, row.spec.storage),
     consoleLog: at.consoleLog,
     consoleLogMib: host.config.log_max_mb,
     vmmLog: at.vmmLog,
     jail: jailOf(host.config, row),
     ...(await makeParts(host, row, undo)),
+  }
+}
+
+/** A disk that is slower than this lets no guest boot. */
+const BYTES_PER_S_MIN = 65_536
+
+/** How fast the vm's own disks may be: as the vm says, and as the daemon does where it says nothing. */
+export const diskRateOf = (
+  config: Pick<Config, 'disk_io_bps' | 'disk_flushes_per_s'>,
+  { disk_io_bps: said }: Pick<VmSpec['storage'], 'disk_io_bps'>,
+): DiskRate => {
+  const own = typeof said === 'number' ? said : (parseRate(said) ?? 0)
+  return {
+    bytesPerS: own === 0 ? config.disk_io_bps : Math.max(own, BYTES_PER_S_MIN),
+    flushesPerS: config.disk_flushes_per_s,
   }
 }
 

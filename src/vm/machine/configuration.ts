@@ -93,6 +93,7 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
           },
     grace_ms: spec.policy.stop_timeout_s * 1000,
     log_bytes: LOG_BYTES,
+    shm_bytes: spec.storage.shm_size_mb * 2 ** 20,
   }
 }
 

@@ -152,7 +152,9 @@ describe('the rest of it', () => {
       root: { mode: 'overlay', overlay_size_bytes: 10_240 * 2 ** 20 },
       network: { mode: 'none' },
       grace_ms: 5000,
+      shm_bytes: 64 * 2 ** 20,
     })
+    expect(configured({ shm_size_mb: 1024 }).shm_bytes).toBe(2 ** 30)
     expect(configured().nics).toEqual([])
     expect(configured({ network: { mode: 'user' } })).toMatchObject({
       network: { mode: 'user' }, // for agents that know no list

@@ -107,7 +107,7 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     lock(&agent.hostname).clone_from(&configuration.hostname);
 
     let mut mounted = mounts::root(&configuration.root).map_err(at("root"))?;
-    mounts::late().map_err(at("mounts"))?;
+    mounts::late(configuration.shm_bytes).map_err(at("mounts"))?;
     let done = mounts::volumes(&configuration.volumes, &mut mounted);
     *lock(&agent.mounted) = mounted;
     done.map_err(at("volumes"))?;

@@ -110,8 +110,8 @@ fn make(path: &Path) -> Result<(), MountError> {
     })
 }
 
-/// Options of `/dev/shm`, as container engines have it by default; a workload that needs more remounts it.
-const SHM: &str = "mode=1777,size=64m";
+/// Bytes of `/dev/shm` where the host does not say, as container engines have it by default.
+const SHM_BYTES: u64 = 64 * 1024 * 1024;
 
 const QUIET: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
@@ -292,11 +292,12 @@ fn delete(path: &Path, device: Option<u64>) {
 }
 
 /// The file systems that every Linux program expects, in the new root. One that the kernel lacks is passed over, but for
-/// `/dev/pts`. `/run` and `/tmp` are the root's own, with what the image holds there and on its disk.
+/// `/dev/pts`. `/run` and `/tmp` are the root's own, with what the image holds there and on its disk; `/dev/shm` has `shm_bytes`.
 ///
 /// # Errors
 /// No `/dev/pts`.
-pub fn late() -> Result<(), MountError> {
+pub fn late(shm_bytes: Option<u64>) -> Result<(), MountError> {
+    let shm = format!("mode=1777,size={}", shm_bytes.unwrap_or(SHM_BYTES));
     for (at, bits) in [("/run", 0o755), ("/tmp", 0o1777)] {
         // Only where the image has none. A link to nowhere in its place is the image's affair.
         if fs::create_dir(at).is_ok() {
@@ -315,7 +316,7 @@ pub fn late() -> Result<(), MountError> {
             "tmpfs",
             "/dev/shm",
             libc::MS_NOSUID | libc::MS_NODEV,
-            SHM,
+            &shm,
             false,
         ),
         ("mqueue", "/dev/mqueue", QUIET, "", false),

@@ -375,6 +375,7 @@ impl Bed {
             workload: setup.workload,
             grace_ms: setup.grace_ms,
             log_bytes: 1 << 20,
+            shm_bytes: None,
         };
         talk.send(&Frame::Ok(&json(&configuration)));
         self.session = Some(talk);

@@ -89,6 +89,9 @@ pub struct Configuration {
     /// Size of the log ring.
     #[serde(default = "default_log_bytes")]
     pub log_bytes: u64,
+    /// Size of the guest's `/dev/shm`; 64 MiB where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_bytes: Option<u64>,
 }
 
 impl Configuration {
