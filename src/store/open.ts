@@ -11,9 +11,10 @@ import snapshots from './migrations/0003_snapshots.sql' with { type: 'text' }
 import boots from './migrations/0004_boots.sql' with { type: 'text' }
 import idempotency from './migrations/0005_idempotency.sql' with { type: 'text' }
 import events from './migrations/0006_events.sql' with { type: 'text' }
+import reboots from './migrations/0007_reboots.sql' with { type: 'text' }
 
 /** In order; a released one never changes, a change of the schema is the next file. */
-const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots, idempotency, events]
+const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots, idempotency, events, reboots]
 
 export const storeNewer = fault(
   'state_newer',

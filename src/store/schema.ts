@@ -105,6 +105,8 @@ export const vms = sqliteTable(
     forkedFrom: text('forked_from'),
     /** What the guest goes on from: it has not run since this was taken. */
     snapshot: text().references(() => snapshots.id),
+    /** Reboots in a row that came soon after a start. */
+    quickReboots: integer('quick_reboots').notNull().default(0),
   },
   (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)],
 )

@@ -8,12 +8,13 @@ import { orAbort } from '../lib/wait.ts'
 import { endMarked } from '../linux/marked.ts'
 import type { VmRow } from '../store/schema.ts'
 import { listenForAgent } from './machine/agent.ts'
-import { expireUnattached, watch } from './machine/boot.ts'
+import { boot, expireUnattached, watch } from './machine/boot.ts'
 import { sweepCgroups } from './machine/cgroups.ts'
 import { unmakeParts } from './machine/parts.ts'
 import { unfreeze } from './machine/freeze.ts'
 import type { LiveVm } from './machine/live.ts'
 import { purge } from './machine/purge.ts'
+import { resumeReboot } from './machine/reboot.ts'
 import { completeRestore, isAsSaved } from './machine/restored.ts'
 import { shutDown } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'
@@ -65,6 +66,7 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
       const live = await probe(host, row)
       if (!live?.machine) {
         if (row.state === 'starting' && !row.wasReady) await undoCreate(host, row)
+        else if (row.state === 'starting' && row.quickReboots > 0) await rebootOn(host, row)
         else if (row.snapshot !== null && (row.boot.machine === null || isAsSaved(host, row)))
           await backToStandby(host, row)
         else await lostMeanwhile(host, row)
@@ -90,6 +92,14 @@ const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Mac
   } else {
     later(host, row, () => completeRestore(host, row, { live, machine }))
   }
+}
+
+/** Goes on with a vm whose guest had asked to be rebooted and has no machine yet. */
+const rebootOn = async (host: Host, row: VmRow): Promise<void> => {
+  await endMarked(markOf(host, row))
+  await unmakeParts(host, row)
+  change(host.store, row.uid, { boot: { machine: null } })
+  later(host, row, () => resumeReboot(host, row, (again) => boot(host, again)))
 }
 
 const backToStandby = async (host: MachineHost, row: VmRow): Promise<void> => {

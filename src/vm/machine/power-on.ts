@@ -6,7 +6,6 @@ import { vms } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { boot } from './boot.ts'
 import { fits } from './configuration.ts'
-import { forgetReboots } from './reboot-pace.ts'
 import { admit } from '../row/capacity.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
@@ -26,10 +25,9 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }
-    move(tx, uid, 'start', { newBoot: {} })
+    move(tx, uid, 'start', { newBoot: {}, quickReboots: 0 })
     return host.snapshots.release(tx, row.snapshot)
   })
-  forgetReboots(host.vms, uid)
   host.daemon.step('starting')
   removeSnapshot()
   const row = byUid(host.store, uid)

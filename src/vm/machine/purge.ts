@@ -4,7 +4,6 @@ import { vmEvents } from '../../contract/vm.ts'
 import type { MachineHost } from '../../host.ts'
 import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
-import { forgetReboots } from './reboot-pace.ts'
 import { removeRuntime } from './teardown.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
@@ -35,5 +34,4 @@ export const purge = async (host: MachineHost, uid: string): Promise<void> => {
     return host.snapshots.release(tx, row.snapshot)
   })
   removeSnapshot()
-  forgetReboots(host.vms, uid)
 }

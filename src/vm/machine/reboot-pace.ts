@@ -1,4 +1,6 @@
-import type { Vms } from '../../host.ts'
+import type { Store } from '../../store/store.ts'
+import { byUid } from '../row/lookup.ts'
+import { change } from '../row/moves.ts'
 
 /*
  * A guest reboots as often as it likes, and each time costs the host a VMM, synced writes and events. One that does so again and again has
@@ -13,25 +15,18 @@ const PAUSE_MS_MAX = 60_000
 /** Reboots of a loop, after which its vm is taken for crashed. */
 export const REBOOTS_MAX = 10
 
-/** Quick reboots in a row, by uid. */
-const counts = new WeakMap<Vms, Map<string, number>>()
+/** How long the boot waits that follows so many quick reboots in a row. */
+export const pauseOf = (count: number): number => (count <= 1 ? 0 : Math.min(PAUSE_MS * 2 ** (count - 2), PAUSE_MS_MAX))
 
-const countsOf = (vms: Vms): Map<string, number> => {
-  const found = counts.get(vms) ?? new Map<string, number>()
-  counts.set(vms, found)
-  return found
-}
-
-/** Counts a reboot after a boot of so many ms; gives how long the next boot waits, undefined where there is none any more. */
-export const pauseBefore = (vms: Vms, uid: string, ranMs: number): number | undefined => {
-  const count = ranMs >= STEADY_MS ? 0 : (countsOf(vms).get(uid) ?? 0) + 1
-  if (count === 0 || count > REBOOTS_MAX) countsOf(vms).delete(uid)
-  else countsOf(vms).set(uid, count)
-  if (count > REBOOTS_MAX) return undefined
-  return count <= 1 ? 0 : Math.min(PAUSE_MS * 2 ** (count - 2), PAUSE_MS_MAX)
-}
-
-/** Forgets how often a guest rebooted: somebody starts it anew, or it is gone. */
-export const forgetReboots = (vms: Vms, uid: string): void => {
-  countsOf(vms).delete(uid)
+/**
+ * Counts a reboot after a boot of so many ms; gives how long the next boot waits, undefined where there is none any more. The count stands
+ * in the row, so that a daemon which starts anew goes on from it.
+ */
+export const pauseBefore = (store: Store, uid: string, ranMs: number): number | undefined => {
+  const before = byUid(store, uid)?.quickReboots ?? 0
+  const count = ranMs >= STEADY_MS ? 0 : before + 1
+  const isLoop = count > REBOOTS_MAX
+  const kept = isLoop ? 0 : count
+  if (kept !== before) change(store, uid, { quickReboots: kept })
+  return isLoop ? undefined : pauseOf(count)
 }

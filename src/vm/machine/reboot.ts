@@ -2,7 +2,7 @@ import type { MachineHost } from '../../host.ts'
 import { sleep } from '../../lib/wait.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { removeIfWanted } from './end.ts'
-import { pauseBefore, REBOOTS_MAX, STEADY_MS } from './reboot-pace.ts'
+import { pauseBefore, pauseOf, REBOOTS_MAX, STEADY_MS } from './reboot-pace.ts'
 import { byUid } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 
@@ -17,7 +17,7 @@ export const reboot = async (
   boot: (row: VmRow) => Promise<void>,
 ): Promise<void> => {
   const { uid } = row
-  const pauseMs = pauseBefore(host.vms, uid, ranMs)
+  const pauseMs = pauseBefore(host.store, uid, ranMs)
   if (pauseMs === undefined) {
     move(host.store, uid, 'broke', {
       statusMessage: `the guest rebooted ${REBOOTS_MAX + 1} times, each time less than ${STEADY_MS / 1000} s after its start`,
@@ -26,6 +26,20 @@ export const reboot = async (
     await removeIfWanted(host, uid)
     return
   }
+  await bootAfter(host, row, pauseMs, boot)
+}
+
+/** Goes on with a reboot whose daemon went away before the guest had a machine again. Call it in the vm's queue. */
+export const resumeReboot = (host: MachineHost, row: VmRow, boot: (row: VmRow) => Promise<void>): Promise<void> =>
+  bootAfter(host, row, pauseOf(row.quickReboots), boot)
+
+const bootAfter = async (
+  host: MachineHost,
+  row: VmRow,
+  pauseMs: number,
+  boot: (row: VmRow) => Promise<void>,
+): Promise<void> => {
+  const { uid } = row
   if (pauseMs === 0) {
     await boot(row).catch(() => undefined)
     return

@@ -21,7 +21,10 @@ const EVENT_OF = {
 } as const satisfies Record<VmState, VmEventType>
 
 type VmSet = Partial<
-  Pick<VmRow, 'state' | 'wasReady' | 'statusMessage' | 'snapshot' | 'spec' | 'kernelDigest' | 'hypervisor'>
+  Pick<
+    VmRow,
+    'state' | 'wasReady' | 'statusMessage' | 'quickReboots' | 'snapshot' | 'spec' | 'kernelDigest' | 'hypervisor'
+  >
 >
 type BootSet = Partial<Omit<BootRow, 'vmUid'>>
 
