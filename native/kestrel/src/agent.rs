@@ -9,7 +9,8 @@ use crate::observe::ring::Ring;
 use crate::process::reap::Reaper;
 use crate::process::workload::Workloads;
 use crate::setup::mounts::Mounted;
-use crate::setup::network::Cards;
+use crate::setup::names::Written;
+use crate::setup::network::Network;
 use crate::talk::events::Events;
 use crate::talk::slots::Slots;
 
@@ -26,8 +27,8 @@ pub struct Agent {
     /// The guest's name as kestrel set it last.
     pub hostname: Mutex<String>,
     pub mounted: Mutex<Mounted>,
-    /// The network as the host said it last.
-    pub cards: Mutex<Cards>,
+    pub network: Mutex<Network>,
+    pub names: Written,
     /// Conversations may begin: from `ready` until the power-off begins.
     pub is_open: AtomicBool,
     pub slots: Slots,
@@ -55,7 +56,8 @@ impl Agent {
             secret: OnceLock::new(),
             hostname: Mutex::default(),
             mounted: Mutex::default(),
-            cards: Mutex::default(),
+            network: Mutex::default(),
+            names: Written::default(),
             is_open: AtomicBool::new(false),
             slots: Slots::default(),
         }));

@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{Configuration, EventKind};
 
@@ -17,10 +17,13 @@ use crate::observe::console::{self, chain, say};
 use crate::setup::names::Names;
 use crate::setup::network::Cards;
 use crate::setup::settings::{self, Failure, at};
-use crate::setup::{limits, modules, mounts, names, network};
+use crate::setup::{identity, limits, modules, mounts, network};
 use crate::sys;
 use crate::sys::{lock, spawn_thread};
 use crate::talk::{listen, session, vsock};
+
+/// A guest whose cards get no address boots all the same.
+const LEASE_MAX: Duration = Duration::from_secs(10);
 
 /// The whole boot, then the supervisor. Never returns.
 pub fn run() -> ! {
@@ -116,12 +119,21 @@ fn apply(agent: &'static Agent, configuration: &Configuration) -> Result<(), Fai
     let names = Names::new(&configuration.hostname, &configuration.machine_id)
         .map_err(at("machine_id"))?
         .with_network(&cards);
-    for failed in names::apply(&names) {
+    for failed in agent.names.apply(names) {
         say(&chain(&failed));
     }
     settings::files(&configuration.files).map_err(at("files"))?;
-    lock(&agent.cards).clone_from(&cards);
-    network::apply(&cards, None, || {}).map_err(at("network"))
+    let hostname = &configuration.hostname;
+    let mut network = lock(&agent.network);
+    let set = network.set(cards, hostname, || {}, move || identity::renamed(agent));
+    let waiters = network.waiters();
+    drop(network);
+    set.map_err(at("network"))?;
+    let deadline = Instant::now() + LEASE_MAX;
+    if !waiters.iter().all(|waiter| waiter.wait(deadline)) {
+        say("a network card has no address by DHCP yet; it is asked for on");
+    }
+    Ok(())
 }
 
 /// Milliseconds since the kernel started (CLOCK_BOOTTIME).

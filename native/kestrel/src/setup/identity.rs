@@ -12,7 +12,7 @@ use aerie_protocol::message::Identity;
 use crate::agent::Agent;
 use crate::observe::console::{chain, say};
 use crate::process::fork_pages;
-use crate::setup::names::{self, Names};
+use crate::setup::names::Names;
 use crate::setup::network::{self, Cards};
 use crate::setup::settings::{self, Failure, at};
 use crate::sys::{lock, spawn_thread};
@@ -29,7 +29,7 @@ const PAGES_MAX: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The first step of the kernel's that fails, by its name.
-pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
+pub fn apply(agent: &'static Agent, identity: &Identity) -> Result<(), Failure> {
     // A snapshot may have been taken of a frozen guest, whose files could not be written below.
     agent.power.thaw(&agent.mounted);
     settings::entropy(&identity.entropy).map_err(at("entropy"))?;
@@ -44,31 +44,35 @@ pub fn apply(agent: &Agent, identity: &Identity) -> Result<(), Failure> {
     // What the host says must make sense; everything else is what the guest has done to its cards.
     let nics = identity.nics().unwrap_or_default();
     let cards = Cards::of(&nics).map_err(at("network"))?;
-    let before = lock(&agent.cards).clone();
     // While the cards that become others are down: no peer of the guest that was saved hears of it, and one of a guest that
     // stays who it was does.
     let reset = || match within(CONNECTIONS_MAX, network::reset_connections) {
         Some(()) => {}
         None => warn(&"not every connection is reset: a process does not answer"),
     };
-    if let Err(error) = network::apply(&cards, Some(&before), reset) {
+    let mut network = lock(&agent.network);
+    let told = move || renamed(agent);
+    if let Err(error) = network.set(cards, &identity.hostname, reset, told) {
         warn(&chain(&error));
     }
+    let cards = network.cards();
+    drop(network);
     let names = Names::new(&identity.hostname, &identity.machine_id).map_err(at("machine_id"))?;
-    let names = names.instead_of(&lock(&agent.hostname), &before);
-    let names = match nics.is_empty() {
-        true => names.with_network(&before),
-        false => names.with_network(&cards),
-    };
+    let names = names.with_network(&cards);
     lock(&agent.hostname).clone_from(&identity.hostname);
-    if !nics.is_empty() {
-        *lock(&agent.cards) = cards;
-    }
-    match within(FILES_MAX, move || names::apply(&names)) {
+    match within(FILES_MAX, move || agent.names.apply(names)) {
         Some(failed) => failed.iter().for_each(|error| warn(&chain(error))),
         None => warn(&"the files with its names do not answer"),
     }
     Ok(())
+}
+
+/// Writes the names of a network that a server has changed.
+pub fn renamed(agent: &Agent) {
+    let cards = lock(&agent.network).cards();
+    for failed in agent.names.apply_network(&cards) {
+        say(&chain(&failed));
+    }
 }
 
 fn warn(what: &dyn Display) {

@@ -6,10 +6,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Mutex;
 
 use crate::setup::guest_file::{self, Mode};
 use crate::setup::network::Cards;
 use crate::setup::settings::SettingError;
+use crate::sys::lock;
 use crate::talk::encoding::hex;
 
 /// A file larger than this is no list of names.
@@ -22,14 +24,14 @@ const OWN_ADDRESS: &str = "127.0.1.1";
 pub struct Names {
     hostname: String,
     machine_id: String,
-    /// The name of the guest that this one was before it woke.
-    old: Option<String>,
     /// Addresses of the network that the guest's own name stands for; none where there is no network.
     addresses: Vec<IpAddr>,
-    /// Resolvers and domains of the network, and those that are written already.
     resolvers: Resolvers,
-    old_resolvers: Option<Resolvers>,
 }
+
+/// What kestrel has written of them last.
+#[derive(Debug, Default)]
+pub struct Written(Mutex<Option<Names>>);
 
 /// What a network says to `/etc/resolv.conf`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,16 +66,6 @@ impl Names {
             ..self
         }
     }
-
-    /// The same for a guest whose files say another name, or another network, since it woke as another.
-    #[must_use]
-    pub fn instead_of(self, hostname: &str, cards: &Cards) -> Self {
-        Self {
-            old: Some(hostname.to_owned()),
-            old_resolvers: Some(Resolvers::of(cards)),
-            ..self
-        }
-    }
 }
 
 impl Resolvers {
@@ -85,12 +77,30 @@ impl Resolvers {
     }
 }
 
-/// Writes them and gives what could not be written.
-pub fn apply(names: &Names) -> Vec<SettingError> {
-    apply_in(Path::new("/etc"), names)
+impl Written {
+    /// Writes all of them and gives what could not be written.
+    pub fn apply(&self, names: Names) -> Vec<SettingError> {
+        let mut last = lock(&self.0);
+        let failed = write(Path::new("/etc"), &names, last.as_ref(), true);
+        *last = Some(names);
+        failed
+    }
+
+    /// Writes what a network says that has become another since, and gives what could not be written.
+    pub fn apply_network(&self, cards: &Cards) -> Vec<SettingError> {
+        let mut last = lock(&self.0);
+        let Some(names) = last.clone() else {
+            return vec![];
+        };
+        let names = names.with_network(cards);
+        let failed = write(Path::new("/etc"), &names, last.as_ref(), false);
+        *last = Some(names);
+        failed
+    }
 }
 
-fn apply_in(etc: &Path, names: &Names) -> Vec<SettingError> {
+/// Writes the files; `old` is what was written before. The names of the guest itself are not written without `own`.
+fn write(etc: &Path, names: &Names, old: Option<&Names>, own: bool) -> Vec<SettingError> {
     let mut failed = Vec::new();
     let mut put = |name: &str, mode: u32, content: &dyn Fn(&[u8]) -> Vec<u8>| {
         let path = etc.join(name);
@@ -108,22 +118,29 @@ fn apply_in(etc: &Path, names: &Names) -> Vec<SettingError> {
             failed.push(SettingError::File { path, source });
         }
     };
-    put("hostname", 0o644, &|_| {
-        format!("{}\n", names.hostname).into_bytes()
-    });
-    put("hosts", 0o644, &|old| {
-        hosts(old, names.old.as_deref(), &names.hostname, &names.addresses)
+    if own {
+        put("hostname", 0o644, &|_| {
+            format!("{}\n", names.hostname).into_bytes()
+        });
+    }
+    let old_name = old.map(|old| old.hostname.as_str());
+    put("hosts", 0o644, &|text| {
+        hosts(text, old_name, &names.hostname, &names.addresses)
     });
     // In a guest that wakes, what is there by now can be its own: only what kestrel wrote gives way, and only to something else.
-    let old = names.old_resolvers.as_ref();
+    let old = old
+        .map(|old| &old.resolvers)
+        .filter(|old| !old.dns.is_empty());
     if !names.resolvers.dns.is_empty() && old != Some(&names.resolvers) {
         put("resolv.conf", 0o644, &|text| {
             resolvers(text, &names.resolvers, old)
         });
     }
-    put("machine-id", 0o444, &|_| {
-        format!("{}\n", names.machine_id).into_bytes()
-    });
+    if own {
+        put("machine-id", 0o444, &|_| {
+            format!("{}\n", names.machine_id).into_bytes()
+        });
+    }
     failed
 }
 
@@ -447,7 +464,7 @@ mod tests {
         symlink("/no-such-place/stub", etc.path().join("resolv.conf")).unwrap();
 
         let with_dns = names("web").with_network(&network("", &["10.0.2.3"], &[]));
-        assert!(apply_in(etc.path(), &with_dns).is_empty());
+        assert!(write(etc.path(), &with_dns, None, true).is_empty());
 
         assert_eq!(read("hostname"), "web\n");
         assert!(read("hosts").starts_with("10.0.0.1 kept\n"));
@@ -466,7 +483,7 @@ mod tests {
         let etc = TestFolder::new();
         fs::write(etc.path().join("resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
 
-        assert!(apply_in(etc.path(), &names("web")).is_empty());
+        assert!(write(etc.path(), &names("web"), None, true).is_empty());
 
         let kept = fs::read_to_string(etc.path().join("resolv.conf")).unwrap();
         assert_eq!(kept, "nameserver 127.0.0.53\n");
@@ -477,13 +494,12 @@ mod tests {
         let etc = TestFolder::new();
         let read = |name: &str| fs::read_to_string(etc.path().join(name)).unwrap();
         let before = network("10.42.0.5/24", &["10.42.0.1"], &[]);
-        apply_in(etc.path(), &names("mother").with_network(&before));
+        let mother = names("mother").with_network(&before);
+        write(etc.path(), &mother, None, true);
         fs::write(etc.path().join("resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
-        let child = names("child")
-            .instead_of("mother", &before)
-            .with_network(&network("10.42.0.6/24", &["10.42.0.1"], &[]));
+        let child = names("child").with_network(&network("10.42.0.6/24", &["10.42.0.1"], &[]));
 
-        assert!(apply_in(etc.path(), &child).is_empty());
+        assert!(write(etc.path(), &child, Some(&mother), true).is_empty());
 
         assert_eq!(read("hostname"), "child\n");
         assert!(read("hosts").contains("10.42.0.6\tchild\n"));
@@ -501,7 +517,7 @@ mod tests {
         symlink("resolv.conf", at("resolv.conf")).unwrap();
         let with_dns = names("web").with_network(&network("", &["10.0.2.3"], &[]));
 
-        let failed = apply_in(etc.path(), &with_dns);
+        let failed = write(etc.path(), &with_dns, None, true);
 
         let paths: Vec<_> = failed
             .iter()

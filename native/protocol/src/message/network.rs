@@ -57,7 +57,7 @@ const fn is_false(value: &bool) -> bool {
 
 /// What an agent can do that agents before it could not, by the names of `features` in its hello and in its answer to an
 /// identity.
-pub const FEATURES: [&str; 3] = ["nics", "nic_static", "connection_reset"];
+pub const FEATURES: [&str; 4] = ["nics", "nic_static", "nic_dhcp", "connection_reset"];
 
 /// The network as hosts of before `nics` say it: one card or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::observe::console::say;
 use crate::setup::network::link::{self, Link};
 use crate::setup::network::socket;
-use crate::sys::{poll, poll_entry, spawn_thread};
+use crate::sys::spawn_thread;
 
 /// A host may give the link of a clone its carrier only when the clone is told who it is.
 const CARRIER_MAX: Duration = Duration::from_secs(30);
@@ -49,7 +49,8 @@ pub fn start(all: impl Iterator<Item = Own>) {
 }
 
 fn announce(own: &Own) -> io::Result<()> {
-    let Some(mac) = carrier(own.link.index)? else {
+    let deadline = Instant::now() + CARRIER_MAX;
+    let Some(mac) = link::carrier(own.link.index, deadline, None)? else {
         return Ok(());
     };
     for address in &own.addresses {
@@ -59,25 +60,6 @@ fn announce(own: &Own) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits until a link has its carrier, and gives its hardware address then.
-fn carrier(index: u32) -> io::Result<Option<[u8; 6]>> {
-    let deadline = Instant::now() + CARRIER_MAX;
-    // Watched before it is asked: no change is missed.
-    let watch = link::watch()?;
-    let mut netlink = link::open()?;
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let state = link::state(&mut netlink, index)?;
-        if state.is_running {
-            return Ok(Some(state.mac));
-        }
-        if !poll(&mut [poll_entry(watch.fd(), libc::POLLIN)], Some(deadline))? {
-            return Ok(None);
-        }
-        watch.receive(&mut buffer, libc::MSG_DONTWAIT)?;
-    }
 }
 
 /// An announcement by ARP (RFC 5227 §3): a request for the own address.
@@ -145,6 +127,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+    use crate::sys::{poll, poll_entry};
     use crate::test_network::{alone, ip};
 
     #[test]

@@ -42,7 +42,8 @@ impl Subnet {
         Some(Self { ip, bits })
     }
 
-    fn network(self) -> Self {
+    /// The network that it is in.
+    pub fn network(self) -> Self {
         let bits = u32::from(self.bits);
         let ip = match self.ip {
             IpAddr::V4(ip) => {
@@ -116,6 +117,20 @@ impl Cards {
             }
         }
         Ok(all)
+    }
+
+    /// Adds resolvers and domains that are not there yet.
+    pub fn add_names(
+        &mut self,
+        dns: impl IntoIterator<Item = IpAddr>,
+        search: impl IntoIterator<Item = String>,
+    ) {
+        for address in dns {
+            push_new(&mut self.dns, address);
+        }
+        for domain in search {
+            push_new(&mut self.search, domain);
+        }
     }
 
     /// The addresses of the first card that has one, which the guest's own name stands for.

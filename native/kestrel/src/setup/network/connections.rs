@@ -180,7 +180,7 @@ fn disconnect(socket: &OwnedFd) {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::test_network::{alone, ip};
@@ -196,7 +196,15 @@ mod tests {
 
     fn connected(address: &str) -> Connected {
         let listener = TcpListener::bind((address, 0)).unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let place = listener.local_addr().unwrap();
+        // The kernel makes the route to an address of IPv6 a moment after the address.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let near = loop {
+            match TcpStream::connect(place) {
+                Ok(near) => break near,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        };
         let (far, _) = listener.accept().unwrap();
         near.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         Connected {

@@ -3,9 +3,12 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::time::Instant;
 
 use crate::setup::network::card::{Subnet, Way};
 use crate::setup::network::netlink::{CREATE, Message, Netlink, REPLACE, attributes};
+use crate::sys::{NO_FD, is_ready, poll, poll_entry};
 
 /// include/uapi/linux/rtnetlink.h.
 const RTM_NEWLINK: u16 = 16;
@@ -91,14 +94,6 @@ pub fn open() -> io::Result<Netlink> {
     Netlink::open(libc::NETLINK_ROUTE, 0)
 }
 
-/// Opens one that becomes readable when a link changes.
-///
-/// # Errors
-/// The kernel's refusal.
-pub fn watch() -> io::Result<Netlink> {
-    Netlink::open(libc::NETLINK_ROUTE, RTMGRP_LINK)
-}
-
 /// `struct ifinfomsg`.
 fn link_message(kind: u16, flags: u16, index: u32, up: Option<bool>) -> Message {
     let mut fixed = vec![0; 4];
@@ -158,6 +153,35 @@ pub fn state(netlink: &mut Netlink, index: u32) -> io::Result<State> {
         found = Some(state);
     })?;
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Waits until frames get through a link, and gives its hardware address then; `None` where they do not in time, or `wake`
+/// becomes readable.
+///
+/// # Errors
+/// The kernel's refusal; `NotFound` where there is no such link.
+pub fn carrier(index: u32, deadline: Instant, wake: Option<RawFd>) -> io::Result<Option<[u8; 6]>> {
+    // Watched before it is asked: no change is missed.
+    let watch = Netlink::open(libc::NETLINK_ROUTE, RTMGRP_LINK)?;
+    let mut netlink = open()?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let state = state(&mut netlink, index)?;
+        if state.is_running {
+            return Ok(Some(state.mac));
+        }
+        let mut entries = [
+            poll_entry(watch.fd(), libc::POLLIN),
+            poll_entry(wake.unwrap_or(NO_FD), libc::POLLIN),
+        ];
+        let in_time = poll(&mut entries, Some(deadline))?;
+        let [_, woken] = &entries;
+        if !in_time || is_ready(woken) {
+            return Ok(None);
+        }
+        // More may have happened than the kernel kept: the state is asked for anyway.
+        let _ = watch.receive(&mut buffer, libc::MSG_DONTWAIT);
+    }
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {

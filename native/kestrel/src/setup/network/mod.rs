@@ -7,19 +7,27 @@
 mod announce;
 mod card;
 mod connections;
+mod dhcp;
 mod error;
 mod link;
 mod netlink;
 mod socket;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::observe::console::{chain, say};
 
 pub use card::Cards;
 pub use connections::reset as reset_connections;
+pub use dhcp::Waiter;
 pub use error::NetworkError;
 
 use card::Card;
+use dhcp::{Client, Lease, Plan};
 use error::failed;
 use link::Link;
 use netlink::Netlink;
@@ -30,6 +38,7 @@ const LOOPBACK: u32 = 1;
 const METRIC6: u32 = 1024;
 /// The metrics of one card are this far from those of the next: of two ways to everywhere, that of the first card is taken.
 const METRIC_STEP: u32 = 100;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Brings the loopback up: without it not even 127.0.0.1 answers, and every port proxy goes there.
 ///
@@ -40,64 +49,177 @@ pub fn loopback() -> Result<(), NetworkError> {
     set().map_err(failed("raise the link", "lo"))
 }
 
+/// The cards of this guest as the host said them last, and what runs for them.
+#[derive(Debug, Default)]
+pub struct Network {
+    cards: Cards,
+    /// Of the cards that ask for an address, by their place.
+    clients: BTreeMap<usize, Client>,
+}
+
 /// A card with the link that it is, and whether that becomes another.
 struct Job<'a> {
     card: &'a Card,
-    place: u32,
+    place: usize,
     link: Link,
     changes: bool,
 }
 
-/// Sets and raises each card. `before` is what was set last, if something was; `between` runs while the cards that become
-/// others are down, and the others are up.
-///
-/// # Errors
-/// The first card that is not there or refuses, when all others are done.
-pub fn apply(
-    cards: &Cards,
-    before: Option<&Cards>,
-    between: impl FnOnce(),
-) -> Result<(), NetworkError> {
-    apply_to(cards, before, &link::cards(), between)
+impl Network {
+    /// Sets and raises each card; those that ask by DHCP begin to. `between` runs while the cards that become others are down,
+    /// and the others are up. `told` runs whenever a server has changed what [`cards`](Self::cards) gives.
+    ///
+    /// # Errors
+    /// The first card that is not there or refuses, when all others are done.
+    pub fn set(
+        &mut self,
+        cards: Cards,
+        hostname: &str,
+        between: impl FnOnce(),
+        told: impl Fn() + Clone + Send + 'static,
+    ) -> Result<(), NetworkError> {
+        let links = link::cards();
+        self.set_links(cards, &links, hostname, SECOND, between, told)
+    }
+
+    fn set_links(
+        &mut self,
+        cards: Cards,
+        links: &[Link],
+        hostname: &str,
+        second: Duration,
+        between: impl FnOnce(),
+        told: impl Fn() + Clone + Send + 'static,
+    ) -> Result<(), NetworkError> {
+        if cards.cards.is_empty() {
+            return Ok(());
+        }
+        let clients = std::mem::take(&mut self.clients).into_iter();
+        // The clients end here.
+        let mut leases: BTreeMap<usize, Option<Lease>> = clients
+            .map(|(place, client)| (place, client.lease()))
+            .collect();
+        let before = std::mem::replace(&mut self.cards, cards);
+        let mut netlink = link::open().map_err(failed("open a socket", "the network"))?;
+        let mut done = Ok(());
+        let mut jobs = Vec::new();
+        for (place, card) in self.cards.cards.iter().enumerate() {
+            let Some(link) = links.get(place) else {
+                done = done.and(Err(NetworkError::NoCard(place)));
+                continue;
+            };
+            match begin(&mut netlink, card, before.cards.get(place), link) {
+                Ok(changes) => jobs.push(Job {
+                    card,
+                    place,
+                    link: link.clone(),
+                    changes,
+                }),
+                Err(error) => done = done.and(Err(error)),
+            }
+        }
+        between();
+        for job in &jobs {
+            done = done.and(job.run(&mut netlink));
+        }
+        for job in jobs.iter().filter(|job| job.card.dhcp) {
+            let plan = Plan {
+                link: job.link.clone(),
+                hostname: hostname.to_owned(),
+                // A card that became another has no address any more.
+                known: leases.remove(&job.place).flatten().filter(|_| !job.changes),
+                second,
+            };
+            let (card, place, link) = (job.card.clone(), job.place, job.link.clone());
+            let apply = move |old: Option<&Lease>, new: Option<&Lease>| {
+                if let Err(error) = apply_lease(&card, place, &link, old, new) {
+                    say(&chain(&error));
+                }
+            };
+            match Client::start(plan, apply, told.clone()) {
+                Ok(client) => drop(self.clients.insert(job.place, client)),
+                Err(source) => {
+                    let error = failed("ask by DHCP", &job.link.name)(source);
+                    done = done.and(Err(error));
+                }
+            }
+        }
+        announce::start(jobs.into_iter().map(|job| announce::Own {
+            addresses: ips(job.card).collect(),
+            link: job.link,
+        }));
+        done
+    }
+
+    /// The cards as they are now, with what servers have given.
+    pub fn cards(&self) -> Cards {
+        let mut cards = self.cards.clone();
+        for (place, client) in &self.clients {
+            let lease = client.lease();
+            if let Some(card) = cards.cards.get_mut(*place) {
+                *card = with_lease(card, lease.as_ref());
+            }
+            if let Some(lease) = lease {
+                cards.add_names(lease.dns.into_iter().map(IpAddr::V4), lease.search);
+            }
+        }
+        cards
+    }
+
+    /// One for each card that asks for an address.
+    pub fn waiters(&self) -> Vec<Waiter> {
+        self.clients.values().map(Client::waiter).collect()
+    }
 }
 
-fn apply_to(
-    cards: &Cards,
-    before: Option<&Cards>,
-    links: &[Link],
-    between: impl FnOnce(),
+fn ips(card: &Card) -> impl Iterator<Item = IpAddr> {
+    card.addresses.iter().map(|subnet| subnet.ip)
+}
+
+/// A card with what a server has given for it; what the host says comes first.
+fn with_lease(card: &Card, lease: Option<&Lease>) -> Card {
+    let mut card = card.clone();
+    let Some(lease) = lease else { return card };
+    card.addresses.insert(0, lease.address);
+    let has_way_out = card
+        .ways
+        .iter()
+        .any(|way| way.destination.is_none() && way.is_ipv4());
+    let given = lease.ways.iter();
+    let given = given.filter(|way| way.destination.is_some() || !has_way_out);
+    card.ways.extend(given);
+    card.mtu = card.mtu.or(lease.mtu);
+    card
+}
+
+/// Makes a card what a server says now; `old` is what it said before.
+fn apply_lease(
+    card: &Card,
+    place: usize,
+    link: &Link,
+    old: Option<&Lease>,
+    new: Option<&Lease>,
 ) -> Result<(), NetworkError> {
-    if cards.cards.is_empty() {
-        return Ok(());
+    let said = |lease: &Lease| (lease.address, lease.ways.clone());
+    let changes = old.is_some() && old.map(said) != new.map(said);
+    let mut netlink = link::open().map_err(failed("open a socket", &link.name))?;
+    if changes {
+        link::set_up(&mut netlink, link.index, false)
+            .map_err(failed("lower the link", &link.name))?;
     }
-    let mut netlink = link::open().map_err(failed("open a socket", "the network"))?;
-    let mut done = Ok(());
-    let mut jobs = Vec::new();
-    for (index, card) in cards.cards.iter().enumerate() {
-        let Some(link) = links.get(index) else {
-            done = done.and(Err(NetworkError::NoCard(index)));
-            continue;
-        };
-        let old = before.and_then(|before| before.cards.get(index));
-        match begin(&mut netlink, card, old, link) {
-            Ok(changes) => jobs.push(Job {
-                card,
-                place: u32::try_from(index).unwrap_or(u32::MAX),
-                link: link.clone(),
-                changes,
-            }),
-            Err(error) => done = done.and(Err(error)),
-        }
-    }
-    between();
-    for job in &jobs {
-        done = done.and(job.run(&mut netlink));
-    }
-    announce::start(jobs.into_iter().map(|job| announce::Own {
-        addresses: job.card.addresses.iter().map(|subnet| subnet.ip).collect(),
+    let card = with_lease(card, new);
+    let job = Job {
+        card: &card,
+        place,
+        link: link.clone(),
+        changes,
+    };
+    job.run(&mut netlink)?;
+    announce::start(std::iter::once(announce::Own {
+        addresses: ips(&card).collect(),
         link: job.link,
     }));
-    done
+    Ok(())
 }
 
 /// Tells whether a link becomes another one, and lowers it then.
@@ -157,15 +279,21 @@ impl Job<'_> {
 }
 
 /// Sets the routes of a card that is up.
-fn routes(netlink: &mut Netlink, card: &Card, link: &Link, place: u32) -> Result<(), NetworkError> {
+fn routes(
+    netlink: &mut Netlink,
+    card: &Card,
+    link: &Link,
+    place: usize,
+) -> Result<(), NetworkError> {
+    let step = METRIC_STEP.saturating_mul(u32::try_from(place).unwrap_or(u32::MAX));
     for way in &card.ways {
-        let metric = match (way.is_ipv4(), place.saturating_mul(METRIC_STEP)) {
-            (true, metric) => metric,
-            (false, metric) => METRIC6.saturating_add(metric),
+        let metric = match way.is_ipv4() {
+            true => step,
+            false => METRIC6.saturating_add(step),
         };
         // A router outside of all networks of the card is on its link all the same: the host says so.
         let on_link = way.via.is_some_and(|via| {
-            let link_local = matches!(via, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
+            let link_local = matches!(via, IpAddr::V6(ip) if ip.is_unicast_link_local());
             !link_local && !card.addresses.iter().any(|subnet| subnet.holds(via))
         });
         link::add_route(netlink, link.index, way, metric, on_link)
@@ -182,285 +310,10 @@ fn quiet(name: &str) {
         if let Err(error) = fs::write(&path, value)
             && error.kind() != io::ErrorKind::NotFound
         {
-            crate::observe::console::say(&format!("cannot write {path}: {error}"));
+            say(&format!("cannot write {path}: {error}"));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use aerie_protocol::message::{Nic, Route};
-
-    use super::*;
-    use crate::test_network::{alone, ip};
-
-    const HERE: &str = "setup::network::tests::";
-
-    fn text(text: &str) -> Option<String> {
-        Some(text.to_owned())
-    }
-
-    /// A card with everything.
-    fn full() -> Nic {
-        Nic {
-            mac: text("02:00:00:00:00:05"),
-            address: text("10.42.0.5/24"),
-            gateway: text("10.42.0.1"),
-            address6: text("fd42::5/64"),
-            gateway6: text("fd42::1"),
-            mtu: Some(1400),
-            routes: vec![
-                Route {
-                    destination: "172.20.0.0/16".to_owned(),
-                    via: text("10.42.0.7"),
-                },
-                Route {
-                    destination: "fd77::/32".to_owned(),
-                    via: text("fd42::7"),
-                },
-                Route {
-                    destination: "172.21.0.0/16".to_owned(),
-                    via: None,
-                },
-            ],
-            ..Nic::default()
-        }
-    }
-
-    fn cards(nics: &[Nic]) -> Cards {
-        Cards::of(nics).unwrap()
-    }
-
-    /// `NAME`, whose other end `NAME-host` is up.
-    fn pair(name: &str) -> Link {
-        ip(&format!("link add {name} type veth peer name {name}-host"));
-        ip(&format!("link set {name}-host up"));
-        let listed = ip(&format!("-o link show {name}"));
-        Link {
-            index: listed.split(':').next().unwrap().parse().unwrap(),
-            name: name.to_owned(),
-        }
-    }
-
-    /// `ip`'s lines, sorted, without spaces at their ends.
-    fn lines(words: &str) -> Vec<String> {
-        let mut lines: Vec<String> = ip(words)
-            .lines()
-            .map(|line| line.trim().to_owned())
-            .collect();
-        lines.sort();
-        lines
-    }
-
-    fn addresses(name: &str) -> Vec<String> {
-        let listed = ip(&format!("-o addr show {name} scope global"));
-        let mut found: Vec<String> = listed
-            .lines()
-            .map(|line| {
-                assert!(!line.contains("tentative"), "{line}");
-                line.split_ascii_whitespace().nth(3).unwrap().to_owned()
-            })
-            .collect();
-        found.sort();
-        found
-    }
-
-    #[test]
-    fn a_card_is_set_whole() {
-        alone(&format!("{HERE}a_card_is_set_whole"), || {
-            let link = pair("one");
-
-            apply_to(&cards(&[full()]), None, &[link], || {}).unwrap();
-
-            let shown = ip("link show one");
-            assert!(
-                shown.contains("mtu 1400") && shown.contains("02:00:00:00:00:05"),
-                "{shown}"
-            );
-            assert_eq!(addresses("one"), ["10.42.0.5/24", "fd42::5/64"]);
-            assert!(ip("-4 addr show one").contains("brd 10.42.0.255"));
-            assert_eq!(
-                lines("route show"),
-                [
-                    "10.42.0.0/24 dev one proto kernel scope link src 10.42.0.5",
-                    "172.20.0.0/16 via 10.42.0.7 dev one proto static",
-                    "172.21.0.0/16 dev one proto static scope link",
-                    "default via 10.42.0.1 dev one proto static",
-                ]
-            );
-            let routes = lines("-6 route show").join("\n");
-            assert!(
-                routes.contains("default via fd42::1 dev one proto static metric 1024"),
-                "{routes}"
-            );
-            assert!(
-                routes.contains("fd77::/32 via fd42::7 dev one proto static metric 1024"),
-                "{routes}"
-            );
-            assert_eq!(
-                fs::read_to_string("/proc/sys/net/ipv6/conf/one/accept_ra").unwrap(),
-                "0\n"
-            );
-        });
-    }
-
-    #[test]
-    fn a_card_that_becomes_another_keeps_nothing_of_the_first() {
-        alone(
-            &format!("{HERE}a_card_that_becomes_another_keeps_nothing_of_the_first"),
-            || {
-                let link = [pair("one")];
-                let mother = cards(&[full()]);
-                apply_to(&mother, None, &link, || {}).unwrap();
-                ip("addr add 10.42.0.99/24 dev one");
-                ip("addr add fd42::99/64 dev one");
-                ip("route add 172.30.0.0/16 via 10.42.0.8");
-                ip("neigh add 10.42.0.1 lladdr 02:00:00:00:00:01 dev one nud reachable");
-                let child = Nic {
-                    mac: text("02:00:00:00:00:06"),
-                    address: text("10.42.0.6/24"),
-                    gateway: text("10.42.0.1"),
-                    address6: text("fd42::6/64"),
-                    ..Nic::default()
-                };
-                let mut was_down = false;
-
-                apply_to(&cards(&[child]), Some(&mother), &link, || {
-                    was_down = ip("link show one").contains("state DOWN");
-                })
-                .unwrap();
-
-                assert!(was_down);
-                assert!(ip("link show one").contains("02:00:00:00:00:06"));
-                assert_eq!(addresses("one"), ["10.42.0.6/24", "fd42::6/64"]);
-                assert_eq!(
-                    lines("route show"),
-                    [
-                        "10.42.0.0/24 dev one proto kernel scope link src 10.42.0.6",
-                        "default via 10.42.0.1 dev one proto static",
-                    ]
-                );
-                assert!(!ip("-6 route show").contains("default"));
-                assert!(!ip("neigh show dev one").contains("02:00:00:00:00:01"));
-            },
-        );
-    }
-
-    #[test]
-    fn a_card_that_stays_keeps_what_the_guest_has_added() {
-        alone(
-            &format!("{HERE}a_card_that_stays_keeps_what_the_guest_has_added"),
-            || {
-                let link = [pair("one")];
-                let same = cards(&[full()]);
-                apply_to(&same, None, &link, || {}).unwrap();
-                ip("addr add 10.42.0.99/24 dev one");
-                ip("route add 172.30.0.0/16 via 10.42.0.8");
-                ip("route del 172.20.0.0/16");
-                ip("neigh add 10.42.0.1 lladdr 02:00:00:00:00:01 dev one nud reachable");
-                ip("neigh add 10.42.0.9 lladdr 02:00:00:00:00:09 dev one nud permanent");
-                let mut was_up = false;
-
-                apply_to(&same, Some(&same), &link, || {
-                    was_up = !ip("link show one").contains("state DOWN");
-                })
-                .unwrap();
-
-                assert!(was_up);
-                assert_eq!(
-                    addresses("one"),
-                    ["10.42.0.5/24", "10.42.0.99/24", "fd42::5/64"]
-                );
-                let routes = lines("route show").join("\n");
-                assert!(routes.contains("172.30.0.0/16 via 10.42.0.8"), "{routes}");
-                assert!(routes.contains("172.20.0.0/16 via 10.42.0.7"), "{routes}");
-                let neighbours = ip("neigh show dev one");
-                assert!(!neighbours.contains("02:00:00:00:00:01"), "{neighbours}");
-                assert!(neighbours.contains("02:00:00:00:00:09"), "{neighbours}");
-            },
-        );
-    }
-
-    #[test]
-    fn a_card_without_a_carrier_is_set_for_the_moment_when_it_has_one() {
-        let name = "a_card_without_a_carrier_is_set_for_the_moment_when_it_has_one";
-        alone(&format!("{HERE}{name}"), || {
-            let link = pair("one");
-            ip("link set one-host down");
-
-            apply_to(&cards(&[full()]), None, &[link], || {}).unwrap();
-
-            for state in ["down", "up"] {
-                ip(&format!("link set one-host {state}"));
-                assert_eq!(addresses("one"), ["10.42.0.5/24", "fd42::5/64"], "{state}");
-                let routes = lines("route show").join("\n");
-                assert!(routes.contains("default via 10.42.0.1 dev one"), "{routes}");
-                let routes = lines("-6 route show").join("\n");
-                assert!(routes.contains("default via fd42::1 dev one"), "{routes}");
-                assert!(routes.contains("fd77::/32 via fd42::7 dev one"), "{routes}");
-            }
-        });
-    }
-
-    #[test]
-    fn of_several_cards_each_has_its_own_and_the_first_is_the_way_out() {
-        let name = "of_several_cards_each_has_its_own_and_the_first_is_the_way_out";
-        alone(&format!("{HERE}{name}"), || {
-            let links = [pair("one"), pair("two"), pair("three")];
-            let second = Nic {
-                address: text("10.43.0.5/32"),
-                gateway: text("10.43.0.1"),
-                address6: text("fd43::5/64"),
-                gateway6: text("fe80::1"),
-                ..Nic::default()
-            };
-            let all = cards(&[full(), second, Nic::default(), Nic::default()]);
-
-            let done = apply_to(&all, None, &links, || {});
-
-            assert!(matches!(done, Err(NetworkError::NoCard(3))), "{done:?}");
-            assert_eq!(addresses("two"), ["10.43.0.5/32", "fd43::5/64"]);
-            assert_eq!(addresses("three"), [""; 0]);
-            assert!(ip("link show three").contains("UP"));
-            let routes = lines("route show").join("\n");
-            assert!(
-                routes.contains("default via 10.42.0.1 dev one proto static\n")
-                    && routes
-                        .contains("default via 10.43.0.1 dev two proto static metric 100 onlink"),
-                "{routes}"
-            );
-            let routes = lines("-6 route show").join("\n");
-            assert!(
-                routes.contains("default via fd42::1 dev one proto static metric 1024")
-                    && routes.contains("default via fe80::1 dev two proto static metric 1124"),
-                "{routes}"
-            );
-        });
-    }
-
-    #[test]
-    fn a_card_that_refuses_is_named_and_the_others_are_set() {
-        alone(
-            &format!("{HERE}a_card_that_refuses_is_named_and_the_others_are_set"),
-            || {
-                let links = [pair("one"), pair("two")];
-                ip("link set one addr 02:00:00:00:00:77");
-                // No IPv6 on a link of so small packets.
-                let impossible = Nic {
-                    mtu: Some(1000),
-                    ..full()
-                };
-                let second = Nic {
-                    address: text("10.43.0.5/24"),
-                    ..Nic::default()
-                };
-
-                let done = apply_to(&cards(&[impossible, second]), None, &links, || {});
-
-                let said = done.unwrap_err().to_string();
-                assert_eq!(said, "cannot set the address of one");
-                assert_eq!(addresses("two"), ["10.43.0.5/24"]);
-            },
-        );
-    }
-}
+mod tests;
