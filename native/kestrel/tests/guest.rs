@@ -15,8 +15,9 @@ mod bed;
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
-    Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FileSpec, FileStat,
-    Identity, List, ListOk, Logs, Metrics, Network, NetworkMode, Nic, Owner, Proxy, Stat, Workload,
+    Attach, CopyIn, CopyInDone, CopyOut, CopyOutOk, Empty, EventKind, Exec, FEATURES, FileSpec,
+    FileStat, Identity, IdentityOk, List, ListOk, Logs, Metrics, Network, NetworkMode, Nic, Owner,
+    Proxy, Route, Stat, Workload,
 };
 use aerie_protocol::{Frame, Kind, encode, parse_json};
 
@@ -669,6 +670,126 @@ fn volumes_files_and_a_network_are_there_when_the_workload_starts() {
     assert_eq!(finish(&mut talk).exit.code, 0);
     bed.event();
     bed.event();
+    bed.wait_off();
+}
+
+#[test]
+fn cards_are_set_asked_for_and_changed_and_connections_of_the_first_guest_end() {
+    let text = |text: &str| Some(text.to_owned());
+    let fixed = Nic {
+        mac: text("02:ae:00:00:00:01"),
+        address: text("10.0.2.15/24"),
+        gateway: text("10.0.2.2"),
+        address6: text("fd42::15/64"),
+        gateway6: text("fd42::2"),
+        mtu: Some(1400),
+        routes: vec![Route {
+            destination: "172.20.0.0/16".to_owned(),
+            via: text("10.0.2.9"),
+        }],
+        dns: vec!["10.0.2.3".to_owned()],
+        search: vec!["one.aerie".to_owned()],
+        dhcp: false,
+    };
+    let asking = Nic {
+        dhcp: true,
+        ..Nic::default()
+    };
+    let Some(mut bed) = Bed::boot(Setup {
+        // An echo that is no program of the guest's.
+        cards: vec![
+            (
+                fixed.clone(),
+                "user,restrict=on,ipv6-prefix=fd42::,ipv6-host=fd42::2,guestfwd=tcp:10.0.2.100:7-cmd:cat",
+            ),
+            (
+                asking.clone(),
+                "user,restrict=on,ipv6=off,net=10.9.0.0/24,dhcpstart=10.9.0.50,dnssearch=two.aerie",
+            ),
+        ],
+        ..Setup::default()
+    }) else {
+        return;
+    };
+    ready(&mut bed);
+
+    const ADDRESSES: &str = "for card in eth0 eth1; do ip addr show $card | grep 'scope global' | \
+        grep -o 'inet6* [^ ]*'; done; ip addr show eth0 | grep tentative";
+    const ROUTES: &str = "ip route | sort; ip -6 route | grep default";
+    assert_eq!(
+        bed.shell(ADDRESSES),
+        "inet 10.0.2.15/24\ninet6 fd42::15/64\ninet 10.9.0.50/24\n"
+    );
+    assert_eq!(
+        bed.shell(ROUTES),
+        "10.0.2.0/24 dev eth0 scope link  src 10.0.2.15 \n10.9.0.0/24 dev eth1 scope link  src 10.9.0.50 \n\
+         172.20.0.0/16 via 10.0.2.9 dev eth0 \ndefault via 10.0.2.2 dev eth0 \n\
+         default via fd42::2 dev eth0  metric 1024 \n"
+    );
+    assert_eq!(
+        bed.shell("cat /sys/class/net/eth0/mtu /etc/hosts /etc/resolv.conf"),
+        "1400\n127.0.0.1 localhost\n10.0.2.15\tguest\nfd42::15\tguest\n\
+         search one.aerie two.aerie\nnameserver 10.0.2.3\n"
+    );
+    assert_eq!(
+        bed.shell("ping -c 1 -W 20 fd42::2 | grep -o '1 packets received'"),
+        "1 packets received\n"
+    );
+
+    // A connection out, one to itself, and what listens.
+    const CONNECTED: &str = "grep -c ' 6402000A:0007 01 ' /proc/net/tcp";
+    bed.shell("httpd -p 80 -h /etc; mkfifo /dev/shm/in; sleep 1000 > /dev/shm/in & (nc 10.0.2.100 7 < /dev/shm/in > /dev/shm/out; echo end > /dev/shm/end) &");
+    bed.wait_for_shell(CONNECTED, "1\n");
+    bed.shell("sleep 1000 | nc 127.0.0.1 80 > /dev/null 2>&1 &");
+    const LOOPBACK: &str = "grep -c '0100007F:[0-9A-F]* 0100007F:[0-9A-F]* 01 ' /proc/net/tcp";
+    bed.wait_for_shell(LOOPBACK, "1\n");
+
+    let identity = Identity {
+        hostname: "child".to_owned(),
+        machine_id: "f".repeat(32),
+        entropy: "00".repeat(32),
+        time_ns: 2_000_000_000_000_000_000,
+        network: None,
+        nics: Some(vec![
+            Nic {
+                mac: text("02:ae:00:00:00:05"),
+                address: text("10.0.2.16/24"),
+                address6: text("fd42::16/64"),
+                routes: vec![],
+                ..fixed
+            },
+            Nic {
+                mac: text("02:ae:00:00:00:06"),
+                ..asking
+            },
+        ]),
+    };
+    let applied: IdentityOk = bed.ask(Kind::Identity, &identity);
+
+    assert_eq!(applied.features, FEATURES);
+    assert_eq!(bed.shell(CONNECTED), "0\n");
+    assert_eq!(bed.shell(LOOPBACK), "1\n");
+    bed.wait_for_shell("cat /dev/shm/end", "end\n");
+    assert_eq!(
+        bed.shell("wget -qO- http://127.0.0.1/hostname; cat /sys/class/net/eth*/address"),
+        "child\n02:ae:00:00:00:05\n02:ae:00:00:00:06\n"
+    );
+    bed.wait_for_shell(
+        ADDRESSES,
+        "inet 10.0.2.16/24\ninet6 fd42::16/64\ninet 10.9.0.51/24\n",
+    );
+    bed.wait_for_shell(
+        ROUTES,
+        "10.0.2.0/24 dev eth0 scope link  src 10.0.2.16 \n10.9.0.0/24 dev eth1 scope link  src 10.9.0.51 \n\
+         default via 10.0.2.2 dev eth0 \n\
+         default via fd42::2 dev eth0  metric 1024 \n",
+    );
+    assert_eq!(
+        bed.shell("cat /etc/hosts; grep -c . /etc/resolv.conf"),
+        "127.0.0.1 localhost\n10.0.2.16\tchild\nfd42::16\tchild\n2\n"
+    );
+    assert_eq!(bed.shell("echo x | nc -w 5 10.0.2.100 7"), "x\n");
+    bed.stop(500);
     bed.wait_off();
 }
 

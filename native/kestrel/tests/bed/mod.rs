@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
-    Attach, Configuration, Event, Exec, Exit, FileSpec, Network, NetworkMode, Reply, Request, Root,
-    RootMode, SessionOpen, Volume, VolumeFs, Workload,
+    Attach, Configuration, Event, Exec, Exit, FileSpec, Network, NetworkMode, Nic, Reply, Request,
+    Root, RootMode, SessionOpen, Volume, VolumeFs, Workload,
 };
 use aerie_protocol::{Decoder, Frame, GENERATION, Kind, encode, parse_json};
 use serde::Serialize;
@@ -31,6 +31,8 @@ pub struct Setup {
     pub promise_overlay: bool,
     /// Two further disks, and QEMU's user network.
     pub extras: bool,
+    /// The cards as the configuration has them, each with QEMU's side of it (`-netdev`, without its id).
+    pub cards: Vec<(Nic, &'static str)>,
     /// Files of the configuration.
     pub files: Vec<FileSpec>,
     /// The payload is in the initramfs, and there is no disk.
@@ -46,6 +48,7 @@ impl Default for Setup {
             grace_ms: 5000,
             promise_overlay: false,
             extras: false,
+            cards: vec![],
             files: vec![],
             in_memory: false,
         }
@@ -296,6 +299,13 @@ impl Bed {
             qemu.args(["-netdev", "user,id=n0,restrict=on"])
                 .args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
         }
+        for (index, (_, backend)) in setup.cards.iter().enumerate() {
+            qemu.args(["-netdev", &format!("{backend},id=c{index}")])
+                .args([
+                    "-device",
+                    &format!("virtio-net-pci,netdev=c{index},romfile="),
+                ]);
+        }
         let qemu = qemu
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -370,7 +380,7 @@ impl Bed {
                 },
                 mac: None,
             },
-            nics: vec![],
+            nics: setup.cards.iter().map(|(nic, _)| nic.clone()).collect(),
             files: setup.files,
             workload: setup.workload,
             grace_ms: setup.grace_ms,
@@ -716,7 +726,7 @@ pub fn json<T: Serialize>(body: &T) -> Vec<u8> {
 }
 
 /// Loaded in this order; a kernel that has one built in has no file of it.
-const MODULES: [&str; 20] = [
+const MODULES: [&str; 22] = [
     "virtio",
     "virtio_ring",
     "virtio_pci_legacy_dev",
@@ -737,6 +747,8 @@ const MODULES: [&str; 20] = [
     "virtio-rng",
     "button",
     "evdev",
+    "inet_diag",
+    "tcp_diag",
 ];
 
 fn initramfs(folder: &Path, kestrel: &Path, modules: &Path, with_payload: bool) {
