@@ -27,7 +27,8 @@ export type Filled<S extends TSchema> =
  */
 export const fill = <S extends TSchema>(schema: S, value: unknown): Filled<S> => {
   const properties = (schema as { properties?: Readonly<Record<string, TSchema>> }).properties
-  if (properties === undefined || typeof value !== 'object' || value === null) return value as Filled<S>
+  if (properties === undefined || typeof value !== 'object' || value === null || Array.isArray(value))
+    return value as Filled<S>
   const filled: Record<string, unknown> = { ...value }
   for (const [name, field] of Object.entries(properties))
     if (filled[name] !== undefined) filled[name] = fill(field, filled[name])

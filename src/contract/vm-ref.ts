@@ -7,6 +7,6 @@ import { Type } from '@sinclair/typebox'
 export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
 
 /** Faults of every operation on one vm. */
-export const ONE_VM = ['vm_not_found', 'vm_ambiguous'] as const
+export const ONE_VM = ['vm_not_found', 'vm_ambiguous', 'vm_damaged'] as const
 /** Faults of every operation on the guest of one vm. */
-export const RUNNING_VM = [...ONE_VM, 'vm_wrong_state', 'agent_unavailable', 'guest_busy'] as const
+export const RUNNING_VM = [...ONE_VM, 'vm_wrong_state', 'agent_unavailable', 'guest_busy', 'image_damaged'] as const

@@ -168,6 +168,7 @@ export const vmOperations = {
     faults: [
       'vm_exists',
       'image_not_found',
+      'image_damaged',
       'image_ambiguous',
       'kernel_not_found',
       'kernel_ambiguous',
@@ -224,6 +225,7 @@ export const vmOperations = {
       'guest_busy',
       'kernel_not_found',
       'image_not_found',
+      'image_damaged',
       'hypervisor_unavailable',
       'workload_missing',
       'vm_deleted',
@@ -253,6 +255,7 @@ export const vmOperations = {
       'vm_start_failed',
       'kernel_not_found',
       'image_not_found',
+      'image_damaged',
       'hypervisor_unavailable',
       'workload_missing',
       'vm_deleted',

@@ -13,6 +13,7 @@ import { signalNumber } from '../lib/signal.ts'
 import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
 import { archiveFault, archiveInvalid, limitsOf, copySynced, sha256File } from './archive.ts'
 import { wing } from '../linux/wing.ts'
+import { whyUnreadable } from '../store/json.ts'
 import { imageNames, images, vms } from '../store/schema.ts'
 import { immediate, prepared, type Store } from '../store/store.ts'
 
@@ -37,6 +38,21 @@ export const imageInUse = fault(
   (d) => `Cannot delete image "${d.image}": vms use it: ${d.vms.join(', ')}`,
   'Delete those vms first',
 )
+
+const imageDamaged = fault(
+  'image_damaged',
+  'conflict',
+  { image: Type.String(), reason: Type.String() },
+  (d) => `Cannot use image "${d.image}": its record is damaged (${d.reason})`,
+  'Import it again under another name',
+)
+
+/** Lets an image be used whose configuration can be read. @throws `image_damaged` */
+const whole = (row: ImageRow): ImageRow => {
+  const reason = whyUnreadable(row.config)
+  if (reason !== undefined) throw imageDamaged({ image: row.digest, reason })
+  return row
+}
 
 type ImageRow = typeof images.$inferSelect
 /** An image, and the name that led to it; null where a digest did. */
@@ -63,7 +79,7 @@ const selectByDigest = prepared((store) =>
 const view = (row: ImageRow, name: string | null): Image => ({
   name,
   digest: row.digest,
-  status: row.status,
+  status: whyUnreadable(row.config) === undefined ? row.status : 'failed',
   format: row.format,
   size_bytes: row.sizeBytes,
   config: row.config,
@@ -226,9 +242,9 @@ export class Images {
     return view(row, name ?? this.#namesOf(row.digest)[0] ?? null)
   }
 
-  /** The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`, `image_ambiguous` */
+  /** The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`, `image_ambiguous`, `image_damaged` */
   resolve(ref: string, tx = this.#store): ImageRow {
-    return this.find(ref, 'read', tx).row
+    return whole(this.find(ref, 'read', tx).row)
   }
 
   /** The same with the name by which it was found; null where that was a digest. @throws `image_not_found`, `image_ambiguous` */
@@ -283,11 +299,11 @@ export class Images {
       .map((row) => row.name)
   }
 
-  /** A row by the digest that a vm keeps. */
+  /** A row by the digest that a vm keeps. @throws `image_damaged` */
   byDigest(digest: string): ImageRow {
     const row = selectByDigest(this.#store).get({ digest })
     if (!row) throw imageNotFound({ image: digest })
-    return row
+    return whole(row)
   }
 
   /**

@@ -5,6 +5,7 @@ import { ImageConfig } from '../contract/image.ts'
 import { fieldsOf, specOf, VmFields } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
 import type { FaultRecord } from '../lib/fault.ts'
+import { fill } from '../contract/schema.ts'
 import { json, shaped } from './json.ts'
 
 /** The tables of `migrations/`, as drizzle sees them; a test compares the two. Times are Unix milliseconds. */
@@ -35,7 +36,7 @@ export const kernels = sqliteTable(
     name: text().notNull().unique(),
     version: text().notNull(),
     format: text().$type<'bzimage' | 'vmlinux'>().notNull(),
-    modules: json('modules', Type.Array(Type.String())).notNull(),
+    modules: json('modules', Type.Array(Type.String()), () => []).notNull(),
     sizeBytes: integer('size_bytes').notNull(),
     isDefault: integer('is_default', { mode: 'boolean' }).notNull().default(false),
     createdAt: integer('created_at').notNull(),
@@ -48,7 +49,15 @@ export const images = sqliteTable('images', {
   format: text().notNull(),
   erofsDigest: text('erofs_digest').notNull(),
   sizeBytes: integer('size_bytes').notNull(),
-  config: json('config', ImageConfig).notNull(),
+  config: json('config', ImageConfig, () => ({
+    entrypoint: [],
+    cmd: [],
+    env: [],
+    user: '',
+    working_dir: '',
+    stop_signal: '',
+    exposed_ports: [],
+  })).notNull(),
   status: text().$type<'pending' | 'pulling' | 'converting' | 'ready' | 'failed'>().notNull(),
   createdAt: integer('created_at').notNull(),
 })
@@ -80,7 +89,11 @@ export const vms = sqliteTable(
     name: text().notNull().unique(),
     state: text().$type<VmState>().notNull(),
     gen: integer().notNull().default(1),
-    spec: shaped('spec', VmFields, { read: specOf, write: fieldsOf }).notNull(),
+    spec: shaped('spec', VmFields, {
+      read: specOf,
+      write: fieldsOf,
+      standIn: () => specOf(fill(VmFields, {})),
+    }).notNull(),
     runtime: text().notNull(),
     plugin: text(),
     hypervisor: text().notNull(),
@@ -118,7 +131,13 @@ export const boots = sqliteTable('boots', {
     .notNull()
     .references(() => vms.uid, { onDelete: 'cascade' }),
   /** What the driver needs to adopt the machine: absent while there is none. */
-  machine: json('machine', MachineRecord),
+  machine: json('machine', MachineRecord, () => ({
+    bootId: '',
+    process: { pid: 0, startTime: '' },
+    helpers: [],
+    folder: '',
+    uuid: '',
+  })),
   /** SHA-256 of the session's secret, hex. */
   sessionSecret: text('session_secret'),
   ackedSeq: integer('acked_seq').notNull().default(0),

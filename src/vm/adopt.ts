@@ -19,7 +19,7 @@ import { completeRestore, isAsSaved } from './machine/restored.ts'
 import { shutDown } from './machine/shutdown.ts'
 import { tearDown } from './machine/teardown.ts'
 import { immediate } from '../store/store.ts'
-import { all, byUid } from './row/lookup.ts'
+import { all, byUid, whyDamaged } from './row/lookup.ts'
 import { change, move } from './row/moves.ts'
 
 /** How long one machine may take to answer at the daemon's start. */
@@ -46,6 +46,12 @@ export const adoptAll = async (host: Host): Promise<void> => {
 }
 
 const adopt = async (host: Host, row: VmRow): Promise<void> => {
+  const damage = whyDamaged(row)
+  if (damage !== undefined) {
+    host.log.error({ vm: row.name, reason: damage }, 'the record of a vm is damaged')
+    await probe(host, row) // it can be deleted, and runs until then where its machine is known
+    return
+  }
   switch (ON_BOOT[row.state]) {
     case 'keep':
       return
@@ -234,7 +240,7 @@ export const reprobe = async (host: Host): Promise<void> => {
       .run(row.uid, async () => {
         const now = byUid(host.store, row.uid)
         const live = host.vms.live.get(row.uid)
-        if (now?.state !== 'unknown') return
+        if (now?.state !== 'unknown' || whyDamaged(now) !== undefined) return
         if (live?.machine) await settle(host, now, live, live.machine)
         else await lostMeanwhile(host, now)
       })

@@ -24,6 +24,13 @@ export const vmAmbiguous = fault(
   (d) => `Cannot tell which vm "${d.name}" is: it fits ${d.matches.join(', ')}`,
   'Give more of the uid, or the name',
 )
+export const vmDamaged = fault(
+  'vm_damaged',
+  'conflict',
+  { name: Type.String(), reason: Type.String() },
+  (d) => `Cannot change vm "${d.name}": its record is damaged (${d.reason})`,
+  (d) => `\`aerie rm -f ${d.name}\` deletes it; its files stand in the state folder until then`,
+)
 export const vmExists = fault(
   'vm_exists',
   'conflict',

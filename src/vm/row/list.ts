@@ -35,7 +35,7 @@ const filterOf = (query: VmListQuery): SQL | undefined => {
     const at = pair.indexOf('=')
     if (at < 1) throw filterInvalid({ filter: 'metadata', reason: `"${pair}" is not key=value` })
     wheres.push(
-      sql`json_extract(${vms.spec}, ${`$.metadata."${pair.slice(0, at).replaceAll(/["\\]/g, '')}"`}) = ${pair.slice(at + 1)}`,
+      sql`CASE WHEN json_valid(${vms.spec}) THEN json_extract(${vms.spec}, ${`$.metadata."${pair.slice(0, at).replaceAll(/["\\]/g, '')}"`}) END = ${pair.slice(at + 1)}`,
     )
   }
   return and(...wheres)
