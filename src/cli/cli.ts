@@ -9,6 +9,7 @@ import { parseFlags, usageInvalid } from './flags.ts'
 import { asFault, problemOf, sayFault } from './fault-text.ts'
 import { complain, Out } from './out.ts'
 import { suggest } from './suggest.ts'
+import { checkWords, ownWords } from './words.ts'
 
 /** Where the words of a command's name end: flags of every command may stand before it. */
 export const splitName = (
@@ -70,7 +71,8 @@ const fatal = (error: unknown): never => {
 }
 
 /** argv → exit code. Every error ends here. */
-export const main = async (argv: readonly string[], env: Environment, programs: Programs): Promise<number> => {
+export const main = async (given: readonly string[], env: Environment, programs: Programs): Promise<number> => {
+  const argv = ownWords(given)
   let entry: Entry | undefined
   // Before the flags are read: an error in the flags also wants its format.
   const ours = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
@@ -107,6 +109,7 @@ export const main = async (argv: readonly string[], env: Environment, programs: 
       command: command.command === true,
       argsMax: command.args.max,
     })
+    checkWords(argv.slice(0, argv.length - ((command.command === true && parsed.rest?.length) || 0)))
     const globals = parsed.values as Globals
     if (globals.help === true) {
       const { commandHelp } = await import('./help.ts')

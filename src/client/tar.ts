@@ -294,7 +294,7 @@ class Packer {
       for (const raw of names.sort(Buffer.compare)) {
         const base = nameOfBytes(raw)
         const name = at.name === '' ? base : `${at.name}/${base}`
-        yield* this.#entry({ folder, base, name, shown: `${at.shown}/${base}` }, mount ?? here)
+        yield* this.#entry({ folder, base, name, shown: `${at.shown === '/' ? '' : at.shown}/${base}` }, mount ?? here)
       }
     } finally {
       closeSync(folder)

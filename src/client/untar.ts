@@ -82,7 +82,8 @@ const REASON: Readonly<Record<string, string>> = {
   ELOOP: 'it became a symbolic link meanwhile',
 }
 
-const onDisk = (path: string, error: unknown): Fault => {
+/** Says what kept something of this host from being written. */
+export const onDisk = (path: string, error: unknown): Fault => {
   if (error instanceof Fault) return error
   const code = codeOf(error)
   if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull({ path }, error)

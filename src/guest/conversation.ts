@@ -142,7 +142,9 @@ export const asFault = (body: Record<string, unknown>, path: string | undefined)
   const message = String(body['message'] ?? 'no reason given').slice(0, 1000)
   switch (code) {
     case 'not_found':
-      return guestPathNotFound({ path: path ?? '', reason: message })
+      return path === undefined
+        ? guestRefused({ reason: message, agent_code: code })
+        : guestPathNotFound({ path, reason: message })
     case 'user_not_found':
       return guestUserNotFound({ reason: message })
     case 'busy':

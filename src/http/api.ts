@@ -143,9 +143,10 @@ export const pathOf = (operation: Operation, url: string): { readonly base: stri
 
 const upgrade = (edge: Edge, operation: Operation, handler: Loose, asked: Asked<never>): Response => {
   const { request } = asked
+  // First what is not there is said: a client whose upgrade was refused sees no answer, and asks again without one to learn why.
+  const open = handler(asked)
   if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket')
     throw requestInvalid({ reason: 'it is for a WebSocket, and does not ask for `Upgrade: websocket`' })
-  const open = handler(asked)
   const { socket } = operation
   const begin: SocketData['begin'] = (ws) =>
     socket?.kind === 'process'

@@ -5,6 +5,7 @@ import type { Operation } from '../contract/operation.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import type { Fault } from '../lib/fault.ts'
 import { depthOf } from '../lib/json.ts'
+import { isWord } from '../lib/os-text.ts'
 
 /** Bytes that a JSON body may have, where its operation does not say more. Uploads are streams and have no limit here. */
 const BODY_MAX = 2 * 1_048_576
@@ -30,6 +31,21 @@ const unfit = (found: Iterable<ValueError>): Fault => {
   return requestInvalid({ reason: said, errors })
 }
 
+/** Fields whose texts are words of a command line, and may be bytes that are no UTF-8 (`lib/os-text.ts`). */
+const WORDS: ReadonlySet<string> = new Set(['argv', 'cmd', 'entrypoint'])
+
+/** Finds a text that no UTF-8 can say: half of a surrogate pair, which nobody reads the same. */
+const halfText = (value: unknown, path: string, words: boolean): string | undefined => {
+  if (typeof value === 'string') return (words ? isWord(value) : value.isWellFormed()) ? undefined : path
+  if (typeof value !== 'object' || value === null) return undefined
+  for (const [key, one] of Object.entries(value)) {
+    const at = path === '' ? key : `${path}.${key}`
+    const half = key.isWellFormed() ? halfText(one, at, words || WORDS.has(key)) : at
+    if (half !== undefined) return half
+  }
+  return undefined
+}
+
 /**
  * Checks a value that a request brought, and fills the defaults of its schema into it. In this order: what is said must be whole.
  *
@@ -37,6 +53,9 @@ const unfit = (found: Iterable<ValueError>): Fault => {
  */
 export const fit = (schema: TSchema, value: unknown): unknown => {
   if (!Value.Check(schema, value)) throw unfit(Value.Errors(schema, value))
+  const half = halfText(value, '', false)
+  if (half !== undefined)
+    throw requestInvalid({ reason: `${half.toWellFormed()}: half of a surrogate pair is no text` })
   return fill(schema, value)
 }
 

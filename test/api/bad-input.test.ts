@@ -139,6 +139,17 @@ const CASES: readonly Case[] = [
   ),
   ...fit('workdir', '', 'relative', '/a\0b', `/${'x'.repeat(4096)}`),
   ...fit('user', 'x'.repeat(129), 'a\0', 'a\nb', 0),
+  // half of a letter of UTF-16, which is no text; in a command line those that stand for a byte are taken
+  ...[
+    { cmd: ['\ud800'] },
+    { cmd: ['\udcff\ud83d'] },
+    { entrypoint: ['\udd00'] },
+    { env: { A: '\udcff' } },
+    { env: { '\udcff': 'x' } },
+    { workdir: '/\udcff' },
+    { user: '\ud800' },
+    { metadata: { a: '\udfff' } },
+  ].map((one) => invalid(`half a letter in ${JSON.stringify(one)}`, create(one), 'surrogate')),
   ...fit('port', 0, 65_536, -1, '80', 8080.5),
   ...fit('network', 'vsock', {}, { mode: 'bridge' }, { mode: 'vsock', subnet: 'x' }),
   ...fit('kernel_cmdline', 'x'.repeat(1025), 'a\nb', 'a\0b', 7),

@@ -6,13 +6,18 @@ import { ask, type Ask } from './http.ts'
 describe.skipIf(!haveBinary)('a verb takes the vm that is named, and no other', () => {
   let daemon: Daemon
   let beginning = ''
+  /** The beginning of the uids of both. */
+  let both = ''
   beforeAll(async () => {
     daemon = await startDaemon({ fake: true })
     await seedFake(daemon)
+    // Numbers grow with time, so vms that are made together begin alike.
     for (const name of ['web', 'web-prod'])
       await daemon.client.call('vm.create', { body: { name, image: 'base', cmd: ['sleep', '600'] } })
     const [one, two] = await daemon.client.call('vm.list', { query: {} })
     beginning = one?.uid.slice(0, -1) ?? ''
+    both = one?.uid.slice(0, 7) ?? ''
+    expect(two?.uid.startsWith(both)).toBe(true)
     expect(two?.uid.startsWith(beginning)).toBe(false)
   }, 60_000)
   afterAll(async () => {
@@ -51,6 +56,42 @@ describe.skipIf(!haveBinary)('a verb takes the vm that is named, and no other', 
       expect(said.stderr).toStartWith(`aerie: Cannot find vm "${name}"\n  hint: `)
     }
     expect((await daemon.client.call('vm.list', { query: {} })).map((vm) => vm.status)).toEqual(['running', 'running'])
+  })
+
+  test.each([
+    ['rm', '@'],
+    ['rm -f', '@'],
+    ['cp /etc/hostname', '@:/'],
+    ['cp -', '@:/'],
+    ['cp web:/etc', '@:/'],
+  ])('the command %s %s takes no beginning that fits two vms, or one', async (verb, target) => {
+    for (const name of [both, beginning]) {
+      const said = await cli(daemon, [...verb.split(' '), target.replace('@', name)])
+      expect([said.code, said.stdout]).toEqual([4, ''])
+      expect(said.stderr).toStartWith(`aerie: Cannot find vm "${name}"\n  hint: Did you mean "web"`)
+    }
+    expect((await daemon.client.call('vm.list', { query: {} })).map((vm) => vm.status)).toEqual(['running', 'running'])
+  })
+
+  test.each([
+    'exec @ true',
+    'exec -t @ true',
+    'attach @',
+    'console @',
+    'forward @ 0:80',
+    'logs @',
+    'logs -f @',
+    'wait @',
+  ])('%s says which vm is not there', async (words) => {
+    for (const [name, code] of [
+      ['nope', 4],
+      ['vm_', 4],
+      [both, 5],
+    ] as const) {
+      const said = await cli(daemon, words.replace('@', name).split(' '))
+      expect([name, said.code]).toEqual([name, words.startsWith('exec') || words.startsWith('attach') ? 125 : code])
+      expect(said.stderr).toStartWith(`aerie: Cannot ${code === 4 ? 'find vm' : 'tell which vm'} "${name}"`)
+    }
   })
 
   test('a look takes the beginning of a uid, and not of a name', async () => {

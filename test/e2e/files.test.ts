@@ -158,6 +158,35 @@ describe.skipIf(!haveBinary)('copies of files', () => {
     expect(await sh('a', 'ls / | grep nothing; ls /dir; [ -s /etc/passwd ] && echo kept')).toBe('in\nkept')
   }, 240_000)
 
+  test.each([
+    ['a link into a folder that is not there', (at: string) => symlinkSync('no/where', at), 4, 'no such folder', ''],
+    ['a link to itself', (at: string) => symlinkSync('circle', at), 3, 'lead in circles', ''],
+    ['a link to bytes', (at: string) => symlinkSync(Buffer.from('gone\xff', 'latin1'), at), 3, 'not UTF-8', ''],
+    ['a file where a folder should be', (at: string) => writeFileSync(at, ''), 4, 'no such folder', '/x'],
+    ['a circle where a folder should be', (at: string) => symlinkSync('circle', at), 3, 'lead in circles', '/x'],
+  ])('to %s there is no way, and that is said', async (_, make, code, reason, below) => {
+    const folder = mkdtempSync(join(here, 'target-'))
+    make(join(folder, 'circle'))
+
+    const said = await cp('a:/etc/passwd', `${join(folder, 'circle')}${below}`)
+
+    expect([said.code, readdirSync(folder)]).toEqual([code, ['circle']])
+    expect(said.stderr).toContain(reason)
+    expect(said.stderr).not.toContain('defect')
+  })
+
+  test.each(['/dev/null', '/dev/vda', '/q-fifo'])(
+    '%s is not copied from one guest to another as nothing',
+    async (at) => {
+      await sh('a', 'test -p /q-fifo || mkfifo /q-fifo')
+
+      const said = await cp(`a:${at}`, 'b:/q-new')
+
+      expect([said.code, await sh('b', 'ls /q-new 2>/dev/null')]).toEqual([2, ''])
+      expect(said.stderr).toContain(`"${at}": it is neither a file nor a folder`)
+    },
+  )
+
   test('names are bytes, in, out and across', async () => {
     const folder = join(here, 'odd')
     mkdirSync(folder)

@@ -73,6 +73,49 @@ describe.skipIf(!haveBinary)('a command in a guest', () => {
     expect(await cli(daemon, ['exec', '-w', 'none', 's', 'pwd'])).toMatchObject({ code: 126 })
   }, 120_000)
 
+  /** The command line with arguments that the shell makes of what printf(1) says: not all bytes are text. */
+  const aerieWith = async (words: string) => {
+    const child = Bun.spawn(['bash', '-c', `exec "$0" ${words}`, AERIE], {
+      env: { PATH: '/usr/bin:/bin', AERIE_HOST: `unix://${daemon.socket}` },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    const out = Buffer.from(await new Response(child.stdout).bytes()).toString('hex')
+    return [out, await new Response(child.stderr).text(), await child.exited] as const
+  }
+
+  test.each([
+    ['a byte that is no UTF-8', `$'\\377'`, 'ff'],
+    ['a word of Latin-1', `$'gr\\374n'`, '6772fc6e'],
+    ['text beside a letter that is cut', `$'\\303\\244\\303'`, 'c3a4c3'],
+    ['the sign for what was no UTF-8', `$'\\357\\277\\275'`, 'efbfbd'],
+  ])('is given %s as it is', async (_, word, hex) => {
+    expect(await aerieWith(`exec s -- printf %s ${word}`)).toEqual([hex, '', 0])
+  })
+
+  test.each([
+    [`exec -e A=$'\\377' s -- true`, 125],
+    [`cp s:/etc/$'\\377' /tmp/x`, 2],
+    [`inspect $'s\\377'`, 2],
+  ])('%s is refused, and not taken for another name', async (words, code) => {
+    const [out, err, exit] = await aerieWith(words)
+    expect([out, exit]).toEqual(['', code])
+    expect(err).toContain('it is not UTF-8')
+  })
+
+  test.each([
+    ['4294967295', 'user'],
+    ['04294967295:0', 'user'],
+    ['0:4294967295', 'group'],
+    ['nobody-here', 'user'],
+    ['+0', 'user'],
+  ])('does not run as %s, which is nobody', async (user, what) => {
+    const ran = await daemon.client
+      .call('vm.exec', { ...at('s'), body: { argv: ['id'], user } })
+      .catch((error: unknown) => error)
+    expect(ran).toMatchObject({ code: 'guest_user_not_found' })
+    expect(String(ran)).toContain(`Cannot use this user in the guest: ${what} "`)
+  })
+
   test('leaves what it started in the background alive, and holds nobody up', async () => {
     const script = '(while :; do echo t; echo e >&2; date +%s >/tmp/beat; sleep 1; done) & echo started'
     const from = Date.now()

@@ -17,7 +17,7 @@ pub fn run(argv: &[&str]) -> i32 {
     use crate::setup::users::User;
     use crate::sys::{poll, poll_entry};
 
-    let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
+    let argv: Vec<std::ffi::OsString> = argv.iter().map(std::ffi::OsString::from).collect();
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

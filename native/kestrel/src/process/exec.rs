@@ -137,8 +137,8 @@ pub fn serve(reaper: &'static Reaper, mut conn: Conn, body: &Exec) {
     let size = Size::or_default(body.cols, body.rows);
     let running = match start(reaper, &program, body.stdin, size, None) {
         Ok(running) => running,
-        Err(error @ SpawnError::User(_)) => {
-            return conn.fail(&ErrorBody::new(code::NOT_FOUND, chain(&error)));
+        Err(SpawnError::User(error)) => {
+            return conn.fail(&ErrorBody::new(code::USER_NOT_FOUND, error.to_string()));
         }
         Err(error) => return not_started(conn, &error),
     };

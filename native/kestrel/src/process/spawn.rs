@@ -5,9 +5,10 @@
 //! closes.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
 use crate::process::reap::{Child, Reaper};
@@ -24,7 +25,7 @@ const NOFILE_HARD: libc::rlim_t = 1_048_576;
 /// A program that is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Program<'a> {
-    pub argv: &'a [String],
+    pub argv: &'a [OsString],
     pub env: &'a BTreeMap<String, String>,
     pub cwd: Option<&'a str>,
     pub user: Option<&'a str>,
@@ -139,8 +140,11 @@ pub fn spawn(
     let env = environment(program, user);
     let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let candidates = candidates(name, path)?;
-    let argv = c_strings(program.argv.iter().cloned())?;
-    let envp = c_strings(env.iter().map(|(name, value)| format!("{name}={value}")))?;
+    let argv = c_strings(program.argv.iter().map(|word| word.as_bytes().to_vec()))?;
+    let envp = c_strings(
+        env.iter()
+            .map(|(name, value)| format!("{name}={value}").into_bytes()),
+    )?;
     let cwd = program.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or("/");
     let (report_read, report_write) = pipe().map_err(SpawnError::Fork)?;
     let plan = Plan {
@@ -167,7 +171,7 @@ pub fn spawn(
     match read_report(&report_read) {
         None => Ok(child),
         Some((STEP_EXEC, source)) => Err(SpawnError::Exec {
-            program: name.clone(),
+            program: name.to_string_lossy().into_owned(),
             source,
         }),
         Some((STEP_CWD, source)) => Err(SpawnError::Cwd {
@@ -196,23 +200,24 @@ fn environment(program: &Program<'_>, user: &User) -> BTreeMap<String, String> {
 }
 
 /// Finds the paths to try as execvp(3) does: a name with a slash is a path, others are looked for in `path`.
-fn candidates(name: &str, path: &str) -> Result<Vec<CString>, SpawnError> {
-    let names: Vec<String> = if name.contains('/') {
+fn candidates(name: &OsStr, path: &str) -> Result<Vec<CString>, SpawnError> {
+    let name = name.as_bytes();
+    let names: Vec<Vec<u8>> = if name.contains(&b'/') {
         vec![name.to_owned()]
     } else if name.is_empty() {
         Vec::new()
     } else {
         path.split(':')
             .map(|folder| match folder {
-                "" => format!("./{name}"),
-                folder => format!("{folder}/{name}"),
+                "" => [b"./", name].concat(),
+                folder => [folder.as_bytes(), b"/", name].concat(),
             })
             .collect()
     };
     c_strings(names.into_iter())
 }
 
-fn c_strings(strings: impl Iterator<Item = String>) -> Result<Vec<CString>, SpawnError> {
+fn c_strings(strings: impl Iterator<Item = Vec<u8>>) -> Result<Vec<CString>, SpawnError> {
     strings
         .map(|string| CString::new(string).map_err(|_| SpawnError::Nul))
         .collect()
@@ -427,7 +432,7 @@ mod tests {
         env: &[(&str, &str)],
         cwd: Option<&str>,
     ) -> Result<(Status, String), SpawnError> {
-        let argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
+        let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
         let env = env
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))

@@ -63,7 +63,7 @@ fn resolve_in(spec: &str, passwd: &Path, group: &Path) -> Result<User, UserError
         None => (spec, None),
     };
     let user_spec = if user_spec.is_empty() { "0" } else { user_spec };
-    let number = user_spec.parse::<u32>().ok();
+    let number = id(user_spec);
     // A name is preferred to a number, so that an account called "1000" is found; the first line wins.
     let accounts = lines(passwd, account);
     let account = accounts
@@ -86,7 +86,7 @@ fn resolve_in(spec: &str, passwd: &Path, group: &Path) -> Result<User, UserError
             .iter()
             .find(|group| group.name == group_spec)
             .map(|group| group.gid)
-            .or_else(|| group_spec.parse().ok())
+            .or_else(|| id(group_spec))
             .ok_or_else(|| UserError::GroupUnknown(group_spec.to_owned()))?;
         return Ok(User {
             uid,
@@ -127,12 +127,20 @@ fn lines<T>(path: &Path, parse: fn(&str) -> Option<T>) -> Vec<T> {
         .collect()
 }
 
+/// Reads the number of a user or a group. The largest one is none: to setresuid(2) it says "leave it as it is", which is root.
+fn id(text: &str) -> Option<u32> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 fn account(line: &str) -> Option<Account> {
     let mut fields = line.split(':');
     let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
     let _password = fields.next()?;
-    let uid = fields.next()?.parse().ok()?;
-    let gid = fields.next()?.parse().ok()?;
+    let uid = id(fields.next()?)?;
+    let gid = id(fields.next()?)?;
     let _gecos = fields.next();
     let home = fields.next().unwrap_or_default().to_owned();
     Some(Account {
@@ -147,7 +155,7 @@ fn group_line(line: &str) -> Option<Group> {
     let mut fields = line.split(':');
     let name = fields.next().filter(|name| !name.is_empty())?.to_owned();
     let _password = fields.next()?;
-    let gid = fields.next()?.parse().ok()?;
+    let gid = id(fields.next()?)?;
     let members = fields
         .next()
         .unwrap_or_default()
@@ -168,9 +176,9 @@ mod tests {
         1000:x:1234:55::/home/odd:/bin/sh\n\
         dup:x:33:99::/home/dup:/bin/sh\n\
         bad:x:notanumber:1::/:\n\
+        minus:x:4294967295:0::/:\n\
         homeless:x:7:7";
-    const GROUP: &str =
-        "root:x:0:\nwww:x:33:\nadm:x:4:web,root\naudio:x:29:root,web\nbad\ntwice:x:4:web\n";
+    const GROUP: &str = "root:x:0:\nminus:x:4294967295:\nwww:x:33:\nadm:x:4:web,root\naudio:x:29:root,web\nbad\ntwice:x:4:web\n";
 
     fn try_resolve(spec: &str) -> Result<User, UserError> {
         let folder = crate::test_folder::TestFolder::new();
@@ -233,6 +241,30 @@ mod tests {
             try_resolve("4294967296"),
             Err(UserError::UserUnknown("4294967296".to_owned()))
         );
+    }
+
+    #[test]
+    fn what_the_kernel_takes_for_no_change_is_nobody() {
+        for spec in [
+            "4294967295",
+            "04294967295",
+            "4294967295:0",
+            "minus",
+            "+7",
+            "0x7",
+        ] {
+            assert!(
+                matches!(try_resolve(spec), Err(UserError::UserUnknown(_))),
+                "{spec}"
+            );
+        }
+        for spec in ["7:4294967295", "7:minus", ":4294967295", "7:+7"] {
+            assert!(
+                matches!(try_resolve(spec), Err(UserError::GroupUnknown(_))),
+                "{spec}"
+            );
+        }
+        assert_eq!(ids("4294967294:4294967294").0, u32::MAX - 1);
     }
 
     #[test]

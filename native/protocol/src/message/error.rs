@@ -36,8 +36,10 @@ pub mod code {
     pub const WINDOW_EXCEEDED: &str = "window_exceeded";
     /// The guest is not yet ready, or is about to power off.
     pub const NOT_READY: &str = "not_ready";
-    /// No such user, path, or workload.
+    /// No such path, or workload.
     pub const NOT_FOUND: &str = "not_found";
+    /// No such user, or group.
+    pub const USER_NOT_FOUND: &str = "user_not_found";
     pub const NOT_EXECUTABLE: &str = "not_executable";
     pub const NOT_A_DIRECTORY: &str = "not_a_directory";
     /// A file of a copy would replace a directory.

@@ -9,6 +9,7 @@ mod network;
 mod session;
 mod streams;
 mod system;
+mod words;
 
 pub use error::{ErrorBody, code};
 pub use files::{

@@ -1,6 +1,7 @@
 //! Bodies of the session: hello, configuration, events, requests.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
@@ -164,7 +165,8 @@ pub struct FileSpec {
 /// The guest's main program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
-    pub argv: Vec<String>,
+    #[serde(with = "super::words")]
+    pub argv: Vec<OsString>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Absent: `/`. Made where it is missing, as images expect.

@@ -1,6 +1,7 @@
 //! Bodies of the conversations that carry a process's or a socket's bytes: exec, attach, logs, proxy.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
     /// The program (looked for in `PATH` of `env`) and its arguments.
-    pub argv: Vec<String>,
+    #[serde(with = "super::words")]
+    pub argv: Vec<OsString>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Absent: `/`.

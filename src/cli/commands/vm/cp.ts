@@ -1,10 +1,11 @@
-import { lstatSync, readlinkSync, statSync } from 'node:fs'
+import { isUtf8 } from 'node:buffer'
+import { lstatSync, readlinkSync, statSync, type Stats } from 'node:fs'
 import { basename, dirname, join, posix, resolve } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import type { Client } from '../../../client/client.ts'
 import { packPath, pathUnpackable, realLocal, statLocal } from '../../../client/tar.ts'
 import { repack } from '../../../client/repack.ts'
-import { pathUnwritable, specialKind, unpack } from '../../../client/untar.ts'
+import { onDisk, pathUnwritable, specialKind, unpack } from '../../../client/untar.ts'
 import { fault } from '../../../lib/fault.ts'
 import { command, type Context } from '../../command.ts'
 import {
@@ -20,6 +21,7 @@ import {
   type Source,
 } from './copy-plan.ts'
 import { usageInvalid, yes } from '../../flags.ts'
+import { named } from './named.ts'
 import { Progress } from '../../progress.ts'
 import { writeAll } from '../../stdio.ts'
 import { stdin } from '../../stdin.ts'
@@ -39,8 +41,20 @@ const lookGuest =
   (path: string): Promise<Looked> =>
     client.call('vm.stat', { params: { name: vm }, query: { path, follow_links: true } })
 const lookHost = (path: string): Promise<Looked> => {
-  const stat = statSync(path, { throwIfNoEntry: false })
+  const stat = statTarget(path)
   return Promise.resolve({ exists: stat !== undefined, is_dir: stat?.isDirectory() === true })
+}
+
+/** What stands at a path of this host that is written to, its links followed; undefined where nothing does. @throws `path_unwritable` */
+const statTarget = (path: string): Stats | undefined => {
+  try {
+    return statSync(path, { throwIfNoEntry: false })
+  } catch (error) {
+    const { code } = error as { code?: unknown }
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
+    if (code === 'ELOOP') throw pathUnwritable({ path, reason: 'its symbolic links lead in circles' }, error)
+    throw onDisk(path, error)
+  }
 }
 
 /** `dir/.` is what is in it. */
@@ -71,16 +85,25 @@ const guestSource = async (client: Client, vm: string, path: string, follow: boo
   }
 }
 
+/** Where a link of this host leads. @throws `path_unwritable` where that is bytes that are no UTF-8: another file would be written to */
+const textOfLink = (path: string): string => {
+  const target = readlinkSync(path, { encoding: 'buffer' })
+  if (!isUtf8(target)) throw pathUnwritable({ path, reason: 'it is a symbolic link to a name that is not UTF-8' })
+  return target.toString()
+}
+
 /** Where a file goes that is to have the name of a link of this host: the person who named it means what it leads to. */
 const throughLinks = (plan: Plan): Plan => {
   let path = join(plan.folder, plan.as)
-  const found = statSync(path, { throwIfNoEntry: false })
+  const found = statTarget(path)
   const special = found && specialKind(found)
   if (special !== undefined) throw pathUnwritable({ path, reason: `${special} stands there` })
   // As many links as Linux follows (path_resolution(7)); the last may lead to what is yet to be made.
   for (let links = 0; links < 40 && lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true; links++)
-    path = resolve(realLocal(dirname(path)), readlinkSync(path))
-  return { folder: dirname(path), as: basename(path) }
+    path = resolve(realLocal(dirname(path)), textOfLink(path))
+  const folder = dirname(path)
+  if (statTarget(folder)?.isDirectory() !== true) throw targetMissing({ path: folder, where: ON_HOST })
+  return { folder, as: basename(path) }
 }
 
 /** A whole tree, or one side of it, from a place to a place. */
@@ -94,8 +117,9 @@ const copyIn = async (
   follow: boolean,
 ): Promise<number> => {
   const how = { owner: keep ? ('keep' as const) : ('root' as const), ...(keep && { archive: true }) }
+  const { uid } = await named(client, vm)
   if (from === '-') {
-    const found = await lookGuest(client, vm)(to)
+    const found = await lookGuest(client, uid)(to)
     if (!found.exists || !found.is_dir) throw targetMissing({ path: to, where: IN_GUEST })
     using progress = new Progress(`${vm}:${to}`, context.out.quiet)
     let failure: unknown
@@ -105,7 +129,7 @@ const copyIn = async (
     try {
       await client.upload(
         'vm.copy.in',
-        { params: { name: vm }, query: { ...how, path: to, owner: 'keep' } },
+        { params: { name: uid }, query: { ...how, path: to, owner: 'keep' } },
         progress.count(body),
       )
     } catch (error) {
@@ -121,7 +145,7 @@ const copyIn = async (
   const plan = await planCopy(
     { isFolder: stat.isDirectory(), name, contentOnly: isContent(from) },
     to,
-    lookGuest(client, vm),
+    lookGuest(client, uid),
     IN_GUEST,
   )
   using progress = new Progress(`${vm}:${to}`, context.out.quiet)
@@ -139,7 +163,7 @@ const copyIn = async (
     },
   })
   try {
-    await client.upload('vm.copy.in', { params: { name: vm }, query: { ...how, path: plan.folder } }, body)
+    await client.upload('vm.copy.in', { params: { name: uid }, query: { ...how, path: plan.folder } }, body)
   } catch (error) {
     throw failure ?? error
   }
@@ -178,12 +202,8 @@ const copyOut = async (
 }
 
 /** A vm has several names. */
-const isSameVm = async (client: Client, one: string, other: string): Promise<boolean> => {
-  const uids = await Promise.all(
-    [one, other].map(async (name) => (await client.call('vm.get', { params: { name } })).uid),
-  )
-  return uids[0] === uids[1]
-}
+const isSameVm = async (client: Client, name: string, other: { readonly uid: string }): Promise<boolean> =>
+  (await client.call('vm.get', { params: { name } })).uid === other.uid
 
 const copyAcross = async (
   context: Context,
@@ -193,9 +213,11 @@ const copyAcross = async (
   keep: boolean,
   follow: boolean,
 ): Promise<number> => {
+  const target = await named(client, to.vm)
   const source = await guestSource(client, from.vm, from.path, follow)
-  const plan = await planCopy(source, to.path, lookGuest(client, to.vm), IN_GUEST)
-  if (isInItself(source.query.path, plan) && (await isSameVm(client, from.vm, to.vm)))
+  if (source.isSpecial && !keep) throw pathUnpackable({ path: from.path, reason: 'it is neither a file nor a folder' })
+  const plan = await planCopy(source, to.path, lookGuest(client, target.uid), IN_GUEST)
+  if (isInItself(source.query.path, plan) && (await isSameVm(client, from.vm, target)))
     throw copyIntoItself({ path: from.path })
   using progress = new Progress(`${to.vm}:${to.path}`, context.out.quiet)
   const down = await client.download('vm.copy.out', { params: { name: from.vm }, query: source.query })
@@ -211,7 +233,7 @@ const copyAcross = async (
   })
   const query = { path: plan.folder, owner: 'keep' as const, ...(keep && { archive: true }) }
   try {
-    await client.upload('vm.copy.in', { params: { name: to.vm }, query }, body)
+    await client.upload('vm.copy.in', { params: { name: target.uid }, query }, body)
   } catch (error) {
     throw failure ?? error
   }
