@@ -6,6 +6,7 @@ import { Value } from '@sinclair/typebox/value'
 import { HypervisorName } from './contract/hypervisor.ts'
 import { oneOf } from './contract/operation.ts'
 import { fault } from './lib/fault.ts'
+import { messageOf } from './lib/message.ts'
 import {
   fitsSockets,
   lastingRun,
@@ -113,7 +114,7 @@ const fromFile = (path: string): Record<string, unknown> => {
   try {
     return Bun.TOML.parse(readFileSync(path, 'utf8')) as Record<string, unknown>
   } catch (error) {
-    throw configInvalid({ origin: path, reason: error instanceof Error ? error.message : String(error) }, error)
+    throw configInvalid({ origin: path, reason: messageOf(error) }, error)
   }
 }
 

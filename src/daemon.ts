@@ -30,6 +30,7 @@ import { adoptAll, reprobe } from './vm/adopt.ts'
 import { ClockWatch, setClocks } from './vm/machine/clock.ts'
 import { recordOwedEnds } from './vm/machine/end.ts'
 import { goOnAll } from './vm/machine/halt.ts'
+import { messageOf } from './lib/message.ts'
 import { punchConsoles } from './vm/log/console-trim.ts'
 
 /** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
@@ -198,7 +199,7 @@ const makeFolders = (config: Config): void => {
       if (owner !== undefined && owner !== process.getuid?.()) throw new Error(`it belongs to uid ${owner}`)
       ensureFolder(folder, mode)
     } catch (error) {
-      throw stateUnwritable({ folder, reason: error instanceof Error ? error.message : String(error) }, error)
+      throw stateUnwritable({ folder, reason: messageOf(error) }, error)
     }
   }
 }

@@ -5,6 +5,7 @@ import { parseEndpoint, type Endpoint } from '../client/endpoint.ts'
 import { fault } from '../lib/fault.ts'
 import { lastingRun, type Environment, type Places } from '../lib/paths.ts'
 import { sleep } from '../lib/wait.ts'
+import { messageOf } from '../lib/message.ts'
 import type { Need } from './command.ts'
 
 export const daemonMissing = fault(
@@ -104,7 +105,7 @@ export const readToken = (env: Environment, file: string | undefined): string | 
     if (token === '') throw new Error('it is empty')
     return token
   } catch (error) {
-    throw tokenFileUnreadable({ file, reason: error instanceof Error ? error.message : String(error) }, error)
+    throw tokenFileUnreadable({ file, reason: messageOf(error) }, error)
   }
 }
 
@@ -174,7 +175,7 @@ const start = async (world: World, user: Places): Promise<string> => {
   try {
     mkdirSync(state, { recursive: true, mode: 0o700 })
   } catch (error) {
-    throw failed(`its folder ${state} cannot be made: ${error instanceof Error ? error.message : String(error)}`)
+    throw failed(`its folder ${state} cannot be made: ${messageOf(error)}`)
   }
   for (;;) {
     let child: Bun.Subprocess
@@ -206,7 +207,7 @@ const start = async (world: World, user: Places): Promise<string> => {
         closeSync(fd)
       }
     } catch (error) {
-      throw failed(error instanceof Error ? error.message : String(error))
+      throw failed(messageOf(error))
     }
     child.unref()
     let patience = Number.POSITIVE_INFINITY

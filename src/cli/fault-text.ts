@@ -1,5 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import { Fault, fault } from '../lib/fault.ts'
+import { messageOf } from '../lib/message.ts'
 import { plain } from '../lib/plain.ts'
 
 const diskFull = fault('disk_full', 'exhausted', {}, () => 'Cannot write: the disk is full')
@@ -48,7 +49,7 @@ export const asFault = (error: unknown): Fault => {
   if (error instanceof Fault) return error
   if (error instanceof SuppressedError) return asFault(error.suppressed)
   const code = (error as { code?: unknown } | null)?.code
-  const message = error instanceof Error ? error.message : String(error)
+  const message = messageOf(error)
   if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull({}, error)
   return defect({ reason: message }, error)
 }

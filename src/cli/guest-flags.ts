@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { ExecStart } from '../contract/exec.ts'
 import { list, text, usageInvalid, yes } from './flags.ts'
+import { messageOf } from '../lib/message.ts'
 import { schemaFlags } from './schema-flags.ts'
 
 /** Flags of everything that runs a command in a guest. */
@@ -44,7 +45,7 @@ const envLines = (file: string): string[] => {
     content = readFileSync(file, 'utf8')
   } catch (error) {
     throw usageInvalid({
-      reason: `Cannot read the environment file "${file}": ${error instanceof Error ? error.message : String(error)}`,
+      reason: `Cannot read the environment file "${file}": ${messageOf(error)}`,
     })
   }
   return content

@@ -5,6 +5,7 @@ import { deferred, orAbort } from '../lib/wait.ts'
 import type { Programs, Terminal } from './command.ts'
 import { EXIT_INTERRUPTED, EXIT_PIPE } from './exit.ts'
 import { isTerminal, terminalSize, writeAll } from './stdio.ts'
+import { messageOf } from '../lib/message.ts'
 import { openStdin, type Stdin } from './stdin.ts'
 
 /** How a command of the guest is joined to this process. */
@@ -119,7 +120,7 @@ export const stay = async (exec: Exec, join: Stay): Promise<Left> => {
       } catch (error) {
         // A terminal that a shell has taken back: what is typed is for others, and the command goes on.
         if (join.terminal && !join.terminal.foreground()) return
-        join.warn(`${error instanceof Error ? error.message : String(error)}: the command reads its end`)
+        join.warn(`${messageOf(error)}: the command reads its end`)
       }
       if (value === undefined) break
       const typed = filter ? filter(value) : { bytes: value, detach: false }

@@ -1,4 +1,5 @@
 import { Type } from '@sinclair/typebox'
+import { messageOf } from '../lib/message.ts'
 import { fault, faultOf, type Fault, type FaultKind } from '../lib/fault.ts'
 
 export const daemonUnreachable = fault(
@@ -143,8 +144,7 @@ const BEFORE_CONNECTED = new Set([
 
 export const faultOfNetwork = (error: unknown, endpoint: string): Fault => {
   const code = networkCode(error)
-  const reason =
-    (code === undefined ? undefined : REASON[code]) ?? (error instanceof Error ? error.message : String(error))
+  const reason = (code === undefined ? undefined : REASON[code]) ?? messageOf(error)
   return (code !== undefined && BEFORE_CONNECTED.has(code) ? daemonUnreachable : connectionLost)(
     { endpoint, reason },
     error,

@@ -8,6 +8,7 @@
 import { Fault } from '../lib/fault.ts'
 import { BLOCK, padding, type EntryType, type Sparse } from './tar-header.ts'
 import { archiveInvalid, nameOfBytes } from './tar-name.ts'
+import { messageOf } from '../lib/message.ts'
 
 /** One entry without its data. Names are byte strings. */
 export interface Entry {
@@ -226,7 +227,7 @@ export class TarReader {
       return true
     } catch (error) {
       if (error instanceof Fault) throw error
-      throw archiveInvalid({ reason: error instanceof Error ? error.message.replace(/\.$/, '') : String(error) }, error)
+      throw archiveInvalid({ reason: messageOf(error).replace(/\.$/, '') }, error)
     }
   }
 

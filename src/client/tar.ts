@@ -26,6 +26,7 @@ import { spaceOf } from '../linux/path.ts'
 import { xattrsOf, type Xattr } from '../linux/xattr.ts'
 import { OPEN_FOLDER, pathIn, pathOfFd } from './folder-walk.ts'
 import { BLOCK, encodeHeader, padding, TAR_END, type Header, type Sparse } from './tar-header.ts'
+import { messageOf } from '../lib/message.ts'
 import { bytesOfName, nameOfBytes, nameOfText, sayName } from './tar-name.ts'
 
 export const pathMissing = fault(
@@ -87,10 +88,7 @@ const unreadable = (shown: string, error: unknown): Fault => {
   if (error instanceof Fault) return error
   const path = bytesOfName(shown).toString()
   const code = String((error as { code?: unknown }).code ?? '')
-  return pathUnreadable(
-    { path, reason: REASON[code] ?? (error instanceof Error ? error.message : String(error)) },
-    error,
-  )
+  return pathUnreadable({ path, reason: REASON[code] ?? messageOf(error) }, error)
 }
 const trying = <T>(shown: string, work: () => T): T => {
   try {

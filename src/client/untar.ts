@@ -44,6 +44,7 @@ import {
   nameOfText,
   sayName,
 } from './tar-name.ts'
+import { messageOf } from '../lib/message.ts'
 import { TarReader, type Entry } from './tar-reader.ts'
 
 export const pathUnwritable = fault(
@@ -87,10 +88,7 @@ export const onDisk = (path: string, error: unknown): Fault => {
   if (error instanceof Fault) return error
   const code = codeOf(error)
   if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull({ path }, error)
-  return pathUnwritable(
-    { path, reason: REASON[code] ?? (error instanceof Error ? error.message : String(error)) },
-    error,
-  )
+  return pathUnwritable({ path, reason: REASON[code] ?? messageOf(error) }, error)
 }
 
 /** What stands at a path; undefined where nothing does, or where it cannot be seen: what is tried next says why. */

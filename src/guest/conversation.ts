@@ -20,6 +20,7 @@ import {
   type Frame,
   type Kind,
 } from './frames.ts'
+import { messageOf } from '../lib/message.ts'
 import { type ANSWERS, answerOf } from './messages.ts'
 
 /**
@@ -161,7 +162,7 @@ const sayAgent = (error: unknown, signal: AbortSignal): unknown => {
   if (error instanceof Fault) return error
   const late = signal.reason instanceof DOMException && signal.reason.name === 'TimeoutError'
   if (signal.aborted && !late) return error
-  const reason = late ? 'it does not answer' : error instanceof Error ? error.message : String(error)
+  const reason = late ? 'it does not answer' : messageOf(error)
   return agentUnavailable({ reason }, error)
 }
 

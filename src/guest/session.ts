@@ -8,6 +8,7 @@ import type { Log } from '../lib/log.ts'
 import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
 import { Conversation } from './conversation.ts'
 import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, FrameError, GENERATION, KIND } from './frames.ts'
+import { messageOf } from '../lib/message.ts'
 import { AgentEvent, readAs } from './messages.ts'
 
 /** One network card, as the agent is told of it: the n-th of a list is the n-th that the guest's kernel found. */
@@ -218,7 +219,7 @@ export class GuestSession {
       if (welcome) await this.#serve(conversation)
     } catch (error) {
       this.#log.debug(
-        { path: this.#path, reason: error instanceof Error ? error.message : String(error) },
+        { path: this.#path, reason: messageOf(error) },
         this.#current === conversation ? "the agent's connection broke" : 'a guest connection was dropped',
       )
     } finally {

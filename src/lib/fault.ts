@@ -1,4 +1,5 @@
 import type { Static, TObject, TProperties } from '@sinclair/typebox'
+import { messageOf } from './message.ts'
 
 /** What the caller can do about it. An edge maps kinds to its own numbers; it never lists codes. */
 export type FaultKind =
@@ -89,6 +90,6 @@ export const chain = (error: unknown): string[] => {
     at !== undefined && at !== null && said.length < 16;
     at = at instanceof Error ? at.cause : undefined
   )
-    said.push(at instanceof Error ? at.message : String(at))
+    said.push(messageOf(at))
   return said
 }

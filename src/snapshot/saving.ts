@@ -1,6 +1,7 @@
 import { snapshotFailed } from '../hypervisor/errors.ts'
 import { diskExhausted, isDiskFull } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
+import { messageOf } from '../lib/message.ts'
 import type { VmRow } from '../store/schema.ts'
 
 /** Saving may take this long, and a second more for every `SAVE_MIB_S`. */
@@ -19,7 +20,7 @@ export const saveDeadline = (row: VmRow): AbortSignal =>
 /** Turns what went wrong while a machine was saved into a fault. */
 export const saveFault = (error: unknown): Fault => {
   if (error instanceof Fault) return error
-  const reason = error instanceof Error ? error.message : String(error)
+  const reason = messageOf(error)
   return isDiskFull(error) || NO_ROOM.test(reason)
     ? diskExhausted({ reason: 'the memory of the vm does not fit', problem: 'no_space' }, error)
     : snapshotFailed({ reason }, error)

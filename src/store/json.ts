@@ -1,6 +1,7 @@
 import type { TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import { customType } from 'drizzle-orm/sqlite-core'
+import { messageOf } from '../lib/message.ts'
 import { fill, type Filled } from '../contract/schema.ts'
 
 /** How a column's value stands between the row and its readers. */
@@ -64,7 +65,7 @@ export const shaped = <S extends TSchema, T extends object>(
       } catch (error) {
         if (!standIn) throw error
         const instead = standIn()
-        reasons.set(instead, error instanceof Error ? error.message : String(error))
+        reasons.set(instead, messageOf(error))
         return instead
       }
     },

@@ -1,3 +1,4 @@
+import { messageOf } from '../lib/message.ts'
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { ON_BOOT } from '../contract/vm-state.ts'
@@ -144,7 +145,7 @@ const settle = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): P
         if (row.wasReady)
           move(host.store, row.uid, 'broke', {
             boot: { machine: null },
-            statusMessage: error instanceof Error ? error.message : String(error),
+            statusMessage: messageOf(error),
           })
         else await undoCreate(host, row)
       }

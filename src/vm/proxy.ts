@@ -9,6 +9,7 @@ import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './machine/running.ts'
 import { forCaller, forGuest, type Proxied, type ProxiedPath } from './machine/proxy-headers.ts'
+import { messageOf } from '../lib/message.ts'
 import { portUndeclared, proxyFailed, proxyTimeout, upgradeUnsupported } from './row/errors.ts'
 
 /** How long the agent may take to answer that it lives. */
@@ -86,9 +87,7 @@ export const proxy = async (
     return await exchange(stream, { ...path, port }, incoming, limits, late)
   } catch (error) {
     stream.destroy()
-    throw error instanceof Fault
-      ? error
-      : proxyFailed({ name: row.name, port, reason: error instanceof Error ? error.message : String(error) }, error)
+    throw error instanceof Fault ? error : proxyFailed({ name: row.name, port, reason: messageOf(error) }, error)
   }
 }
 

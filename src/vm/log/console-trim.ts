@@ -2,6 +2,7 @@ import { closeSync, fstatSync, openSync } from 'node:fs'
 import type { Host } from '../../host.ts'
 import { punchHole } from '../../linux/file.ts'
 import { pathsOf } from '../row/layout.ts'
+import { messageOf } from '../../lib/message.ts'
 import { byUid } from '../row/lookup.ts'
 
 /** Holes are punched in whole blocks of this many bytes. */
@@ -29,10 +30,7 @@ export const punchConsoles = (host: Pick<Host, 'config' | 'log' | 'store' | 'vms
         if (blocks * 512 <= keep + 4 * GRAIN) continue
         punchHole(fd, 0, Math.floor((size - keep) / GRAIN) * GRAIN)
       } catch (error) {
-        host.log.debug(
-          { path, reason: error instanceof Error ? error.message : String(error) },
-          'cannot give back the old part of a log',
-        )
+        host.log.debug({ path, reason: messageOf(error) }, 'cannot give back the old part of a log')
       } finally {
         closeSync(fd)
       }

@@ -16,6 +16,7 @@ import { reboot } from './reboot.ts'
 import { closeLive, removeRuntimeFolder } from './teardown.ts'
 import { vmStartFailed } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
+import { messageOf } from '../../lib/message.ts'
 import { change, move } from '../row/moves.ts'
 
 /** A held vm whose caller never attaches is deleted after this long, if it is one that deletes itself. */
@@ -145,7 +146,7 @@ export const boot = async (host: Host, row: VmRow): Promise<void> => {
 const recordFailedBoot = (host: Pick<Host, 'store'>, uid: string, reason: unknown): void => {
   if (byUid(host.store, uid)?.state !== 'starting') return
   move(host.store, uid, 'broke', {
-    statusMessage: reason instanceof Error ? reason.message : String(reason),
+    statusMessage: messageOf(reason),
     boot: { machine: null, stoppedAt: Date.now() },
   })
 }

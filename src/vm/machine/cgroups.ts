@@ -2,6 +2,7 @@ import type { Host } from '../../host.ts'
 import { listCgroups, makeCgroup, removeCgroup } from '../../linux/cgroup.ts'
 import { hasCode } from '../../linux/errno.ts'
 import type { VmRow } from '../../store/schema.ts'
+import { messageOf } from '../../lib/message.ts'
 import type { Part } from './part.ts'
 
 /** What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache of the disks. */
@@ -33,10 +34,7 @@ const remove = async (host: Pick<Host, 'log'>, name: string): Promise<void> => {
     await removeCgroup(name)
   } catch (error) {
     if (!hasCode(error, 'EACCES', 'EPERM', 'EROFS'))
-      host.log.warn(
-        { cgroup: name, reason: error instanceof Error ? error.message : String(error) },
-        'cannot remove a cgroup',
-      )
+      host.log.warn({ cgroup: name, reason: messageOf(error) }, 'cannot remove a cgroup')
   }
 }
 

@@ -1,5 +1,6 @@
 import type { Machine } from '../../hypervisor/driver.ts'
 import { type HaltingHost, haltMachine, runMachine, type Wanted } from './halting.ts'
+import { messageOf } from '../../lib/message.ts'
 import type { LiveVm } from './live.ts'
 
 /** How long the agent may take to write the guest's disks out; a guest without an agent is frozen all the same. */
@@ -16,10 +17,7 @@ export const freeze = async (host: HaltingHost, live: LiveVm, machine: Machine, 
   try {
     await live.session.request('quiesce', {}, AbortSignal.timeout(QUIESCE_MS))
   } catch (error) {
-    host.log.warn(
-      { vm: live.name, reason: error instanceof Error ? error.message : String(error) },
-      'the guest does not write out its disks',
-    )
+    host.log.warn({ vm: live.name, reason: messageOf(error) }, 'the guest does not write out its disks')
   }
   try {
     await haltMachine(host, live, machine, verb)

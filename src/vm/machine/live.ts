@@ -6,6 +6,7 @@ import type { Log } from '../../lib/log.ts'
 import { type Deferred, deferred, orAbort, sleep } from '../../lib/wait.ts'
 import type { AppLog } from '../log/app-log.ts'
 import { LogIntake } from '../log/intake.ts'
+import { messageOf } from '../../lib/message.ts'
 import { HaltState } from './halt.ts'
 
 /** How long the last lines of a workload may take to arrive once it has ended. */
@@ -82,10 +83,7 @@ export class LiveVm {
         if (await this.#followOnce(signal)) return
         wait = 50
       } catch (error) {
-        this.#logger.debug(
-          { vm: this.name, reason: error instanceof Error ? error.message : String(error) },
-          'the log stream broke',
-        )
+        this.#logger.debug({ vm: this.name, reason: messageOf(error) }, 'the log stream broke')
       }
       if (!this.#draining) await sleep(wait, signal) // whoever drains reads the rest at once
     }

@@ -18,6 +18,7 @@ import { vmRestoreFailed } from '../row/errors.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
+import { messageOf } from '../../lib/message.ts'
 import { view } from '../row/view.ts'
 
 /** Wakes a vm in standby; call it in the vm's queue. @throws as `restore` in `vm/restore.ts` */
@@ -142,5 +143,5 @@ const restoreFault = (row: VmRow, error: unknown): Fault => {
   if (error instanceof Fault && error.kind !== 'internal') return error
   if (isDiskFull(error))
     return diskExhausted({ reason: 'the machine of the vm does not fit', problem: 'no_space' }, error)
-  return vmRestoreFailed({ name: row.name, reason: error instanceof Error ? error.message : String(error) }, error)
+  return vmRestoreFailed({ name: row.name, reason: messageOf(error) }, error)
 }

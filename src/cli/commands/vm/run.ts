@@ -13,6 +13,7 @@ import { TERMINAL_FLAGS, ttyChoice } from '../../guest-flags.ts'
 import { beforeDeadline, chooseJoin, codeOf, stay, type Left, type Stay } from '../../stay.ts'
 import { terminalSize } from '../../stdio.ts'
 import { settled } from './settled.ts'
+import { messageOf } from '../../../lib/message.ts'
 import { VM_FLAGS, vmCreateOf } from '../../vm-flags.ts'
 
 const FLAGS = {
@@ -61,7 +62,7 @@ const stopped = async (context: Context, client: Client, uid: string): Promise<v
     await client.call('vm.stop', { params: { name: uid }, body: {} }, { signal: over })
   } catch (error) {
     // That the time was over is the answer; a vm that stays behind is only worth a word.
-    if (!over.aborted) context.out.warn(error instanceof Error ? error.message : String(error))
+    if (!over.aborted) context.out.warn(messageOf(error))
   }
 }
 
@@ -123,7 +124,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       // The command's exit code is the answer; a vm that stays behind is only worth a word.
       cleanup.defer(() =>
         remove(client, vm.uid).catch((error: unknown) => {
-          context.out.warn(error instanceof Error ? error.message : String(error))
+          context.out.warn(messageOf(error))
         }),
       )
     }

@@ -14,6 +14,7 @@ import { unixListen } from '../../../linux/socket.ts'
 import { launchedBefore, type Launched } from '../../../linux/spawn.ts'
 import type { DriverOffer, End, HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
 import { agentUnavailable, machineFailed } from '../../errors.ts'
+import { messageOf } from '../../../lib/message.ts'
 import { connectVsock } from '../../vsock.ts'
 
 /*
@@ -101,7 +102,7 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
     } catch (error) {
       await machine.kill()
       if (signal.aborted) throw error
-      throw machineFailed({ hypervisor: 'fake', reason: error instanceof Error ? error.message : String(error) }, error)
+      throw machineFailed({ hypervisor: 'fake', reason: messageOf(error) }, error)
     }
   } finally {
     for (const fd of [log, ...sockets]) closeSync(fd)

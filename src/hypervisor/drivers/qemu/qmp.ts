@@ -3,6 +3,7 @@ import { connect, type Socket } from 'node:net'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { deferred, orAbort } from '../../../lib/wait.ts'
+import { messageOf } from '../../../lib/message.ts'
 import { eachLine, type LineLimits } from './lines.ts'
 
 /*
@@ -144,5 +145,4 @@ const parse = (line: string): Message => {
   return message
 }
 
-const asBroken = (error: unknown): QmpBroken =>
-  error instanceof QmpBroken ? error : new QmpBroken(error instanceof Error ? error.message : String(error))
+const asBroken = (error: unknown): QmpBroken => (error instanceof QmpBroken ? error : new QmpBroken(messageOf(error)))

@@ -21,6 +21,7 @@ import { copyMemory, openMemory } from './memory.ts'
 import { QemuVersion, readState, sayVersion, shapeOf, type Trailer } from './saved.ts'
 import { tellReset } from './vsock-device.ts'
 import { Qmp, QmpBroken, readEvent } from './qmp.ts'
+import { messageOf } from '../../../lib/message.ts'
 import { Qtest } from './qtest.ts'
 
 /** qapi/migration.json and qapi/machine.json. */
@@ -189,7 +190,7 @@ const start = async (
     }
     if (signal.aborted) throw error
     const said = started.length > 0 ? lastBytes(spec.vmmLog, 2000).trim() : ''
-    const why = error instanceof Error ? error.message : String(error)
+    const why = messageOf(error)
     const program = !(error instanceof Error && 'syscall' in error && error.syscall === 'open') // of a file that is not there the machine is to blame
     if (program && /exec_missing|not found|no such file/i.test(why) && !said)
       throw hypervisorUnavailable({ hypervisor: 'qemu', reason: `${options.program}: ${why}` }, error)

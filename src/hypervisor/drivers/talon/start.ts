@@ -15,6 +15,7 @@ import { lastBytes } from '../../console-log.ts'
 import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { VmmApi } from './api.ts'
+import { messageOf } from '../../../lib/message.ts'
 import { ConsoleNote, TalonMachine } from './machine.ts'
 
 const SIGKILL = constants.signals.SIGKILL
@@ -205,7 +206,7 @@ const start = async (
       closeFd(main.pidfd)
     }
     if (signal.aborted) throw error
-    const why = error instanceof Error ? error.message : String(error)
+    const why = messageOf(error)
     if (error instanceof KvmClosed) throw hypervisorUnavailable({ hypervisor: 'talon', reason: why }, error)
     if (error instanceof WingError && error.code.startsWith('namespace_')) {
       throw hypervisorUnavailable({ hypervisor: 'talon', reason: `its jail needs user namespaces: ${why}` }, error)
