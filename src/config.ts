@@ -6,14 +6,14 @@ import { Value } from '@sinclair/typebox/value'
 import { HypervisorName } from './contract/hypervisor.ts'
 import { oneOf } from './contract/operation.ts'
 import { fault } from './lib/fault.ts'
-import { messageOf } from './lib/message.ts'
+import { messageOf } from './lib/thrown.ts'
 import {
   fitsSockets,
   lastingRun,
   SOCKET_PATH_MAX,
-  systemPlaces,
+  systemPaths,
   userConfigFile,
-  userPlaces,
+  userPaths,
   type Environment,
 } from './lib/paths.ts'
 
@@ -121,7 +121,7 @@ const fromFile = (path: string): Record<string, unknown> => {
 /** One frozen configuration from all four sources; a value that does not fit names where it came from. */
 export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Environment, uid: number): Config => {
   const user = flags['user'] === true || env['AERIE_USER'] === 'true'
-  const places = () => (user ? userPlaces(env, uid) : systemPlaces)
+  const defaults = () => (user ? userPaths(env, uid) : systemPaths)
   const file =
     typeof flags['config'] === 'string'
       ? flags['config']
@@ -142,8 +142,8 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
     if (wrong) throw configInvalid({ origin, reason: `${wrong.path.slice(1).replaceAll('/', '.')}: ${wrong.message}` })
   }
   const settings = Value.Default(Settings, Value.Convert(Settings, merged)) as Settings
-  const state = settings.state ?? places().state
-  const run = settings.run ?? (settings.state ? join(settings.state, 'run') : places().run)
+  const state = settings.state ?? defaults().state
+  const run = settings.run ?? (settings.state ? join(settings.state, 'run') : defaults().run)
   const socket = settings.socket ?? join(run, 'aerie.sock')
   for (const [name, path] of [
     ['state', state],

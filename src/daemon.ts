@@ -17,7 +17,7 @@ import { chain, fault } from './lib/fault.ts'
 import { ensureFolder } from './lib/folder.ts'
 import { newLog } from './lib/log.ts'
 import { Serial } from './lib/serial.ts'
-import { sleep } from './lib/wait.ts'
+import { sleep } from './lib/promise.ts'
 import { tryLock } from './linux/lock.ts'
 import { adoptSeeds } from './system/seeds.ts'
 import { Snapshots } from './snapshot/snapshots.ts'
@@ -28,9 +28,9 @@ import { Tokens } from './system/tokens.ts'
 import { VERSION } from './version.ts'
 import { adoptAll, reprobe } from './vm/adopt.ts'
 import { ClockWatch, setClocks } from './vm/machine/clock.ts'
-import { recordOwedEnds } from './vm/machine/end.ts'
-import { goOnAll } from './vm/machine/halt.ts'
-import { messageOf } from './lib/message.ts'
+import { recordPendingEnds } from './vm/machine/end.ts'
+import { resumeAllHalted } from './vm/machine/halt.ts'
+import { messageOf } from './lib/thrown.ts'
 import { punchConsoles } from './vm/log/console-trim.ts'
 
 /** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
@@ -149,7 +149,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     () => {
       void reprobe(host)
       void ballast.make()
-      void recordOwedEnds(host)
+      void recordPendingEnds(host)
       punchConsoles(host)
       keepSocket()
       if (
@@ -166,7 +166,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 
   const clock = new ClockWatch()
   const halted = setInterval(() => {
-    void goOnAll(host)
+    void resumeAllHalted(host)
     if (clock.hasJumped()) void setClocks(host)
   }, HALTED_MS)
   void ballast.make()

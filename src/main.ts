@@ -19,8 +19,8 @@ if (argv.length === 2 && first === 'version' && second === '--short') {
   process.exit(0)
 }
 if (first === 'fake-machine') {
-  const { run } = await import('./hypervisor/drivers/fake/guest.ts')
-  process.exit(await run(argv.slice(1)))
+  const { runFakeMachine } = await import('./hypervisor/drivers/fake/guest.ts')
+  process.exit(await runFakeMachine(argv.slice(1)))
 }
 
 const { main } = await import('./cli/cli.ts')

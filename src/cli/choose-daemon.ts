@@ -3,9 +3,9 @@ import { join } from 'node:path'
 import { Type } from '@sinclair/typebox'
 import { parseEndpoint, type Endpoint } from '../client/endpoint.ts'
 import { fault } from '../lib/fault.ts'
-import { lastingRun, type Environment, type Places } from '../lib/paths.ts'
-import { sleep } from '../lib/wait.ts'
-import { messageOf } from '../lib/message.ts'
+import { lastingRun, type Environment, type DaemonPaths } from '../lib/paths.ts'
+import { sleep } from '../lib/promise.ts'
+import { messageOf } from '../lib/thrown.ts'
 import type { Need } from './command.ts'
 
 export const daemonMissing = fault(
@@ -55,8 +55,8 @@ export interface Reached {
 export interface World {
   readonly env: Environment
   readonly uid: number
-  readonly system: Places
-  readonly user: Places
+  readonly system: DaemonPaths
+  readonly user: DaemonPaths
   /** The words that start this program. */
   readonly self: readonly string[]
   /** For tests: shorter than 15 s. */
@@ -131,7 +131,7 @@ export const reach = async (
 }
 
 /** Where the daemon of this user answers: at its socket, or at the one in its state, where it listens in any case. */
-const findOwn = async (user: Places, uid: number): Promise<string | undefined> => {
+const findOwn = async (user: DaemonPaths, uid: number): Promise<string | undefined> => {
   for (const run of new Set([user.run, lastingRun(user.state) ?? user.run])) {
     const path = run === user.run ? user.socket : join(run, 'aerie.sock')
     checkOwn(run, uid)
@@ -166,7 +166,7 @@ export const tailOf = (text: string): string =>
  * Starts the daemon of this user and waits until it answers. Any number of callers may do so at once: the daemon's own lock lets one
  * through, the others end with `ANOTHER_RUNS`, and all callers wait for the same socket.
  */
-const start = async (world: World, user: Places): Promise<string> => {
+const start = async (world: World, user: DaemonPaths): Promise<string> => {
   const { state, run, socket } = user
   const log = join(state, 'daemon.log')
   const startMs = world.startMs ?? START_MS

@@ -1,12 +1,12 @@
 import { Fault } from '../lib/fault.ts'
 import { plain, plainJson } from '../lib/plain.ts'
-import { systemPlaces, userPlaces, type Environment } from '../lib/paths.ts'
+import { systemPaths, userPaths, type Environment } from '../lib/paths.ts'
 import { COMMANDS, findEntry, type Entry } from './commands.ts'
 import { NOUNS, nounOf } from './nouns.ts'
 import { flagsOf, GLOBAL_FLAGS, type Context, type Globals, type Programs } from './command.ts'
 import { EXIT, EXIT_OURS, EXIT_PIPE } from './exit.ts'
 import { parseFlags, usageInvalid } from './flags.ts'
-import { asFault, problemOf, sayFault } from './fault-text.ts'
+import { faultOrDefect, problemOf, sayFault } from './fault-text.ts'
 import { complain, Out } from './out.ts'
 import { suggest } from './suggest.ts'
 import { checkWords, ownWords } from './words.ts'
@@ -66,7 +66,7 @@ const isPipe = (error: unknown): boolean =>
 /** An error that no promise of a command led to: said like any other, instead of a page of minified source. */
 const fatal = (error: unknown): never => {
   if (isPipe(error)) process.exit(EXIT_PIPE)
-  complain(sayFault(asFault(error)))
+  complain(sayFault(faultOrDefect(error)))
   process.exit(EXIT.internal)
 }
 
@@ -138,7 +138,7 @@ export const main = async (given: readonly string[], env: Environment, programs:
     })
   } catch (error) {
     if (isPipe(error)) return EXIT_PIPE
-    const fault = asFault(error)
+    const fault = faultOrDefect(error)
     if (env['AERIE_DEBUG']) complain(Bun.inspect(error).split('\n').map(plain).join('\n'))
     complain(json ? plainJson(problemOf(fault)) : sayFault(fault))
     return entry?.guestCode ? EXIT_OURS : EXIT[fault.kind]
@@ -161,10 +161,10 @@ const newContext = (env: Environment, globals: Globals, out: Out, programs: Prog
       {
         env,
         uid,
-        system: systemPlaces,
+        system: systemPaths,
         // Found out where it is asked for: a user of the host's daemon needs no home.
         get user() {
-          return userPlaces(env, uid)
+          return userPaths(env, uid)
         },
         self: selfOf(),
       },

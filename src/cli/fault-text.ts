@@ -1,6 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import { Fault, fault } from '../lib/fault.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { plain } from '../lib/plain.ts'
 
 const diskFull = fault('disk_full', 'exhausted', {}, () => 'Cannot write: the disk is full')
@@ -45,9 +45,9 @@ export const sayFault = (fault: Fault): string => {
 }
 
 /** The fault in an error: an error of a clean-up does not hide the one that led there. */
-export const asFault = (error: unknown): Fault => {
+export const faultOrDefect = (error: unknown): Fault => {
   if (error instanceof Fault) return error
-  if (error instanceof SuppressedError) return asFault(error.suppressed)
+  if (error instanceof SuppressedError) return faultOrDefect(error.suppressed)
   const code = (error as { code?: unknown } | null)?.code
   const message = messageOf(error)
   if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull({}, error)

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { ExecStart } from '../contract/exec.ts'
 import { list, text, usageInvalid, yes } from './flags.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { schemaFlags } from './schema-flags.ts'
 
 /** Flags of everything that runs a command in a guest. */

@@ -7,7 +7,7 @@ import type { Client } from '../client/client.ts'
 import { plainJson } from '../lib/plain.ts'
 import { command, type Command, type Context } from './command.ts'
 import { EXIT } from './exit.ts'
-import { asFault, problemOf, sayFault } from './fault-text.ts'
+import { faultOrDefect, problemOf, sayFault } from './fault-text.ts'
 import type { Flags, Values } from './flags.ts'
 import type { Noun } from './nouns.ts'
 import { complain } from './out.ts'
@@ -27,7 +27,7 @@ export const each = async (
     try {
       await act(name)
     } catch (error) {
-      const fault = asFault(error)
+      const fault = faultOrDefect(error)
       complain(context.out.format === 'json' ? plainJson(problemOf(fault)) : sayFault(fault))
       if (code === 0) code = EXIT[fault.kind]
     }

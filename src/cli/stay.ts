@@ -1,11 +1,11 @@
 import { constants } from 'node:os'
-import type { Ended, Exec } from '../client/exec.ts'
+import type { Ended, Exec } from '../client/exec-stream.ts'
 import { Fault } from '../lib/fault.ts'
-import { deferred, orAbort } from '../lib/wait.ts'
+import { deferred, orAbort } from '../lib/promise.ts'
 import type { Programs, Terminal } from './command.ts'
 import { EXIT_INTERRUPTED, EXIT_PIPE } from './exit.ts'
 import { isTerminal, terminalSize, writeAll } from './stdio.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { openStdin, type Stdin } from './stdin.ts'
 
 /** How a command of the guest is joined to this process. */

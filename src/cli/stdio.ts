@@ -1,5 +1,5 @@
 import { fstatSync, write, writeSync } from 'node:fs'
-import { sleep } from '../lib/wait.ts'
+import { sleep } from '../lib/promise.ts'
 
 const writeSome = (fd: number, bytes: Uint8Array): Promise<number> =>
   new Promise((resolve, reject) => {

@@ -1,6 +1,6 @@
 import { RAW_END } from '../contract/forward.ts'
 import type { Endpoint } from './endpoint.ts'
-import { faultOfText } from './problem.ts'
+import { faultOfText } from './errors.ts'
 import { openSocket } from './websocket.ts'
 
 /** Bytes both ways: one forwarded connection, or a console. */

@@ -1,6 +1,6 @@
 import { Fault } from '../lib/fault.ts'
-import { sleep } from '../lib/wait.ts'
-import { answerInvalid, faultOfNetwork, faultOfProblem, kindOfStatus } from './problem.ts'
+import { sleep } from '../lib/promise.ts'
+import { answerInvalid, faultOfNetwork, faultOfProblem, kindOfStatus } from './errors.ts'
 
 export interface ServerEvent {
   readonly id: string | undefined

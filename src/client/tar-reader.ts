@@ -8,7 +8,7 @@
 import { Fault } from '../lib/fault.ts'
 import { BLOCK, padding, type EntryType, type Sparse } from './tar-header.ts'
 import { archiveInvalid, nameOfBytes } from './tar-name.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 
 /** One entry without its data. Names are byte strings. */
 export interface Entry {

@@ -26,7 +26,7 @@ import { spaceOf } from '../linux/path.ts'
 import { xattrsOf, type Xattr } from '../linux/xattr.ts'
 import { OPEN_FOLDER, pathIn, pathOfFd } from './folder-walk.ts'
 import { BLOCK, encodeHeader, padding, TAR_END, type Header, type Sparse } from './tar-header.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { bytesOfName, nameOfBytes, nameOfText, sayName } from './tar-name.ts'
 
 export const pathMissing = fault(

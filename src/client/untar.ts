@@ -44,7 +44,7 @@ import {
   nameOfText,
   sayName,
 } from './tar-name.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { TarReader, type Entry } from './tar-reader.ts'
 
 export const pathUnwritable = fault(

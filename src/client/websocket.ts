@@ -1,6 +1,6 @@
-import { deferred } from '../lib/wait.ts'
+import { deferred } from '../lib/promise.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
-import { connectionLost, faultOfNetwork, faultOfProblem, faultOfResponse } from './problem.ts'
+import { connectionLost, faultOfNetwork, faultOfProblem, faultOfResponse } from './errors.ts'
 
 /** What a peer may have sent and nobody has read yet before the socket is told to wait, and when it goes on. */
 const UNREAD_HIGH = 1024 * 1024

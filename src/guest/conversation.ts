@@ -4,7 +4,7 @@ import { agentUnavailable } from '../hypervisor/errors.ts'
 import type { Machine } from '../hypervisor/driver.ts'
 import { Fault } from '../lib/fault.ts'
 import { share } from '../lib/turn.ts'
-import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
+import { deferred, orAbort, type Deferred } from '../lib/promise.ts'
 import { guestBusy, guestPathNotFound, guestRefused, guestUserNotFound, requestTooLarge } from './errors.ts'
 import {
   AGENT_PORT,
@@ -20,7 +20,7 @@ import {
   type Frame,
   type Kind,
 } from './frames.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { type ANSWERS, answerOf } from './messages.ts'
 
 /**
@@ -138,7 +138,7 @@ const sendParts = async (conversation: Conversation, bytes: Buffer): Promise<voi
 }
 
 /** The agent's `error` as a fault of ours. What it says is the guest's word: shown, never trusted. */
-export const asFault = (body: Record<string, unknown>, path: string | undefined): Fault => {
+export const agentFault = (body: Record<string, unknown>, path: string | undefined): Fault => {
   const code = String(body['code'] ?? 'internal')
   const message = String(body['message'] ?? 'no reason given').slice(0, 1000)
   switch (code) {
@@ -213,7 +213,7 @@ export const accepted = async (
   try {
     const frame = await orAbort(conversation.next(), signal)
     if (!frame) throw agentUnavailable({ reason: 'it closed the connection' })
-    if (frame.type === FRAME.error) throw asFault(decodeJson(frame), path)
+    if (frame.type === FRAME.error) throw agentFault(decodeJson(frame), path)
     if (frame.type !== FRAME.ok)
       throw new FrameError('frame_payload_invalid', `frame 0x${frame.type.toString(16)} where an ok was expected`)
     return decodeJson(frame)

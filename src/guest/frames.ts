@@ -271,11 +271,11 @@ export class FrameReader {
 
   #hold(part: Uint8Array, wanted: number): void {
     if (this.#held.byteLength < this.#size + part.byteLength) {
-      const grown = Buffer.allocUnsafeSlow(
+      const larger = Buffer.allocUnsafeSlow(
         Math.max(this.#size + part.byteLength, Math.min(wanted, Math.max(HELD_MIN, this.#held.byteLength * 2))),
       )
-      this.#held.copy(grown, 0, 0, this.#size)
-      this.#held = grown
+      this.#held.copy(larger, 0, 0, this.#size)
+      this.#held = larger
     }
     this.#held.set(part, this.#size)
     this.#size += part.byteLength

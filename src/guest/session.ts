@@ -5,10 +5,10 @@ import { agentUnavailable } from '../hypervisor/errors.ts'
 import { Allowance, type Rate } from '../lib/allowance.ts'
 import { Fault } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
-import { deferred, orAbort, type Deferred } from '../lib/wait.ts'
+import { deferred, orAbort, type Deferred } from '../lib/promise.ts'
 import { Conversation } from './conversation.ts'
 import { decodeJson, decodeOpen, encodeAck, encodeJson, FRAME, FrameError, GENERATION, KIND } from './frames.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { AgentEvent, readAs } from './messages.ts'
 
 /** One network card, as the agent is told of it: the n-th of a list is the n-th that the guest's kernel found. */

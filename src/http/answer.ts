@@ -1,6 +1,6 @@
 import { FRAMED, frame } from '../contract/framed.ts'
 import type { Log } from '../lib/log.ts'
-import { asFault, problem } from './problem.ts'
+import { faultOrInternal, problem } from './problem.ts'
 
 /** The body of a request that is an upload. */
 export const bodyOf = (request: Request): ReadableStream<Uint8Array> => request.body ?? new Blob([]).stream()
@@ -12,7 +12,8 @@ export const tar = (
   log: Log,
 ): Response => {
   const framed = request.headers.get('accept') === FRAMED
-  const say = (error: unknown) => problem(asFault(error), request.headers.get('x-request-id') ?? '-', log).text()
+  const say = (error: unknown) =>
+    problem(faultOrInternal(error), request.headers.get('x-request-id') ?? '-', log).text()
   return new Response(framed ? frame(out.stream, say) : out.stream, {
     headers: {
       'content-type': framed ? FRAMED : 'application/x-tar',

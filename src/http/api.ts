@@ -11,11 +11,11 @@ import { json } from './answer.ts'
 import type { Asked, Handlers, Once, OpenBytes, OpenProcess } from './handler.ts'
 import { imageHandlers } from './image.ts'
 import { kernelHandlers } from './kernel.ts'
-import { asFault, problem, routeNotFound } from './problem.ts'
+import { faultOrInternal, problem, routeNotFound } from './problem.ts'
 import { fit, readBody, readQuery } from './read.ts'
-import { speakBytes } from './socket/bytes.ts'
-import { speakProcess } from './socket/process.ts'
-import type { SocketData } from './socket/socket.ts'
+import { speakBytes } from './socket/byte-stream.ts'
+import { speakProcess } from './socket/process-channel.ts'
+import type { SocketData } from './socket/behavior.ts'
 import { systemHandlers } from './system.ts'
 import { vmHandlers } from './vm.ts'
 
@@ -106,7 +106,7 @@ export const api = (host: Host, tokens: Tokens): Api => {
   const app = new Elysia({ normalize: false, strictPath: true, handler: { standardHostname: false } })
   app.onError(({ error, code, request }) => {
     const edge = edgeOf(request)
-    return problem(code === 'NOT_FOUND' ? unmatched(edge, request) : asFault(error), edge.requestId, host.log)
+    return problem(code === 'NOT_FOUND' ? unmatched(edge, request) : faultOrInternal(error), edge.requestId, host.log)
   })
   /** What is no operation is refused like one that only reads, so that a stranger does not learn the routes. */
   const unmatched = (edge: Edge, request: Request) => {
@@ -114,7 +114,7 @@ export const api = (host: Host, tokens: Tokens): Api => {
       edge.known = check(edge.listener, request, undefined, tokens)
       return routeNotFound({})
     } catch (error) {
-      return asFault(error)
+      return faultOrInternal(error)
     }
   }
   for (const [id, operation] of table) {

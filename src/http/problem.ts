@@ -25,7 +25,7 @@ export const routeNotFound = fault(
 )
 
 /** The fault in an error. What nobody declared is a full disk, or a defect, which says nothing of its reason. */
-export const asFault = (cause: unknown): Fault => (cause instanceof Fault ? cause : unexpected(cause))
+export const faultOrInternal = (cause: unknown): Fault => (cause instanceof Fault ? cause : unexpected(cause))
 
 /** A fault as RFC 9457 has it, with Volant's `error`. */
 export const problemOf = (fault: Fault) => ({

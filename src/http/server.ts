@@ -10,8 +10,8 @@ import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
 import type { Listener } from './access.ts'
 import { api, type Edge } from './api.ts'
-import { asFault, problem } from './problem.ts'
-import { CLOSE, type SocketData } from './socket/socket.ts'
+import { faultOrInternal, problem } from './problem.ts'
+import { CLOSE, type SocketData } from './socket/behavior.ts'
 
 export const shuttingDown = fault(
   'shutting_down',
@@ -97,7 +97,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         }
         return answer
       } catch (error) {
-        const answer = problem(asFault(error), id, host.log)
+        const answer = problem(faultOrInternal(error), id, host.log)
         answer.headers.set('connection', 'close')
         return answer
       } finally {

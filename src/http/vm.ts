@@ -4,7 +4,7 @@ import { viewConsole } from '../vm/console.ts'
 import { create, createdBefore } from '../vm/create.ts'
 import { remove } from '../vm/delete.ts'
 import { attach } from '../vm/attach.ts'
-import { exec, run } from '../vm/exec.ts'
+import { exec, execToEnd } from '../vm/exec.ts'
 import { copyIn, copyOut, listFolder, stat } from '../vm/files.ts'
 import { fork, forkedBefore } from '../vm/fork.ts'
 import { logs } from '../vm/logs.ts'
@@ -57,7 +57,7 @@ export const vmHandlers = (host: Host) => {
       again: (made) => forkedBefore(host, made),
     },
     'vm.wait': ({ params, query, signal }) => wait(host, params.name, query, signal),
-    'vm.exec': ({ params, body, signal }) => run(host, params.name, body, signal),
+    'vm.exec': ({ params, body, signal }) => execToEnd(host, params.name, body, signal),
     'vm.exec.stream': ({ params }) => exec.bind(null, host, uidOf(params.name)),
     'vm.attach': ({ params }) => attach.bind(null, host, uidOf(params.name)),
     'vm.forward': ({ params, query }) => dial.bind(null, host, uidOf(params.name), targetOf(query)),

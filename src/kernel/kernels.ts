@@ -19,7 +19,7 @@ import { archiveFault, copySynced, limitsOf, sha256File } from '../image/archive
 import { fault, Fault } from '../lib/fault.ts'
 import { ensureFolder } from '../lib/folder.ts'
 import { newId } from '../lib/id.ts'
-import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/lookup.ts'
+import { didYouMean, ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
 import { embedded } from '../linux/embedded.ts'
 import { wing } from '../linux/wing.ts'
 import { kernels, vms } from '../store/schema.ts'

@@ -28,7 +28,7 @@ export class Allowance {
   }
 
   /** Takes `amount` in any case, and gives the milliseconds until what is owed has been filled up again: 0 where nothing is. */
-  owe(amount: number): number {
+  reserve(amount: number): number {
     this.#fill()
     this.#left -= amount
     return this.#left >= 0 ? 0 : (-this.#left / this.#rate.perSecond) * 1000

@@ -1,5 +1,5 @@
 import type { Static, TObject, TProperties } from '@sinclair/typebox'
-import { messageOf } from './message.ts'
+import { messageOf } from './thrown.ts'
 
 /** What the caller can do about it. An edge maps kinds to its own numbers; it never lists codes. */
 export type FaultKind =

@@ -9,14 +9,14 @@ export const SOCKET_PATH_MAX = 107
 export type Environment = Readonly<Record<string, string | undefined>>
 
 /** The two folders of a daemon and the socket that its clients use. */
-export interface Places {
+export interface DaemonPaths {
   readonly mode: 'system' | 'user'
   readonly state: string
   readonly run: string
   readonly socket: string
 }
 
-export const systemPlaces: Places = {
+export const systemPaths: DaemonPaths = {
   mode: 'system',
   state: '/var/lib/aerie',
   run: '/run/aerie',
@@ -97,7 +97,7 @@ const userRun = (env: Environment, uid: number, state: string): string => {
 }
 
 /** The places of one user's own daemon, by the XDG base directory specification. @throws `home_missing` */
-export const userPlaces = (env: Environment, uid: number): Places => {
+export const userPaths = (env: Environment, uid: number): DaemonPaths => {
   const state = join(absolute(env['XDG_STATE_HOME']) ?? join(homeOf(env, uid), '.local/state'), 'aerie')
   const run = userRun(env, uid, state)
   return { mode: 'user', state, run, socket: join(run, 'aerie.sock') }

@@ -46,9 +46,9 @@ const parseMounts = (mountinfo: string): Mount[] =>
     const [, , , root, point] = before.split(' ')
     const [kind, , options = ''] = after.split(' ')
     if (root === undefined || point === undefined || kind === undefined || !kind.startsWith('cgroup')) return []
-    const plain = (text: string) =>
+    const unescaped = (text: string) =>
       text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-    return [{ root: plain(root), point: plain(point), kind, options: options.split(',') }]
+    return [{ root: unescaped(root), point: unescaped(point), kind, options: options.split(',') }]
   })
 
 const writable = (path: string): boolean => {

@@ -1,7 +1,7 @@
 import { snapshotFailed } from '../hypervisor/errors.ts'
 import { diskExhausted, isDiskFull } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import type { VmRow } from '../store/schema.ts'
 
 /** Saving may take this long, and a second more for every `SAVE_MIB_S`. */

@@ -24,7 +24,7 @@ const freeBytes = (folder: string): number => {
  */
 export class Ballast {
   readonly #folder: string
-  #making: Promise<void> | undefined
+  #filling: Promise<void> | undefined
 
   /** `state` is the folder whose disk it keeps room on. */
   constructor(state: string) {
@@ -54,14 +54,14 @@ export class Ballast {
   /** Makes what is missing of it where there is room. Never rejects: a disk that is full is what it is for. */
   async make(): Promise<void> {
     if (this.isWhole) return
-    await (this.#making ??= this.#makeAll()
+    await (this.#filling ??= this.#fillAll()
       .catch(() => undefined)
       .finally(() => {
-        this.#making = undefined
+        this.#filling = undefined
       }))
   }
 
-  async #makeAll(): Promise<void> {
+  async #fillAll(): Promise<void> {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 })
     const there = new Set(this.#pieces().filter((name) => !name.endsWith('.new')))
     const missing = (PIECES - there.size) * PIECE_BYTES

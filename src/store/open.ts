@@ -2,7 +2,7 @@ import { Database } from 'bun:sqlite'
 import { drizzle } from 'drizzle-orm/bun-sqlite'
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
-import { EventLog } from './events.ts'
+import { EventLog } from './event-log.ts'
 import { isDiskFull } from '../lib/errors.ts'
 import { type Rows, type Store, whenFull } from './store.ts'
 import first from './migrations/0001_init.sql' with { type: 'text' }

@@ -6,7 +6,7 @@ import { fieldsOf, specOf, VmFields } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
 import type { FaultRecord } from '../lib/fault.ts'
 import { fill } from '../contract/schema.ts'
-import { json, shaped } from './json.ts'
+import { json, shaped } from './json-column.ts'
 
 /** The tables of `migrations/`, as drizzle sees them; a test compares the two. Times are Unix milliseconds. */
 

@@ -1,7 +1,7 @@
 import type { Database } from 'bun:sqlite'
 import type { BunSQLiteDatabase } from 'drizzle-orm/bun-sqlite'
 import { isDiskFull } from '../lib/errors.ts'
-import type { EventLog } from './events.ts'
+import type { EventLog } from './event-log.ts'
 
 export type Rows = BunSQLiteDatabase & { readonly $client: Database }
 /** The rows of this host, with the log of the events that made them so. */

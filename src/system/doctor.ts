@@ -155,11 +155,11 @@ export const configOf = (which: 'system' | 'user', env: Environment, uid: number
 /** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (drivers: DriverChecks, asked: Config | Fault): Promise<Doctor> => {
   const config = asked instanceof Fault ? readConfig({}, {}, process.getuid?.() ?? 0) : asked
-  const places =
+  const folderChecks =
     asked instanceof Fault
       ? [check('state', 'fail', asked.message, asked.hint ?? null)]
       : [writable(asked), disk(asked), reflink(asked)]
-  const checks = [kernel(), kvm(), ...(await drivers(config)), cgroups(), ...places, ...(await port(config))]
+  const checks = [kernel(), kvm(), ...(await drivers(config)), cgroups(), ...folderChecks, ...(await port(config))]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }
 

@@ -42,7 +42,7 @@ export const exec = async (
 const BUFFER_MAX = 1_048_576
 
 /** Runs a command to its end and answers with what it said. */
-export const run = async (
+export const execToEnd = async (
   host: Running & Pick<Host, 'images'>,
   ref: string,
   want: Omit<ExecStart, 'tty' | 'stdin'> & { readonly input?: string },

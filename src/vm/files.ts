@@ -1,5 +1,5 @@
 import type { FileStat } from '../contract/files.ts'
-import { accepted, asFault, converse, open } from '../guest/conversation.ts'
+import { accepted, agentFault, converse, open } from '../guest/conversation.ts'
 import { FRAME, KIND, decodeJson, encode, encodeEmpty } from '../guest/frames.ts'
 import { answerOf } from '../guest/messages.ts'
 import { patiently } from '../guest/patience.ts'
@@ -92,7 +92,7 @@ export const copyOut = async (
       // An error in the midst must not look like a whole archive: the transfer breaks off.
       controller.error(
         frame?.type === FRAME.error
-          ? asFault(decodeJson(frame), path)
+          ? agentFault(decodeJson(frame), path)
           : agentUnavailable({ reason: 'it went away during the copy' }),
       )
     },

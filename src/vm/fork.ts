@@ -4,7 +4,7 @@ import type { Host } from '../host.ts'
 import { requestInvalid } from '../lib/errors.ts'
 import { Fault } from '../lib/fault.ts'
 import { type Undo, undoing } from '../lib/undo.ts'
-import { deferred } from '../lib/wait.ts'
+import { deferred } from '../lib/promise.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import type { Claim, Made } from '../store/idempotency.ts'
 import type { VmRow } from '../store/schema.ts'
@@ -39,8 +39,8 @@ export const fork = async (host: Host, ref: string, want: VmFork, claim?: Claim)
   const rows = reserve(host, source.uid, want, target, claim)
   const template = deferred<Template>()
   host.daemon.step('clones-reserved')
-  const making = rows.map((row) => host.vms.queue.run(row.uid, () => makeClone(host, row, template.promise)))
-  const settled = Promise.allSettled(making) // heard from the first on: a template that fails rejects them all
+  const clones = rows.map((row) => host.vms.queue.run(row.uid, () => makeClone(host, row, template.promise)))
+  const settled = Promise.allSettled(clones) // heard from the first on: a template that fails rejects them all
   try {
     const made = await host.vms.queue.run(source.uid, () => takeTemplate(host, source.uid, rows, target))
     host.daemon.step('template-taken')

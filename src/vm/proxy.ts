@@ -9,7 +9,7 @@ import type { Host } from '../host.ts'
 import { Fault } from '../lib/fault.ts'
 import { running } from './machine/running.ts'
 import { forCaller, forGuest, type Proxied, type ProxiedPath } from './machine/proxy-headers.ts'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { portUndeclared, proxyFailed, proxyTimeout, upgradeUnsupported } from './row/errors.ts'
 
 /** How long the agent may take to answer that it lives. */

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import { sse } from '../../src/http/answer.ts'
-import { asFault, problem } from '../../src/http/problem.ts'
+import { faultOrInternal, problem } from '../../src/http/problem.ts'
 import { Fault, type FaultKind } from '../../src/lib/fault.ts'
 import { newLog } from '../../src/lib/log.ts'
 
@@ -76,7 +76,7 @@ test('data of a fault never takes the place of what a problem is', async () => {
 
 test('what is no fault is internal, and says nothing of its reason', async () => {
   for (const thrown of [new Error('open "/var/lib/aerie/secret": EACCES'), 'a word', undefined, { code: 'ENOENT' }]) {
-    const text = await problem(asFault(thrown), 'r-1', log).text()
+    const text = await problem(faultOrInternal(thrown), 'r-1', log).text()
 
     expect(text).toContain('"code":"internal"')
     expect(text).not.toContain('secret')
@@ -125,6 +125,6 @@ test('a disk without room is told as such, however deep the error lies, and no o
   ]
   const others = [system('EACCES'), system('SQLITE_CORRUPT'), new Error('no room here'), 'ENOSPC', undefined]
 
-  expect(full.map((error) => asFault(error).code)).toEqual(full.map(() => 'disk_exhausted'))
-  expect(others.map((error) => asFault(error).code)).toEqual(others.map(() => 'internal'))
+  expect(full.map((error) => faultOrInternal(error).code)).toEqual(full.map(() => 'disk_exhausted'))
+  expect(others.map((error) => faultOrInternal(error).code)).toEqual(others.map(() => 'internal'))
 })

@@ -40,7 +40,7 @@ beforeAll(async () => {
   bed.host.vms.live.set(row.uid, {
     uid: row.uid,
     machine: driven,
-    halts: { mayGoOn: () => false },
+    halts: { mayResume: () => false },
   } as unknown as LiveVm)
   server = await serveApi(bed.host, new Tokens(bed.host.store), () => false)
 })

@@ -35,8 +35,8 @@ test('what is refused takes nothing', () => {
 test('what is owed is told as the time until it is filled up', () => {
   const { clock, allowance } = clocked(100, 100)
 
-  expect(allowance.owe(100)).toBe(0)
-  expect(allowance.owe(50)).toBe(500)
+  expect(allowance.reserve(100)).toBe(0)
+  expect(allowance.reserve(50)).toBe(500)
   clock.ms = 500
-  expect(allowance.owe(0)).toBe(0)
+  expect(allowance.reserve(0)).toBe(0)
 })

@@ -1,5 +1,5 @@
 import type { ServerWebSocket } from 'bun'
-import type { SocketData } from './socket.ts'
+import type { SocketData } from './behavior.ts'
 
 /** Bytes that may wait for one slow client before their source is held. */
 const BACKLOG_MAX = 1_048_576

@@ -1,5 +1,5 @@
 import { constants } from 'node:os'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { pidfdSignal } from '../../linux/pidfd.ts'
 import type { Launched } from '../../linux/spawn.ts'

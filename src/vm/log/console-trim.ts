@@ -2,7 +2,7 @@ import { closeSync, fstatSync, openSync } from 'node:fs'
 import type { Host } from '../../host.ts'
 import { punchHole } from '../../linux/file.ts'
 import { pathsOf } from '../row/layout.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import { byUid } from '../row/lookup.ts'
 
 /** Holes are punched in whole blocks of this many bytes. */

@@ -1,7 +1,7 @@
 import type { LogRecord } from '../../guest/frames.ts'
 import { Allowance, type Rate } from '../../lib/allowance.ts'
 import { share } from '../../lib/turn.ts'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import type { AppLog } from './app-log.ts'
 
 /** What a workload wrote in this time is one run of the file: a program that writes single bytes must not cost a record each. */
@@ -44,7 +44,7 @@ export class LogIntake {
       const turn = share()
       if (turn) await turn
     }
-    const wait = this.#allowance.owe(record.bytes.byteLength + RECORD_BYTES)
+    const wait = this.#allowance.reserve(record.bytes.byteLength + RECORD_BYTES)
     if (wait > 0) {
       this.flush()
       await sleep(wait, this.#signal)

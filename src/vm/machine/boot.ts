@@ -4,7 +4,7 @@ import type { End, HypervisorDriver, Machine, MachineSpec, Saved } from '../../h
 import { hypervisorUnavailable } from '../../hypervisor/errors.ts'
 import { diskExhausted, isDiskFull } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
-import { orAbort, sleep } from '../../lib/wait.ts'
+import { orAbort, sleep } from '../../lib/promise.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { listenForAgent } from './agent.ts'
 import { type Undo, undoing } from '../../lib/undo.ts'
@@ -16,7 +16,7 @@ import { reboot } from './reboot.ts'
 import { closeLive, removeRuntimeFolder } from './teardown.ts'
 import { vmStartFailed } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import { change, move } from '../row/moves.ts'
 
 /** A held vm whose caller never attaches is deleted after this long, if it is one that deletes itself. */

@@ -2,7 +2,7 @@ import type { Host } from '../../host.ts'
 import { listCgroups, makeCgroup, removeCgroup } from '../../linux/cgroup.ts'
 import { hasCode } from '../../linux/errno.ts'
 import type { VmRow } from '../../store/schema.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import type { Part } from './part.ts'
 
 /** What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache of the disks. */

@@ -14,7 +14,7 @@ import { move } from '../row/moves.ts'
 /**
  * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the reason for a daemon
  * that crashes right here), then sockets and cgroups. A step that fails, as on a full disk, holds up none of those behind it, and an end
- * that could not be written down is tried again (`recordOwedEnds`). Call it in the vm's queue, once for a live vm.
+ * that could not be written down is tried again (`recordPendingEnds`). Call it in the vm's queue, once for a live vm.
  *
  * @throws Error: the first step that failed
  */
@@ -32,9 +32,9 @@ export const recordEnd = async (host: Host, live: LiveVm, end: End): Promise<voi
   }
   await attempt(() => {
     const why = row ? killedForMemory(host, row, end) : end
-    owe(host, live.uid, row?.boot.machine ?? undefined, why)
+    keepPending(host, live.uid, row?.boot.machine ?? undefined, why)
     writeEnd(host, live.uid, why)
-    paid(host, live.uid)
+    dropPending(host, live.uid)
   })
   host.daemon.step('end-recorded')
   await attempt(() => live.machine?.kill())
@@ -86,30 +86,30 @@ export const removeIfWanted = async (host: MachineHost, uid: string): Promise<vo
 }
 
 /** Ends that are not in their rows yet, by uid: of which machine, and how it ended. */
-interface Owed {
+interface PendingEnd {
   readonly machine: MachineIdentity
   readonly end: End
 }
-const owedOf = new WeakMap<Host, Map<string, Owed>>()
+const pendingOf = new WeakMap<Host, Map<string, PendingEnd>>()
 
-const owe = (host: Host, uid: string, machine: MachineIdentity | undefined, end: End): void => {
+const keepPending = (host: Host, uid: string, machine: MachineIdentity | undefined, end: End): void => {
   if (!machine) return
-  const owed = owedOf.get(host) ?? new Map<string, Owed>()
-  owedOf.set(host, owed.set(uid, { machine, end }))
+  const pending = pendingOf.get(host) ?? new Map<string, PendingEnd>()
+  pendingOf.set(host, pending.set(uid, { machine, end }))
 }
-const paid = (host: Host, uid: string): void => {
-  owedOf.get(host)?.delete(uid)
+const dropPending = (host: Host, uid: string): void => {
+  pendingOf.get(host)?.delete(uid)
 }
 
 /** Writes down the ends that could not be written when they came: the disk was full, and nothing else would tell of them again. */
-export const recordOwedEnds = async (host: Host): Promise<void> => {
-  for (const [uid, { machine, end }] of owedOf.get(host) ?? []) {
+export const recordPendingEnds = async (host: Host): Promise<void> => {
+  for (const [uid, { machine, end }] of pendingOf.get(host) ?? []) {
     await host.vms.queue
       .run(uid, async () => {
         const row = byUid(host.store, uid)
         const isIts = row !== undefined && !host.vms.live.has(uid) && isDeepStrictEqual(row.boot.machine, machine)
         if (isIts) writeEnd(host, uid, end)
-        paid(host, uid)
+        dropPending(host, uid)
         if (isIts) await removeIfWanted(host, uid)
       })
       .catch((error: unknown) => {

@@ -1,6 +1,6 @@
 import type { Machine } from '../../hypervisor/driver.ts'
 import { type HaltingHost, haltMachine, runMachine, type Wanted } from './halting.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import type { LiveVm } from './live.ts'
 
 /** How long the agent may take to write the guest's disks out; a guest without an agent is frozen all the same. */

@@ -13,7 +13,7 @@ import { move } from '../row/moves.ts'
  */
 
 /** How long a guest may take to be told to go on. */
-const GO_ON_MS = 10_000
+const RESUME_MS = 10_000
 /** A guest that is halted again within this time had no use of going on: it waits twice as long the next time. */
 const AGAIN_MS = 10_000
 const WAIT_MS_MAX = 60_000
@@ -25,20 +25,20 @@ export class HaltState {
   /** The row says `paused` for this reason, and nobody else asked for it. */
   waits = false
   #haltedAt = 0
-  #wentOnAt = 0
+  #resumedAt = 0
   #pauseMs = 0
 
   halted(now = Date.now()): void {
     this.#haltedAt = now
-    const again = now - this.#wentOnAt < AGAIN_MS
+    const again = now - this.#resumedAt < AGAIN_MS
     this.#pauseMs = again ? Math.min(WAIT_MS_MAX, Math.max(1000, this.#pauseMs * 2)) : 0
     this.waits = true
   }
-  wentOn(now = Date.now()): void {
-    this.#wentOnAt = now
+  resumed(now = Date.now()): void {
+    this.#resumedAt = now
     this.waits = false
   }
-  mayGoOn(now = Date.now()): boolean {
+  mayResume(now = Date.now()): boolean {
     return this.waits && now - this.#haltedAt >= this.#pauseMs
   }
 }
@@ -76,28 +76,31 @@ const record = (host: Pick<Host, 'store' | 'vms'>, live: LiveVm): void => {
     halts.halted() // by a machine of the daemon before this one
   } else if (!halts.halt && halts.waits) {
     if (row?.state === 'paused') move(host.store, live.uid, 'went_on')
-    halts.wentOn()
+    halts.resumed()
   }
 }
 
 /** Lets one halted guest go on, if there is room for what it writes. */
-export const goOn = async (host: Pick<Host, 'store' | 'vms' | 'ballast' | 'config'>, live: LiveVm): Promise<void> => {
-  if (!live.halts.mayGoOn()) return
+export const resumeHalted = async (
+  host: Pick<Host, 'store' | 'vms' | 'ballast' | 'config'>,
+  live: LiveVm,
+): Promise<void> => {
+  if (!live.halts.mayResume()) return
   await host.vms.queue.run(live.uid, async () => {
     const row = byUid(host.store, live.uid)
-    if (row?.state !== 'paused' || !live.halts.mayGoOn() || !live.machine) return
+    if (row?.state !== 'paused' || !live.halts.mayResume() || !live.machine) return
     if (!(await host.ballast.leavesRoom(pathsOf(host.config, row).folder))) return
-    await live.machine.resume(AbortSignal.timeout(GO_ON_MS))
+    await live.machine.resume(AbortSignal.timeout(RESUME_MS))
     void setClock(live)
     record(host, live)
   })
 }
 
 /** Lets every halted guest go on for which there is room; no event tells of room. */
-export const goOnAll = async (host: Host): Promise<void> => {
+export const resumeAllHalted = async (host: Host): Promise<void> => {
   await Promise.all(
     [...host.vms.live.values()].map((live) =>
-      goOn(host, live).catch((error: unknown) => {
+      resumeHalted(host, live).catch((error: unknown) => {
         host.log.debug({ vm: live.name, reasons: chain(error) }, 'a halted guest does not go on')
       }),
     ),

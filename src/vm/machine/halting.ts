@@ -1,6 +1,6 @@
 import type { Host } from '../../host.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import { machineSilent } from '../row/errors.ts'
 import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { converse } from '../../guest/conversation.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { Fault } from '../../lib/fault.ts'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { identityNics } from './nics.ts'
 

@@ -3,10 +3,10 @@ import { FRAME, decodeLog } from '../../guest/frames.ts'
 import type { GuestSession } from '../../guest/session.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import type { Log } from '../../lib/log.ts'
-import { type Deferred, deferred, orAbort, sleep } from '../../lib/wait.ts'
+import { type Deferred, deferred, orAbort, sleep } from '../../lib/promise.ts'
 import type { AppLog } from '../log/app-log.ts'
 import { LogIntake } from '../log/intake.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import { HaltState } from './halt.ts'
 
 /** How long the last lines of a workload may take to arrive once it has ended. */

@@ -1,5 +1,5 @@
 import type { ExecControl } from '../../contract/exec.ts'
-import { type Conversation, asFault, converse } from '../../guest/conversation.ts'
+import { type Conversation, agentFault, converse } from '../../guest/conversation.ts'
 import {
   FRAME,
   type Frame,
@@ -17,7 +17,7 @@ import { patiently } from '../../guest/patience.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
 import { Fault } from '../../lib/fault.ts'
-import { orAbort } from '../../lib/wait.ts'
+import { orAbort } from '../../lib/promise.ts'
 
 /** How long the agent may take to start a process. */
 const START_MS = 30_000
@@ -120,7 +120,7 @@ const outputOf = (frame: Frame): Output => {
       return { kind: 'control', control: { type: 'exit', ...readAs(ExitMessage, decodeJson(frame)) } }
     }
     case FRAME.error:
-      throw asFault(decodeJson(frame), undefined)
+      throw agentFault(decodeJson(frame), undefined)
     default:
       throw agentUnavailable({ reason: `it sent frame 0x${frame.type.toString(16)} in an exec` })
   }

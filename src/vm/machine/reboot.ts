@@ -1,5 +1,5 @@
 import type { MachineHost } from '../../host.ts'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { removeIfWanted } from './end.ts'
 import { pauseBefore, pauseOf, REBOOTS_MAX, STEADY_MS } from './reboot-pace.ts'

@@ -18,7 +18,7 @@ import { vmRestoreFailed } from '../row/errors.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid, find } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
-import { messageOf } from '../../lib/message.ts'
+import { messageOf } from '../../lib/thrown.ts'
 import { view } from '../row/view.ts'
 
 /** Wakes a vm in standby; call it in the vm's queue. @throws as `restore` in `vm/restore.ts` */

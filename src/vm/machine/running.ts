@@ -1,9 +1,9 @@
 import type { Host } from '../../host.ts'
 import type { Machine } from '../../hypervisor/driver.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
-import type { Use } from '../../lib/lookup.ts'
+import type { Use } from '../../lib/reference.ts'
 import type { VmRow } from '../../store/schema.ts'
-import { goOn } from './halt.ts'
+import { resumeHalted } from './halt.ts'
 import type { LiveVm } from './live.ts'
 import { vmWrongState } from '../row/errors.ts'
 import { find } from '../row/lookup.ts'
@@ -39,6 +39,6 @@ export type Running = Pick<Host, 'store' | 'vms' | 'ballast' | 'config'>
  */
 export const runningAgain = async (host: Running, ref: string, verb: string, use: Use = 'change') => {
   const live = host.vms.live.get(find(host.store, ref, use).uid)
-  if (live?.halts.mayGoOn()) await goOn(host, live).catch(() => undefined) // then it is paused still, and that is said
+  if (live?.halts.mayResume()) await resumeHalted(host, live).catch(() => undefined) // then it is paused still, and that is said
   return running(host, ref, verb, use)
 }

@@ -1,7 +1,7 @@
 import type { Vm, VmStop } from '../../contract/vm.ts'
 import type { Host } from '../../host.ts'
 import type { End, Machine } from '../../hypervisor/driver.ts'
-import { sleep } from '../../lib/wait.ts'
+import { sleep } from '../../lib/promise.ts'
 import type { VmRow } from '../../store/schema.ts'
 import { immediate } from '../../store/store.ts'
 import { recordEnd } from './end.ts'

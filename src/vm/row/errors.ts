@@ -1,5 +1,5 @@
 import { Type } from '@sinclair/typebox'
-import { didYouMean } from '../../lib/lookup.ts'
+import { didYouMean } from '../../lib/reference.ts'
 import { fault } from '../../lib/fault.ts'
 
 /** What leads out of a state in which most verbs are refused. */

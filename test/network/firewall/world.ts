@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { Firewall } from '../../../src/network/firewall/live.ts'
+import { Firewall } from '../../../src/network/firewall/live-firewall.ts'
 import type { Description, FirewallNetwork, FirewallNic } from '../../../src/network/firewall/description.ts'
 import { Netns } from '../../linux/netns.ts'
 

@@ -4,7 +4,7 @@ import type { VmState } from '../../../src/contract/vm-state.ts'
 import type { End, EndReason, Machine } from '../../../src/hypervisor/driver.ts'
 import { cgroupSupport, makeCgroup } from '../../../src/linux/cgroup.ts'
 import type { BootRow } from '../../../src/store/schema.ts'
-import { recordEnd, recordOwedEnds } from '../../../src/vm/machine/end.ts'
+import { recordEnd, recordPendingEnds } from '../../../src/vm/machine/end.ts'
 import type { LiveVm } from '../../../src/vm/machine/live.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
 import { change } from '../../../src/vm/row/moves.ts'
@@ -211,12 +211,12 @@ describe('an end that the disk has no room for', () => {
       false,
       'running',
     ])
-    await recordOwedEnds(bed.host)
+    await recordPendingEnds(bed.host)
     expect(byUid(bed.host.store, row.uid)?.state).toBe('running')
 
     bed.host.store.$client.run('DROP TRIGGER full')
-    await recordOwedEnds(bed.host)
-    await recordOwedEnds(bed.host)
+    await recordPendingEnds(bed.host)
+    await recordPendingEnds(bed.host)
 
     expect(byUid(bed.host.store, row.uid)).toMatchObject({ state: 'crashed', boot: { machine: null } })
     expect(bed.events.after(0, 10).map((event) => event.type)).toEqual(['VM_CRASHED'])

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import type { VmState } from '../../../src/contract/vm-state.ts'
 import type { Halt, Machine } from '../../../src/hypervisor/driver.ts'
-import { HaltState, goOn, watchHalts } from '../../../src/vm/machine/halt.ts'
+import { HaltState, resumeHalted, watchHalts } from '../../../src/vm/machine/halt.ts'
 import type { LiveVm } from '../../../src/vm/machine/live.ts'
 import { runningAgain } from '../../../src/vm/machine/running.ts'
 import { byUid } from '../../../src/vm/row/lookup.ts'
@@ -53,7 +53,7 @@ describe('a guest that its machine has halted', () => {
       { type: 'VM_PAUSED', message: expect.stringContaining('the disk of the host is full') as string },
     ])
 
-    await goOn(bed.host, bed.live)
+    await resumeHalted(bed.host, bed.live)
     await bed.host.vms.queue.idle()
 
     expect(bed.told).toEqual(['resume'])
@@ -93,23 +93,23 @@ describe('a guest that its machine has halted', () => {
     for (let times = 0; times < 9; times++) {
       halts.halted(now)
       const since = now
-      while (!halts.mayGoOn(now)) now += 500
+      while (!halts.mayResume(now)) now += 500
       waits.push(now - since)
-      halts.wentOn(now)
+      halts.resumed(now)
       now += 100
     }
     now += 3_600_000
     halts.halted(now)
 
     expect(waits).toEqual([0, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000])
-    expect(halts.mayGoOn(now)).toBe(true)
+    expect(halts.mayResume(now)).toBe(true)
   })
 
   test('by a person is not let go on for that', async () => {
     await using bed = newBed('paused')
 
     await bed.say(FULL)
-    await goOn(bed.host, bed.live)
+    await resumeHalted(bed.host, bed.live)
 
     expect([bed.told, bed.row()?.state]).toEqual([[], 'paused'])
   })
@@ -118,7 +118,7 @@ describe('a guest that its machine has halted', () => {
     await using bed = newBed('paused', 'the disk of the host is full')
 
     await bed.say(FULL)
-    await goOn(bed.host, bed.live)
+    await resumeHalted(bed.host, bed.live)
 
     expect([bed.told, bed.row()?.state]).toEqual([['resume'], 'running'])
   })

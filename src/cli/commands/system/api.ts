@@ -1,4 +1,4 @@
-import { faultOfResponse } from '../../../client/problem.ts'
+import { faultOfResponse } from '../../../client/errors.ts'
 import { sayEndpoint } from '../../../client/endpoint.ts'
 import { plainJsonText } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'

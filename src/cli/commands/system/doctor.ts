@@ -1,5 +1,5 @@
 import type { Check } from '../../../contract/system.ts'
-import { systemPlaces } from '../../../lib/paths.ts'
+import { systemPaths } from '../../../lib/paths.ts'
 import { answers } from '../../choose-daemon.ts'
 import { command, type Context } from '../../command.ts'
 import { yes } from '../../flags.ts'
@@ -15,9 +15,9 @@ const MARK: Readonly<Record<Check['status'], readonly [string, Paint]>> = {
 /** The daemon that would serve this user: the host's where it was named or answers, else the user's own. */
 const whichServes = async ({ env, globals }: Context): Promise<'system' | 'user'> => {
   const named = globals.host ?? env['AERIE_HOST']
-  if (named === 'system' || named === `unix://${systemPlaces.socket}`) return 'system'
+  if (named === 'system' || named === `unix://${systemPaths.socket}`) return 'system'
   if (named === 'user') return 'user'
-  return (await answers(systemPlaces.socket)) === true ? 'system' : 'user'
+  return (await answers(systemPaths.socket)) === true ? 'system' : 'user'
 }
 
 export const doctor = command({

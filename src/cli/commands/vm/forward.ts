@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Client } from '../../../client/client.ts'
 import { fault } from '../../../lib/fault.ts'
-import { asFault } from '../../fault-text.ts'
+import { faultOrDefect } from '../../fault-text.ts'
 import { command, type Context } from '../../command.ts'
 import { parseForward, sayLocal, sayRemote, type Forward, type Local, type Remote } from './forward-spec.ts'
 
@@ -88,7 +88,7 @@ const open = async (context: Context, client: Client, name: string, forward: For
     socket.on('error', () => undefined) // its stream ends, which is all that we want to know
     join(client, name, forward.remote, socket).catch((error: unknown) => {
       socket.destroy()
-      context.out.warn(asFault(error).message)
+      context.out.warn(faultOrDefect(error).message)
     })
   })
   return { server, local: sayLocal(await listen(server, forward.local)), remote: sayRemote(forward.remote) }

@@ -2,7 +2,7 @@ import { Type } from '@sinclair/typebox'
 import type { Client } from '../../../client/client.ts'
 import type { Vm } from '../../../contract/vm.ts'
 import { fault, Fault } from '../../../lib/fault.ts'
-import { didYouMean } from '../../../lib/lookup.ts'
+import { didYouMean } from '../../../lib/reference.ts'
 
 const vmNotNamed = fault(
   'vm_not_found',

@@ -14,7 +14,7 @@ import {
   KIND,
   type Frame,
 } from '../../../guest/frames.ts'
-import { deferred, sleep } from '../../../lib/wait.ts'
+import { deferred, sleep } from '../../../lib/promise.ts'
 
 /*
  * What stands in for VMM, guest and agent under the fake driver: the agent's protocol over the vsock socket, and a handful of commands that
@@ -130,7 +130,7 @@ class FakeGuest {
   #session: Conversation | undefined
   #log: Buffer = Buffer.alloc(0)
   #logEnded = false
-  readonly #grown = new Set<() => void>()
+  readonly #followers = new Set<() => void>()
   #workload: Workload | undefined
   #task: Task | undefined
   #listeners = new Set<Say>()
@@ -309,7 +309,7 @@ class FakeGuest {
     this.#wake()
   }
   #wake(): void {
-    for (const wake of this.#grown) wake()
+    for (const wake of this.#followers) wake()
   }
 
   async converse(socket: Socket): Promise<void> {
@@ -420,10 +420,10 @@ class FakeGuest {
       } else
         await new Promise<void>((resolve) => {
           const wake = () => {
-            this.#grown.delete(wake)
+            this.#followers.delete(wake)
             resolve()
           }
-          this.#grown.add(wake)
+          this.#followers.add(wake)
         })
     }
   }
@@ -468,7 +468,7 @@ const firstLine = (socket: Socket, take: (line: string) => void): void => {
   socket.on('error', () => undefined)
 }
 
-export const run = async (argv: readonly string[]): Promise<number> => {
+export const runFakeMachine = async (argv: readonly string[]): Promise<number> => {
   const { folder, uuid, consoleLog, shape, saved } = JSON.parse(argv[0] ?? '') as {
     folder: string
     uuid: string

@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import { Allowance, type Rate } from '../../../lib/allowance.ts'
 import { share } from '../../../lib/turn.ts'
-import { sleep } from '../../../lib/wait.ts'
+import { sleep } from '../../../lib/promise.ts'
 
 /** What one line may be, and how many of them. A line costs 1 and another 1 for each KiB. */
 export interface LineLimits {
@@ -28,7 +28,7 @@ export const eachLine = async (socket: Socket, limits: LineLimits, heard: (line:
     if ([rest, ...lines].some((line) => line.length > limits.lengthMax)) throw new Error('QEMU says lines without end')
     for (const line of lines) {
       heard(line)
-      const wait = allowance.owe(cost(line))
+      const wait = allowance.reserve(cost(line))
       if (wait > 0) await sleep(wait)
       const turn = share()
       if (turn) await turn

@@ -2,8 +2,8 @@ import { EventEmitter } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { deferred, orAbort } from '../../../lib/wait.ts'
-import { messageOf } from '../../../lib/message.ts'
+import { deferred, orAbort } from '../../../lib/promise.ts'
+import { messageOf } from '../../../lib/thrown.ts'
 import { eachLine, type LineLimits } from './lines.ts'
 
 /*

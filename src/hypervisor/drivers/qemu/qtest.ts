@@ -1,5 +1,5 @@
 import { connect, type Socket } from 'node:net'
-import { deferred, orAbort, type Deferred } from '../../../lib/wait.ts'
+import { deferred, orAbort, type Deferred } from '../../../lib/promise.ts'
 
 /** Of one answer: a VMM that a guest has taken over could send anything. Ours are numbers. */
 const LINE_MAX = 256

@@ -1,5 +1,5 @@
 import { Type, type Static } from '@sinclair/typebox'
-import { sleep } from '../../../lib/wait.ts'
+import { sleep } from '../../../lib/promise.ts'
 import type { Qtest } from './qtest.ts'
 
 /*
@@ -145,7 +145,7 @@ const barAt = (bars: readonly number[], index: number): number => {
   return low - (low % 16) + (wide ? (bars[index + 1] ?? 0) * 2 ** 32 : 0)
 }
 
-interface Places {
+interface RegisterAddresses {
   readonly common: number
   readonly table: number
   readonly vectors: number
@@ -153,7 +153,7 @@ interface Places {
   readonly express: number | undefined
 }
 
-const places = async (q: Qtest, { config, bars, caps }: Found): Promise<Places> => {
+const registerAddresses = async (q: Qtest, { config, bars, caps }: Found): Promise<RegisterAddresses> => {
   let common: number | undefined
   let table: number | undefined
   let vectors = 0
@@ -186,7 +186,7 @@ const write64 = async (q: Qtest, at: number, value: number): Promise<void> => {
 export const readRegisters = async (q: Qtest): Promise<VirtioRegisters | undefined> => {
   const { bus, found } = await find(q)
   if (!found) return undefined
-  const at = await places(q, found)
+  const at = await registerAddresses(q, found)
   const { config } = found
   const written: [number, 1 | 2 | 4, number][] = found.bars.map((value, index) => [CONFIG.bars + index * 4, 4, value])
   const keep = async (width: 1 | 2 | 4, offset: number) => {
@@ -282,7 +282,7 @@ export const writeRegisters = async (
   for (const [offset, width, value] of config) await q.write(width, now.found.config + offset, value)
   if (!common) return
   const placed = await find(q)
-  const at = placed.found && (await places(q, placed.found))
+  const at = placed.found && (await registerAddresses(q, placed.found))
   if (!at || at.vectors * 4 !== msix.length) throw new Error('its vsock device has another build')
   for (const [index, word] of msix.entries()) await q.write(4, at.table + index * 4, word)
   await q.write(2, now.found.config + at.msix + 2, msixControl)

@@ -3,7 +3,7 @@ import { constants } from 'node:os'
 import { join } from 'node:path'
 import { Type, type Static } from '@sinclair/typebox'
 import { Allowance, type Rate } from '../../../lib/allowance.ts'
-import { deferred, sleep } from '../../../lib/wait.ts'
+import { deferred, sleep } from '../../../lib/promise.ts'
 import type { Exit } from '../../../linux/pidfd.ts'
 import type { Launched } from '../../../linux/spawn.ts'
 import { lastBytes, panicIn } from '../../console-log.ts'
@@ -93,7 +93,7 @@ export class TalonMachine implements Machine {
       } catch {
         if (gone) return
       }
-      const wait = after === before && Date.now() - asked < WAIT_MS ? CALM_MS : allowance.owe(1)
+      const wait = after === before && Date.now() - asked < WAIT_MS ? CALM_MS : allowance.reserve(1)
       if (wait > 0) await sleep(wait, signal)
     }
   }
@@ -137,10 +137,10 @@ export class TalonMachine implements Machine {
     return connectVsock(join(this.identity.folder, 'vsock'), port, signal)
   }
   pause(signal: AbortSignal): Promise<void> {
-    return this.#become('paused', 'vm.pause', signal)
+    return this.#changeState('paused', 'vm.pause', signal)
   }
   resume(signal: AbortSignal): Promise<void> {
-    return this.#become('running', 'vm.resume', signal)
+    return this.#changeState('running', 'vm.resume', signal)
   }
   powerButton(signal: AbortSignal): Promise<void> {
     return this.#api.put('vm.power-button', signal)
@@ -170,7 +170,7 @@ export class TalonMachine implements Machine {
   }
 
   /** talon refuses what is so already; here that is no error. */
-  async #become(state: 'running' | 'paused', verb: 'vm.pause' | 'vm.resume', signal: AbortSignal): Promise<void> {
+  async #changeState(state: 'running' | 'paused', verb: 'vm.pause' | 'vm.resume', signal: AbortSignal): Promise<void> {
     try {
       await this.#api.put(verb, signal)
     } catch (error) {

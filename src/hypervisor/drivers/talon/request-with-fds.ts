@@ -1,7 +1,7 @@
 import { connect } from 'node:net'
 import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
-import { orAbort } from '../../../lib/wait.ts'
+import { orAbort } from '../../../lib/promise.ts'
 import { sendFds } from '../../../linux/socket.ts'
 
 export interface RawAnswer {

@@ -15,7 +15,7 @@ import { lastBytes } from '../../console-log.ts'
 import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { VmmApi } from './api.ts'
-import { messageOf } from '../../../lib/message.ts'
+import { messageOf } from '../../../lib/thrown.ts'
 import { ConsoleNote, TalonMachine } from './machine.ts'
 
 const SIGKILL = constants.signals.SIGKILL

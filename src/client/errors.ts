@@ -1,5 +1,5 @@
 import { Type } from '@sinclair/typebox'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { fault, faultOf, type Fault, type FaultKind } from '../lib/fault.ts'
 
 export const daemonUnreachable = fault(

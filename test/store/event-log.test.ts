@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { sql } from 'drizzle-orm'
 import { imageEvents } from '../../src/contract/image.ts'
 import { vmEvents } from '../../src/contract/vm.ts'
-import { EventLog } from '../../src/store/events.ts'
+import { EventLog } from '../../src/store/event-log.ts'
 import { openStore } from '../../src/store/open.ts'
 import { immediate, type Store } from '../../src/store/store.ts'
 

@@ -2,14 +2,14 @@ import type { TSchema } from '@sinclair/typebox'
 import { CHANNEL, type ExecControl } from '../../contract/exec.ts'
 import { agentUnavailable } from '../../hypervisor/errors.ts'
 import { requestInvalid } from '../../lib/errors.ts'
-import { deferred } from '../../lib/wait.ts'
+import { deferred } from '../../lib/promise.ts'
 import type { GuestProcess, Output } from '../../vm/machine/process.ts'
-import { asFault } from '../problem.ts'
+import { faultOrInternal } from '../problem.ts'
 import { fit } from '../read.ts'
 import type { OpenProcess } from '../handler.ts'
 import { Inbox } from './inbox.ts'
 import { Sender } from './sender.ts'
-import { CLOSE, type Behavior, type Ws } from './socket.ts'
+import { CLOSE, type Behavior, type Ws } from './behavior.ts'
 
 /** Frames output as `contract/exec.ts` says: a channel byte, then the bytes. */
 export const onChannel = (output: Output): Uint8Array => {
@@ -22,7 +22,7 @@ export const onChannel = (output: Output): Uint8Array => {
 
 const control = (message: ExecControl): Uint8Array => onChannel({ kind: 'control', control: message })
 const sayFault = (error: unknown): Uint8Array => {
-  const fault = asFault(error)
+  const fault = faultOrInternal(error)
   return control({
     type: 'error',
     code: fault.code,

@@ -1,7 +1,7 @@
 import type { TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import { customType } from 'drizzle-orm/sqlite-core'
-import { messageOf } from '../lib/message.ts'
+import { messageOf } from '../lib/thrown.ts'
 import { fill, type Filled } from '../contract/schema.ts'
 
 /** How a column's value stands between the row and its readers. */

@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { deferred, orAbort, sleep } from '../../src/lib/wait.ts'
+import { deferred, orAbort, sleep } from '../../src/lib/promise.ts'
 
 test('a sleep ends early, and says so, when its signal is aborted', async () => {
   const stop = new AbortController()

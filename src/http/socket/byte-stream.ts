@@ -1,21 +1,21 @@
 import type { Duplex } from 'node:stream'
 import { RAW_END } from '../../contract/forward.ts'
-import { asFault, problemOf } from '../problem.ts'
+import { faultOrInternal, problemOf } from '../problem.ts'
 import type { OpenBytes } from '../handler.ts'
 import { Inbox } from './inbox.ts'
 import { Sender } from './sender.ts'
-import { CLOSE, type Behavior, type Ws } from './socket.ts'
+import { CLOSE, type Behavior, type Ws } from './behavior.ts'
 
 /** Bytes of a close frame's reason: 123 are allowed (RFC 6455, section 5.5), and a cut character may grow by two. */
 const REASON_MAX = 120
 
 /** Says what went wrong, whole, in a message of text: bytes are never text, and a close frame holds the beginning alone. */
 const tellFault = (ws: Ws, error: unknown): void => {
-  ws.send(JSON.stringify(problemOf(asFault(error))))
+  ws.send(JSON.stringify(problemOf(faultOrInternal(error))))
 }
 
 const sayFault = (error: unknown): string => {
-  const { code, message } = asFault(error)
+  const { code, message } = faultOrInternal(error)
   return Buffer.from(JSON.stringify({ code, message })).subarray(0, REASON_MAX).toString('utf8')
 }
 

@@ -1,7 +1,7 @@
 import { CHANNEL, type ExecControl } from '../contract/exec.ts'
-import { deferred } from '../lib/wait.ts'
+import { deferred } from '../lib/promise.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
-import { answerInvalid, connectionLost, faultOfProblem } from './problem.ts'
+import { answerInvalid, connectionLost, faultOfProblem } from './errors.ts'
 import { openSocket } from './websocket.ts'
 
 /** How a command ended: its code, the signal that ended it, and a sentence where it could not be run at all. */
