@@ -17,7 +17,10 @@ import {
   type Environment,
 } from './lib/paths.ts'
 
-/** Every setting of the daemon, with its reason. Flags win over `AERIE_*`, that over `aerie.toml`, that over the default. */
+/**
+ * Every setting of the daemon, with its reason. Flags win over `AERIE_*`, that over `aerie.toml`, that over the
+ * default.
+ */
 export const Settings = Type.Object(
   {
     user: Type.Boolean({ default: false, description: 'Serve one user: state under the XDG folders, no TCP' }),
@@ -81,12 +84,13 @@ Settings.properties.accelerator.default = 'auto'
 Settings.properties.log_level.default = 'info'
 export type Settings = Static<typeof Settings>
 
+/** The settings of a daemon with every path made out: read once at its start, and frozen. */
 export interface Config extends Settings {
   readonly mode: 'system' | 'user'
   readonly state: string
   readonly run: string
   readonly socket: string
-  /** Where the API of one user's daemon listens too: a place that lasts. */
+  /** The second socket of one user's daemon, in a folder that outlasts the session. */
   readonly lastingSocket?: string
   /** The folder of the machines' sockets. */
   readonly machines: string

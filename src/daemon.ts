@@ -33,7 +33,9 @@ import { resumeAllHalted } from './vm/machine/halt.ts'
 import { messageOf } from './lib/thrown.ts'
 import { punchConsoles } from './vm/log/console-trim.ts'
 
-/** Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else. */
+/**
+ * Every driver there is, the best first: the last that is not only on request is what a host has that has nothing else.
+ */
 const DRIVERS: readonly DriverOffer[] = [talon, qemu, fake]
 
 export const daemonRunning = fault(
@@ -51,14 +53,14 @@ const stateUnwritable = fault(
   'Run as root, or choose folders with --state and --run, or serve yourself alone with --user',
 )
 
-/** Between two looks at what no event tells: vms in `unknown`, the size of consoles. */
+/** The time between two looks at what no event tells, ms: vms in `unknown`, the size of consoles. */
 const TICK_MS = 5000
-/** Between two looks whether guests that wait for room on the disk can go on. */
+/** The time between two looks, ms, whether guests that wait for room on the disk can go on. */
 const HALTED_MS = 1000
 
 /**
- * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was asked to end;
- * guests run on.
+ * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was
+ * asked to end; guests run on.
  *
  * Order of a start: lock → store → what was left by the last one is settled → API.
  *
@@ -204,7 +206,9 @@ const makeFolders = (config: Config): void => {
   }
 }
 
-/** How long a lock may outlive the daemon that had it: a child that it was just starting shares it until it executes. */
+/**
+ * How long a lock may outlive the daemon that had it: a child that it was just starting shares it until it executes.
+ */
 const LOCK_MS = 2000
 
 /** @throws `daemon_running` */

@@ -15,7 +15,7 @@ export interface Daemon {
   readonly stateId: string
   readonly version: string
   readonly startedAt: number
-  /** For crash tests: ends the daemon here if the configuration says so. */
+  /** Ends the daemon here if the configuration says so: crash tests name the step. */
   readonly step: (name: string) => void
 }
 

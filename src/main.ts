@@ -1,9 +1,9 @@
 /**
  * The one executable: argv → command line, daemon, or one of its own parts.
  *
- * `--version` answers before anything else is loaded (bun.md's rule; a test of the bundle holds it): every other way is an
- * `await import()`, which the bundler makes a chunk of its own. It imports no module of Bun's either: `node:fs` alone is a third of the
- * time that a program which does nothing takes.
+ * `--version` answers before anything else is loaded (bun.md's rule; a test of the bundle holds it): every other way is
+ * an `await import()`, which the bundler makes a chunk of its own. It imports no module of Bun's either: `node:fs`
+ * alone is a third of the time that a program which does nothing takes.
  */
 import { VERSION } from './version.ts'
 

@@ -4,9 +4,10 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 
 /*
- * No two modules of a crate of `native/` need each other: a reader can begin at the leaves, and a module can be taken out with what it uses.
- * An arrow is a path that the code of one module writes and that ends in another; what a module passes on by `pub use` counts as its
- * origin's. Tests inside a module do not count, nor does the `mod` of a module that holds others.
+ * No two modules of a crate of `native/` need each other: a reader can begin at the leaves, and a module can be taken
+ * out with what it uses. An arrow is a path that the code of one module writes and that ends in another; what a module
+ * passes on by `pub use` counts as its origin's. Tests inside a module do not count, nor does the `mod` of a module
+ * that holds others.
  */
 
 const NATIVE = join(import.meta.dir, '../native')

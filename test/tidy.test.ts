@@ -5,7 +5,8 @@ import { basename, dirname, join, normalize, relative } from 'node:path'
 import { HypervisorName } from '../src/contract/hypervisor.ts'
 
 /*
- * The rules of the tree (style.md, "The tree"; design.md, "Layout"), read off the sources. A rule that no program checks is a wish.
+ * The rules of the tree (style.md, "The tree"; design.md, "Layout"), read off the sources. A rule that no program
+ * checks is a wish.
  */
 
 const SRC = join(import.meta.dir, '../src')
@@ -22,8 +23,8 @@ const ROWS: readonly (readonly string[])[] = [
 ]
 
 /**
- * What stands in `src/` itself belongs to everybody or to nobody: `version.ts` imports nothing of ours, `config.ts` and `host.ts` are what
- * the verbs take, and the two roots put everything together and are imported by no one.
+ * What stands in `src/` itself belongs to everybody or to nobody: `version.ts` imports nothing of ours, `config.ts` and
+ * `host.ts` are what the verbs take, and the two roots put everything together and are imported by no one.
  */
 const ROOT_ROWS: Readonly<Record<string, number>> = {
   'version.ts': 0,
@@ -186,8 +187,8 @@ test('a room of a vm imports itself and the rooms below it', () => {
 })
 
 /**
- * Layers that name their files after what they stand for: a noun (`vm.ts`) or a verb (`create.ts`) has its file in each of them, as it has
- * in the room that does it, and a driver the same parts as the next driver.
+ * Layers that name their files after what they stand for: a noun (`vm.ts`) or a verb (`create.ts`) has its file in each
+ * of them, as it has in the room that does it, and a driver the same parts as the next driver.
  */
 const isNamesake = (file: string): boolean =>
   /^(contract|cli\/commands|hypervisor\/drivers)\//.test(file) || basename(file) === 'errors.ts'

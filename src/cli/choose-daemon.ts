@@ -46,6 +46,8 @@ const LOG_LINES = 12
 const IDLE_EXIT_S = 10
 
 export type How = 'asked' | 'system' | 'user' | 'started'
+
+/** A daemon that answers: where it is, and how it was found. */
 export interface Reached {
   readonly endpoint: Endpoint
   readonly how: How
@@ -59,7 +61,7 @@ export interface World {
   readonly user: DaemonPaths
   /** The words that start this program. */
   readonly self: readonly string[]
-  /** For tests: shorter than 15 s. */
+  /** How long a daemon may take to start, ms; 15 s where it is absent. */
   readonly startMs?: number
 }
 
@@ -98,6 +100,7 @@ const checkOwn = (folder: string, uid: number): void => {
   if ((stat.mode & 0o022) !== 0) throw folderUntrusted({ folder, reason: 'others may write to it' })
 }
 
+/** Reads the token of a remote daemon from its file, or from AERIE_TOKEN. @throws `token_file_unreadable` */
 export const readToken = (env: Environment, file: string | undefined): string | undefined => {
   if (file === undefined) return env['AERIE_TOKEN'] || undefined
   try {
@@ -109,7 +112,10 @@ export const readToken = (env: Environment, file: string | undefined): string | 
   }
 }
 
-/** Which daemon serves: the one that was named, else the host's, else this user's own, else (where needed) a new one of this user. */
+/**
+ * Which daemon serves: the one that was named, else the host's, else this user's own, else (where needed) a new one of
+ * this user.
+ */
 export const reach = async (
   world: World,
   asked: { readonly host?: string | undefined; readonly tokenFile?: string | undefined },
@@ -130,7 +136,9 @@ export const reach = async (
   return { endpoint: { kind: 'unix', path: await start(world, user) }, how: 'started' }
 }
 
-/** Where the daemon of this user answers: at its socket, or at the one in its state, where it listens in any case. */
+/**
+ * Finds where the daemon of this user answers: at its socket, or at the one in its state, where it listens in any case.
+ */
 const findOwn = async (user: DaemonPaths, uid: number): Promise<string | undefined> => {
   for (const run of new Set([user.run, lastingRun(user.state) ?? user.run])) {
     const path = run === user.run ? user.socket : join(run, 'aerie.sock')
@@ -163,8 +171,8 @@ export const tailOf = (text: string): string =>
     .join('\n')
 
 /**
- * Starts the daemon of this user and waits until it answers. Any number of callers may do so at once: the daemon's own lock lets one
- * through, the others end with `ANOTHER_RUNS`, and all callers wait for the same socket.
+ * Starts the daemon of this user and waits until it answers. Any number of callers may do so at once: the daemon's own
+ * lock lets one through, the others end with `ANOTHER_RUNS`, and all callers wait for the same socket.
  */
 const start = async (world: World, user: DaemonPaths): Promise<string> => {
   const { state, run, socket } = user

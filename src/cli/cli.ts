@@ -11,7 +11,7 @@ import { complain, Out } from './out.ts'
 import { suggest } from './suggest.ts'
 import { checkWords, ownWords } from './words.ts'
 
-/** Where the words of a command's name end: flags of every command may stand before it. */
+/** Finds where the words of a command's name end: flags of every command may stand before it. */
 export const splitName = (
   argv: readonly string[],
 ): { readonly before: string[]; readonly words: string[]; readonly after: string[] } => {
@@ -70,7 +70,7 @@ const fatal = (error: unknown): never => {
   process.exit(EXIT.internal)
 }
 
-/** argv → exit code. Every error ends here. */
+/** Runs one command line and gives its exit code. Every error ends here. */
 export const main = async (given: readonly string[], env: Environment, programs: Programs): Promise<number> => {
   const argv = ownWords(given)
   let entry: Entry | undefined

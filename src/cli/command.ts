@@ -53,6 +53,7 @@ export type Globals = Values<typeof GLOBAL_FLAGS>
 /** `start`: where no daemon answers, one is started for this user. `use`: where none answers, that is the fault. */
 export type Need = 'start' | 'use'
 
+/** Everything that a command may use of the process that runs it. */
 export interface Context {
   readonly env: Environment
   readonly globals: Globals
@@ -61,6 +62,7 @@ export interface Context {
   client(need?: Need): Promise<Client>
 }
 
+/** The words that a command was called with, read by its flags. */
 export interface Input<F> {
   readonly flags: Values<F>
   readonly args: readonly string[]
@@ -68,6 +70,7 @@ export interface Input<F> {
   readonly rest: readonly string[] | undefined
 }
 
+/** One command: what it takes, what its help says, and what it does. */
 export interface CommandOf<F extends Flags> {
   /** `NAME [COMMAND…]`: what follows the command's own name. */
   readonly usage: string
@@ -88,4 +91,5 @@ export const flagsOf = async (it: Command, programs: Programs): Promise<Flags> =
   ...(await it.moreFlags?.(programs)),
 })
 
+/** Declares a command, with its input typed by its flags. */
 export const command = <const F extends Flags>(it: CommandOf<F>): Command => it as unknown as Command

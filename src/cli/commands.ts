@@ -270,5 +270,6 @@ export const COMMANDS: readonly Entry[] = [
   },
 ]
 
+/** Finds a command by its full name or by one of its other names. */
 export const findEntry = (name: string): Entry | undefined =>
   COMMANDS.find((entry) => entry.names.includes(name) || entry.also?.includes(name))

@@ -14,10 +14,12 @@ export const EXIT = {
   internal: 70,
 } as const satisfies Record<FaultKind, number>
 
-/** What a command that runs a guest's command ends with when the fault is aerie's own: the guest's own codes stay free. */
+/**
+ * What a command that runs a guest's command ends with when the fault is aerie's own: the guest's own codes stay free.
+ */
 export const EXIT_OURS = 125
-/** As timeout(1). */
+/** The exit code of a command whose time was over, as that of timeout(1). */
 export const EXIT_TIMEOUT = 124
 export const EXIT_INTERRUPTED = 130
-/** As a program that SIGPIPE ended. */
+/** The exit code where nobody reads our output, as that of a program which SIGPIPE ended. */
 export const EXIT_PIPE = 141

@@ -23,6 +23,7 @@ export const problemOf = (fault: Fault): Record<string, unknown> => ({
   ...(fault.hint !== undefined && { hint: fault.hint }),
 })
 
+/** Writes a fault for a terminal: its sentence, up to eight details, and its hint, each on a line of its own. */
 export const sayFault = (fault: Fault): string => {
   const [first = '', ...more] = fault.message.split('\n')
   const details = Array.isArray(fault.data['errors'])

@@ -32,6 +32,7 @@ type More = Partial<Pick<Flag<unknown>, 'short' | 'aliases' | 'hidden' | 'placeh
 /** A schema that needs no description on the wire may need a word in help. */
 export type MoreOfSchema = More & { readonly help?: string }
 
+/** Declares a switch: `--name`, or `--name=false`. */
 export const yes = (help: string, more: More = {}): Flag<boolean> => ({
   ...more,
   kind: 'switch',
@@ -43,6 +44,7 @@ export const yes = (help: string, more: More = {}): Flag<boolean> => ({
   },
 })
 
+/** Declares a flag with one value that is taken as it stands. */
 export const text = (help: string, placeholder: string, more: More = {}): Flag<string> => ({
   ...more,
   kind: 'one',
@@ -63,6 +65,7 @@ export const absolute = (help: string, placeholder: string, more: More = {}): Fl
   },
 })
 
+/** Declares a flag that may be given several times; its values keep their order. */
 export const list = (help: string, placeholder: string, more: More = {}): Flag<readonly string[]> => ({
   ...more,
   kind: 'many',
@@ -71,6 +74,7 @@ export const list = (help: string, placeholder: string, more: More = {}): Flag<r
   read: (value, before = []) => [...before, value],
 })
 
+/** Declares a flag whose value is one of a few words. */
 export const word = <const W extends readonly string[]>(words: W, help: string, more: More = {}): Flag<W[number]> => ({
   ...more,
   kind: 'one',
@@ -86,6 +90,7 @@ export const word = <const W extends readonly string[]>(words: W, help: string, 
   },
 })
 
+/** Declares a flag whose value is a whole number between two bounds, both included. */
 export const integer = (help: string, minimum: number, maximum: number, more: More = {}): Flag<number> => ({
   placeholder: 'N',
   ...more,
@@ -193,6 +198,7 @@ const readerOf = (schema: TSchema, { help: said, ...more }: MoreOfSchema): Flag<
   }
 }
 
+/** Writes a key of ours (`memoryMib`, `memory_mib`) as a flag is written (`memory-mib`). */
 export const kebab = (key: string): string =>
   key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`).replaceAll('_', '-')
 
@@ -213,6 +219,7 @@ const byName = (flags: Flags): Map<string, Named> => {
   return names
 }
 
+/** A command line taken apart: flags by key, arguments, and what stands after `--`. */
 export interface Parsed {
   readonly values: Record<string, unknown>
   readonly args: string[]

@@ -17,7 +17,7 @@ export const ENV_FLAGS = {
   envFile: list('File of NAME=VALUE lines', 'FILE'),
 } as const
 
-/** Where and as whom a command runs in a guest. */
+/** The flags that say where and as whom a command runs in a guest. */
 export const EXEC_FIELDS = schemaFlags(ExecStart, {
   omit: ['argv', 'env', 'tty', 'cols', 'rows', 'stdin'],
   more: {

@@ -6,6 +6,7 @@ import { flagLines, kebab, type Flags } from './flags.ts'
 const shown = COMMANDS.filter((entry) => entry.hidden !== true)
 const line = (name: string, summary: string): string => `  ${name.padEnd(18)}${summary}`
 
+/** Writes the help of `aerie` alone: every command with one line. */
 export const overview = (): string => {
   const short = shown
     .filter((entry) => !entry.names[0].includes(' '))
@@ -36,9 +37,11 @@ ${flagLines(GLOBAL_FLAGS).join('\n')}
 `
 }
 
+/** Writes the help of a noun: its verbs, a line each. */
 export const groupHelp = (noun: string): string =>
   `${nounOf(noun)?.summary ?? noun}\n\n${shown.flatMap((entry) => entry.names.filter((name) => name.startsWith(`${noun} `)).map((name) => line(name, entry.summary))).join('\n')}\n`
 
+/** Writes the help of one command: usage, flags, examples. */
 export const commandHelp = (entry: Entry, command: Command, its: Flags): string => {
   const others = [...entry.names.slice(1), ...(entry.also ?? [])].map((name) => `aerie ${name}`)
   const flags = flagLines(its)

@@ -13,7 +13,7 @@ export const beforeMessages = (clear: (() => void) | undefined): void => {
   clearStatus = clear
 }
 
-/** stderr, at once and in order: a message must not overtake the exit. */
+/** Writes to stderr at once and in order: a message must not overtake the exit. */
 export const complain = (text: string): void => {
   clearStatus?.()
   const bytes = Buffer.from(`${text}\n`)
@@ -33,7 +33,10 @@ export interface Views {
   readonly name: () => readonly string[]
 }
 
-/** Writes YAML; a value with control characters as JSON, which is YAML too: Bun's writer leaves some of them as they are. */
+/**
+ * Writes YAML; a value with control characters as JSON, which is YAML too: Bun's writer leaves some of them as they
+ * are.
+ */
 const yaml = (value: unknown): string => {
   const text = Bun.YAML.stringify(value, null, 2)
   return `${/[\u007f-\u009f]/.test(text) ? plainJson(value, 2) : text}\n`

@@ -4,7 +4,7 @@ import { isTerminal } from './stdio.ts'
 import { plain } from '../lib/plain.ts'
 import { writeSync } from 'node:fs'
 
-/** Between two looks of a person. */
+/** The time between two updates of the display, ms. */
 const EVERY_MS = 100
 
 /** How far a transfer is, on stderr: a line that renews itself on a terminal, nothing but the last word elsewhere. */
@@ -66,7 +66,10 @@ export class Progress implements Disposable {
 /** How long something may take before a person is told what it is, ms. */
 const SLOW_MS = 1000
 
-/** What a command is doing, on stderr where that is a terminal and it takes longer than a second. The line goes when it is done. */
+/**
+ * What a command is doing, on stderr where that is a terminal and it takes longer than a second. The line goes when it
+ * is done.
+ */
 export class Doing implements Disposable {
   readonly #live: boolean
   readonly #startedAt = Date.now()

@@ -1,7 +1,9 @@
 /**
- * The commands of one shape: a verb on each thing that is named, everything about the things that are named, a list of them all.
+ * The commands of one shape: a verb on each thing that is named, everything about the things that are named, a list of
+ * them all.
  *
- * Such a command is a few words (what it asks the daemon, and how an answer looks); what is the same in all of them stands here.
+ * Such a command is a few words (what it asks the daemon, and how an answer looks); what is the same in all of them
+ * stands here.
  */
 import type { Client } from '../client/client.ts'
 import { plainJson } from '../lib/plain.ts'
@@ -16,7 +18,10 @@ import type { Table } from './table.ts'
 /** How many things one command may name. */
 const NAMES_MAX = 256
 
-/** Does one thing for many names: a failure of one does not keep the others from it. The exit code is the first failure's. */
+/**
+ * Does one thing for many names: a failure of one does not keep the others from it. The exit code is the first
+ * failure's.
+ */
 export const each = async (
   context: Context,
   names: readonly string[],
@@ -58,7 +63,9 @@ export const onEach = <const F extends Flags = Record<never, never>>(
     },
   })
 
-/** Makes a command that shows whole things: one as itself, several as a list. JSON where no other format is asked for. */
+/**
+ * Makes a command that shows whole things: one as itself, several as a list. JSON where no other format is asked for.
+ */
 export const inspecting = <T>(
   noun: Noun,
   it: {

@@ -16,6 +16,8 @@ export interface Join {
   /** The terminal that our stdin is; undefined where it is none. */
   readonly terminal: Terminal | undefined
 }
+
+/** How a terminal stays with a command of a guest until one of the two ends. */
 export interface Stay extends Join {
   /** ^P ^Q leaves, the command goes on. */
   readonly detachable: boolean
@@ -23,7 +25,10 @@ export interface Stay extends Join {
   readonly looks?: boolean
   /** Ends the stay after so long. */
   readonly timeoutMs?: number | undefined
-  /** Asks the guest for a sign of life; rejects where it gives none. Where it is absent, a ^C that is typed is always the guest's. */
+  /**
+   * Asks the guest for a sign of life; rejects where it gives none. Where it is absent, a ^C that is typed is always
+   * the guest's.
+   */
   readonly probe?: (signal: AbortSignal) => Promise<unknown>
   /** Says what a person has to know. */
   readonly warn: (text: string) => void
@@ -46,8 +51,9 @@ const CTRL_P = 0x10
 const CTRL_Q = 0x11
 
 /**
- * Chooses whether the guest gets a terminal and our stdin. As with Docker, nothing of stdin is read without -i; on a terminal -it is
- * what one gets without asking, but not in the background of a shell, where whoever reads the terminal is stopped.
+ * Chooses whether the guest gets a terminal and our stdin. As with Docker, nothing of stdin is read without -i; on a
+ * terminal -it is what one gets without asking, but not in the background of a shell, where whoever reads the terminal
+ * is stopped.
  */
 export const chooseJoin = async (
   flags: { readonly interactive?: boolean; readonly tty?: boolean; readonly stdin?: boolean },
@@ -74,8 +80,8 @@ export const detachFilter = () => {
 }
 
 /**
- * Tells when a person who types ^C at a guest that does not answer has typed it once too often: the first one asks the guest for a sign
- * of life, and one more without it leaves.
+ * Tells when a person who types ^C at a guest that does not answer has typed it once too often: the first one asks the
+ * guest for a sign of life, and one more without it leaves.
  */
 const giveUp = (probe: NonNullable<Stay['probe']>): (() => boolean) => {
   let silent = false
@@ -97,7 +103,10 @@ const giveUp = (probe: NonNullable<Stay['probe']>): (() => boolean) => {
   }
 }
 
-/** Joins an exec with this process's stdin, stdout, stderr, signals and window size until the command ends or somebody leaves. */
+/**
+ * Joins an exec with this process's stdin, stdout, stderr, signals and window size until the command ends or somebody
+ * leaves.
+ */
 export const stay = async (exec: Exec, join: Stay): Promise<Left> => {
   const left = deferred<Left>()
   using undo = new DisposableStack()

@@ -15,6 +15,7 @@ const REASONS: Readonly<Record<string, string>> = {
   EIO: 'the device or terminal behind it fails',
 }
 
+/** Our standard input as a stream that is read when asked. */
 export interface Stdin {
   /** Takes what comes next; undefined at the end. Nothing is read ahead. @throws `stdin_unreadable` */
   read(): Promise<Uint8Array | undefined>
@@ -23,7 +24,10 @@ export interface Stdin {
 
 const FILE_CHUNK = 256 * 1024
 
-/** Reads the next piece of a file from where its descriptor stands, to its end whatever its size is said to be (as of those in /proc). */
+/**
+ * Reads the next piece of a file from where its descriptor stands, to its end whatever its size is said to be (as of
+ * those in /proc).
+ */
 const readFile = async (): Promise<Uint8Array | undefined> => {
   const buffer = Buffer.allocUnsafe(FILE_CHUNK)
   const count = await new Promise<number>((resolve, reject) => {
@@ -58,8 +62,8 @@ export const openStdin = (): Stdin => {
 }
 
 /**
- * Streams what stdin says. `failed` hears of an error of stdin, `stdin_unreadable`, where the reader of the stream would say it in other
- * words.
+ * Streams what stdin says. `failed` hears of an error of stdin, `stdin_unreadable`, where the reader of the stream
+ * would say it in other words.
  */
 export const stdin = (failed: (error: unknown) => void = () => undefined): ReadableStream<Uint8Array> => {
   const from = openStdin()

@@ -10,22 +10,26 @@ const writeSome = (fd: number, bytes: Uint8Array): Promise<number> =>
   })
 
 /**
- * Writes all bytes to a descriptor of ours, in order, and waits until they are out, so that an exit right after loses nothing and a
- * full disk or a closed pipe is an error (Bun's own writer of stdout swallows both).
+ * Writes all bytes to a descriptor of ours, in order, and waits until they are out, so that an exit right after loses
+ * nothing and a full disk or a closed pipe is an error (Bun's own writer of stdout swallows both).
  */
 export const writeAll = async (fd: number, bytes: Uint8Array): Promise<void> => {
   for (let at = 0; at < bytes.length; ) {
     try {
       at += await writeSome(fd, bytes.subarray(at))
     } catch (error) {
-      // Another program may have made a shared terminal or pipe non-blocking; there is no event to wait for on a descriptor like this.
+      // Another program may have made a shared terminal or pipe non-blocking; there is no event to wait for on a
+      // descriptor like this.
       if ((error as { code?: unknown }).code !== 'EAGAIN') throw error
       await sleep(5)
     }
   }
 }
 
-/** Writes bytes as far as the descriptor takes them at once, and the rest as `writeAll`: no thread is started for a short answer. */
+/**
+ * Writes bytes as far as the descriptor takes them at once, and the rest as `writeAll`: no thread is started for a
+ * short answer.
+ */
 export const writeNow = async (fd: number, bytes: Uint8Array): Promise<void> => {
   let at = 0
   try {
@@ -36,7 +40,10 @@ export const writeNow = async (fd: number, bytes: Uint8Array): Promise<void> => 
   if (at < bytes.length) await writeAll(fd, bytes.subarray(at))
 }
 
-/** Whether a descriptor is a terminal. What is no character device is none: `node:tty` is loaded, which takes longer than the rest of a start, for those alone. */
+/**
+ * Whether a descriptor is a terminal. What is no character device is none: `node:tty` is loaded, which takes longer
+ * than the rest of a start, for those alone.
+ */
 export const isTerminal = (fd: 0 | 1 | 2): boolean => {
   try {
     if (!fstatSync(fd).isCharacterDevice()) return false
@@ -46,6 +53,7 @@ export const isTerminal = (fd: 0 | 1 | 2): boolean => {
   return process.getBuiltinModule('node:tty').isatty(fd)
 }
 
+/** Tells the size of the terminal in characters; undefined where no output is one. */
 export const terminalSize = (): { readonly cols: number; readonly rows: number } | undefined => {
   if (!isTerminal(1) && !isTerminal(2)) return undefined
   for (const stream of [process.stdout, process.stderr]) {

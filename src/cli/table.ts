@@ -1,5 +1,6 @@
 import { plain } from '../lib/plain.ts'
 
+/** One column of a table. */
 export interface Column {
   readonly title: string
   readonly right?: boolean
@@ -8,16 +9,22 @@ export interface Column {
   readonly paint?: (cell: string) => Paint | undefined
 }
 export type Paint = 'bold' | 'dim' | 'red' | 'green' | 'yellow'
+
+/** A table for a person: its columns, and rows with a text for each of them. */
 export interface Table {
   readonly columns: readonly Column[]
   readonly rows: readonly (readonly string[])[]
 }
+
+/** What the output of a table can show: its width in columns (undefined: no bound), and colours. */
 export interface Look {
   readonly width: number | undefined
   readonly colour: boolean
 }
 
 const CODES: Readonly<Record<Paint, number>> = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33 }
+
+/** Wraps a text in the colour codes of a terminal (ECMA-48, SGR), where colours are wanted. */
 export const paint = (text: string, how: Paint | undefined, colour: boolean): string =>
   how === undefined || !colour || text === '' ? text : `\x1b[${CODES[how]}m${text}\x1b[0m`
 
@@ -28,7 +35,7 @@ export const wantsColour = (env: Readonly<Record<string, string | undefined>>, t
 const GAP = 3
 const CUT_MIN = 8
 
-/** At most `width` columns of the terminal; what is missing shows as an ellipsis. */
+/** Cuts a text to at most `width` columns of the terminal; an ellipsis stands for what is missing. */
 export const cut = (text: string, width: number): string => {
   if (Bun.stringWidth(text) <= width) return text
   let kept = ''
@@ -41,6 +48,7 @@ export const cut = (text: string, width: number): string => {
   return `${kept}…`
 }
 
+/** Writes a table as text, cut to the width of the terminal; no cell can steer the terminal. */
 export const renderTable = (table: Table, look: Look): string => {
   const rows = table.rows.map((row) => row.map(plain))
   const widths = table.columns.map((column, at) =>

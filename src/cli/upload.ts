@@ -40,7 +40,10 @@ export const headOf = (path: string, bytes: number): Buffer => {
   }
 }
 
-/** A body for an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners, devices, capabilities and ACLs. */
+/**
+ * A body for an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners, devices, capabilities and
+ * ACLs.
+ */
 export const bodyOf = (
   context: Context,
   path: string,

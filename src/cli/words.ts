@@ -5,7 +5,10 @@ import { usageInvalid } from './flags.ts'
 /** What Bun puts in the place of bytes that are no UTF-8. */
 const REPLACED = '\ufffd'
 
-/** The words of this command line as the kernel has them: Bun has read them as UTF-8 already, and does not say where they are none. */
+/**
+ * The words of this command line as the kernel has them: Bun has read them as UTF-8 already, and does not say where
+ * they are none.
+ */
 export const ownWords = (argv: readonly string[]): readonly string[] => {
   if (!argv.some((word) => word.includes(REPLACED))) return argv
   const words = splitWords(readFileSync('/proc/self/cmdline'))
@@ -25,7 +28,8 @@ export const splitWords = (cmdline: Uint8Array): string[] => {
 }
 
 /**
- * Refuses words that are no text: a path of a request, a name or a flag is told in UTF-8, and would arrive as another one.
+ * Refuses words that are no text: a path of a request, a name or a flag is told in UTF-8, and would arrive as another
+ * one.
  *
  * @param ours  the words that are not of the command that runs in a guest, which takes any bytes
  */

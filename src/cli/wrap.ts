@@ -1,7 +1,7 @@
 /** A line narrower than this has no room for two columns. */
 const WIDTH_MIN = 20
 
-/** Where the second column of a line of help begins: after the first gap of two spaces. */
+/** Finds where the second column of a line of help begins: after the first gap of two spaces. */
 const columnOf = (line: string): number => /^(\s*\S+(?: \S+)*\s{2,})\S/.exec(line)?.[1]?.length ?? 0
 
 /** Cuts a word that has no room, behind a `|`, `,` or `/` where it has one. */

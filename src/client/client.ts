@@ -15,11 +15,15 @@ export type SseId = Streaming<'sse'>
 export type CallId = Exclude<OperationId, Streaming<'upload' | 'download' | 'sse' | 'websocket'>>
 
 export type Payload = string | Blob | ReadableStream<Uint8Array>
+
+/** Settings of one call. */
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined
   /** Sent with a POST, so that the second try of a cut request finds the first one's work. */
   readonly idempotencyKey?: string
 }
+
+/** Settings of one stream of events. */
 export interface SseOptions {
   readonly signal?: AbortSignal
   readonly lastEventId?: string
@@ -27,7 +31,10 @@ export interface SseOptions {
   readonly endless?: boolean
 }
 
-/** The API of one daemon, typed by the table of operations. Every failure is a `Fault`; an aborted signal throws its reason. */
+/**
+ * The API of one daemon, typed by the table of operations. Every failure is a `Fault`; an aborted signal throws its
+ * reason.
+ */
 export interface Client {
   readonly endpoint: Endpoint
   call<Id extends CallId>(id: Id, input: Input<Id>, options?: CallOptions): Promise<Output<Id>>
@@ -51,6 +58,7 @@ export interface Client {
   ): Promise<Response>
 }
 
+/** Makes the client of one daemon; nothing is sent before the first call. */
 export const connect = (endpoint: Endpoint): Client => {
   const origin = endpoint.kind === 'unix' ? 'http://aerie' : endpoint.origin
   const said = sayEndpoint(endpoint)

@@ -2,7 +2,7 @@ import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'
 import { SOCKET_PATH_MAX } from '../lib/paths.ts'
 
-/** Where a daemon answers: its Unix socket, or an HTTP origin with a token. */
+/** The address of a daemon: its Unix socket, or an HTTP origin with a token. */
 export type Endpoint =
   | { readonly kind: 'unix'; readonly path: string }
   | { readonly kind: 'http'; readonly origin: string; readonly token: string | undefined }
@@ -33,5 +33,6 @@ export const parseEndpoint = (text: string, token?: string): Endpoint => {
   return { kind: 'http', origin: url.origin, token }
 }
 
+/** Writes an endpoint as people do: `unix://PATH`, or its origin. A token is never in it. */
 export const sayEndpoint = (endpoint: Endpoint): string =>
   endpoint.kind === 'unix' ? `unix://${endpoint.path}` : endpoint.origin

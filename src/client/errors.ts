@@ -45,6 +45,8 @@ const KIND_OF_STATUS: Readonly<Record<number, FaultKind>> = {
   504: 'timeout',
   507: 'exhausted',
 }
+
+/** Tells the kind of a fault by its HTTP status, for an answer that brings no problem of ours. */
 export const kindOfStatus = (status: number): FaultKind =>
   KIND_OF_STATUS[status] ?? (status >= 400 && status < 500 ? 'invalid' : 'internal')
 
@@ -142,6 +144,7 @@ const BEFORE_CONNECTED = new Set([
   'ETIMEDOUT',
 ])
 
+/** Makes a fault of a network error: `daemon_unreachable` before a connection stood, `connection_lost` after. */
 export const faultOfNetwork = (error: unknown, endpoint: string): Fault => {
   const code = networkCode(error)
   const reason = (code === undefined ? undefined : REASON[code]) ?? messageOf(error)

@@ -17,11 +17,15 @@ export type Output = { readonly stream: 'stdout' | 'stderr'; readonly bytes: Uin
  *
  * INVARIANTS
  * - `output` yields every byte that the guest sent before it returns how the command ended; without an exit it throws.
- * - A reader of `output` that is slow stops the guest's writer; a guest that does not read stops `write`, and never a signal.
+ * - A reader of `output` that is slow stops the guest's writer; a guest that does not read stops `write`, and never a
+ *   signal.
  */
 export interface Exec {
   output(): AsyncGenerator<Output, Ended>
-  /** Resolves when the bytes are on their way; to a command that has ended they are dropped, as a closed pipe's reader would. */
+  /**
+   * Resolves when the bytes are on their way; to a command that has ended they are dropped, as a closed pipe's reader
+   * would.
+   */
   write(bytes: Uint8Array): Promise<void>
   eof(): Promise<void>
   resize(cols: number, rows: number): void
@@ -39,6 +43,7 @@ const frame = (channel: number, bytes: Uint8Array): Uint8Array => {
   return message
 }
 
+/** Opens the WebSocket of an exec or attach and sends its start. @throws the daemon's fault */
 export const openExec = async (endpoint: Endpoint, target: string, start: object): Promise<Exec> => {
   const said = sayEndpoint(endpoint)
   const socket = await openSocket(endpoint, target)

@@ -1,14 +1,17 @@
 /**
  * Paths below an open folder, part by part.
  *
- * A path is a way that others may bend while we go it: who swaps a folder for a link leads us elsewhere, as root. A descriptor stays the
- * folder that it was opened as, so what is below it is named `/proc/self/fd/N/NAME` (proc(5)): one part, and nothing above it is looked up
- * again. It also has no limit of depth, and takes names as bytes.
+ * A path is a way that others may bend while we go it: who swaps a folder for a link leads us elsewhere, as root. A
+ * descriptor stays the folder that it was opened as, so what is below it is named `/proc/self/fd/N/NAME` (proc(5)): one
+ * part, and nothing above it is looked up again. It also has no limit of depth, and takes names as bytes.
  */
 import { closeSync, constants, openSync } from 'node:fs'
 import { bytesOfName } from './tar-name.ts'
 
-/** open(2): a descriptor that only says where something is, which needs no right to read it. Not among the constants of node:fs. */
+/**
+ * open(2): a descriptor that only says where something is, which needs no right to read it. Not among the constants of
+ * node:fs.
+ */
 const O_PATH = 0x20_0000
 export const OPEN_FOLDER = O_PATH | constants.O_DIRECTORY
 
@@ -23,7 +26,9 @@ export const pathIn = (folder: number, name: string): Buffer =>
 export const openFolderIn = (folder: number, name: string): number =>
   openSync(pathIn(folder, name), OPEN_FOLDER | constants.O_NOFOLLOW)
 
-/** The folders on the way from a root to where one is now, open. Entries of an archive mostly stand beside each other. */
+/**
+ * The folders on the way from a root to where one is now, open. Entries of an archive mostly stand beside each other.
+ */
 export class FolderWalk implements Disposable {
   readonly #root: number
   readonly #open: { readonly name: string; readonly fd: number }[] = []

@@ -13,6 +13,7 @@ export interface Raw {
   close(): void
 }
 
+/** Opens a WebSocket that carries plain bytes both ways, as of a forwarded port. */
 export const openRaw = async (endpoint: Endpoint, target: string): Promise<Raw> => {
   const socket = await openSocket(endpoint, target)
   return {

@@ -2,9 +2,10 @@ import { encodeHeader, padding, TAR_END, type Header } from './tar-header.ts'
 import { archiveInvalid, entryEscapes, entryParts, sayName } from './tar-name.ts'
 import { TarReader, type Entry } from './tar-reader.ts'
 
-/** Where an entry goes, as parts below the folder; undefined leaves it out. */
+/** Tells where an entry goes, as parts below the folder; undefined leaves it out. */
 type Rename = (parts: readonly string[]) => readonly string[] | undefined
 
+/** What a repacked archive keeps, and who is told of what it leaves out. */
 export interface RepackOptions {
   /** Takes set-id bits and device nodes along. */
   readonly archive?: boolean
@@ -14,8 +15,8 @@ export interface RepackOptions {
 }
 
 /**
- * The symbolic links of an archive, by name. Whoever unpacks it must not be led over one, so no entry may stand below one, and no folder in
- * its place.
+ * The symbolic links of an archive, by name. Whoever unpacks it must not be led over one, so no entry may stand below
+ * one, and no folder in its place.
  */
 class Links {
   readonly #names = new Set<string>()
@@ -38,8 +39,8 @@ class Links {
 }
 
 /**
- * A tar on its way from one guest to another, its entries under other names. Every header is read and written anew, and checked as if it
- * were unpacked here: what the first guest says reaches the second one only in this form.
+ * A tar on its way from one guest to another, its entries under other names. Every header is read and written anew, and
+ * checked as if it were unpacked here: what the first guest says reaches the second one only in this form.
  */
 export const repack = (
   stream: ReadableStream<Uint8Array>,

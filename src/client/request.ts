@@ -11,6 +11,7 @@ export interface Parts {
   readonly body?: unknown
 }
 
+/** Gives the method and path of an operation. */
 export const routeOf = (id: OperationId): Route => ROUTES[id]
 
 /** `/api/v1/vms/:name/stop` and `{name: "web"}` → `/api/v1/vms/web/stop`. */
@@ -34,5 +35,6 @@ export const searchOf = (query: Parts['query'] = {}): string => {
   return text === '' ? '' : `?${text}`
 }
 
+/** Makes the target of a request (RFC 9112, section 3.2): the path of an operation, filled, and its query. */
 export const targetOf = (id: OperationId, parts: Parts): string =>
   fillPath(routeOf(id).path, parts.params) + searchOf(parts.query)

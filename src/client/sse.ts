@@ -2,6 +2,7 @@ import { Fault } from '../lib/fault.ts'
 import { sleep } from '../lib/promise.ts'
 import { answerInvalid, faultOfNetwork, faultOfProblem, kindOfStatus } from './errors.ts'
 
+/** One server-sent event, its fields as they came. */
 export interface ServerEvent {
   readonly id: string | undefined
   readonly event: string
@@ -11,7 +12,10 @@ export interface ServerEvent {
 /** One event is one JSON object of ours; what is larger comes from something else. */
 const EVENT_CHARS_MAX = 4 * 1024 * 1024
 
-/** Reads `text/event-stream` (WHATWG HTML, section 9.2.6): comments and unknown fields are skipped, a cut last event is dropped. */
+/**
+ * Reads `text/event-stream` (WHATWG HTML, section 9.2.6): comments and unknown fields are skipped, a cut last event is
+ * dropped.
+ */
 export async function* parseEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerEvent> {
   const decoder = new TextDecoder()
   let rest = ''
@@ -49,8 +53,8 @@ export async function* parseEvents(body: ReadableStream<Uint8Array>): AsyncGener
 const BACK_OFF_MS = [50, 200, 500, 1000, 2000, 4000, 8000] as const
 
 /**
- * Events of one stream over as many connections as it takes: a cut connection is made again with `Last-Event-ID`, so nothing is lost
- * or said twice. An `error` event ends it as the fault that it holds.
+ * Events of one stream over as many connections as it takes: a cut connection is made again with `Last-Event-ID`, so
+ * nothing is lost or said twice. An `error` event ends it as the fault that it holds.
  */
 export async function* follow(
   open: (lastEventId: string | undefined) => Promise<Response>,

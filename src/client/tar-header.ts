@@ -7,7 +7,9 @@ import { bytesOfName } from './tar-name.ts'
 
 export type EntryType = 'file' | 'link' | 'symlink' | 'character-device' | 'block-device' | 'directory' | 'fifo'
 
-/** Where a sparse file holds data; what lies between, before and behind is zeros that no disk block holds. */
+/**
+ * The parts of a sparse file that hold data; what lies between, before and behind is zeros that no disk block holds.
+ */
 export interface Sparse {
   /** The file's length with its holes. */
   readonly size: number
@@ -15,6 +17,7 @@ export interface Sparse {
   readonly pieces: readonly (readonly [offset: number, length: number])[]
 }
 
+/** What a tar archive says of one entry (POSIX pax). */
 export interface Header {
   /** A byte string (tar-name.ts), as is `linkname`. */
   readonly name: string
@@ -30,7 +33,10 @@ export interface Header {
   readonly devmajor?: number
   readonly devminor?: number
   readonly sparse?: Sparse
-  /** Extended attributes, which stand as `SCHILY.xattr.NAME` records (star(4)): their bytes as they are. A name holds no "=". */
+  /**
+   * Extended attributes, which stand as `SCHILY.xattr.NAME` records (star(4)): their bytes as they are. A name holds no
+   * "=".
+   */
   readonly xattrs?: readonly { readonly name: Uint8Array; readonly value: Uint8Array }[]
 }
 
@@ -44,6 +50,8 @@ const FLAG = {
   fifo: '6',
 } as const
 export const BLOCK = 512
+
+/** Counts the zero bytes that follow `size` bytes of data up to the next block. */
 export const padding = (size: number): number => (BLOCK - (size % BLOCK)) % BLOCK
 
 const octal = (block: Buffer, value: number, at: number, digits: number): void => {
@@ -93,7 +101,10 @@ const XATTR = Buffer.from('SCHILY.xattr.')
 const MAX_7 = 0o7777777
 const MAX_11 = 0o77777777777
 
-/** The map of a sparse file, in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX 1.0). */
+/**
+ * The map of a sparse file, in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX
+ * 1.0).
+ */
 const mapOf = ({ size, pieces }: Sparse): Buffer => {
   const last = pieces.at(-1)
   // A piece of no bytes at the end says how long the file is to readers that look at the map alone.

@@ -1,8 +1,9 @@
 /**
  * Names of archive entries and of what a link leads to.
  *
- * Linux says that a name is bytes, and they need not be UTF-8. Inside of the tar code a name is therefore a byte string: a string with one
- * character for each byte (latin1). Such strings can be split, compared and kept in maps, and become the same bytes again.
+ * Linux says that a name is bytes, and they need not be UTF-8. Inside of the tar code a name is therefore a byte
+ * string: a string with one character for each byte (latin1). Such strings can be split, compared and kept in maps, and
+ * become the same bytes again.
  */
 import { Type } from '@sinclair/typebox'
 import { fault } from '../lib/fault.ts'

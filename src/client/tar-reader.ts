@@ -1,9 +1,9 @@
 /**
- * Reads a tar stream: ustar, pax, and what GNU tar writes (long names, sparse files of every dialect). The stream may be hostile: every
- * number is checked, and a header costs a bounded piece of memory.
+ * Reads a tar stream: ustar, pax, and what GNU tar writes (long names, sparse files of every dialect). The stream may
+ * be hostile: every number is checked, and a header costs a bounded piece of memory.
  *
- * Why not a package: the one that this replaced decodes pax names as UTF-8, which makes two names of one, gives a body to entries that
- * have none, and refuses sparse files.
+ * Why not a package: the one that this replaced decodes pax names as UTF-8, which makes two names of one, gives a body
+ * to entries that have none, and refuses sparse files.
  */
 import { Fault } from '../lib/fault.ts'
 import { BLOCK, padding, type EntryType, type Sparse } from './tar-header.ts'
@@ -168,7 +168,10 @@ const readPax = (pax: Pax, body: Buffer): void => {
   }
 }
 
-/** Checks that the pieces of a map are in order, inside of the file, and as long as the data that the archive holds of it. */
+/**
+ * Checks that the pieces of a map are in order, inside of the file, and as long as the data that the archive holds of
+ * it.
+ */
 const sparseOf = (size: number, pieces: readonly (readonly [number, number])[], stored: number): Sparse => {
   let end = 0
   let held = 0
@@ -195,6 +198,7 @@ interface Source {
   cancel(): Promise<void>
 }
 
+/** Reads a tar archive entry by entry; what it says of itself is not trusted. */
 export class TarReader {
   readonly #source: Source
   #held: Buffer = Buffer.alloc(0)
@@ -380,7 +384,9 @@ export class TarReader {
     while (this.#left > 0) yield await this.#piece()
   }
 
-  /** Reads on to the end of the stream, so that whoever writes it is not cut off: tar pads with more than two blocks. */
+  /**
+   * Reads on to the end of the stream, so that whoever writes it is not cut off: tar pads with more than two blocks.
+   */
   async drain(): Promise<void> {
     do this.#held = Buffer.alloc(0)
     while (await this.#more())

@@ -1,8 +1,9 @@
 /**
  * A file or folder of this host as a tar stream.
  *
- * What a tar cannot say is left out with a word (sockets), and so is what other file systems hold that are mounted in a folder. What cannot
- * be read ends the stream with a fault, so that whoever unpacks it never takes half a tree for a whole one.
+ * What a tar cannot say is left out with a word (sockets), and so is what other file systems hold that are mounted in a
+ * folder. What cannot be read ends the stream with a fault, so that whoever unpacks it never takes half a tree for a
+ * whole one.
  */
 import { basename, dirname } from 'node:path'
 import {
@@ -56,14 +57,20 @@ export const pathUnpackable = fault(
   (d) => `Cannot pack "${d.path}": ${d.reason}`,
 )
 
+/** What an archive holds of the files that are packed into it. */
 export interface PackOptions {
   /** What the top is called in the archive; "" leaves the top itself out and packs what is in it. */
   readonly as?: string
-  /** `root`: everything belongs to 0:0, as docker cp does. `keep`: as on the disk, and our own user becomes root where we are not root. */
+  /**
+   * `root`: everything belongs to 0:0, as docker cp does. `keep`: as on the disk, and our own user becomes root where
+   * we are not root.
+   */
   readonly owners?: 'root' | 'keep'
   /** Device nodes, which only root file systems have. */
   readonly devices?: boolean
-  /** Extended attributes that belong to a file and not to this host: file capabilities, ACLs, `user.` and `trusted.`. */
+  /**
+   * Extended attributes that belong to a file and not to this host: file capabilities, ACLs, `user.` and `trusted.`.
+   */
   readonly xattrs?: boolean
   /** Called for what is left out, and with the bytes so far. */
   readonly skipped?: (path: string, reason: string) => void
@@ -99,13 +106,17 @@ const trying = <T>(shown: string, work: () => T): T => {
 }
 
 /**
- * Which attributes a file keeps when it goes to another host. Of `security.` the capabilities alone: labels and signatures are of this host's
- * policy and keys. ACLs go as the kernel has them, with numbers, as owners do. What overlayfs notes in a folder is no part of the tree.
+ * Which attributes a file keeps when it goes to another host. Of `security.` the capabilities alone: labels and
+ * signatures are of this host's policy and keys. ACLs go as the kernel has them, with numbers, as owners do. What
+ * overlayfs notes in a folder is no part of the tree.
  */
 const PORTABLE =
   /^(security\.capability|system\.posix_acl_(access|default)|user\.(?!overlay\.).*|trusted\.(?!overlay\.).*)$/s
 
-/** One thing that is to be packed: where it stands, and what it is called in the archive and in sentences. Names are byte strings. */
+/**
+ * One thing that is to be packed: where it stands, and what it is called in the archive and in sentences. Names are
+ * byte strings.
+ */
 interface Place {
   readonly folder: number
   readonly base: string
@@ -123,7 +134,10 @@ interface Mount {
 const major = (device: bigint): number => Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xfffff000n))
 const minor = (device: bigint): number => Number((device & 0xffn) | ((device >> 12n) & 0xffffff00n))
 
-/** File systems that the kernel makes up (linux/magic.h): some of their files refuse to be read, whatever their mode says. */
+/**
+ * File systems that the kernel makes up (linux/magic.h): some of their files refuse to be read, whatever their mode
+ * says.
+ */
 const KERNEL_VIEWS = new Set([
   0x9fa0, // proc
   0x62656572, // sysfs
@@ -167,7 +181,7 @@ const readAll = (file: number, expected: number, limit: number): Buffer => {
   return parts.length === 1 ? (parts[0] ?? Buffer.alloc(0)) : Buffer.concat(parts)
 }
 
-/** Where a file holds data; undefined where it has no holes, or its file system does not say. */
+/** Finds the parts of a file that hold data; undefined where it has no holes, or its file system does not say. */
 const piecesOf = (file: number, size: number): Sparse | undefined => {
   const pieces: [number, number][] = []
   try {
@@ -185,8 +199,9 @@ const piecesOf = (file: number, size: number): Sparse | undefined => {
 }
 
 /**
- * Walks what is to be packed (synchronous calls: a promise a call costs five times the call on a tree of small files); a name that a file had
- * before becomes a hard link to it. Each folder is held open while what is in it is read, so that who swaps one for a link leads nowhere.
+ * Walks what is to be packed (synchronous calls: a promise a call costs five times the call on a tree of small files);
+ * a name that a file had before becomes a hard link to it. Each folder is held open while what is in it is read, so
+ * that who swaps one for a link leads nowhere.
  */
 class Packer {
   readonly #options: PackOptions
@@ -349,8 +364,8 @@ class Packer {
   }
 
   /**
-   * Files of /proc state no length and those of /sys too much, so a small file is read to its end first, and has the length that it
-   * turned out to have.
+   * Files of /proc state no length and those of /sys too much, so a small file is read to its end first, and has the
+   * length that it turned out to have.
    */
   #content(file: number, shown: string, stat: BigIntStats): Content {
     if (!stat.isFile()) throw pathChanged({ path: sayName(shown), reason: 'it was replaced meanwhile' })
@@ -424,7 +439,7 @@ export const statLocal = (path: string): Stats => {
   }
 }
 
-/** Where a path leads when its symbolic links are followed. */
+/** Follows the symbolic links of a path of this host. */
 export const realLocal = (path: string): string => {
   try {
     return realpathSync(path)
@@ -438,6 +453,7 @@ export const realLocal = (path: string): string => {
 export const packPath = (path: string, options: PackOptions = {}): ReadableStream<Uint8Array> =>
   asWeb(new Packer(options).add(path, nameOfText(options.as ?? basename(path))), options.failed)
 
+/** Packs several paths of this host into one archive, each under a name of its own. */
 export const packAll = (
   entries: readonly { readonly path: string; readonly as: string }[],
   options: Omit<PackOptions, 'as'> = {},

@@ -2,11 +2,12 @@
  * Unpacks a tar stream into a folder of this host. The stream comes from a guest, so it is hostile.
  *
  * INVARIANTS
- * - Nothing outside of the folder is made, changed or linked to: no absolute name, no `..`, and no name whose way leads over a symbolic
- *   link, whoever made that link, is ever opened. Every folder on the way is held open, so that nobody can swap one for a link meanwhile.
- * - A file that stands here keeps its owner, its mode less set-id and its other names, and gets other content. A link that stood here
- *   before is followed where it leads to a file inside of the folder, and replaced where it leads out. A name that the stream itself gave to
- *   a link is never written through.
+ * - Nothing outside of the folder is made, changed or linked to: no absolute name, no `..`, and no name whose way leads
+ *   over a symbolic link, whoever made that link, is ever opened. Every folder on the way is held open, so that nobody
+ *   can swap one for a link meanwhile.
+ * - A file that stands here keeps its owner, its mode less set-id and its other names, and gets other content. A link
+ *   that stood here before is followed where it leads to a file inside of the folder, and replaced where it leads out.
+ *   A name that the stream itself gave to a link is never written through.
  * - FIFOs, sockets and devices that stand here are neither written to nor replaced; a folder in the way is a fault.
  * - Set-id bits and device nodes do not arrive here; files belong to whoever unpacks, and the umask counts.
  */
@@ -60,11 +61,12 @@ export const diskFull = fault(
   (d) => `Cannot write "${d.path}": the disk is full`,
 )
 
-/** As many links in a row are followed as Linux does at most (path_resolution(7)). */
+/** The most symbolic links that are followed in a row, as many as Linux follows (path_resolution(7)). */
 const LINKS_MAX = 40
 
+/** Where the entries of an archive go, and who is told of what was left out. */
 export interface UnpackOptions {
-  /** Where an entry goes, as parts below the folder; undefined leaves it out. */
+  /** Tells where an entry goes, as parts below the folder; undefined leaves it out. */
   readonly rename?: (parts: readonly string[]) => readonly string[] | undefined
   readonly skipped?: (entry: string, reason: string) => void
   readonly progress?: (bytes: number) => void
@@ -122,7 +124,10 @@ class Unpacker implements Disposable {
   readonly #root: string
   readonly #options: UnpackOptions
   readonly #walk: FolderWalk
-  /** Names that the stream made and that are not a file's only one: links of both kinds. What is written to such a name replaces the name. */
+  /**
+   * Names that the stream made and that are not a file's only one: links of both kinds. What is written to such a name
+   * replaces the name.
+   */
   readonly #links = new Set<string>()
   /** Times of the folders that were made here, and modes that would shut us out: given at the end. */
   readonly #late = new Map<string, { readonly mode: number | undefined; readonly time: Date }>()
@@ -147,7 +152,10 @@ class Unpacker implements Disposable {
     return join(this.#root, sayName(key))
   }
 
-  /** The folder at these parts, as a descriptor. A link or a file on the way is a fault; `missing` says what to do where nothing is. */
+  /**
+   * The folder at these parts, as a descriptor. A link or a file on the way is a fault; `missing` says what to do where
+   * nothing is.
+   */
   #folder(
     parts: readonly string[],
     entry: string,
@@ -173,7 +181,9 @@ class Unpacker implements Disposable {
     })
   }
 
-  /** Makes room for a new name: a file or a link that stands there goes. @throws where a folder does, or what is no file */
+  /**
+   * Makes room for a new name: a file or a link that stands there goes. @throws where a folder does, or what is no file
+   */
   #clear(path: Buffer, key: string): void {
     const stat = look(path)
     if (!stat) return
@@ -204,7 +214,8 @@ class Unpacker implements Disposable {
         const mode = entry.mode & 0o777
         const known = this.#fresh.has(key)
         this.#made(to, entry.name, mode)
-        // One that was made on the way has the mode of no entry yet; one that its owner may not enter gets its own when it is full.
+        // One that was made on the way has the mode of no entry yet; one that its owner may not enter gets its own when
+        // it is full.
         const late = known || (mode & 0o700) !== 0o700
         if (this.#fresh.has(key)) this.#late.set(key, { mode: late ? mode & ~this.#umask : undefined, time })
         break
@@ -288,7 +299,7 @@ class Unpacker implements Disposable {
     return openSync(path, CREATE, mode)
   }
 
-  /** As `#follow`; a link that leads to no folder of ours is not followed either. */
+  /** Follows a link as `#follow` does; one that leads to no folder of ours is not followed either. */
   #target(parts: readonly string[]): readonly string[] | undefined {
     try {
       return this.#follow(parts)
@@ -299,8 +310,8 @@ class Unpacker implements Disposable {
   }
 
   /**
-   * Where a link that stood here before leads, as parts below the root; undefined where its way leads out of the folder, over another link
-   * to a folder, or over a link of the archive.
+   * Finds where a link that stood here before leads, as parts below the root; undefined where its way leads out of the
+   * folder, over another link to a folder, or over a link of the archive.
    */
   #follow(parts: readonly string[]): readonly string[] | undefined {
     const entry = parts.join('/')
@@ -330,7 +341,10 @@ class Unpacker implements Disposable {
     throw pathUnwritable({ path: this.say(entry), reason: 'its symbolic links lead in circles' })
   }
 
-  /** Opens a file that stands here. One that may not be written to, or that runs, is replaced by one of the same mode and owner. */
+  /**
+   * Opens a file that stands here. One that may not be written to, or that runs, is replaced by one of the same mode
+   * and owner.
+   */
   #rewrite(path: Buffer, stat: Stats, key: string): number {
     let file: number
     try {

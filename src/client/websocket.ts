@@ -5,7 +5,10 @@ import { connectionLost, faultOfNetwork, faultOfProblem, faultOfResponse } from 
 /** What a peer may have sent and nobody has read yet before the socket is told to wait, and when it goes on. */
 const UNREAD_HIGH = 1024 * 1024
 const UNREAD_LOW = 256 * 1024
-/** After so many bytes a ping goes out, and at most this many pings are unanswered: what is sent and not read stays below 1 MiB. */
+/**
+ * Bytes after which a ping goes out; with at most so many pings unanswered, what is sent and not read stays below 1
+ * MiB.
+ */
 const PING_EVERY = 128 * 1024
 const PINGS_MAX = 6
 
@@ -29,7 +32,9 @@ export interface Socket {
 const urlOf = (endpoint: Endpoint, target: string): string =>
   endpoint.kind === 'unix' ? `ws+unix://${endpoint.path}:${target}` : endpoint.origin.replace(/^http/, 'ws') + target
 
-/** Why the upgrade was refused: a WebSocket does not show the answer, so the same address is asked without the upgrade. */
+/**
+ * Why the upgrade was refused: a WebSocket does not show the answer, so the same address is asked without the upgrade.
+ */
 const refusal = async (endpoint: Endpoint, target: string, said: string): Promise<Error> => {
   const headers =
     endpoint.kind === 'http' && endpoint.token !== undefined ? { authorization: `Bearer ${endpoint.token}` } : undefined
@@ -61,6 +66,7 @@ const faultOfClose = (reason: string): Error | undefined => {
   }
 }
 
+/** Opens a WebSocket to a daemon; resolves when it is open. @throws the daemon's fault, or one of the network */
 export const openSocket = async (endpoint: Endpoint, target: string): Promise<Socket> => {
   const said = sayEndpoint(endpoint)
   const headers =

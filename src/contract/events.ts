@@ -11,7 +11,10 @@ export const EVENTS = [vmEvents, imageEvents, kernelEvents] as const
 export type EventType = (typeof EVENTS)[number]['types'][number]
 export const EVENT_TYPES: readonly EventType[] = EVENTS.flatMap((one: NounEvents<EventType>) => [...one.types])
 
-/** One event as it is read: the fields of a vm's event stand in every one, empty where its noun has none, as Volant clients expect. */
+/**
+ * One event as it is read: the fields of a vm's event stand in every one, empty where its noun has none, as Volant
+ * clients expect.
+ */
 export const Event = named(
   'Event',
   Type.Object({

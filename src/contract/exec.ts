@@ -49,9 +49,10 @@ export const AttachStart = named(
 export type AttachStart = Static<typeof AttachStart>
 
 /**
- * Exec and attach on one WebSocket: the first message is text (`ExecStart` or `AttachStart`), every later one is binary, a channel
- * byte and the rest. `control` is JSON, `ExecControl`. A client sends as many bytes of stdin as the `window` messages add up to, the
- * first of which comes with `started`: so a signal is never stuck behind input that nobody reads.
+ * Exec and attach on one WebSocket: the first message is text (`ExecStart` or `AttachStart`), every later one is
+ * binary, a channel byte and the rest. `control` is JSON, `ExecControl`. A client sends as many bytes of stdin as the
+ * `window` messages add up to, the first of which comes with `started`: so a signal is never stuck behind input that
+ * nobody reads.
  */
 export const CHANNEL = { stdin: 0, stdout: 1, stderr: 2, control: 3 } as const
 export type ExecControl =

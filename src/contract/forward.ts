@@ -4,9 +4,9 @@ import { operation } from './operation.ts'
 import { ONE_VM, RUNNING_VM, VmRef } from './vm-ref.ts'
 
 /**
- * Forward and console are raw: a binary message is bytes. In a forward an empty one ends its direction and leaves the other open, as
- * shutdown(2) does. A failure is a text message, the problem as JSON, and then the close, whose reason is JSON, `{code, message}`,
- * cut to what a close frame holds.
+ * Forward and console are raw: a binary message is bytes. In a forward an empty one ends its direction and leaves the
+ * other open, as shutdown(2) does. A failure is a text message, the problem as JSON, and then the close, whose reason
+ * is JSON, `{code, message}`, cut to what a close frame holds.
  */
 export const RAW_END = new Uint8Array(0)
 

@@ -1,8 +1,9 @@
 /**
  * A stream that can say why it ends: an answer whose status has been sent already has no other way.
  *
- * Who accepts `FRAMED` gets, instead of the bare bytes, pieces of a 32-bit length (big endian) and so many bytes; a length of 0 is the end.
- * 0xffffffff stands before the length and the bytes of a problem (RFC 9457), which is the end as well. Without either the stream is cut off.
+ * Who accepts `FRAMED` gets, instead of the bare bytes, pieces of a 32-bit length (big endian) and so many bytes; a
+ * length of 0 is the end. 0xffffffff stands before the length and the bytes of a problem (RFC 9457), which is the end
+ * as well. Without either the stream is cut off.
  */
 export const FRAMED = 'application/vnd.aerie.framed'
 
@@ -46,7 +47,10 @@ export const frame = (
   )
 }
 
-/** Takes a framed stream apart. `problem` makes an error of the JSON of a problem, `cut` one of a stream that has no end. */
+/**
+ * Takes a framed stream apart. `problem` makes an error of the JSON of a problem, `cut` one of a stream that has no
+ * end.
+ */
 export const unframe = (
   stream: ReadableStream<Uint8Array>,
   problem: (text: string) => Error,

@@ -15,8 +15,8 @@ export const GuestPath = Type.String({
   description: 'Absolute path in the guest',
 })
 /**
- * Bytes of JSON that hold every set of arguments and environment that Linux takes: 2 MiB (execve(2)), of which each may be six in JSON
- * (`\\u0001`), with the quotes and commas round them.
+ * Bytes of JSON that hold every set of arguments and environment that Linux takes: 2 MiB (execve(2)), of which each may
+ * be six in JSON (`\\u0001`), with the quotes and commas round them.
  */
 export const ARGUMENTS_JSON_MAX = 16 * 1_048_576
 /** More arguments than Linux takes, were all of them empty: what bounds them is how large they are together. */

@@ -29,13 +29,14 @@ export interface Operation {
 }
 
 /**
- * The two ways to speak over a WebSocket: a process, whose first message says what shall run (`contract/exec.ts`), or bytes both ways
- * (`contract/forward.ts`).
+ * The two ways to speak over a WebSocket: a process, whose first message says what shall run (`contract/exec.ts`), or
+ * bytes both ways (`contract/forward.ts`).
  */
 export type SocketKind = { readonly kind: 'process'; readonly start: TSchema } | { readonly kind: 'bytes' }
 
 export type Scope = 'read' | 'exec' | 'admin'
 
+/** Declares an operation; its type keeps every word that it is written with. */
 export const operation = <const T extends Operation>(it: T): T => it
 
 /** A string that is one of these words. */

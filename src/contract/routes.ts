@@ -4,8 +4,8 @@ import { operations, type Operation, type OperationId } from './operations.ts'
 export type Route = Pick<Operation, 'method' | 'path' | 'idempotent'>
 
 /**
- * Reads the routes off the table of operations. The client imports this as a macro, which Bun runs when it bundles: making the schemas of
- * every operation takes as long as all else that a short command does.
+ * Reads the routes off the table of operations. The client imports this as a macro, which Bun runs when it bundles:
+ * making the schemas of every operation takes as long as all else that a short command does.
  */
 export const routes = (): Record<OperationId, Route> =>
   Object.fromEntries(

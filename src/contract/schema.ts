@@ -22,8 +22,8 @@ export type Filled<S extends TSchema> =
     : Static<S>
 
 /**
- * Fills the defaults of an object's schema into a value that was checked or is about to be. A field that is there stays as it is, own
- * `__proto__` and all: a guest's variable may have that name.
+ * Fills the defaults of an object's schema into a value that was checked or is about to be. A field that is there stays
+ * as it is, own `__proto__` and all: a guest's variable may have that name.
  */
 export const fill = <S extends TSchema>(schema: S, value: unknown): Filled<S> => {
   const properties = (schema as { properties?: Readonly<Record<string, TSchema>> }).properties

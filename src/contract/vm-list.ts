@@ -2,7 +2,9 @@ import { Type, type Static } from '@sinclair/typebox'
 import { oneOf } from './operation.ts'
 import { defaulted } from './schema.ts'
 
-/** What narrows and orders a list of vms; apart from the vm, since the command that is typed most needs no more of it. */
+/**
+ * What narrows and orders a list of vms; apart from the vm, since the command that is typed most needs no more of it.
+ */
 export const VmListQuery = Type.Object({
   status: Type.Optional(Type.String({ description: 'Comma list of states' })),
   runtime: Type.Optional(Type.String()),

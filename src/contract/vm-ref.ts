@@ -1,8 +1,8 @@
 import { Type } from '@sinclair/typebox'
 
 /**
- * Where a path names a vm: its uid, its name, its number, or, where nothing is ended, deleted, moved or written over, the beginning of its
- * uid (four characters or more after `vm_`) that fits it alone.
+ * Names a vm in a path: its uid, its name, its number, or, where nothing is ended, deleted, moved or written over, the
+ * beginning of its uid (four characters or more after `vm_`) that fits it alone.
  */
 export const VmRef = Type.Object({ name: Type.String({ minLength: 1, maxLength: 64 }) })
 

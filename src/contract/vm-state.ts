@@ -70,6 +70,7 @@ export const VM_MOVES = [
 
 export type Cause = (typeof VM_MOVES)[number][1]
 
+/** Tells the state that a cause leads to; undefined where no such move exists. */
 export const after = (from: VmState, by: Cause): VmState | undefined =>
   VM_MOVES.find((move) => move[0] === from && move[1] === by)?.[3]
 

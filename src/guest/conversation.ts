@@ -24,8 +24,8 @@ import { messageOf } from '../lib/thrown.ts'
 import { type ANSWERS, answerOf } from './messages.ts'
 
 /**
- * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room, and the peer
- * is held while nobody takes frames.
+ * One connection to the agent, cut into frames, with back-pressure both ways: `send` resolves when the peer has room,
+ * and the peer is held while nobody takes frames.
  */
 export class Conversation {
   readonly #stream: Duplex
@@ -86,7 +86,8 @@ export class Conversation {
   }
 
   /**
-   * The bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other (kind proxy).
+   * The bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other (kind
+   * proxy).
    */
   raw(): Duplex {
     const conversation = this
@@ -157,7 +158,10 @@ export const agentFault = (body: Record<string, unknown>, path: string | undefin
   }
 }
 
-/** Says why the agent was not reached. What its caller gave up is the caller's own reason; a time that was over is the agent's. */
+/**
+ * Says why the agent was not reached. What its caller gave up is the caller's own reason; a time that was over is the
+ * agent's.
+ */
 const sayAgent = (error: unknown, signal: AbortSignal): unknown => {
   if (error instanceof Fault) return error
   const late = signal.reason instanceof DOMException && signal.reason.name === 'TimeoutError'
@@ -203,7 +207,8 @@ export const open = async (
 /**
  * The body of the agent's `ok`.
  *
- * @throws the agent's own refusal as `guest_*`; `agent_unavailable` where it says anything else, or goes away. The connection is closed then
+ * @throws the agent's own refusal as `guest_*`; `agent_unavailable` where it says anything else, or goes away. The
+ * connection is closed then
  */
 export const accepted = async (
   conversation: Conversation,

@@ -10,12 +10,13 @@ export const GENERATION = 1
 export const AGENT_PORT = 1024
 const MAGIC = 'KSTR'
 export const PAYLOAD_MAX = 1_048_576
-/** Of the JSON in every frame but `ok`, which carries the configuration. */
+/** The most bytes of JSON in a frame other than `ok`, which carries the configuration. */
 export const JSON_MAX = 262_144
-/** Of the configuration, which an `ok` carries. */
+/** The most bytes of a configuration, which an `ok` carries. */
 export const OK_MAX = 1_048_576
 /**
- * Of the JSON that we send in an `open` or an `ok`: room for the arguments and environment that Linux takes. A guest may say no such thing.
+ * The most bytes of JSON that we send in an `open` or an `ok`: room for the arguments and environment that Linux takes.
+ * A guest may say no such thing.
  */
 export const ARGUMENTS_MAX = ARGUMENTS_JSON_MAX
 /** How deep arrays and objects may be nested. */
@@ -84,6 +85,7 @@ export type Kind = (typeof KIND)[keyof typeof KIND]
 /** Bytes of stdin that may be sent before the guest has opened the window further. */
 export const STDIN_WINDOW = 262_144
 
+/** One frame of the protocol between daemon and agent (docs/protocol.md). */
 export interface Frame {
   readonly type: FrameType
   readonly payload: Uint8Array
@@ -132,8 +134,14 @@ export const encode = (type: FrameType, payload: Uint8Array): Buffer => {
 
 /** A byte order mark is no JSON: it is kept, so that the parser refuses it. */
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+
+/** Writes a frame that carries a JSON value. */
 export const encodeJson = (type: FrameType, body: unknown): Buffer => encode(type, Buffer.from(JSON.stringify(body)))
+
+/** Writes a frame without a payload. */
 export const encodeEmpty = (type: FrameType): Buffer => encode(type, new Uint8Array(0))
+
+/** Writes the first frame of a connection: magic, generation, kind, and a JSON body. */
 export const encodeOpen = (kind: Kind, body: unknown): Buffer => {
   const head = Buffer.alloc(8)
   head.write(MAGIC, 0, 'latin1')
@@ -141,13 +149,19 @@ export const encodeOpen = (kind: Kind, body: unknown): Buffer => {
   head[6] = kind
   return encode(FRAME.open, Buffer.concat([head, Buffer.from(JSON.stringify(body))]))
 }
+
+/** Writes a `resize`: columns and rows of the terminal, u16 each. */
 export const encodeResize = (cols: number, rows: number): Buffer => {
   const payload = Buffer.alloc(4)
   payload.writeUInt16LE(cols, 0)
   payload.writeUInt16LE(rows, 2)
   return encode(FRAME.resize, payload)
 }
+
+/** Writes a `signal`: its number by Linux, one byte. */
 export const encodeSignal = (signal: number): Buffer => encode(FRAME.signal, Uint8Array.of(signal))
+
+/** Writes an `ack`: the number up to which everything has arrived, u64. */
 export const encodeAck = (seq: number): Buffer => {
   const payload = Buffer.alloc(8)
   payload.writeBigUInt64LE(BigInt(seq), 0)
@@ -178,13 +192,17 @@ export const decodeJson = (frame: Frame): Record<string, unknown> => {
   throw new FrameError('frame_payload_invalid', `${named(frame.type)} carries no JSON object`)
 }
 
+/** What the first frame of a connection says. */
 export interface Open {
   readonly generation: number
   readonly kind: number
   readonly body: Record<string, unknown>
 }
 
-/** The first frame of a connection. The body of another generation is not read: its answer says which ones there are. @throws FrameError */
+/**
+ * The first frame of a connection. The body of another generation is not read: its answer says which ones there are.
+ * @throws FrameError
+ */
 export const decodeOpen = (frame: Frame): Open => {
   const { payload } = frame
   if (frame.type !== FRAME.open || payload.byteLength < OPEN_PREFIX)
@@ -199,11 +217,13 @@ export const decodeOpen = (frame: Frame): Open => {
   return { generation, kind, body: decodeJson({ type: frame.type, payload: payload.subarray(OPEN_PREFIX) }) }
 }
 
+/** Reads a `window`: by how many bytes it opens. @throws FrameError */
 export const decodeWindow = (frame: Frame): number => {
   if (frame.payload.byteLength !== 4) throw new FrameError('frame_payload_invalid', 'window is not 4 bytes')
   return new DataView(frame.payload.buffer, frame.payload.byteOffset, 4).getUint32(0, true)
 }
 
+/** One piece of the workload's log: its stream (1 stdout, 2 stderr, 3 the agent's notes), offset, time and bytes. */
 export interface LogRecord {
   readonly stream: 1 | 2 | 3
   readonly offset: number
@@ -211,6 +231,7 @@ export interface LogRecord {
   readonly bytes: Uint8Array
 }
 
+/** Reads a `log`. @throws FrameError */
 export const decodeLog = (frame: Frame): LogRecord => {
   const { payload } = frame
   const stream = payload[0]
@@ -231,8 +252,8 @@ const EMPTY = Buffer.alloc(0)
 const HELD_MIN = 4096
 
 /**
- * Cuts a byte stream into frames. Memory: the frame that is not whole yet, as far as it has come; a length that is claimed costs nothing,
- * and a byte is copied a bounded number of times in whatever portions it comes.
+ * Cuts a byte stream into frames. Memory: the frame that is not whole yet, as far as it has come; a length that is
+ * claimed costs nothing, and a byte is copied a bounded number of times in whatever portions it comes.
  */
 export class FrameReader {
   readonly #bounds: typeof BOUNDS
@@ -287,7 +308,9 @@ export class FrameReader {
   }
 }
 
-/** Of a frame that begins with `bytes`; of its header while that is not whole. @throws FrameError */
+/**
+ * Counts the bytes of a frame that begins with `bytes`, or of its header while that is not whole. @throws FrameError
+ */
 const frameLength = (bytes: Buffer, bounds: typeof BOUNDS): number => {
   if (bytes.byteLength < HEADER) return HEADER
   const length = bytes.readUInt32LE(0)

@@ -6,8 +6,9 @@ import { agentUnavailable } from '../hypervisor/errors.ts'
 import { FrameError } from './frames.ts'
 
 /*
- * What the agent says, as far as the host reads it. A guest belongs to its user, who may have put anything in the agent's place: nothing of
- * this goes into a row or an answer before it has its shape. Fields that are not named here are dropped: a newer agent may say more.
+ * What the agent says, as far as the host reads it. A guest belongs to its user, who may have put anything in the
+ * agent's place: nothing of this goes into a row or an answer before it has its shape. Fields that are not named here
+ * are dropped: a newer agent may say more.
  */
 
 const Text = Type.String()
@@ -17,7 +18,7 @@ const Signal = Type.Integer({ minimum: 0, maximum: 64 })
 const Offset = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })
 const Milliseconds = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })
 
-/** Of one boot: each costs the host a write that is synced, and a guest may be made to send any number. */
+/** The most events of one boot: each costs the host a synced write, and a hostile guest may send any number. */
 export const EVENTS_MAX = 10_000
 const seq = Type.Integer({ minimum: 1, maximum: EVENTS_MAX })
 

@@ -7,9 +7,10 @@ const LONGEST_MS = 120_000
 const answered = new WeakMap<Machine, number>()
 
 /**
- * Begins a conversation with the agent of `machine`, which may take `ms` to answer. Many that begin at once wait for each other in the
- * guest, so the time counts from the last answer that the guest gave to anybody: whoever is behind others waits for their turn, and a
- * guest that stands still is told after `ms` all the same. `begin` gets the signal that ends the wait; `client` ends it at once.
+ * Begins a conversation with the agent of `machine`, which may take `ms` to answer. Many that begin at once wait for
+ * each other in the guest, so the time counts from the last answer that the guest gave to anybody: whoever is behind
+ * others waits for their turn, and a guest that stands still is told after `ms` all the same. `begin` gets the signal
+ * that ends the wait; `client` ends it at once.
  */
 export const patiently = async <T>(
   machine: Machine,

@@ -18,7 +18,10 @@ export interface GuestNic {
   /** IPv4, with the length of its prefix; a card without an address is raised only. */
   readonly address?: string
   readonly gateway?: string
-  /** IPv6, with the length of its prefix. Agents without the feature `nic_static` pass over this and what follows but `dns`. */
+  /**
+   * IPv6, with the length of its prefix. Agents without the feature `nic_static` pass over this and what follows but
+   * `dns`.
+   */
   readonly address6?: string
   readonly gateway6?: string
   /** Bytes; the card's own where it is absent. */
@@ -83,29 +86,44 @@ export interface SessionOwner {
 
 type RequestArgs = Readonly<Record<string, unknown>>
 
+/** Hashes the secret of a boot, SHA-256 in hex: the store holds no secret itself. */
 export const hashSecret = (secret: string): string => createHash('sha256').update(secret).digest('hex')
 
 const sameHash = (a: string, b: string): boolean => timingSafeEqual(Buffer.from(a, 'hex'), Buffer.from(b, 'hex'))
 
-/** A configuration must have been asked for within this time of the connect: a guest may open sockets and say nothing. */
+/**
+ * A configuration must have been asked for within this time of the connect: a guest may open sockets and say nothing.
+ */
 const HELLO_MS = 10_000
-/** Connections to port 1024 that have not said hello, at once: the oldest goes for a new one, so that the silent never keep the agent out. */
+/**
+ * Connections to port 1024 that have not said hello, at once: the oldest goes for a new one, so that the silent never
+ * keep the agent out.
+ */
 const STRANGERS_MAX = 8
-/** New connections to port 1024: an agent makes one a boot or a wake, and any process of the guest may make as many as it likes. */
+/**
+ * New connections to port 1024: an agent makes one a boot or a wake, and any process of the guest may make as many as
+ * it likes.
+ */
 const CONNECTIONS: Rate = { perSecond: 20, burst: 200 }
-/** The host does not listen for this long after a guest has used up its connections: a refusal costs its VMM, and nothing here. */
+/**
+ * The host does not listen for this long after a guest has used up its connections: a refusal costs its VMM, and
+ * nothing here.
+ */
 const DEAF_MS = 1000
-/** What an agent says on its own, repeats too: it has some four events a boot, and each new one costs the host a synced write. */
+/**
+ * What an agent says on its own, repeats too: it has some four events a boot, and each new one costs the host a synced
+ * write.
+ */
 const EVENTS: Rate = { perSecond: 1, burst: 20 }
 /** An agent's hello is its secret and a few words more; JSON of a stranger is not read beyond this. */
 const HELLO_BYTES_MAX = 1024
 
 /**
- * The agent's own connection, guest to host, on port 1024: configuration, events, requests. It is re-made by the guest whenever it
- * breaks, so a `GuestSession` lives as long as its machine and not as long as a connection.
+ * The agent's own connection, guest to host, on port 1024: configuration, events, requests. It is re-made by the guest
+ * whenever it breaks, so a `GuestSession` lives as long as its machine and not as long as a connection.
  *
- * Any process of the guest can connect to this port. A stranger is refused: the configuration is given while nothing of the guest's own
- * has run (no event was taken and no agent is connected), later ones must know the session's secret.
+ * Any process of the guest can connect to this port. A stranger is refused: the configuration is given while nothing of
+ * the guest's own has run (no event was taken and no agent is connected), later ones must know the session's secret.
  */
 export class GuestSession {
   readonly #path: string

@@ -41,7 +41,9 @@ const RANK = { read: 0, exec: 1, admin: 2 } as const satisfies Record<Scope, num
 /** Who may ask: on the Unix socket its file mode says so, on TCP a token does. */
 export interface Listener {
   readonly kind: 'unix' | 'tcp'
-  /** Host names that a request may be addressed to; a page that rebinds its own name to our address is refused by them. */
+  /**
+   * Host names that a request may be addressed to; a page that rebinds its own name to our address is refused by them.
+   */
   readonly hosts: ReadonlySet<string>
 }
 
@@ -50,7 +52,8 @@ const hostOf = (text: string): string => text.toLowerCase().replace(/:\d+$/, '')
 /**
  * Lets a request through or says why not: before its body is read and before it is matched to a schema.
  *
- * @returns whether the caller has shown that it may use this daemon: what is for everybody is let through for strangers too
+ * @returns whether the caller has shown that it may use this daemon: what is for everybody is let through for strangers
+ * too
  * @throws `host_refused`, `origin_refused`, `token_missing`, `token_invalid`, `token_scope`
  */
 export const check = (

@@ -5,7 +5,10 @@ import { faultOrInternal, problem } from './problem.ts'
 /** The body of a request that is an upload. */
 export const bodyOf = (request: Request): ReadableStream<Uint8Array> => request.body ?? new Blob([]).stream()
 
-/** A tar stream, with the name and the kind of what is in it. Who accepts frames is told why it ends where it does so too early. */
+/**
+ * A tar stream, with the name and the kind of what is in it. Who accepts frames is told why it ends where it does so
+ * too early.
+ */
 export const tar = (
   out: { readonly stream: ReadableStream<Uint8Array>; readonly name: string; readonly isDir: boolean },
   request: Request,
@@ -23,12 +26,14 @@ export const tar = (
   })
 }
 
+/** Answers with a value as JSON. */
 export const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>
   new Response(JSON.stringify(value), { status, headers: { 'content-type': 'application/json', ...headers } })
 
-/** Between two signs of life on a quiet stream. */
+/** The time between two comments on a stream that is quiet, ms: proxies close one that says nothing. */
 const HEARTBEAT_MS = 15_000
 
+/** One server-sent event before it is written. */
 export interface SseMessage {
   readonly id?: number
   readonly event?: string

@@ -56,8 +56,9 @@ const decoded = (params: Matched['params']): Record<string, string | null> => {
 const table = Object.entries(operations as Readonly<Record<string, Operation>>) as [OperationId, Operation][]
 
 /**
- * Puts the table of operations and their handlers behind one router. Each request is let through or refused, read, checked and handed
- * to its verb in `serve`, in that order, by the operation that the router matched and by nothing else.
+ * Puts the table of operations and their handlers behind one router. Each request is let through or refused, read,
+ * checked and handed to its verb in `serve`, in that order, by the operation that the router matched and by nothing
+ * else.
  */
 export const api = (host: Host, tokens: Tokens): Api => {
   const handlers: Handlers = {
@@ -143,7 +144,8 @@ export const pathOf = (operation: Operation, url: string): { readonly base: stri
 
 const upgrade = (edge: Edge, operation: Operation, handler: Loose, asked: Asked<never>): Response => {
   const { request } = asked
-  // First what is not there is said: a client whose upgrade was refused sees no answer, and asks again without one to learn why.
+  // First what is not there is said: a client whose upgrade was refused sees no answer, and asks again without one to
+  // learn why.
   const open = handler(asked)
   if (request.headers.get('upgrade')?.toLowerCase() !== 'websocket')
     throw requestInvalid({ reason: 'it is for a WebSocket, and does not ask for `Upgrade: websocket`' })

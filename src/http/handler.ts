@@ -17,7 +17,10 @@ export interface Asked<Id extends OperationId> {
   readonly request: Request
   /** Aborted when the caller goes away. */
   readonly signal: AbortSignal
-  /** Where the path of an operation ends in `*`: what the router matched with it, undecoded, and what stood before. */
+  /**
+   * What stands for the `*` at the end of an operation's path: what the router matched with it, undecoded, and what
+   * stood before.
+   */
   readonly rest: string
   readonly base: string
 }
@@ -37,8 +40,9 @@ export interface Once<Id extends OperationId> {
 }
 
 /**
- * The handler of one operation: one call of one verb. What it returns is sent as JSON with the status of the operation, unless it is a
- * whole response. A WebSocket's handler is called before the upgrade, so that it can refuse with a status, and returns how to open.
+ * The handler of one operation: one call of one verb. What it returns is sent as JSON with the status of the operation,
+ * unless it is a whole response. A WebSocket's handler is called before the upgrade, so that it can refuse with a
+ * status, and returns how to open.
  */
 export type Handler<Id extends OperationId> =
   Id extends SocketOf<'process'>

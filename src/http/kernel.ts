@@ -2,6 +2,7 @@ import type { Host } from '../host.ts'
 import { bodyOf } from './answer.ts'
 import type { Handlers } from './handler.ts'
 
+/** Handles the operations of kernels. */
 export const kernelHandlers = ({ kernels }: Host) =>
   ({
     'kernel.import': ({ query, request, signal }) => kernels.import(query, bodyOf(request), signal),

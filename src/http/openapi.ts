@@ -16,7 +16,7 @@ const parameter = (name: string, where: 'path' | 'query', required: boolean, sch
   ...(schema.description === undefined ? {} : { description: schema.description }),
 })
 
-/** As OpenAPI writes a path; what `*` stands for may hold slashes. */
+/** Writes a path as OpenAPI does; what `*` stands for may hold slashes. */
 const templateOf = (path: string): string => path.replaceAll(/:(\w+)/g, '{$1}').replace('*', '{path}')
 
 /** Every part of a path that is no constant, whether the operation checks it or hands it on. */
@@ -95,8 +95,8 @@ const operationObject = (id: string, operation: Operation) => {
 }
 
 /**
- * Takes every named schema out of a document and puts a reference in its place; what a place says beside the name (a default) stays
- * there. The named schemas themselves are collected in `components`.
+ * Takes every named schema out of a document and puts a reference in its place; what a place says beside the name (a
+ * default) stays there. The named schemas themselves are collected in `components`.
  */
 const referring = (value: unknown, components: Record<string, unknown>): unknown => {
   if (Array.isArray(value)) return value.map((one) => referring(one, components))
@@ -112,7 +112,10 @@ const referring = (value: unknown, components: Record<string, unknown>): unknown
   return { $ref: `#/components/schemas/${name}`, ...(fallback === undefined ? {} : { default: fallback }) }
 }
 
-/** OpenAPI 3.1 of the whole API, read off the table of operations. A golden file holds it, so a change of the API is a diff in review. */
+/**
+ * OpenAPI 3.1 of the whole API, read off the table of operations. A golden file holds it, so a change of the API is a
+ * diff in review.
+ */
 export const openapi = (version: string, table: Readonly<Record<string, Operation>> = operations) => {
   const paths: Record<string, Record<string, unknown>> = {}
   for (const [id, operation] of Object.entries(table)) {

@@ -7,7 +7,9 @@ import type { Fault } from '../lib/fault.ts'
 import { depthOf } from '../lib/json.ts'
 import { isWord } from '../lib/os-text.ts'
 
-/** Bytes that a JSON body may have, where its operation does not say more. Uploads are streams and have no limit here. */
+/**
+ * Bytes that a JSON body may have, where its operation does not say more. Uploads are streams and have no limit here.
+ */
 const BODY_MAX = 2 * 1_048_576
 const DEPTH_MAX = 64
 /** Wrong fields that an answer names. */
@@ -47,7 +49,8 @@ const halfText = (value: unknown, path: string, words: boolean): string | undefi
 }
 
 /**
- * Checks a value that a request brought, and fills the defaults of its schema into it. In this order: what is said must be whole.
+ * Checks a value that a request brought, and fills the defaults of its schema into it. In this order: what is said must
+ * be whole.
  *
  * @throws `request_invalid`
  */
@@ -59,7 +62,10 @@ export const fit = (schema: TSchema, value: unknown): unknown => {
   return fill(schema, value)
 }
 
-/** Reads a query as the types of its schema: `?limit=5` is a number, a key that comes twice is a list. @throws `request_invalid` */
+/**
+ * Reads a query as the types of its schema: `?limit=5` is a number, a key that comes twice is a list. @throws
+ * `request_invalid`
+ */
 export const readQuery = (schema: TSchema, url: string): unknown => {
   const said: Record<string, unknown> = {}
   const { searchParams } = new URL(url)
@@ -71,7 +77,8 @@ export const readQuery = (schema: TSchema, url: string): unknown => {
 }
 
 /**
- * Reads the JSON object of a request, at most `bodyMax` of it. Who may not ask for the operation was refused before. A body that may be left out is an object without fields then.
+ * Reads the JSON object of a request, at most `bodyMax` of it. Who may not ask for the operation was refused before. A
+ * body that may be left out is an object without fields then.
  *
  * @throws `request_invalid`
  */

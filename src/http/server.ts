@@ -36,9 +36,10 @@ const addressTaken = fault(
 /** Bytes of one message of a stream. */
 const MESSAGE_MAX = 4 * 1_048_576
 
+/** The API on all of its addresses. */
 export interface ApiServer {
   readonly addresses: readonly string[]
-  /** When the last request came or ended, ms. */
+  /** Tells when the last request came or ended, ms. */
   readonly lastActive: () => number
   readonly open: () => number
   /**
@@ -85,7 +86,8 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         const answer = await app.fetch(request, edge)
         if (edge.upgraded === true) return undefined
         answer.headers.set('x-request-id', id)
-        // Who has shown no token keeps no connection: each is a descriptor, and a kept one lives as long as its client likes.
+        // Who has shown no token keeps no connection: each is a descriptor, and a kept one lives as long as its client
+        // likes.
         if (edge.known !== true) answer.headers.set('connection', 'close')
         if (answer.body !== null && edge.operation?.stream !== undefined) {
           streaming = true
@@ -129,7 +131,8 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       ws.data.behavior?.close()
     },
   }
-  // A create, a wait, a stream: each has its own deadline. `server.timeout(request, 0)` is not heard for a request without a body (Bun 1.4).
+  // A create, a wait, a stream: each has its own deadline. `server.timeout(request, 0)` is not heard for a request
+  // without a body (Bun 1.4).
   const common = { websocket, idleTimeout: 0, maxRequestBodySize: Number.MAX_SAFE_INTEGER }
 
   const servers: Server<SocketData>[] = []
@@ -176,7 +179,8 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       for (const [at, { path, server, file }] of unix.entries()) {
         const now = lstatSync(path, { throwIfNoEntry: false })
         if (now?.ino === file.ino && now.dev === file.dev) continue
-        // What is under way goes on over the connections that it has; the file goes with the server, so the old one ends first.
+        // What is under way goes on over the connections that it has; the file goes with the server, so the old one
+        // ends first.
         void server.stop(false)
         mkdirSync(dirname(path), { recursive: true, mode: 0o711 })
         unix[at] = await listenUnix(path)

@@ -7,6 +7,7 @@ import { sse } from './answer.ts'
 import type { Asked, Handlers } from './handler.ts'
 import { openapi } from './openapi.ts'
 
+/** Handles the operations of the daemon itself: information, events, tokens, its document. */
 export const systemHandlers = (host: Host, tokens: Tokens) => {
   const examine = cachedDoctor(host.hypervisors.checks, host.config)
   const document = JSON.stringify(openapi(host.daemon.version))

@@ -13,21 +13,25 @@ import type { KvmSupport } from '../linux/kvm.ts'
  *                │                                     │
  *                └── the guest ends (or is killed) ────┴──▶ ended ──kill──▶ gone
  *
- * - `start` resolves when the VMM runs the guest's first instruction; the guest is not ready yet: its agent says so over vsock.
- * - A machine outlives the daemon. `identity` is all that `adopt` needs; the caller keeps it in its row before it relies on it.
- * - When the guest ends, `ended` resolves with the reason. The process may then still be there, holding that reason for a daemon that
- *   was not looking; `kill` lets it go. The caller records the reason first and kills afterwards.
+ * - `start` resolves when the VMM runs the guest's first instruction; the guest is not ready yet: its agent says so
+ *   over vsock.
+ * - A machine outlives the daemon. `identity` is all that `adopt` needs; the caller keeps it in its row before it
+ *   relies on it.
+ * - When the guest ends, `ended` resolves with the reason. The process may then still be there, holding that reason for
+ *   a daemon that was not looking; `kill` lets it go. The caller records the reason first and kills afterwards.
  * - `adopt` of a process that is gone, or of another one that got its number, gives undefined and touches nothing.
  * - A guest's reboot ends the machine with reason `reboot`; the caller starts a new one.
- * - A paused machine can be *saved*: all that it is goes into two files, and `restore` makes paused machines of them, each on its own
- *   disks, CID and folder. In such a machine every vsock connection of before is reset. Who it is must be told to its agent after `resume`.
- *   Standby is pause, `snapshot`, `kill`; a clone is pause, `fork`, `resume` of the mother and `restore` of the child.
+ * - A paused machine can be *saved*: all that it is goes into two files, and `restore` makes paused machines of them,
+ *   each on its own disks, CID and folder. In such a machine every vsock connection of before is reset. Who it is must
+ *   be told to its agent after `resume`. Standby is pause, `snapshot`, `kill`; a clone is pause, `fork`, `resume` of
+ *   the mother and `restore` of the child.
  *
  * Two more words: the *folder* is a short path of the machine's own where its sockets stand, made and removed by the caller;
  * *vsock* is a Unix socket in it with Firecracker's dialect (`CONNECT <port>\n` → `OK <n>\n`); what the guest connects to, port p,
  * arrives at the Unix socket `vsock_<p>` beside it, where the caller listens before `start`.
  */
 
+/** A disk of a machine: a raw file of this host, as a virtio block device. */
 export interface DiskSpec {
   readonly path: string
   readonly readOnly: boolean
@@ -35,9 +39,10 @@ export interface DiskSpec {
   readonly serial: string
 }
 
-/** Where a guest's network card leads: `user` is the VMM's own network, through the host's sockets. */
+/** The kind of network that a guest's card leads to: `user` is the VMM's own network, through the host's sockets. */
 export type NicKind = 'user'
 
+/** A network card of a machine. */
 export interface NicSpec {
   readonly kind: NicKind
   readonly mac: string
@@ -76,9 +81,15 @@ export interface MachineSpec {
   readonly cid: number
   /** Takes the serial console; made by the caller, appended to by the VMM. */
   readonly consoleLog: string
-  /** Keep at most this much of `consoleLog`, in MiB. A VMM that cannot trim it only appends; the caller then punches out the old part. */
+  /**
+   * Keep at most this much of `consoleLog`, in MiB. A VMM that cannot trim it only appends; the caller then punches out
+   * the old part.
+   */
   readonly consoleLogMib: number
-  /** Memory that clones can share: no copy at a fork, and smaller pages where the host gives shared memory no large ones. */
+  /**
+   * Memory that clones can share: no copy at a fork, and smaller pages where the host gives shared memory no large
+   * ones.
+   */
   readonly forkable: boolean
   /** Takes what the VMM itself says on stdout and stderr. */
   readonly vmmLog: string
@@ -87,12 +98,14 @@ export interface MachineSpec {
   readonly cgroups: readonly string[]
 }
 
+/** One process, and never another that got its number later. */
 export interface ProcessId {
   readonly pid: number
   /** Field 22 of /proc/PID/stat, proc(5): clock ticks after boot. */
   readonly startTime: string
 }
 
+/** All that a later daemon needs to find a machine again; it is kept in the store. */
 export interface MachineIdentity {
   readonly bootId: string
   readonly process: ProcessId
@@ -111,8 +124,8 @@ export interface End {
 }
 
 /**
- * A machine as it was at one moment: two open files, in the driver's own format. A restore reads them and never changes them; they must
- * not change or shrink while a machine stands on them, and may be unlinked.
+ * A machine as it was at one moment: two open files, in the driver's own format. A restore reads them and never changes
+ * them; they must not change or shrink while a machine stands on them, and may be unlinked.
  */
 export interface Saved {
   /** Processors and devices. */
@@ -141,27 +154,35 @@ export interface Machine {
   resume(signal: AbortSignal): Promise<void>
   state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
   powerButton(signal: AbortSignal): Promise<void>
-  /** Writes a paused machine into two new, empty files; both have reached the disk when it resolves. Absent: the driver cannot. */
+  /**
+   * Writes a paused machine into two new, empty files; both have reached the disk when it resolves. Absent: the driver
+   * cannot.
+   */
   snapshot?(into: Saved, signal: AbortSignal): Promise<void>
   /**
-   * The same for clones that are made at once: memory stays where it is, for all of them to share, where that can be; else it goes into
-   * `into.memory`. What it resolves with is the caller's to close. Absent: the driver has no better way than `snapshot`.
+   * The same for clones that are made at once: memory stays where it is, for all of them to share, where that can be;
+   * else it goes into `into.memory`. What it resolves with is the caller's to close. Absent: the driver has no better
+   * way than `snapshot`.
    */
   fork?(into: Saved, signal: AbortSignal): Promise<Saved>
   /**
-   * Calls back whenever the machine halts its guest by itself, now too where it has, and with undefined when the guest goes on. One caller.
-   * Absent: the driver's guests get the error instead.
+   * Calls back whenever the machine halts its guest by itself, now too where it has, and with undefined when the guest
+   * goes on. One caller. Absent: the driver's guests get the error instead.
    */
   onHalt?(heard: (halt: Halt | undefined) => void): void
   /** Ends every process of the machine; resolves when they have gone. */
   kill(): Promise<void>
 }
 
+/** One hypervisor on this host: what it can do, and how a machine of it is begun and found again. */
 export interface HypervisorDriver {
   readonly name: HypervisorName
   /** The kinds of network card that it can give a guest. */
   readonly nics: readonly NicKind[]
-  /** Its machines run nothing of a guest's, so no cgroup holds them. Absent: every process of a machine joins `MachineSpec.cgroups`. */
+  /**
+   * Its machines run nothing of a guest's, so no cgroup holds them. Absent: every process of a machine joins
+   * `MachineSpec.cgroups`.
+   */
   readonly unlimited?: true
   /** What `MachineSpec.kernel` must be; absent: a bzImage or a vmlinux. */
   readonly boots?: 'vmlinux'
@@ -170,7 +191,8 @@ export interface HypervisorDriver {
   /**
    * A paused machine of what was saved, of the same shape (processors, memory, disks). Absent: the driver cannot.
    *
-   * @throws `hypervisor_unavailable`, `machine_failed` (also: what was saved is not whole, or is of another shape, version or processor)
+   * @throws `hypervisor_unavailable`, `machine_failed` (also: what was saved is not whole, or is of another shape,
+   * version or processor)
    */
   restore?(spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine>
   /** A machine that outlived the daemon; undefined where it is gone. */
@@ -185,6 +207,7 @@ export interface Ground {
   readonly accelerator: 'kvm' | 'tcg'
 }
 
+/** What runs the guest's instructions. */
 export interface Accelerator {
   readonly accelerator: 'kvm' | 'tcg' | 'none'
   /** One sentence for people: why this one. */

@@ -5,6 +5,7 @@ import { kvmSupport } from '../linux/kvm.ts'
 import type { Accelerator, DriverOffer, Ground, HypervisorDriver, NicKind } from './driver.ts'
 import { hypervisorUnavailable } from './errors.ts'
 
+/** The hypervisor of a vm that names none. */
 export interface DefaultHypervisor extends Accelerator {
   readonly name: HypervisorName
   /** The driver that would have been better here, where the configuration did not choose. */
@@ -82,8 +83,8 @@ const isFound = (offer: DriverOffer, ground: Ground): boolean => {
 }
 
 /**
- * Asks the host which of the offered drivers it can run, and chooses the default: what the configuration names, else the first that is
- * there and fit, else the first that is there, else the last, which says what it lacks.
+ * Asks the host which of the offered drivers it can run, and chooses the default: what the configuration names, else
+ * the first that is there and fit, else the first that is there, else the last, which says what it lacks.
  */
 export const findHypervisors = (offers: readonly DriverOffer[], config: Config): Hypervisors => {
   const ground = groundOf(config)

@@ -80,7 +80,9 @@ export const sha256File = async (path: string): Promise<string> => {
   return hash.digest('hex')
 }
 
-/** Copies a file, also one inside the executable, a piece at a time, and syncs it: mode 0644, for a VMM of another user. */
+/**
+ * Copies a file, also one inside the executable, a piece at a time, and syncs it: mode 0644, for a VMM of another user.
+ */
 export const copySynced = async (from: string, to: string): Promise<void> => {
   const fd = openSync(to, 'wx', 0o644)
   try {

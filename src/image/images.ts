@@ -126,8 +126,8 @@ const Packed = Type.Object({
 })
 
 /**
- * The images of this host: an EROFS by its digest, shared by every vm, and a configuration. An image's identity is the digest of both,
- * so the same tree with another entrypoint is another image over one file.
+ * The images of this host: an EROFS by its digest, shared by every vm, and a configuration. An image's identity is the
+ * digest of both, so the same tree with another entrypoint is another image over one file.
  *
  * Order of effects of an import: temporary file → EROFS written and synced → renamed to its digest → rows in one transaction. A crash
  * leaves a temporary file or an EROFS without a row, and `sweep` removes both.
@@ -242,12 +242,18 @@ export class Images {
     return view(row, name ?? this.#namesOf(row.digest)[0] ?? null)
   }
 
-  /** The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`, `image_ambiguous`, `image_damaged` */
+  /**
+   * The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`,
+   * `image_ambiguous`, `image_damaged`
+   */
   resolve(ref: string, tx = this.#store): ImageRow {
     return whole(this.find(ref, 'read', tx).row)
   }
 
-  /** The same with the name by which it was found; null where that was a digest. @throws `image_not_found`, `image_ambiguous` */
+  /**
+   * The same with the name by which it was found; null where that was a digest. @throws `image_not_found`,
+   * `image_ambiguous`
+   */
   find(ref: string, use: Use, tx = this.#store): Found {
     const named = (name: string): Found[] => {
       const found = selectByName(tx).get({ name })

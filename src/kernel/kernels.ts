@@ -53,7 +53,7 @@ export const kernelInUse = fault(
 
 type KernelRow = typeof kernels.$inferSelect
 
-/** Of one file of the cache; it takes a second or two. */
+/** The time for one file of the cache, ms; it takes a second or two. */
 const BUILD_MS = 60_000
 
 const selectDefault = prepared((store) =>
@@ -233,7 +233,8 @@ export class Kernels {
   }
 
   /**
-   * The kernel that a person means, by digest, name, version or the beginning of a digest; the default where nothing is named.
+   * The kernel that a person means, by digest, name, version or the beginning of a digest; the default where nothing is
+   * named.
    *
    * @throws `kernel_not_found`, `kernel_ambiguous`
    */

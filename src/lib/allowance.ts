@@ -4,7 +4,10 @@ export interface Rate {
   readonly burst: number
 }
 
-/** A token bucket: it fills by `perSecond` up to `burst`, and `take` empties it. Amounts are in any unit that the caller keeps to. */
+/**
+ * A token bucket: it fills by `perSecond` up to `burst`, and `take` empties it. Amounts are in any unit that the caller
+ * keeps to.
+ */
 export class Allowance {
   readonly #rate: Rate
   readonly #now: () => number
@@ -27,7 +30,10 @@ export class Allowance {
     return true
   }
 
-  /** Takes `amount` in any case, and gives the milliseconds until what is owed has been filled up again: 0 where nothing is. */
+  /**
+   * Takes `amount` in any case, and gives the milliseconds until what is owed has been filled up again: 0 where nothing
+   * is.
+   */
   reserve(amount: number): number {
     this.#fill()
     this.#left -= amount

@@ -10,9 +10,9 @@ const spentMs = (): number => {
 }
 
 /**
- * Gives memory back once a busy daemon has become quiet: a start or a hundred requests leave garbage that no later request is there to
- * collect, a third of an idle daemon. A collection stops the event loop for some milliseconds, which is why it waits for that moment.
- * `spent` tells the processor time that was used, in milliseconds.
+ * Gives memory back once a busy daemon has become quiet: a start or a hundred requests leave garbage that no later
+ * request is there to collect, a third of an idle daemon. A collection stops the event loop for some milliseconds,
+ * which is why it waits for that moment. `spent` tells the processor time that was used, in milliseconds.
  */
 export const compactWhenQuiet = (
   everyMs = EVERY_MS,

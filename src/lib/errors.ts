@@ -30,7 +30,10 @@ export const internalError = fault(
   'The reason stands in the log of the daemon',
 )
 
-/** The disk of the state folder has no room for what was to be written: the one declaration for everything that writes there. */
+/**
+ * The disk of the state folder has no room for what was to be written: the one declaration for everything that writes
+ * there.
+ */
 export const diskExhausted = fault(
   'disk_exhausted',
   'exhausted',
@@ -39,7 +42,10 @@ export const diskExhausted = fault(
   'Free some space in the state folder',
 )
 
-/** Whether an error says that a disk has no room: the system's own words, SQLite's, or what it makes of a file that it cannot extend. */
+/**
+ * Whether an error says that a disk has no room: the system's own words, SQLite's, or what it makes of a file that it
+ * cannot extend.
+ */
 export const isDiskFull = (error: unknown): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     const code = 'code' in at && typeof at.code === 'string' ? at.code : ''
@@ -49,6 +55,9 @@ export const isDiskFull = (error: unknown): boolean => {
   return false
 }
 
-/** Makes a fault of an error that nobody declared: a disk that is full is the host's to clear, anything else a defect of ours. */
+/**
+ * Makes a fault of an error that nobody declared: a disk that is full is the host's to clear, anything else a defect of
+ * ours.
+ */
 export const unexpected = (error: unknown, what = 'the disk has no room'): Fault =>
   isDiskFull(error) ? diskExhausted({ reason: what, problem: 'no_space' }, error) : internalError({}, error)

@@ -59,6 +59,7 @@ export const recordOf = ({ code, kind, message, data, hint }: Fault): FaultRecor
   ...(hint === undefined ? {} : { hint }),
 })
 
+/** Makes a fault of one declaration from its data; the cause goes to the log only. */
 export interface FaultMaker<P extends TProperties> {
   (data: Static<TObject<P>>, cause?: unknown): Fault
   readonly code: string

@@ -1,6 +1,7 @@
 /**
- * Words of a command line as text. Linux takes bytes; a byte that is no UTF-8 where it stands is kept as the surrogate U+DC00 + byte, alone,
- * which no text holds: JSON carries it, and the agent in the guest turns it into that byte again (PEP 383's surrogateescape).
+ * Words of a command line as text. Linux takes bytes; a byte that is no UTF-8 where it stands is kept as the surrogate
+ * U+DC00 + byte, alone, which no text holds: JSON carries it, and the agent in the guest turns it into that byte again
+ * (PEP 383's surrogateescape).
  */
 
 const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })

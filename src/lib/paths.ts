@@ -32,7 +32,9 @@ export const homeMissing = fault(
   'Set HOME or XDG_STATE_HOME to a folder of yours, or name a daemon with --host',
 )
 
-/** An absolute path out of a variable: what is empty or relative is not set, says the XDG base directory specification. */
+/**
+ * An absolute path out of a variable: what is empty or relative is not set, says the XDG base directory specification.
+ */
 const absolute = (path: string | undefined): string | undefined =>
   path !== undefined && isAbsolute(path) ? path : undefined
 
@@ -63,6 +65,8 @@ export const homeOf = (env: Environment, uid: number): string => {
 
 /** The longest path below a runtime folder: a socket of a machine (vm/row/layout.ts). */
 const LONGEST_SOCKET = 'm/zzzzzzz/console.sock'
+
+/** Tells whether every socket below this folder has a path that a `sockaddr_un` holds (unix(7)). */
 export const fitsSockets = (run: string): boolean => Buffer.byteLength(join(run, LONGEST_SOCKET)) <= SOCKET_PATH_MAX
 
 /** Whether a folder is not there, or belongs to this user and to nobody else. */
@@ -79,9 +83,9 @@ const usable = (folder: string, uid: number): boolean => {
 const TRIES = 9
 
 /**
- * The folder in the state of a user's own daemon where its machines have their sockets, and where it listens too, wherever else it does:
- * XDG_RUNTIME_DIR goes with the last logout and what is old in /tmp is taken away, and the vms outlive both. Undefined where the path is
- * too long for sockets.
+ * The folder in the state of a user's own daemon where its machines have their sockets, and where it listens too,
+ * wherever else it does: XDG_RUNTIME_DIR goes with the last logout and what is old in /tmp is taken away, and the vms
+ * outlive both. Undefined where the path is too long for sockets.
  */
 export const lastingRun = (state: string): string | undefined => {
   const run = join(state, 'run')

@@ -1,6 +1,7 @@
 /**
- * Text of a guest (or of whoever else is not trusted) for a terminal that must not obey it. All that a terminal acts on is C0, DEL and C1
- * and the sequences that begin with one of them (ECMA-48; xterm's ctlseqs): there is one list of them here, and three ways to show them.
+ * Text of a guest (or of whoever else is not trusted) for a terminal that must not obey it. All that a terminal acts on
+ * is C0, DEL and C1 and the sequences that begin with one of them (ECMA-48; xterm's ctlseqs): there is one list of them
+ * here, and three ways to show them.
  */
 
 /** Every control character. */
@@ -9,8 +10,8 @@ const CONTROL = /[\u0000-\u001f\u007f-\u009f]/g
 const CONTROL_IN_JSON = /[\u007f-\u009f]/g
 
 /**
- * Whole sequences, each with the eight-bit form of its introducer, then what is left of control characters but tab and line feed. A
- * sequence that is cut short goes as far as there is text that a terminal would take for a part of it.
+ * Whole sequences, each with the eight-bit form of its introducer, then what is left of control characters but tab and
+ * line feed. A sequence that is cut short goes as far as there is text that a terminal would take for a part of it.
  */
 const SEQUENCE = new RegExp(
   [

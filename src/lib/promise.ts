@@ -5,6 +5,7 @@ export interface Deferred<T> {
   readonly reject: (error: unknown) => void
 }
 
+/** Makes a promise with its two ends. A rejection that nobody awaits is no crash. */
 export const deferred = <T>(): Deferred<T> => {
   const { promise, resolve, reject } = Promise.withResolvers<T>()
   promise.catch(() => undefined) // whoever awaits it sees the rejection; nobody awaiting it is no crash

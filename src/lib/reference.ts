@@ -3,9 +3,9 @@ import type { Fault } from './fault.ts'
 /**
  * How one thing is found by what a person wrote; the same for every noun.
  *
- * What is exact wins, in the order of `exact`. After that only the beginning of an id counts, by its letters as they are, never the
- * beginning of a name; and where the thing is to end, to go or to be written over, nothing but what is exact: a second `rm web` must not
- * take `web-prod`.
+ * What is exact wins, in the order of `exact`. After that only the beginning of an id counts, by its letters as they
+ * are, never the beginning of a name; and where the thing is to end, to go or to be written over, nothing but what is
+ * exact: a second `rm web` must not take `web-prod`.
  */
 export interface Lookup<T> {
   /** What is called exactly so, the strongest first; two of one kind are ambiguous. */

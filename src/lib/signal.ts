@@ -38,14 +38,14 @@ const SIGNALS: Readonly<Record<string, number>> = {
   UNUSED: 31,
 }
 
-/** As the C library counts: it keeps the kernel's first two real-time signals, 32 and 33, for itself. */
+/** The kernel's first real-time signal. The C library counts from 34: it keeps the first two for itself. */
 const RT_FIRST = 32
 const RTMIN = 34
 const RTMAX = 64
 
 /**
- * The number of a signal by its name in signal(7), in any case, with or without `SIG`: also `RTMIN`, `RTMIN+n`, `RTMAX-n`; or by its number.
- * Undefined for what is none.
+ * The number of a signal by its name in signal(7), in any case, with or without `SIG`: also `RTMIN`, `RTMIN+n`,
+ * `RTMAX-n`; or by its number. Undefined for what is none.
  */
 export const signalNumber = (text: string): number | undefined => {
   const said = text.trim().toUpperCase()

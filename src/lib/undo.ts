@@ -41,6 +41,7 @@ export class Undo implements AsyncDisposable {
   }
 }
 
+/** Who hears of what cannot be undone, and what the sequence throws. */
 export interface Undoing {
   /** Hears of a step that could not be taken back. */
   readonly failed: (step: string, error: unknown) => void

@@ -6,12 +6,13 @@ import { cgroupsOf } from './proc.ts'
 /*
  * Where groups can be made on this host
  *
- * Three shapes are common: one v2 tree with all controllers; one v1 tree a controller; and both, where the v2 tree has what v1 left over
- * (often nothing that limits a VM). So every controller is looked for by itself, first among the v1 mounts: a controller that v1 has is never
- * in v2 (cgroups(7)).
+ * Three shapes are common: one v2 tree with all controllers; one v1 tree a controller; and both, where the v2 tree has
+ * what v1 left over (often nothing that limits a VM). So every controller is looked for by itself, first among the v1
+ * mounts: a controller that v1 has is never in v2 (cgroups(7)).
  *
- * Our groups stand at the top of what this user may write, not inside the daemon's own group: a service manager empties that one, a limit of
- * the daemon is not meant for the VMs, and v2 forbids processes beside groups that share out controllers ("no internal processes").
+ * Our groups stand at the top of what this user may write, not inside the daemon's own group: a service manager empties
+ * that one, a limit of the daemon is not meant for the VMs, and v2 forbids processes beside groups that share out
+ * controllers ("no internal processes").
  */
 
 /** What limits a VM, and what v1 counts CPU time with. */
@@ -26,6 +27,7 @@ export interface Hierarchy {
   readonly controllers: readonly Controller[]
 }
 
+/** The folders in which this process can make cgroups, by controller. */
 export interface CgroupTree {
   readonly hierarchies: readonly Hierarchy[]
   /** Why a controller of `CONTROLLERS` is in none of them. */
@@ -39,7 +41,10 @@ interface Mount {
   readonly options: readonly string[]
 }
 
-/** proc_pid_mountinfo(5): `id parent major:minor root point options [optional…] - type source options`; spaces are `\040`. */
+/**
+ * proc_pid_mountinfo(5): `id parent major:minor root point options [optional…] - type source options`; spaces are
+ * `\040`.
+ */
 const parseMounts = (mountinfo: string): Mount[] =>
   mountinfo.split('\n').flatMap((line) => {
     const [before = '', after = ''] = line.split(' - ')
@@ -61,9 +66,12 @@ const writable = (path: string): boolean => {
   }
 }
 
-/** From the mount down to our own group: the first folder in which this user may make groups and put processes. */
+/**
+ * Finds the first folder, from the mount down to our own group, in which this user may make groups and put processes.
+ */
 const topmostWritable = (mount: Mount, own: string): string | undefined => {
-  // A mount may show a part of the tree only, and our group may lie outside of it (`/..`): then its top is all there is to try.
+  // A mount may show a part of the tree only, and our group may lie outside of it (`/..`): then its top is all there is
+  // to try.
   const below =
     own.startsWith(mount.root) && !own.startsWith('/..') ? own.slice(mount.root === '/' ? 0 : mount.root.length) : ''
   let path = mount.point
@@ -83,7 +91,10 @@ const words = (path: string): string[] => {
   }
 }
 
-/** Whether groups below `base` get this controller of v2, now or as soon as we ask for it; undefined if so, else why not. */
+/**
+ * Whether groups below `base` get this controller of v2, now or as soon as we ask for it; undefined if so, else why
+ * not.
+ */
 const withheld = (base: string, controller: Controller): string | undefined => {
   if (!words(join(base, 'cgroup.controllers')).includes(controller)) return 'cgroup v2 has not been given it here'
   const control = join(base, 'cgroup.subtree_control')

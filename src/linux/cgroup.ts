@@ -23,6 +23,7 @@ export interface CgroupLimits {
   readonly pidsMax?: number | undefined
 }
 
+/** A cgroup that was made for one machine. */
 export interface Cgroup {
   readonly name: string
   /** Folders to join, for `cgroups` of a launch; none where this host gives us no groups. */
@@ -31,6 +32,7 @@ export interface Cgroup {
   readonly ignored: readonly string[]
 }
 
+/** The controllers that this host gives us. */
 export interface CgroupSupport {
   readonly controllers: readonly Controller[]
   /** One line for people: where from, or why not. */
@@ -52,7 +54,7 @@ const folderOf = (tree: Hierarchy, name: string): string => {
   return join(tree.base, PARENT, name)
 }
 
-/** cgroupfs has no O_CREAT: a file that is not there is ENOENT, not a new file. */
+/** Writes a file of a cgroup. cgroupfs has no O_CREAT: a file that is not there is ENOENT, not a new file. */
 const write = (path: string, text: string): void => {
   writeFileSync(path, text, { flag: 'r+' })
 }
@@ -66,7 +68,10 @@ const read = (path: string): string | undefined => {
   }
 }
 
-/** The file and the text that set one limit, by version. Kernel's admin-guide: cgroup-v2.rst; cgroup-v1/memory.rst, pids.rst; scheduler/sched-bwc.rst. */
+/**
+ * The file and the text that set one limit, by version. Kernel's admin-guide: cgroup-v2.rst; cgroup-v1/memory.rst,
+ * pids.rst; scheduler/sched-bwc.rst.
+ */
 const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Controller, string, string, string])[] => {
   const { memoryMaxBytes, cpuWeight, cpuMax, pidsMax } = limits
   const list: [Controller, string, string, string][] = []
@@ -101,8 +106,9 @@ const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Con
 const why = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : String(error))
 
 /**
- * Makes the group `name` in every tree of this host and sets its limits; one that is there already gets these limits. Never throws for what
- * the host withholds: a VM without a limit is better than none, and `ignored` says what is missing.
+ * Makes the group `name` in every tree of this host and sets its limits; one that is there already gets these limits.
+ * Never throws for what the host withholds: a VM without a limit is better than none, and `ignored` says what is
+ * missing.
  *
  * @param name  letters, digits, `_`, `.`, `-`, at most 200
  */
@@ -135,7 +141,10 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
   return { name, folders, ignored }
 }
 
-/** mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody removes meanwhile. */
+/**
+ * mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody removes
+ * meanwhile.
+ */
 const ensure = (folder: string): void => {
   try {
     mkdirSync(folder)
@@ -144,7 +153,10 @@ const ensure = (folder: string): void => {
   }
 }
 
-/** Makes the folder of one group, again where another daemon removes our common parent, empty as it is, before we are in it. */
+/**
+ * Makes the folder of one group, again where another daemon removes our common parent, empty as it is, before we are in
+ * it.
+ */
 const makeFolder = (folder: string): void => {
   for (let tries = 1; ; tries++) {
     try {
@@ -157,7 +169,10 @@ const makeFolder = (folder: string): void => {
   }
 }
 
-/** Lets the groups in `folder` of v2 have these controllers; one by one, since one that is refused refuses the whole line. */
+/**
+ * Lets the groups in `folder` of v2 have these controllers; one by one, since one that is refused refuses the whole
+ * line.
+ */
 const shareOut = (folder: string, controllers: readonly Controller[]): string[] => {
   const path = join(folder, 'cgroup.subtree_control')
   const has = read(path)?.split(' ') ?? []
@@ -179,6 +194,7 @@ const existing = (name: string, tree: CgroupTree): { readonly hierarchy: Hierarc
     .map((hierarchy) => ({ hierarchy, folder: folderOf(hierarchy, name) }))
     .filter(({ folder }) => read(join(folder, 'cgroup.procs')) !== undefined)
 
+/** What the processes of a cgroup take; undefined is what its controller is not there to count. */
 export interface CgroupUsage {
   readonly memoryBytes: number | undefined
   /** The most there ever was; v2 counts it since Linux 5.19. */
@@ -274,7 +290,9 @@ const killMember = async (pid: number, isMember: () => boolean, deadline: AbortS
   }
 }
 
-/** Removes a group that is there, its processes with it. @throws as `killCgroup`; EBUSY where it does not become empty */
+/**
+ * Removes a group that is there, its processes with it. @throws as `killCgroup`; EBUSY where it does not become empty
+ */
 export const removeCgroup = async (name: string, timeoutMs = 5000, tree: CgroupTree = cgroupTree()): Promise<void> => {
   const until = Date.now() + timeoutMs
   await killCgroup(name, timeoutMs, tree)

@@ -9,14 +9,16 @@ const CHUNK_BYTES = 4 * 2 ** 20
 /** What a file system says that cannot share blocks; EINVAL also for a pair that differs in how it keeps them. */
 const CANNOT_SHARE = ['EOPNOTSUPP', 'EXDEV', 'EINVAL', 'ENOTTY', 'ENOSYS'] as const
 
+/** How a file was cloned, and what that took, in bytes. */
 export interface Clone {
   /** Whether the blocks are shared (at once, and no room taken) or were copied. */
   readonly how: 'reflink' | 'copy'
   readonly bytes: number
-  /** Of these, written: 0 with reflink, and a copy leaves the holes of a sparse file out. */
+  /** The bytes that were written: 0 with reflink, and a copy leaves the holes of a sparse file out. */
   readonly copiedBytes: number
 }
 
+/** Settings of a clone. */
 export interface CloneOptions {
   /** Permission bits of the new file. */
   readonly mode?: number | undefined
@@ -26,8 +28,8 @@ export interface CloneOptions {
 }
 
 /**
- * Makes `to`, which must not be there, with the content of `from`: shared where the file system can, else copied with its holes kept, off the
- * event loop. What fails half way leaves no file.
+ * Makes `to`, which must not be there, with the content of `from`: shared where the file system can, else copied with
+ * its holes kept, off the event loop. What fails half way leaves no file.
  *
  * @throws EEXIST, ENOENT, ENOSPC, EACCES; the signal's reason
  */
@@ -85,7 +87,10 @@ const copyData = async (
   return copied
 }
 
-/** Whether files of this folder's file system can share blocks: `sample` is one that is there, `trial` a name in the same folder for a moment. */
+/**
+ * Whether files of this folder's file system can share blocks: `sample` is one that is there, `trial` a name in the
+ * same folder for a moment.
+ */
 export const reflinkSupport = (sample: string, trial: string): boolean => {
   const source = openSync(sample, 'r')
   try {

@@ -6,7 +6,10 @@ import { memfdSealed } from './memfd.ts'
 
 const PATHS = { kestrel: kestrelPath, talon: talonPath, wing: wingPath }
 
-/** A native program of this build: a sealed memory file that stays open for the life of this process, and the SHA-256 of its bytes. */
+/**
+ * A native program of this build: a sealed memory file that stays open for the life of this process, and the SHA-256 of
+ * its bytes.
+ */
 export interface Embedded {
   readonly fd: number
   /** 64 hex digits. */
@@ -16,8 +19,8 @@ export interface Embedded {
 const opened = new Map<string, Embedded>()
 
 /**
- * A program that is embedded in this executable, made ready at its first use. It has no path that anybody could replace between two uses, and
- * needs no folder that allows execution; start it as `/proc/self/fd/N`.
+ * A program that is embedded in this executable, made ready at its first use. It has no path that anybody could replace
+ * between two uses, and needs no folder that allows execution; start it as `/proc/self/fd/N`.
  */
 export const embedded = (name: keyof typeof PATHS): Embedded => {
   const known = opened.get(name)

@@ -1,4 +1,6 @@
-/** Names by number, asm-generic/errno-base.h and errno.h; x86 and arm64 share them. Two numbers have never been used. */
+/**
+ * Names by number, asm-generic/errno-base.h and errno.h; x86 and arm64 share them. Two numbers have never been used.
+ */
 const NAMES = `
   EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR
   EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK EPIPE EDOM ERANGE EDEADLK ENAMETOOLONG ENOLCK ENOSYS

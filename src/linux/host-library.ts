@@ -5,7 +5,10 @@ import libraryPath from '../../dist/native/libaerie_host.so' with { type: 'file'
 /** `ABI_VERSION` of native/host/src/lib.rs. */
 const ABI_VERSION = 1
 
-/** One line per export of native/host; units and errnos are documented there, and the typed functions of this folder are the only callers. */
+/**
+ * One line per export of native/host; units and errnos are documented there, and the typed functions of this folder are
+ * the only callers.
+ */
 const SYMBOLS = {
   aerie_abi_version: { args: [], returns: 'i32' },
   aerie_layout: { args: ['ptr', 'u32'], returns: FFIType.i64_fast },
@@ -58,8 +61,9 @@ export type HostLibrary = ReturnType<typeof open>
 const MFD_CLOEXEC = 1 // linux/memfd.h
 
 /**
- * Loads the library from a file, also from one inside a compiled executable (`/$bunfs/…`), which the dynamic linker cannot open. Bun would
- * unpack such a file to a predictable name in `$TMPDIR` and leave it there; a memory file has no name that anybody could have prepared.
+ * Loads the library from a file, also from one inside a compiled executable (`/$bunfs/…`), which the dynamic linker
+ * cannot open. Bun would unpack such a file to a predictable name in `$TMPDIR` and leave it there; a memory file has no
+ * name that anybody could have prepared.
  */
 export const openHostLibrary = (path: string): HostLibrary => {
   const libc = dlopen('libc.so.6', { memfd_create: { args: ['ptr', 'u32'], returns: 'i32' } })

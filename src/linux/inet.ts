@@ -1,7 +1,10 @@
 import { checked } from './errno.ts'
 import { host } from './host-library.ts'
 
-/** A close-on-exec socket(2), made in the network namespace of a descriptor where one is given. @throws EPERM, EAFNOSUPPORT, EMFILE */
+/**
+ * A close-on-exec socket(2), made in the network namespace of a descriptor where one is given. @throws EPERM,
+ * EAFNOSUPPORT, EMFILE
+ */
 export const socketIn = (netns: number | undefined, domain: number, kind: number, protocol: number): number =>
   checked(host().aerie_socket_in(netns ?? -1, domain, kind, protocol), 'socket')
 

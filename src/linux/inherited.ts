@@ -1,11 +1,17 @@
 /** The first number behind stdin, stdout and stderr. */
 const FIRST = 3
 
-/** Numbers descriptors that a process inherits by their place in a list, from 3 on. Where another process relies on a number, add at the end. */
+/**
+ * Numbers descriptors that a process inherits by their place in a list, from 3 on. Where another process relies on a
+ * number, add at the end.
+ */
 export const numbered = <Name extends string>(...names: readonly Name[]): Readonly<Record<Name, number>> =>
   Object.fromEntries(names.map((name, index) => [name, FIRST + index])) as Record<Name, number>
 
-/** The descriptors that a process inherits: those with a name first, then lists of any length, numbered in the order in which they are given. */
+/**
+ * The descriptors that a process inherits: those with a name first, then lists of any length, numbered in the order in
+ * which they are given.
+ */
 export class Inherited<Name extends string> {
   readonly #numbers: Readonly<Record<Name, number>>
   readonly #fds: (readonly [number, number])[] = []

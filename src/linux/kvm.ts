@@ -28,6 +28,7 @@ export const kvmProbe = (): KvmProbe => {
   return Object.fromEntries(KVM_PROBE_FIELDS.map((field, index) => [field, values[index] ?? 0])) as KvmProbe
 }
 
+/** Whether this process can run guests by KVM. */
 export interface KvmSupport {
   readonly usable: boolean
   /** One sentence for people: why, or why not. */
@@ -69,8 +70,8 @@ const fixOf = (code: string): string =>
 const API_VERSION = 12 // Documentation/virt/kvm/api.rst, 4.1
 
 /**
- * Whether KVM runs an unmodified Linux guest here: the CPU must show `vmx` or `svm` **and** `/dev/kvm` must answer. The device alone proves
- * nothing: a paravirtual KVM opens, makes VMs and vCPUs, and its guests hang for ever.
+ * Whether KVM runs an unmodified Linux guest here: the CPU must show `vmx` or `svm` **and** `/dev/kvm` must answer. The
+ * device alone proves nothing: a paravirtual KVM opens, makes VMs and vCPUs, and its guests hang for ever.
  */
 export const kvmSupport = (flags: ReadonlySet<string> = cpuFlags(), ask: () => KvmProbe = kvmProbe): KvmSupport => {
   const extension = ['vmx', 'svm'].find((flag) => flags.has(flag))

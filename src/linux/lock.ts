@@ -4,8 +4,8 @@ import { closeFd } from './fd.ts'
 import { host } from './host-library.ts'
 
 /**
- * Takes the lock of a file, made if it is not there, for the life of this process: flock(2). Undefined where another process has it. The
- * kernel lets go of it when we end, however that happens.
+ * Takes the lock of a file, made if it is not there, for the life of this process: flock(2). Undefined where another
+ * process has it. The kernel lets go of it when we end, however that happens.
  *
  * @returns the descriptor that holds it
  */

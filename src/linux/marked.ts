@@ -8,8 +8,9 @@ import { environmentOf, startTimeOf } from './proc.ts'
 export const MARK = 'AERIE_MACHINE'
 
 /**
- * Kills the processes whose mark begins with `prefix`, but for those in `keep`, and waits until they have gone: what a daemon that was
- * killed had started and not yet written down. A process of another user has no mark that we can read, and is not ours.
+ * Kills the processes whose mark begins with `prefix`, but for those in `keep`, and waits until they have gone: what a
+ * daemon that was killed had started and not yet written down. A process of another user has no mark that we can read,
+ * and is not ours.
  */
 export const endMarked = async (prefix: string, keep: ReadonlySet<string> = new Set()): Promise<number> => {
   const ending: Promise<unknown>[] = []

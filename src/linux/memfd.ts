@@ -17,7 +17,8 @@ export const memfdSealed = (name: string, content: Uint8Array, { executable = fa
 }
 
 /**
- * A memory file of `size` bytes, all of them holes, that may be sealed later, close-on-exec: memfd_create(2). The memory of a guest.
+ * A memory file of `size` bytes, all of them holes, that may be sealed later, close-on-exec: memfd_create(2). The
+ * memory of a guest.
  *
  * @param name  for people, in `/proc/PID/fd`; 1 to 249 bytes
  * @throws ENOMEM; EINVAL for the name or a negative size

@@ -35,8 +35,9 @@ export const spaceOf = (path: string): Space => {
 }
 
 /**
- * Opens a file below a folder, never outside of it and over no link, whatever the path says and whoever changes the folder meanwhile:
- * openat2(2), RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS. Close-on-exec; does not wait for a FIFO's other end.
+ * Opens a file below a folder, never outside of it and over no link, whatever the path says and whoever changes the
+ * folder meanwhile: openat2(2), RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS. Close-on-exec; does not wait for a FIFO's
+ * other end.
  *
  * @param folder  a descriptor
  * @param flags  of open(2), from `constants` of node:fs

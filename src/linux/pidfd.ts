@@ -24,8 +24,8 @@ const readExit = (status: Int32Array): Exit => {
 }
 
 /**
- * A descriptor that means this process for ever, whatever becomes of its number: pidfd_open(2). For a pid from a file or a row, compare the
- * start time (`proc.ts`) **after** this call. The caller closes it.
+ * A descriptor that means this process for ever, whatever becomes of its number: pidfd_open(2). For a pid from a file
+ * or a row, compare the start time (`proc.ts`) **after** this call. The caller closes it.
  *
  * @throws ESRCH: there is none; EINVAL: a thread, or 0
  */
@@ -49,7 +49,8 @@ export const pidfdExited = (pidfd: number): Exit | undefined => {
 }
 
 /**
- * Waits for a child that Bun does not know of (`launch` with a pid namespace), and lets its number go. Undefined while it runs.
+ * Waits for a child that Bun does not know of (`launch` with a pid namespace), and lets its number go. Undefined while
+ * it runs.
  *
  * @throws ECHILD: not a child of ours, or waited for already
  */
@@ -58,13 +59,13 @@ export const pidfdReap = (pidfd: number): Exit | undefined => {
   return checked(host().aerie_pidfd_reap(pidfd, status, STATUS_BYTES), 'waitid') === 0 ? undefined : readExit(status)
 }
 
-/** Between two looks, should the event ever fail to come: a guard, not the mechanism. */
+/** The time between two looks, ms, should the event ever fail to come: a guard, not the mechanism. */
 const LOOK_AGAIN_MS = 200
 
 /**
- * Resolves when the process has ended, by the kernel's event: a pidfd becomes readable then, and reading it is EINVAL. (Bun waits with epoll
- * before it reads a non-blocking descriptor; the answer is checked, so that another behaviour costs time and not truth.) Makes the pidfd
- * non-blocking, which only reads can notice. Do not close it before.
+ * Resolves when the process has ended, by the kernel's event: a pidfd becomes readable then, and reading it is EINVAL.
+ * (Bun waits with epoll before it reads a non-blocking descriptor; the answer is checked, so that another behaviour
+ * costs time and not truth.) Makes the pidfd non-blocking, which only reads can notice. Do not close it before.
  *
  * @throws what the signal says, where it comes first
  */
@@ -89,8 +90,8 @@ export const whenExited = async (pidfd: number, signal?: AbortSignal): Promise<E
 }
 
 /**
- * A descriptor of the process that was written down with this start time; undefined where it has ended (a zombie too), or where its number
- * belongs to another now. The caller closes it.
+ * A descriptor of the process that was written down with this start time; undefined where it has ended (a zombie too),
+ * or where its number belongs to another now. The caller closes it.
  */
 export const holdProcess = (id: { readonly pid: number; readonly startTime: string }): number | undefined => {
   let pidfd: number

@@ -13,6 +13,7 @@ const readOf = (pid: number, file: string): string | undefined => {
   }
 }
 
+/** What /proc/PID/stat says of a process (proc_pid_stat(5)). */
 export interface ProcessStat {
   /** `Z`: ended, and its parent has not waited for it (proc_pid_stat(5), field 3). */
   readonly state: string
@@ -43,12 +44,14 @@ export const bootId = (): string => read('/proc/sys/kernel/random/boot_id').trim
 export const cpuFlags = (cpuinfo: string = read('/proc/cpuinfo')): ReadonlySet<string> =>
   new Set(/^(?:flags|Features)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1]?.split(' ') ?? [])
 
+/** The memory of this host. */
 export interface Memory {
   readonly totalBytes: number
   /** What programs can still take without swapping: proc_meminfo(5), MemAvailable. */
   readonly availableBytes: number
 }
 
+/** Reads /proc/meminfo (proc_meminfo(5)). */
 export const memory = (meminfo: string = read('/proc/meminfo')): Memory => {
   const bytes = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB$`, 'm').exec(meminfo)?.[1] ?? 0) * 1024
   return { totalBytes: bytes('MemTotal'), availableBytes: bytes('MemAvailable') }
@@ -61,8 +64,8 @@ export const residentBytes = (pid: number): number | undefined => {
 }
 
 /**
- * The cgroups of a process, by controller; the key of the v2 tree is the empty string (cgroups(7)). The paths are as the process's own cgroup
- * namespace shows them. Undefined where there is no such process.
+ * The cgroups of a process, by controller; the key of the v2 tree is the empty string (cgroups(7)). The paths are as
+ * the process's own cgroup namespace shows them. Undefined where there is no such process.
  */
 export const cgroupsOf = (pid: number): ReadonlyMap<string, string> | undefined => {
   const text = readOf(pid, 'cgroup')
@@ -78,7 +81,10 @@ export const cgroupsOf = (pid: number): ReadonlyMap<string, string> | undefined 
   )
 }
 
-/** One variable of the environment that a process was started with; undefined where it has none, is gone, or belongs to another user. */
+/**
+ * One variable of the environment that a process was started with; undefined where it has none, is gone, or belongs to
+ * another user.
+ */
 export const environmentOf = (pid: number, name: string): string | undefined => {
   try {
     return readOf(pid, 'environ')

@@ -14,6 +14,7 @@ export const socketPair = (kind: 'stream' | 'packets' = 'stream'): [number, numb
   return [a, b]
 }
 
+/** Who may connect to a Unix socket, and how many may wait to be accepted. */
 export interface ListenOptions {
   /** Permission bits, exactly: the umask plays no part. */
   readonly mode: number
@@ -23,8 +24,8 @@ export interface ListenOptions {
 }
 
 /**
- * A listening Unix stream socket, for `Bun.listen({ fd })`. A file that a dead process left is replaced; nobody can connect before mode and
- * owner are right.
+ * A listening Unix stream socket, for `Bun.listen({ fd })`. A file that a dead process left is replaced; nobody can
+ * connect before mode and owner are right.
  *
  * @throws EADDRINUSE: somebody listens there; EEXIST: there is something that is not a socket; ENAMETOOLONG: above 107 bytes;
  *   ENOENT: no such folder; EPERM: may not give it to that owner
@@ -61,7 +62,8 @@ export const sendFds = (socket: number, data: Uint8Array, fds: readonly number[]
 }
 
 /**
- * Receives into `data`, with the descriptors that came (close-on-exec, the caller's to close). Never waits. Zero bytes: the end.
+ * Receives into `data`, with the descriptors that came (close-on-exec, the caller's to close). Never waits. Zero bytes:
+ * the end.
  *
  * @throws EAGAIN: nothing there; EMSGSIZE: more than `MESSAGE_FDS_MAX` came, and all were closed
  */

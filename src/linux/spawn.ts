@@ -7,7 +7,10 @@ import { startTimeOf } from './proc.ts'
 import { socketPair } from './socket.ts'
 import { wingCommand, WingError, wingErrorOf } from './wing.ts'
 
-/** What to start and as whom; the JSON of `wing launch` (native/README.md), where every field and its default is explained. */
+/**
+ * What to start and as whom; the JSON of `wing launch` (native/README.md), where every field and its default is
+ * explained.
+ */
 export interface LaunchSpec {
   readonly argv: readonly string[]
   /** An absolute path, or a descriptor of ours. */
@@ -28,8 +31,12 @@ export interface LaunchSpec {
   readonly capabilities?: 'drop' | 'keep'
 }
 
+/** The descriptors that a launched program starts with. */
 export interface LaunchFiles {
-  /** Descriptors of ours for 0, 1 and 2; absent is `/dev/null`. A program that outlives us must not write into a pipe of ours. */
+  /**
+   * Descriptors of ours for 0, 1 and 2; absent is `/dev/null`. A program that outlives us must not write into a pipe of
+   * ours.
+   */
   readonly stdin?: number | undefined
   readonly stdout?: number | undefined
   readonly stderr?: number | undefined
@@ -53,10 +60,13 @@ export interface Launched {
 const REPORT_SLOT = 4
 const FIRST_SLOT = 5
 const SIGKILL = 9
-/** Of the launcher; it could say so on stderr only, which is the program's. */
+/** The most bytes that the launcher reads; it could complain on stderr only, which is the program's. */
 const SPEC_BYTES_MAX = 2 ** 20
 
-/** A process that an earlier daemon launched, by what was written down of it; undefined where it is gone or its number belongs to another now. */
+/**
+ * A process that an earlier daemon launched, by what was written down of it; undefined where it is gone or its number
+ * belongs to another now.
+ */
 export const launchedBefore = (id: Pick<Launched, 'pid' | 'startTime'>): Launched | undefined => {
   const pidfd = holdProcess(id)
   return pidfd === undefined ? undefined : { pid: id.pid, startTime: id.startTime, pidfd, exited: whenExited(pidfd) }
@@ -65,7 +75,8 @@ export const launchedBefore = (id: Pick<Launched, 'pid' | 'startTime'>): Launche
 /**
  * Starts a program through `wing launch` and resolves when it has been executed, with every confinement in place.
  *
- * @throws WingError: why it was not (`cgroup_denied`, `exec_missing`, …); the signal's reason. Nothing is left running then
+ * @throws WingError: why it was not (`cgroup_denied`, `exec_missing`, …); the signal's reason. Nothing is left running
+ * then
  */
 export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise<Launched> => {
   const { signal } = files
@@ -89,7 +100,10 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
   }
 }
 
-/** Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait for the child. */
+/**
+ * Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait
+ * for the child.
+ */
 const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFiles) => {
   const slots: number[] = []
   const launcherFd = embedded('wing').fd
@@ -136,7 +150,10 @@ const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
     ? { code, signal: null }
     : { code: null, signal: typeof signal === 'number' ? signal : constants.signals[signal] }
 
-/** The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait for it. */
+/**
+ * The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait
+ * for it.
+ */
 const adoptChild = (pid: number, launcher: Launched): Launched => {
   closeFd(launcher.pidfd) // before the next one is opened: there may be no room for both
   const pidfd = pidfdOpen(pid)
@@ -149,7 +166,10 @@ const adoptChild = (pid: number, launcher: Launched): Launched => {
   }
 }
 
-/** The lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the descriptor. */
+/**
+ * The lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the
+ * descriptor.
+ */
 const readReport = async (
   fd: number,
 ): Promise<{ readonly pid: number | undefined; readonly error: WingError | undefined }> => {

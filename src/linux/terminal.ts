@@ -1,6 +1,8 @@
 import { dlopen } from 'bun:ffi'
 
-/** glibc's `struct termios` is 60 bytes on x86-64 and arm64 (bits/termios-struct.h); the rest is room. */
+/**
+ * Room for glibc's `struct termios`, which is 60 bytes on x86-64 and arm64 (bits/termios-struct.h); the rest is room.
+ */
 const TERMIOS_BYTES = 64
 const TCSADRAIN = 1 // bits/termios-tcflow.h: what was written before goes out under the old mode
 const SIGTTIN = 21
@@ -9,14 +11,19 @@ const SIG_IGN = 1
 
 /** The terminal of this process, as a program of a job-control shell has to treat it. */
 export interface Terminal {
-  /** Tells whether this process may read and change the terminal; one that a shell runs in the background would be stopped for it. */
+  /**
+   * Tells whether this process may read and change the terminal; one that a shell runs in the background would be
+   * stopped for it.
+   */
   foreground(): boolean
   /**
-   * Hands every key to the reader and every byte to the screen as it is (cfmakeraw(3)), until the disposal or the end of the process.
-   * Returns undefined in the background. After a stop, `renew` does it again.
+   * Hands every key to the reader and every byte to the screen as it is (cfmakeraw(3)), until the disposal or the end
+   * of the process. Returns undefined in the background. After a stop, `renew` does it again.
    */
   raw(): RawMode | undefined
 }
+
+/** A terminal in raw mode; `renew` sets it again after a stop, disposing restores what was. */
 export interface RawMode extends Disposable {
   renew(): void
 }
@@ -24,10 +31,11 @@ export interface RawMode extends Disposable {
 /**
  * Opens the terminal of a descriptor; undefined where it is none.
  *
- * From then on this process is not stopped for a read or a change from the background: a read fails with EIO, and changes are not made.
+ * From then on this process is not stopped for a read or a change from the background: a read fails with EIO, and
+ * changes are not made.
  *
- * Why not `setRawMode`: it leaves the terminal's output processing on, so that the line feed of a full-screen program in the guest, which
- * means "one line down", would also go to the first column; and it stops a job in the background.
+ * Why not `setRawMode`: it leaves the terminal's output processing on, so that the line feed of a full-screen program
+ * in the guest, which means "one line down", would also go to the first column; and it stops a job in the background.
  */
 export const openTerminal = (fd: number): Terminal | undefined => {
   const { symbols: libc } = dlopen('libc.so.6', {

@@ -4,6 +4,7 @@ import { residentBytes } from './proc.ts'
 /** Clock ticks a second of /proc/PID/stat: USER_HZ, 100 on every architecture that Linux runs on but alpha and ia64. */
 const TICK_MS = 10
 
+/** What a process takes of the host: resident memory in bytes, CPU time in milliseconds. */
 export interface Usage {
   readonly residentBytes: number
   readonly cpuMs: number

@@ -40,8 +40,12 @@ export const wingCommand = (args: readonly string[]) => ({
   env: {},
 })
 
+/** What a run of `wing` is given. */
 export interface WingOptions {
-  /** Streamed to its stdin with back-pressure. Where the stream breaks, wing is killed: half an archive is not an archive. */
+  /**
+   * Streamed to its stdin with back-pressure. Where the stream breaks, wing is killed: half an archive is not an
+   * archive.
+   */
   readonly stdin?: ReadableStream<Uint8Array> | Uint8Array | undefined
   /** `[ours, its]`: descriptors that it gets beside 0, 1 and 2. Ours stay open. */
   readonly fds?: readonly (readonly [number, number])[] | undefined
@@ -56,7 +60,8 @@ const OUTPUT_BYTES_MAX = 16 * 2 ** 20
  * Runs one wing command (native/README.md) to its end.
  *
  * @returns the JSON of its stdout; undefined where it says nothing
- * @throws WingError: what it said, or `wing_died` where it could not say anything; the error of `stdin`; the signal's reason
+ * @throws WingError: what it said, or `wing_died` where it could not say anything; the error of `stdin`; the signal's
+ * reason
  */
 export const wing = async (
   args: readonly string[],
@@ -110,8 +115,8 @@ export const wing = async (
 }
 
 /**
- * Writes a stream into a pipe, a chunk in memory and not the archive: write() waits while the pipe is full. A reader that goes away early is
- * no error here, why it did is in its own answer.
+ * Writes a stream into a pipe, a chunk in memory and not the archive: write() waits while the pipe is full. A reader
+ * that goes away early is no error here, why it did is in its own answer.
  */
 const feed = async (
   pipe: Bun.FileSink,

@@ -1,8 +1,9 @@
 import { checked, hasCode } from './errno.ts'
 import { host } from './host-library.ts'
 
+/** One extended attribute of a file (xattr(7)). */
 export interface Xattr {
-  /** As the kernel has it: bytes, which need not be UTF-8. */
+  /** The name as the kernel has it: bytes, which need not be UTF-8. */
   readonly name: Buffer
   readonly value: Buffer
 }
@@ -12,8 +13,9 @@ const BYTES_MAX = 65_536
 let room: { readonly names: Buffer; readonly value: Buffer } | undefined
 
 /**
- * The extended attributes of a path itself, a link's own included, sorted by name: llistxattr(2), lgetxattr(2). None where the file system
- * has no such thing. One that goes away meanwhile, and one that this user may not read, is not there.
+ * The extended attributes of a path itself, a link's own included, sorted by name: llistxattr(2), lgetxattr(2). None
+ * where the file system has no such thing. One that goes away meanwhile, and one that this user may not read, is not
+ * there.
  *
  * @throws ENOENT, EACCES: the path
  */

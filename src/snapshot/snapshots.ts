@@ -19,9 +19,9 @@ import { snapshots } from '../store/schema.ts'
 import { isReferenced, type Store } from '../store/store.ts'
 
 /*
- * A *snapshot* is what is saved of a machine at one moment: a row, and a folder of its id below `snapshots/` with the files `state` and
- * `memory`. It belongs to no vm: whoever goes on from it refers to it (a vm that sleeps, any number of clones that sleep), and it goes with
- * the last reference.
+ * A *snapshot* is what is saved of a machine at one moment: a row, and a folder of its id below `snapshots/` with the
+ * files `state` and `memory`. It belongs to no vm: whoever goes on from it refers to it (a vm that sleeps, any number
+ * of clones that sleep), and it goes with the last reference.
  *
  *   folder with two empty files → the driver fills them → both, and their names, have reached the disk → one transaction writes the row and
  *   the first reference to it
@@ -38,6 +38,7 @@ export interface NewSnapshot extends Saved {
   readonly id: string
 }
 
+/** What was saved of machines: rows of the store, and a folder for each. */
 export class Snapshots {
   readonly #store: Store
   readonly #folder: string
@@ -83,7 +84,7 @@ export class Snapshots {
     return openBoth(this.#folderOf(id), constants.O_RDONLY)
   }
 
-  /** When the last byte of a snapshot was written, in milliseconds since 1970. @throws ENOENT */
+  /** Tells when the last byte of a snapshot was written, in milliseconds since 1970. @throws ENOENT */
   writtenAt(id: string): number {
     return Math.max(...['state', 'memory'].map((name) => statSync(join(this.#folderOf(id), name)).mtimeMs))
   }
@@ -94,8 +95,9 @@ export class Snapshots {
   }
 
   /**
-   * Deletes the row of a snapshot unless somebody still refers to it, which the database tells; call it in the transaction that takes a
-   * reference away. What it returns removes the files; call that when the transaction has reached the disk.
+   * Deletes the row of a snapshot unless somebody still refers to it, which the database tells; call it in the
+   * transaction that takes a reference away. What it returns removes the files; call that when the transaction has
+   * reached the disk.
    */
   release(tx: Store, id: string | null): () => void {
     if (id === null || !this.#forget(tx, id)) return () => undefined
@@ -114,7 +116,10 @@ export class Snapshots {
     }
   }
 
-  /** Moves what a release of before kept in the folders of vms to where it belongs; a crash in between is gone on with at the next start. */
+  /**
+   * Moves what a release of before kept in the folders of vms to where it belongs; a crash in between is gone on with
+   * at the next start.
+   */
   takeOver(): void {
     for (const { id } of this.#store.select().from(snapshots).all()) {
       if (existsSync(this.#folderOf(id))) continue

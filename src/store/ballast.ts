@@ -4,13 +4,16 @@ import { open, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 
 /**
- * How much room is kept for the daemon's own records, and in how many pieces: a change of a vm takes some pages, and whoever fills the disk
- * takes the rest of a piece at once.
+ * How much room is kept for the daemon's own records, and in how many pieces: a change of a vm takes some pages, and
+ * whoever fills the disk takes the rest of a piece at once.
  */
 const PIECES = 16
 const PIECE_BYTES = 2 ** 19
 const BALLAST_BYTES = PIECES * PIECE_BYTES
-/** How much more than what is missing of the ballast must be free before it is made, so that it is not itself what fills the disk. */
+/**
+ * How much more than what is missing of the ballast must be free before it is made, so that it is not itself what fills
+ * the disk.
+ */
 const SLACK_BYTES = 2 * BALLAST_BYTES
 
 const freeBytes = (folder: string): number => {
@@ -19,8 +22,8 @@ const freeBytes = (folder: string): number => {
 }
 
 /**
- * Files that only take room, and are thrown off one by one when the disk is full: guests fill the disk that the record of this host stands
- * on, and what stops and deletes them must be written down. They are made again when there is room.
+ * Files that only take room, and are thrown off one by one when the disk is full: guests fill the disk that the record
+ * of this host stands on, and what stops and deletes them must be written down. They are made again when there is room.
  */
 export class Ballast {
   readonly #folder: string

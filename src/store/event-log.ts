@@ -46,8 +46,9 @@ const KEPT = 100_000
 const COMPACT_EVERY = 1000
 
 /**
- * The durable log of events. An event is appended in the transaction that makes it true, so no reader sees one that did not happen,
- * and none is lost. Readers keep their own place: they are woken and read on from their sequence number, so a slow one loses nothing.
+ * The durable log of events. An event is appended in the transaction that makes it true, so no reader sees one that did
+ * not happen, and none is lost. Readers keep their own place: they are woken and read on from their sequence number, so
+ * a slow one loses nothing.
  */
 export class EventLog {
   readonly #store: Rows

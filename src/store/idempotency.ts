@@ -23,7 +23,9 @@ export interface Made {
   readonly name: string
 }
 
-/** Notes what a request makes; called in the transaction that makes it, so that key and thing are there both or neither. */
+/**
+ * Notes what a request makes; called in the transaction that makes it, so that key and thing are there both or neither.
+ */
 export type Claim = (tx: Store, made: readonly Made[]) => void
 
 /** A request that may come again. */
@@ -35,9 +37,9 @@ export interface Repeatable {
 }
 
 /**
- * Requests by their Idempotency-Key: a second one with the same key joins the first while it runs, and finds its fault or what it made
- * afterwards. After a crash of the daemon, what the first request had made and kept is found; where nothing of it is left, the second
- * one is carried out.
+ * Requests by their Idempotency-Key: a second one with the same key joins the first while it runs, and finds its fault
+ * or what it made afterwards. After a crash of the daemon, what the first request had made and kept is found; where
+ * nothing of it is left, the second one is carried out.
  */
 export class Repeats {
   readonly #store: Store

@@ -8,7 +8,10 @@ import { fill, type Filled } from '../contract/schema.ts'
 interface Shape<Kept, T extends object> {
   readonly read: (kept: Kept) => T
   readonly write: (value: T) => Kept
-  /** Makes what stands in the place of a value that cannot be read, so that the other rows of a query can. Without it the query fails. */
+  /**
+   * Makes what stands in the place of a value that cannot be read, so that the other rows of a query can. Without it
+   * the query fails.
+   */
   readonly standIn?: () => T
 }
 
@@ -34,8 +37,9 @@ const unfit = (column: string, check: TypeCheck<TSchema>, value: unknown): Error
 }
 
 /**
- * Declares a TEXT column of JSON that satisfies a schema: checked when it is written, and filled and checked when it is read. This is
- * the one place where a row of an older release gets the defaults of fields that came later, so such a field must have one.
+ * Declares a TEXT column of JSON that satisfies a schema: checked when it is written, and filled and checked when it is
+ * read. This is the one place where a row of an older release gets the defaults of fields that came later, so such a
+ * field must have one.
  */
 export const json = <S extends TSchema>(name: string, schema: S, standIn?: () => Filled<S> & object) =>
   shaped<S, Filled<S> & object>(name, schema, {

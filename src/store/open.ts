@@ -13,7 +13,7 @@ import idempotency from './migrations/0005_idempotency.sql' with { type: 'text' 
 import events from './migrations/0006_events.sql' with { type: 'text' }
 import reboots from './migrations/0007_reboots.sql' with { type: 'text' }
 
-/** In order; a released one never changes, a change of the schema is the next file. */
+/** The migrations in their order; a released one never changes, a change of the schema is the next file. */
 const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots, idempotency, events, reboots]
 
 export const storeNewer = fault(
@@ -25,8 +25,8 @@ export const storeNewer = fault(
 )
 
 /**
- * Opens the state of this host: WAL, foreign keys on, every commit on disk before it is reported (synchronous = FULL: rows here say
- * who owns processes and files).
+ * Opens the state of this host: WAL, foreign keys on, every commit on disk before it is reported (synchronous = FULL:
+ * rows here say who owns processes and files).
  *
  * Transactions take **synchronous** callbacks only: with bun:sqlite a rejected asynchronous one is not rolled back.
  *

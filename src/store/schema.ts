@@ -73,10 +73,12 @@ export const imageNames = sqliteTable(
   (t) => [index('image_names_digest').on(t.digest)],
 )
 
-/** What is saved of a machine: the files stand in the folder of its id. A row goes when nothing refers to it any more. */
+/**
+ * What is saved of a machine: the files stand in the folder of its id. A row goes when nothing refers to it any more.
+ */
 export const snapshots = sqliteTable('snapshots', {
   id: text().primaryKey().notNull(),
-  /** uid of the vm whose machine it was, which may be gone. */
+  /** The uid of the vm whose machine it was, which may be gone. */
   sourceUid: text('source_uid').notNull(),
   createdAt: integer('created_at').notNull(),
 })
@@ -114,7 +116,7 @@ export const vms = sqliteTable(
     statusMessage: text('status_message'),
     createdAt: integer('created_at').notNull(),
     updatedAt: integer('updated_at').notNull(),
-    /** uid of the vm that this one was forked from, which may be gone. */
+    /** The uid of the vm that this one was forked from, which may be gone. */
     forkedFrom: text('forked_from'),
     /** What the guest goes on from: it has not run since this was taken. */
     snapshot: text().references(() => snapshots.id),
@@ -124,7 +126,10 @@ export const vms = sqliteTable(
   (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)],
 )
 
-/** What one boot of a vm is, from its start to its end: replaced whole when the next one begins. A vm that never booted has an empty one. */
+/**
+ * What one boot of a vm is, from its start to its end: replaced whole when the next one begins. A vm that never booted
+ * has an empty one.
+ */
 export const boots = sqliteTable('boots', {
   vmUid: text('vm_uid')
     .primaryKey()

@@ -8,8 +8,9 @@ export type Rows = BunSQLiteDatabase & { readonly $client: Database }
 export type Store = Rows & { readonly events: EventLog }
 
 /**
- * Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. One in another is a
- * savepoint. There is one connection, so inside it the store itself is the transaction, and prepared queries may be used.
+ * Runs a synchronous transaction that takes the write lock at once, so that what it reads is true when it writes. One
+ * in another is a savepoint. There is one connection, so inside it the store itself is the transaction, and prepared
+ * queries may be used.
  */
 export const immediate = <T>(store: Store, work: (tx: Store) => T): T => {
   const run = () => store.$client.transaction(() => work(store)).immediate()

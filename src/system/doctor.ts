@@ -28,7 +28,7 @@ const check = (name: string, status: Check['status'], message: string, hint: str
   hint,
 })
 
-/** Where KVM is needed for speed and not for life, its absence is a warning: TCG runs the same guests, slower. */
+/** Checks KVM. Its absence is a warning: TCG runs the same guests, slower. */
 const kvm = (): Check => {
   const { usable, reason, fix } = kvmSupport()
   return usable
@@ -140,8 +140,8 @@ const port = async (config: Config): Promise<Check[]> => {
 }
 
 /**
- * The configuration of the daemon that would serve this user: the host's where it answers or was asked for, else the user's own. A fault
- * where the user has no home.
+ * The configuration of the daemon that would serve this user: the host's where it answers or was asked for, else the
+ * user's own. A fault where the user has no home.
  */
 export const configOf = (which: 'system' | 'user', env: Environment, uid: number): Config | Fault => {
   try {

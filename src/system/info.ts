@@ -5,6 +5,7 @@ import type { Host } from '../host.ts'
 import { images, kernels, vms } from '../store/schema.ts'
 import { capacity } from '../vm/row/capacity.ts'
 
+/** Tells what this daemon is and what this host can do. */
 export const info = (host: Pick<Host, 'config' | 'daemon' | 'hypervisors'>): SystemInfo => ({
   status: 'ok',
   version: host.daemon.version,
@@ -30,6 +31,7 @@ export const info = (host: Pick<Host, 'config' | 'daemon' | 'hypervisors'>): Sys
 const counts = (rows: readonly { readonly word: string; readonly n: number }[]): Record<string, number> =>
   Object.fromEntries(rows.map((row) => [row.word, row.n]))
 
+/** Counts the vms by their states, and what they take of this host. */
 export const summary = (host: Host): SystemSummary => {
   const { store } = host
   const n = sql<number>`count(*)`

@@ -17,7 +17,7 @@ import { replaceFile } from '../linux/file.ts'
 const Seed = Type.Object({
   kernel: Type.Optional(
     Type.Object({
-      /** Of everything that it is. */
+      /** A digest of everything that the seed is made of. */
       key: Type.Optional(Type.String()),
       name: Type.String(),
       version: Type.String(),
@@ -31,7 +31,10 @@ const Seed = Type.Object({
 
 const readSeed = () => Value.Parse(Seed, JSON.parse(readFileSync(manifestPath, 'utf8')))
 
-/** What this executable brings of a kernel and an image; the kernel's configuration is text of its own, empty where none is known. */
+/**
+ * What this executable brings of a kernel and an image; the kernel's configuration is text of its own, empty where none
+ * is known.
+ */
 export const seedContents = () => {
   const { kernel, base } = readSeed()
   return {
@@ -66,7 +69,9 @@ const embeddedSeeds = (): Seeds => {
   }
 }
 
-/** Which seeds a state folder has had, and what came of them there: by `key` a start sees that nothing is to be done. */
+/**
+ * Which seeds a state folder has had, and what came of them there: by `key` a start sees that nothing is to be done.
+ */
 const Taken = Type.Partial(
   Type.Object({
     kernel: Type.Object({ key: Type.String(), digest: Type.String() }),
@@ -84,8 +89,9 @@ const readTaken = (path: string): Taken | undefined => {
 }
 
 /**
- * Takes the kernel and the image that the executable brings, each once. An executable with other ones than the last brings them as the
- * default and as `base`, unless a person has chosen another meanwhile; what the last one brought goes when no vm stands on it.
+ * Takes the kernel and the image that the executable brings, each once. An executable with other ones than the last
+ * brings them as the default and as `base`, unless a person has chosen another meanwhile; what the last one brought
+ * goes when no vm stands on it.
  *
  * Order of effects: the kernel or image with its row → the note of it. A crash between leaves a step that is done again.
  */
@@ -108,7 +114,8 @@ export const adoptSeeds = async (
 
 const keyOf = (seed: { readonly key?: string }, otherwise: string): string => seed.key ?? otherwise
 
-// A state of an older release has no note: there the seeds came before anything else. That is likely and not sure, so nothing is deleted.
+// A state of an older release has no note: there the seeds came before anything else. That is likely and not sure, so
+// nothing is deleted.
 const oldestKernel = (host: Pick<Host, 'kernels'>): string | undefined =>
   host.kernels.list().sort((a, b) => Date.parse(a.created_at) - Date.parse(b.created_at))[0]?.digest
 const oldestImage = (host: Pick<Host, 'images'>): string | undefined =>

@@ -24,7 +24,7 @@ export const tokenNotFound = fault(
 )
 
 const PREFIX = 'aerie_'
-/** Between two notes of a token's use: a request costs no write. */
+/** The time between two notes of a token's use, ms: a request costs no write. */
 const NOTE_MS = 60_000
 
 const digest = (secret: string): string => createHash('sha256').update(secret).digest('hex')
@@ -106,7 +106,10 @@ export class Tokens {
     )
   }
 
-  /** What a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever differs. */
+  /**
+   * What a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever
+   * differs.
+   */
   scopeOf(secret: string): Scope | undefined {
     const hash = digest(secret)
     const row = this.#store.select().from(tokens).where(eq(tokens.hash, hash)).get()

@@ -27,9 +27,9 @@ import { change, move } from './row/moves.ts'
 const PROBE_MS = 10_000
 
 /**
- * Makes the rows true again after the daemon was away, however it ended: each vm is adopted, repaired or marked, and what belongs to no
- * row (process, folder, cgroup) is removed. Vms are looked at side by side; the API opens when all are settled, and what takes longer
- * (a guest that still boots, a stop that is asked again) goes on behind it.
+ * Makes the rows true again after the daemon was away, however it ended: each vm is adopted, repaired or marked, and
+ * what belongs to no row (process, folder, cgroup) is removed. Vms are looked at side by side; the API opens when all
+ * are settled, and what takes longer (a guest that still boots, a stop that is asked again) goes on behind it.
  */
 export const adoptAll = async (host: Host): Promise<void> => {
   host.snapshots.takeOver()
@@ -86,8 +86,8 @@ const adopt = async (host: Host, row: VmRow): Promise<void> => {
 }
 
 /**
- * Settles a restore that was cut short. It is taken back while the guest has written nothing, and completed after that; a clone that was being
- * restored is undone, since nobody was told of it.
+ * Settles a restore that was cut short. It is taken back while the guest has written nothing, and completed after that;
+ * a clone that was being restored is undone, since nobody was told of it.
  */
 const settleRestored = async (host: Host, row: VmRow, live: LiveVm, machine: Machine): Promise<void> => {
   if (row.state === 'starting') {

@@ -26,8 +26,8 @@ export const attach = async (
   )
   live.attached = true
   const attached = processOf(conversation, null, ok.tty)
-  // `run`: who held the workload back until they could attach owns it, and a vm that removes itself does not outlive them. Whoever comes
-  // later only looks.
+  // `run`: who held the workload back until they could attach owns it, and a vm that removes itself does not outlive
+  // them. Whoever comes later only looks.
   if (ok.released !== true || !row.spec.policy.auto_remove) return attached
   return {
     ...attached,

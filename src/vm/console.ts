@@ -58,8 +58,9 @@ const scrollBack = (path: string): Uint8Array => {
 }
 
 /**
- * Opens a console: what was before first, then what comes, to any number of viewers; on a vm without a machine only what was before.
- * A viewer that is slow misses nothing of the log, only of its live view. What is typed waits until the machine takes it.
+ * Opens a console: what was before first, then what comes, to any number of viewers; on a vm without a machine only
+ * what was before. A viewer that is slow misses nothing of the log, only of its live view. What is typed waits until
+ * the machine takes it.
  *
  * @throws `vm_not_found`, `vm_ambiguous`
  */

@@ -20,13 +20,15 @@ import { view } from './row/view.ts'
 import { writeTemplate } from '../volume/template.ts'
 
 /**
- * Creates a vm and answers when its agent is ready. Order of effects, each undone by `undo` (or at the next start of the daemon):
+ * Creates a vm and answers when its agent is ready. Order of effects, each undone by `undo` (or at the next start of
+ * the daemon):
  *
  *   row (name, CID, MAC, capacity: one transaction) → folder, disk, logs → `starting` → boot (`vm/machine/boot.ts`)
  *
  * A create that fails before `running` leaves no row: its reason is in the answer and in the event `VM_CREATE_FAILED`.
  *
- * @throws `vm_exists`, `image_not_found`, `kernel_not_found`, `capacity_exhausted`, `hypervisor_unavailable`, `vm_start_failed`
+ * @throws `vm_exists`, `image_not_found`, `kernel_not_found`, `capacity_exhausted`, `hypervisor_unavailable`,
+ * `vm_start_failed`
  */
 export const create = async (host: Host, want: VmCreate, claim?: Claim): Promise<Vm> => {
   const row = reserve(host, want, claim)

@@ -13,8 +13,9 @@ import { byUid, findAny, whyDamaged } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 
 /**
- * Writes that a vm goes. A disk so full that not even this can be written gets its room from the vm itself: what is deleted here would be
- * deleted in a moment, and where the daemon does not live to write it down it finds a vm whose machine has gone.
+ * Writes that a vm goes. A disk so full that not even this can be written gets its room from the vm itself: what is
+ * deleted here would be deleted in a moment, and where the daemon does not live to write it down it finds a vm whose
+ * machine has gone.
  */
 const beginDelete = async (host: MachineHost, row: VmRow): Promise<void> => {
   try {

@@ -9,7 +9,10 @@ import { type Running, runningAgain } from './machine/running.ts'
 /** How much later than a command's own time-out its guest, which ends it, may say so. */
 const LATE_MS = 5000
 
-/** Starts a process in the guest. @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd), `guest_user_not_found` */
+/**
+ * Starts a process in the guest. @throws `vm_wrong_state`, `agent_unavailable`, `guest_path_not_found` (cwd),
+ * `guest_user_not_found`
+ */
 export const exec = async (
   host: Running & Pick<Host, 'images'>,
   ref: string,

@@ -20,6 +20,7 @@ export const stat = async (host: Running, ref: string, path: string, follow: boo
   return ok
 }
 
+/** Lists at most `limit` entries of a folder in a guest. */
 export const listFolder = async (host: Running, ref: string, path: string, limit: number) => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
   const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>

@@ -28,7 +28,8 @@ import { view } from './row/view.ts'
  *   and goes on (`vm/machine/fork-template.ts`) → each clone by itself, side by side: `starting` → a machine of what was saved → its agent acknowledges who it
  *   is → `running`; or `standby`, or `stopped`
  *
- * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any case.
+ * A clone that fails, or that a crash cuts short before it is told of, leaves nothing behind; the source goes on in any
+ * case.
  *
  * @throws `vm_wrong_state`, `vm_exists`, `capacity_exhausted`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `machine_silent`; where no clone came
  *   to be, the reason of the first

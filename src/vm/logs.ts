@@ -13,7 +13,9 @@ import { byUid, find } from './row/lookup.ts'
 /** How long the start of a line is held back from somebody who reads along, in the hope of its end. */
 const HELD_MS = 300
 
-/** Reads a time as milliseconds since 1970: RFC 3339, Unix seconds, or a duration back from now. @throws `since_invalid` */
+/**
+ * Reads a time as milliseconds since 1970: RFC 3339, Unix seconds, or a duration back from now. @throws `since_invalid`
+ */
 const sinceMs = (text: string | undefined): number => {
   if (text === undefined) return 0
   const bare = /^\d+$/.test(text)
@@ -30,8 +32,8 @@ const fileOf = (host: Pick<Host, 'config'>, row: VmRow, source: Source): string 
 }
 
 /**
- * The log of a vm, and with `follow` what is added until the vm is deleted or the reader leaves. Works on stopped vms. A reader that is
- * slow holds nobody: it has its own place in the file.
+ * The log of a vm, and with `follow` what is added until the vm is deleted or the reader leaves. Works on stopped vms.
+ * A reader that is slow holds nobody: it has its own place in the file.
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `since_invalid`
  */
@@ -98,7 +100,10 @@ async function* fairly(lines: AsyncIterable<LogLine>): AsyncGenerator<LogLine> {
   }
 }
 
-/** Tells when one of some files was written (inotify(7)), also after it was turned over: the watch of a name is on what has it now. */
+/**
+ * Tells when one of some files was written (inotify(7)), also after it was turned over: the watch of a name is on what
+ * has it now.
+ */
 class Changes {
   readonly #watchers = new Map<string, FSWatcher>()
   #wake: () => void = () => undefined

@@ -7,8 +7,8 @@ import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
 /*
- * The machine does it first, then the row says so. A daemon that dies in between finds a machine that is not what its row says: a pause was
- * not answered and is taken back, a resume is completed.
+ * The machine does it first, then the row says so. A daemon that dies in between finds a machine that is not what its
+ * row says: a pause was not answered and is taken back, a resume is completed.
  */
 
 /** Halts a running vm; its memory stays in RAM. @throws `vm_wrong_state`, `machine_silent` */

@@ -14,10 +14,16 @@ import { portUndeclared, proxyFailed, proxyTimeout, upgradeUnsupported } from '.
 
 /** How long the agent may take to answer that it lives. */
 const HEALTH_MS = 10_000
-/** How long it may take to reach a server of the guest: longer than the agent waits for a place in that one's queue, so that its word is heard. */
+/**
+ * How long it may take to reach a server of the guest: longer than the agent waits for a place in that one's queue, so
+ * that its word is heard.
+ */
 const DIAL_MS = 40_000
 
-/** Opens a stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`, `guest_busy`, `vm_wrong_state`, `agent_unavailable` */
+/**
+ * Opens a stream to a TCP port (127.0.0.1, then ::1) or a Unix socket of the guest. @throws `proxy_failed`,
+ * `guest_busy`, `vm_wrong_state`, `agent_unavailable`
+ */
 export const dial = async (
   host: Pick<Host, 'store' | 'vms'>,
   ref: string,
@@ -47,9 +53,9 @@ export const dial = async (
 
 /** How long a workload may take, ms. */
 export interface ProxyLimits {
-  /** From the end of the request to the end of the answer's head: a head that trickles is no answer. */
+  /** The time from the end of the request to the end of the answer's head, ms: a head that trickles is no answer. */
   readonly headMs: number
-  /** Between two pieces of a body, either way. */
+  /** The time between two pieces of a body, ms, either way. */
   readonly idleMs: number
 }
 const LIMITS: ProxyLimits = { headMs: 60_000, idleMs: 300_000 }

@@ -4,6 +4,7 @@ import { powerOn } from './machine/power-on.ts'
 import { shutDown } from './machine/shutdown.ts'
 import { find } from './row/lookup.ts'
 
+/** Stops a vm that runs, and starts it again. */
 export const restart = async (host: Host, ref: string, want: VmStop): Promise<Vm> => {
   const { uid } = find(host.store, ref)
   return await host.vms.queue.run(uid, async () => {

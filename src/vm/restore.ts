@@ -9,9 +9,10 @@ import { find } from './row/lookup.ts'
  *   `paused`, its agent to be told who it is → a paused machine of what was saved → `machine` in the row → processors run → the agent
  *   acknowledges → `running`, and the row names nothing saved any more → its files lose their names
  *
- * What was saved is let go only when the guest stands. Whatever is cut short or fails before is `standby` again as long as the guest has
- * written nothing to its disk, which it cannot before the agent thaws it. A guest that has, and does not acknowledge, is paused and kept:
- * its disk is no longer what the memory believes, so what was saved goes, and `resume` tries again.
+ * What was saved is let go only when the guest stands. Whatever is cut short or fails before is `standby` again as long
+ * as the guest has written nothing to its disk, which it cannot before the agent thaws it. A guest that has, and does
+ * not acknowledge, is paused and kept: its disk is no longer what the memory believes, so what was saved goes, and
+ * `resume` tries again.
  *
  * @throws `vm_wrong_state`, `capacity_exhausted`, `hypervisor_unavailable`, `vm_restore_failed`, `agent_unavailable`
  */

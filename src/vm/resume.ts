@@ -8,7 +8,10 @@ import { find } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 import { view } from './row/view.ts'
 
-/** Lets a paused vm go on. @throws `vm_wrong_state`, `machine_silent`; `agent_unavailable` where a guest that was restored still does not acknowledge who it is */
+/**
+ * Lets a paused vm go on. @throws `vm_wrong_state`, `machine_silent`; `agent_unavailable` where a guest that was
+ * restored still does not acknowledge who it is
+ */
 export const resume = async (
   host: Pick<Host, 'config' | 'daemon' | 'log' | 'snapshots' | 'store' | 'vms'>,
   ref: string,

@@ -5,9 +5,11 @@ import { restoreSaved } from './machine/restored.ts'
 import { find } from './row/lookup.ts'
 
 /**
- * Starts a stopped or crashed vm; what the request says of the workload replaces what was. A vm in standby runs on from where it stood.
+ * Starts a stopped or crashed vm; what the request says of the workload replaces what was. A vm in standby runs on from
+ * where it stood.
  *
- * @throws `vm_wrong_state`, `capacity_exhausted`, `vm_restore_failed`, `vm_start_failed` (the row stays, `crashed`, with the reason)
+ * @throws `vm_wrong_state`, `capacity_exhausted`, `vm_restore_failed`, `vm_start_failed` (the row stays, `crashed`,
+ * with the reason)
  */
 export const start = async (host: Host, ref: string, want: VmStart): Promise<Vm> => {
   const { uid } = find(host.store, ref)

@@ -11,7 +11,10 @@ const ANSWER_MS = 10_000
 /** Bytes of a block as stat(2) counts them. */
 const STAT_BLOCK = 512
 
-/** Measures a running vm: what its agent says of the guest, and what the host spends on it. @throws `vm_wrong_state`, `agent_unavailable` */
+/**
+ * Measures a running vm: what its agent says of the guest, and what the host spends on it. @throws `vm_wrong_state`,
+ * `agent_unavailable`
+ */
 export const stats = async (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: string): Promise<VmStats> => {
   const { row, machine } = running(host, ref, 'measure', 'read')
   const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>

@@ -4,8 +4,9 @@ import { cancelBoot, shutDown } from './machine/shutdown.ts'
 import { find } from './row/lookup.ts'
 
 /**
- * Stops a vm: the agent ends the workload and powers off; without an agent the power button does; what is still there after the grace
- * and five seconds more is killed. With `kill: false` it stays, goes back to `running`, and the stop fails.
+ * Stops a vm: the agent ends the workload and powers off; without an agent the power button does; what is still there
+ * after the grace and five seconds more is killed. With `kill: false` it stays, goes back to `running`, and the stop
+ * fails.
  *
  * @throws `vm_wrong_state`, `stop_timeout`
  */

@@ -8,7 +8,10 @@ import { view } from './row/view.ts'
 
 type Goal = NonNullable<WaitQuery['for']>
 
-/** Whether a vm has got there (true), may yet (false), or never will (a fault). A row that is gone has stopped, and is deleted. */
+/**
+ * Whether a vm has got there (true), may yet (false), or never will (a fault). A row that is gone has stopped, and is
+ * deleted.
+ */
 const reached = (row: VmRow, goal: Goal): boolean => {
   const over = row.state === 'stopped' || row.state === 'crashed'
   if (goal === 'ready') {
@@ -20,7 +23,8 @@ const reached = (row: VmRow, goal: Goal): boolean => {
 }
 
 /**
- * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Woken by the log of events, nobody polls.
+ * Answers when a vm is ready, or has stopped (`stopped`, `exit`), or is deleted. Woken by the log of events, nobody
+ * polls.
  *
  * @throws `wait_timeout`, `vm_ended` (it waits for ready, and the vm has ended)
  */

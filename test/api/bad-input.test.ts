@@ -5,7 +5,10 @@ import { join } from 'node:path'
 import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
 import { ask, portOf, UPGRADE, type Ask } from './http.ts'
 
-/** A request that is wrong, and what is said of it: the status, the code, and the field or a word of the sentence that names what is wrong. */
+/**
+ * A request that is wrong, and what is said of it: the status, the code, and the field or a word of the sentence that
+ * names what is wrong.
+ */
 type Case = readonly [name: string, ask: Ask, status: number, code: string, names: string | RegExp]
 
 const create = (body: unknown): Ask => ({

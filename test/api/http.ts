@@ -1,7 +1,10 @@
 import { request, type IncomingMessage } from 'node:http'
 import type { Daemon } from '../e2e/daemon.ts'
 
-/** A request as any program can make it: whatever headers, whatever bytes. The client of the product would refuse to send most of these. */
+/**
+ * A request as any program can make it: whatever headers, whatever bytes. The client of the product would refuse to
+ * send most of these.
+ */
 export interface Ask {
   readonly method?: string
   readonly path: string

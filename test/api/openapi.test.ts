@@ -84,7 +84,10 @@ for (const { file, text } of sources) {
     declared.set(code, (declared.get(code) ?? new Set()).add(`${kind} ${file}`))
 }
 
-/** What ends a daemon or a command before there is an operation, or is the client's own word: no answer of the API carries it. */
+/**
+ * What ends a daemon or a command before there is an operation, or is the client's own word: no answer of the API
+ * carries it.
+ */
 const ELSEWHERE = /^(cli|client)\/|^(config|daemon)\.ts$/
 /** Codes that stay below an operation: another one is answered in their place, for the reason given. */
 const WITHIN: Readonly<Record<string, string>> = {

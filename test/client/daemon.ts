@@ -28,8 +28,8 @@ const problem = (status: number, code: string, title: string, more: object = {})
   )
 
 /**
- * A daemon that follows the contract, with processes and a folder of this host in place of guests: what the client and the command
- * line are tested against where no guest is needed.
+ * A daemon that follows the contract, with processes and a folder of this host in place of guests: what the client and
+ * the command line are tested against where no guest is needed.
  */
 export class FakeDaemon implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), 'aerie-fake-'))

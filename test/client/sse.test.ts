@@ -52,7 +52,10 @@ describe('the format', () => {
 })
 
 describe('a followed stream', () => {
-  /** Says two events from where it is asked to go on, with or without ids, and cuts the connection; from the fifth event on it ends as one should. */
+  /**
+   * Says two events from where it is asked to go on, with or without ids, and cuts the connection; from the fifth event
+   * on it ends as one should.
+   */
   const cutting = (ids: boolean, asked: (string | undefined)[]) => {
     const server = Bun.listen({
       hostname: '127.0.0.1',

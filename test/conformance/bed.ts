@@ -10,7 +10,10 @@ export interface Bed extends AsyncDisposable {
   spec(): Promise<MachineSpec>
 }
 
-/** The processes of a machine, by the mark in their environment: what a crash of the daemon leaves is found by nothing else. */
+/**
+ * The processes of a machine, by the mark in their environment: what a crash of the daemon leaves is found by nothing
+ * else.
+ */
 export const marked = (mark: string): number[] =>
   readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))

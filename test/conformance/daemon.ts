@@ -12,8 +12,9 @@ import type {
 } from '../../src/hypervisor/driver.ts'
 
 /*
- * A daemon of one machine, as a process of its own: what a machine owes to its daemon shows when that is killed and another one comes.
- * Both halves are in this file: run with the path of a module whose default is a driver it answers JSON lines, imported it asks.
+ * A daemon of one machine, as a process of its own: what a machine owes to its daemon shows when that is killed and
+ * another one comes. Both halves are in this file: run with the path of a module whose default is a driver it answers
+ * JSON lines, imported it asks.
  */
 
 /** Names of what is saved. */

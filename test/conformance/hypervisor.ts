@@ -21,7 +21,10 @@ export interface SuiteOptions {
 /** What a daemon has of a machine is its identity, as JSON in a row. */
 const stored = (identity: MachineIdentity): MachineIdentity => JSON.parse(JSON.stringify(identity)) as MachineIdentity
 
-/** Every hypervisor driver passes this suite (`src/hypervisor/driver.ts` is what it says). One guest boots to its agent; the others need not. */
+/**
+ * Every hypervisor driver passes this suite (`src/hypervisor/driver.ts` is what it says). One guest boots to its agent;
+ * the others need not.
+ */
 export const hypervisorSuite = (driver: HypervisorDriver, open: () => Promise<Bed>, options: SuiteOptions): void => {
   const { bootMs, except = {} } = options
   const soon = () => AbortSignal.timeout(bootMs)

@@ -84,7 +84,10 @@ export const savedSuite = (
         specs.push(child)
         return child
       }
-      /** Listens where a restored agent calls. What it knows of before is the session's secret, and that is in its memory alone. */
+      /**
+       * Listens where a restored agent calls. What it knows of before is the session's secret, and that is in its
+       * memory alone.
+       */
       const sessionOf = async (
         child: MachineSpec,
       ): Promise<{ readonly session: GuestSession; readonly owner: Owner }> => {

@@ -6,7 +6,10 @@ import { expectSettled, STEPS } from './settled.ts'
 
 const at = (name: string) => ({ params: { name } })
 
-/** One guest whose memory goes to disk and back, and is cloned, under a daemon that is killed at every step; what it knew before it knows after. */
+/**
+ * One guest whose memory goes to disk and back, and is cloned, under a daemon that is killed at every step; what it
+ * knew before it knows after.
+ */
 describe.skipIf(!haveBinary)('kill -9 of the daemon over the memory of a real guest', () => {
   let daemon: Daemon
   let processes = 0

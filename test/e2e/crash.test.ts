@@ -8,8 +8,8 @@ const at = (name: string) => ({ params: { name } })
 const BOOTS_S = 90
 
 /**
- * Every step of every verb on real guests. One state folder lives through all the crashes, with a guest that none of them may touch; each
- * test takes the vms on from where the one before left them, since what costs here is a boot.
+ * Every step of every verb on real guests. One state folder lives through all the crashes, with a guest that none of
+ * them may touch; each test takes the vms on from where the one before left them, since what costs here is a boot.
  */
 describe.skipIf(!haveBinary)('kill -9 of the daemon over real guests', () => {
   let daemon: Daemon

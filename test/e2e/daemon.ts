@@ -122,8 +122,8 @@ export const machinesOf = (state: string): number[] => {
 }
 
 /**
- * Waits until no daemon serves a state folder. The kernel lets go of the lock after the last of the daemon's own doings, which a socket
- * that has gone says nothing of: the database is closed after it.
+ * Waits until no daemon serves a state folder. The kernel lets go of the lock after the last of the daemon's own
+ * doings, which a socket that has gone says nothing of: the database is closed after it.
  */
 export const daemonGone = async (state: string, seconds = 60): Promise<void> => {
   await until(() => {

@@ -10,7 +10,10 @@ mkdirSync(state)
 const canMount = haveBinary && run('mount', '-t', 'tmpfs', '-o', 'size=160m,mode=0700', 'tmpfs', state)
 if (!canMount) rmSync(folder, { recursive: true })
 
-/** A real guest that fills the disk of its host, which holds everything that the daemon has. QEMU halts it; talon's guests get the error. */
+/**
+ * A real guest that fills the disk of its host, which holds everything that the daemon has. QEMU halts it; talon's
+ * guests get the error.
+ */
 describe.skipIf(!canMount)('a guest that fills the disk of its host', () => {
   let daemon: Daemon
   beforeAll(async () => {

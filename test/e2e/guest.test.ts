@@ -17,7 +17,10 @@ import { AERIE, clean, cli, createVm, haveBinary, machinesOf, startDaemon, until
 
 const at = (name: string) => ({ params: { name } })
 
-/** Real guests under TCG, one daemon, the compiled file. Boots are dear here: each test takes what it can from one guest. */
+/**
+ * Real guests under TCG, one daemon, the compiled file. Boots are dear here: each test takes what it can from one
+ * guest.
+ */
 describe.skipIf(!haveBinary)('a real guest', () => {
   let daemon: Daemon
   beforeAll(async () => {

@@ -87,7 +87,8 @@ describe.skipIf(!haveBinary)('a guest that misbehaves', () => {
     const log = join(daemon.state, 'vms', vm.uid, 'console.log')
     const flood = (bytes: number) => exec('bad', `head -c ${bytes} /dev/zero | tr "\\0" x | fold -w 100 > /dev/ttyS0`)
     if (vm.hypervisor === 'talon') {
-      // each byte is an exit, and one of a guest within a guest is dear; that its log is bounded is shown where talon's own tests are
+      // each byte is an exit, and one of a guest within a guest is dear; that its log is bounded is shown where talon's
+      // own tests are
       await flood(50_000)
       await until(() => statSync(log).size > 50_000)
     } else {

@@ -7,8 +7,8 @@ import { cgroupsOf, machinesOf, until, type Daemon } from './daemon.ts'
 const ON_ITS_WAY: readonly string[] = ['pending', 'starting', 'stopping', 'deleting', 'unknown']
 
 /**
- * What a settled state folder may hold: for each row its files, for each running one its machine and its cgroups, and nothing else; and every
- * running one answers.
+ * What a settled state folder may hold: for each row its files, for each running one its machine and its cgroups, and
+ * nothing else; and every running one answers.
  *
  * @param processes  of one machine
  */

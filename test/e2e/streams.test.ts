@@ -22,7 +22,9 @@ const APPLETS = [
   'tr',
 ]
 
-/** What a command in a guest starts from, and where its words go: one guest of an image that says who it is and where. */
+/**
+ * What a command in a guest starts from, and where its words go: one guest of an image that says who it is and where.
+ */
 describe.skipIf(!haveBinary)('a command in a guest', () => {
   let daemon: Daemon
   const tree = mkdtempSync('/tmp/aerie-tree-')

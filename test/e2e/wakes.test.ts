@@ -7,8 +7,8 @@ import { clean, cli, createVm, haveBinary, newFolder, startDaemon, until, type D
 const BASE = join(process.env['AERIE_CACHE'] ?? '', 'base')
 
 /**
- * A generator of random numbers as crypto libraries have it, in machine code: a page of `MADV_WIPEONFORK`, filled by getrandom(2) whenever
- * it is zero, its first eight bytes written to the begin of stdout 50 times a second.
+ * A generator of random numbers as crypto libraries have it, in machine code: a page of `MADV_WIPEONFORK`, filled by
+ * getrandom(2) whenever it is zero, its first eight bytes written to the begin of stdout 50 times a second.
  */
 const GENERATOR =
   'b80900000031ffbe00100000ba0300000041ba2200000049c7c0ffffffff4531c90f054889c3b81c0000004889df' +
@@ -41,7 +41,10 @@ const elf = (code: Uint8Array): Uint8Array => {
 
 const at = (name: string) => ({ params: { name } })
 
-/** One real guest of an image with something in every place that an agent writes to; it is restarted, halted, woken and cloned. */
+/**
+ * One real guest of an image with something in every place that an agent writes to; it is restarted, halted, woken and
+ * cloned.
+ */
 describe.skipIf(!haveBinary || BASE === 'base')('a guest that goes on', () => {
   let daemon: Daemon
   const say = async (name: string, script: string): Promise<string> => {

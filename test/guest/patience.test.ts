@@ -5,7 +5,10 @@ import { encodeJson, FRAME } from '../../src/guest/frames.ts'
 import { patiently } from '../../src/guest/patience.ts'
 import type { Machine } from '../../src/hypervisor/driver.ts'
 
-/** An agent that takes connections at once and answers them one after the other, each after `everyMs`; never where that is undefined. */
+/**
+ * An agent that takes connections at once and answers them one after the other, each after `everyMs`; never where that
+ * is undefined.
+ */
 const slowAgent = (everyMs: number | undefined): Machine => {
   let last = Promise.resolve()
   const connect = () => {

@@ -9,8 +9,9 @@ import qemu from './qemu.driver.ts'
 import talon from './talon.driver.ts'
 
 /*
- * A VMM that its guest has taken over: the process is there, and at its sockets somebody says what no VMM says. A daemon finds it again at
- * every start. Whatever comes must not reach it as an exception outside of a call, which would end it and with it the care for all others.
+ * A VMM that its guest has taken over: the process is there, and at its sockets somebody says what no VMM says. A
+ * daemon finds it again at every start. Whatever comes must not reach it as an exception outside of a call, which would
+ * end it and with it the care for all others.
  */
 
 const soon = () => AbortSignal.timeout(10_000)

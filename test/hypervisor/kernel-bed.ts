@@ -14,7 +14,10 @@ const deb = process.env['AERIE_TEST_KERNEL_DEB']
 export const kernelMissing =
   deb === undefined || !existsSync(deb) ? 'AERIE_TEST_KERNEL_DEB names no Debian package of a kernel' : undefined
 
-/** A kernel of Debian's and the smallest image there is, made as the daemon makes them; each machine boots from names of its own. */
+/**
+ * A kernel of Debian's and the smallest image there is, made as the daemon makes them; each machine boots from names of
+ * its own.
+ */
 export const kernelBed = async (driver: HypervisorDriver, module: string): Promise<Bed> => {
   const state = mkdtempSync('/tmp/aerie-q-')
   const store = openStore(join(state, 'state.db'))

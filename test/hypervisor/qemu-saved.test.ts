@@ -25,7 +25,10 @@ import { Owner, quiet } from '../guest/agent.ts'
 import { kernelBed, kernelMissing } from './kernel-bed.ts'
 import qemu from './qemu.driver.ts'
 
-/* What a guest itself sees of a save and a restore: its programs, its disks, its randomness. The image is `base`, with a shell. */
+/*
+ * What a guest itself sees of a save and a restore: its programs, its disks, its randomness. The image is `base`, with
+ * a shell.
+ */
 
 const BASE = join(import.meta.dir, '../../dist/seed/base.erofs')
 const missing =

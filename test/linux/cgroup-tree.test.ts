@@ -117,8 +117,8 @@ describe('cgroupTree', () => {
         })
       }
       await Bun.$`chown -R 65534:65534 ${folder.file('user.slice/user@7.service')}`
-      // Both Bun and the sources may stand in a home that is closed to others: the code goes where everybody reads it, and the
-      // program is what this process runs already.
+      // Both Bun and the sources may stand in a home that is closed to others: the code goes where everybody reads it,
+      // and the program is what this process runs already.
       const source = join(import.meta.dir, '../../src/linux/cgroup-tree.ts')
       await Bun.build({ entrypoints: [source], target: 'bun', outdir: folder.path })
       const ask = (own: string) => {

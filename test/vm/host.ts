@@ -43,7 +43,9 @@ export interface TestHost extends AsyncDisposable {
   paths(row: VmRow): ReturnType<typeof pathsOf>
 }
 
-/** The daemon's record over a real store in a folder of the test's own, without drivers: rows and files, no machines. */
+/**
+ * The daemon's record over a real store in a folder of the test's own, without drivers: rows and files, no machines.
+ */
 export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHost => {
   const folder = mkdtempSync('/tmp/aerie-u-')
   const config = readConfig({ config: '/dev/null', state: join(folder, 's'), ...flags }, {}, 0)

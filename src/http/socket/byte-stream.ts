@@ -9,7 +9,9 @@ import { CLOSE, type Behavior, type Ws } from './behavior.ts'
 /** Bytes of a close frame's reason: 123 are allowed (RFC 6455, section 5.5), and a cut character may grow by two. */
 const REASON_MAX = 120
 
-/** Says what went wrong, whole, in a message of text: bytes are never text, and a close frame holds the beginning alone. */
+/**
+ * Says what went wrong, whole, in a message of text: bytes are never text, and a close frame holds the beginning alone.
+ */
 const tellFault = (ws: Ws, error: unknown): void => {
   ws.send(JSON.stringify(problemOf(faultOrInternal(error))))
 }
@@ -38,8 +40,8 @@ const ended = (stream: Duplex): Promise<void> =>
       })
 
 /**
- * Speaks forward and console: binary messages are bytes, an empty one is the end of its sender's half. There are no windows, so a client
- * that is far ahead is not read from until the guest has taken what waits.
+ * Speaks forward and console: binary messages are bytes, an empty one is the end of its sender's half. There are no
+ * windows, so a client that is far ahead is not read from until the guest has taken what waits.
  */
 export const speakBytes = (ws: Ws, open: OpenBytes): Behavior => {
   const gone = new AbortController()

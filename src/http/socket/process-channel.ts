@@ -59,8 +59,8 @@ const handle = async (guest: GuestProcess, message: Uint8Array): Promise<void> =
 }
 
 /**
- * Speaks exec and attach: the first message says what shall run, the others are channels. A client that is far ahead has ignored the
- * windows that it was given, and is closed.
+ * Speaks exec and attach: the first message says what shall run, the others are channels. A client that is far ahead
+ * has ignored the windows that it was given, and is closed.
  */
 export const speakProcess = (ws: Ws, schema: TSchema, open: OpenProcess<unknown>): Behavior => {
   const gone = new AbortController()

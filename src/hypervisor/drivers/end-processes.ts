@@ -8,7 +8,10 @@ import { machineFailed } from '../errors.ts'
 /** How long an ended process may take to go. */
 const GONE_MS = 10_000
 
-/** Ends the processes of a machine, and lets go of them when they have gone. @throws `machine_failed` where one does not go */
+/**
+ * Ends the processes of a machine, and lets go of them when they have gone. @throws `machine_failed` where one does not
+ * go
+ */
 export const endProcesses = async (hypervisor: string, processes: readonly Launched[]): Promise<void> => {
   for (const one of processes) pidfdSignal(one.pidfd, constants.signals.SIGKILL)
   const gone = await Promise.race([

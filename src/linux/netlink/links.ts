@@ -2,8 +2,8 @@ import { type Attribute, attributesOf, FLAG, type Message, text, textOf, u32, u8
 import { Netlink, PROTOCOL } from './netlink.ts'
 
 /*
- * Links, addresses and routes: rtnetlink(7), linux/if_link.h, linux/if_addr.h. The functions that make messages send nothing: any number of
- * them goes in one `apply`.
+ * Links, addresses and routes: rtnetlink(7), linux/if_link.h, linux/if_addr.h. The functions that make messages send
+ * nothing: any number of them goes in one `apply`.
  */
 
 const RTM = {
@@ -83,6 +83,8 @@ const linkHead = (index: number, up?: boolean): Uint8Array => {
 }
 
 const macBytes = (mac: string): Uint8Array => Buffer.from(mac.replaceAll(':', ''), 'hex')
+
+/** Writes a hardware address as people do: `02:00:00:00:00:01`. */
 export const sayMac = (bytes: Uint8Array): string =>
   [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join(':')
 
@@ -189,7 +191,10 @@ export const setLink = (
   ],
 })
 
-/** How a bridge treats one of its ports: ports that are isolated do not hear one another. Not with `setLink`: the kernel would ignore it. */
+/**
+ * How a bridge treats one of its ports: ports that are isolated do not hear one another. Not with `setLink`: the kernel
+ * would ignore it.
+ */
 export const setPort = (index: number, { isolated }: { readonly isolated: boolean }): Message => {
   const head = Buffer.from(linkHead(index))
   return {
@@ -236,6 +241,8 @@ const addressMessage = (type: number, flags: number, link: number, address: Addr
 /** Gives a link an address; one that it has already stays. */
 export const newAddress = (link: number, address: AddressBytes, prefix: number): Message =>
   addressMessage(RTM.newAddress, FLAG.create | FLAG.replace, link, address, prefix)
+
+/** Makes the message that takes an address from a link: rtnetlink(7), RTM_DELADDR. */
 export const deleteAddress = (link: number, address: AddressBytes, prefix: number): Message =>
   addressMessage(RTM.delAddress, 0, link, address, prefix)
 
@@ -311,6 +318,7 @@ export const links = (netlink: Netlink): Link[] =>
     .filter(({ type }) => type === RTM.newLink)
     .map(({ body }) => linkOf(body))
 
+/** Finds a link by its name; undefined where there is none. */
 export const linkByName = (netlink: Netlink, name: string): Link | undefined => {
   const found = netlink.get('look for a link', {
     type: RTM.getLink,
@@ -320,6 +328,7 @@ export const linkByName = (netlink: Netlink, name: string): Link | undefined => 
   return found && linkOf(found.body)
 }
 
+/** Lists the addresses of all links. */
 export const addresses = (netlink: Netlink): LinkAddress[] =>
   netlink.dump('list the addresses', { type: RTM.getAddress, head: Buffer.alloc(8) }).flatMap(({ type, body }) => {
     const attributes = attributesOf(body.subarray(8))
@@ -327,6 +336,7 @@ export const addresses = (netlink: Netlink): LinkAddress[] =>
     return type === RTM.newAddress && address ? [{ link: body.readUInt32LE(4), address, prefix: body[1] ?? 0 }] : []
   })
 
+/** Lists the routes of IPv4 and IPv6. */
 export const routes = (netlink: Netlink): Route[] =>
   netlink.dump('list the routes', { type: RTM.getRoute, head: Buffer.alloc(12) }).flatMap(({ type, body }) => {
     const version = body[0] === AF_INET ? 4 : body[0] === AF_INET6 ? 6 : undefined

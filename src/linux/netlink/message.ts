@@ -1,10 +1,11 @@
 /*
- * Netlink messages (netlink(7), linux/netlink.h): a header of 16 bytes, a structure of the family's own, and attributes, each a length, a
- * type and a value, padded to 4 bytes. Numbers are in the host's order, which is little on every machine that aerie runs on; where a
- * family wants them big (nf_tables, ports, addresses) the writer of the attribute says so.
+ * Netlink messages (netlink(7), linux/netlink.h): a header of 16 bytes, a structure of the family's own, and
+ * attributes, each a length, a type and a value, padded to 4 bytes. Numbers are in the host's order, which is little on
+ * every machine that aerie runs on; where a family wants them big (nf_tables, ports, addresses) the writer of the
+ * attribute says so.
  */
 
-/** linux/netlink.h. */
+/** The flags of a message, by linux/netlink.h. */
 export const FLAG = {
   request: 1,
   multi: 2,
@@ -35,27 +36,38 @@ export interface Message {
   readonly attributes?: readonly Attribute[]
 }
 
+/** Writes a number of 8 bits. */
 export const u8 = (value: number): Uint8Array => Uint8Array.of(value)
+
+/** Writes a number of 16 bits in the order of the host, which is little-endian wherever aerie runs. */
 export const u16 = (value: number): Uint8Array => {
   const bytes = Buffer.alloc(2)
   bytes.writeUInt16LE(value)
   return bytes
 }
+
+/** Writes a number of 16 bits in the order of the network. */
 export const u16be = (value: number): Uint8Array => {
   const bytes = Buffer.alloc(2)
   bytes.writeUInt16BE(value)
   return bytes
 }
+
+/** Writes a number of 32 bits in the order of the host. */
 export const u32 = (value: number): Uint8Array => {
   const bytes = Buffer.alloc(4)
   bytes.writeUInt32LE(value >>> 0)
   return bytes
 }
+
+/** Writes a number of 32 bits in the order of the network. */
 export const u32be = (value: number): Uint8Array => {
   const bytes = Buffer.alloc(4)
   bytes.writeUInt32BE(value >>> 0)
   return bytes
 }
+
+/** Writes a number of 64 bits in the order of the network. */
 export const u64be = (value: number | bigint): Uint8Array => {
   const bytes = Buffer.alloc(8)
   bytes.writeBigUInt64BE(BigInt(value))

@@ -6,7 +6,7 @@ import { host } from '../host-library.ts'
 import { bindSocket, setOption, socketIn } from '../inet.ts'
 import { attributesOf, decode, encode, FLAG, type Message, type Received, textOf, TYPE, u32 } from './message.ts'
 
-/** linux/netlink.h. */
+/** The protocols of a netlink socket, by linux/netlink.h. */
 export const PROTOCOL = { route: 0, netfilter: 12 } as const
 const AF_NETLINK = 16
 const SOCK_RAW = 3
@@ -22,7 +22,9 @@ const DATAGRAM_BYTES = 64 * 1024
 const ATTR_MESSAGE = 1
 const FLAG_ACK_TLVS = 0x200
 const EPROTO = 71
-/** linux/netfilter/nfnetlink.h; the subsystem of nf_tables is 10, in the network's order. */
+/**
+ * The messages round a batch, by linux/netfilter/nfnetlink.h; the subsystem of nf_tables is 10, in the network's order.
+ */
 const BATCH = { begin: 16, end: 17 } as const
 const NFTABLES = Uint8Array.of(0, 0, 0, 10)
 
@@ -43,8 +45,9 @@ export class NetlinkError extends SyscallError {
 }
 
 /**
- * A netlink socket (netlink(7)), in one network namespace for ever. What is sent has been done when `send` returns, and its
- * acknowledgements are there to be read; a change that waits in the kernel goes by `applyAside`, on a thread of Bun's pool.
+ * A netlink socket (netlink(7)), in one network namespace for ever. What is sent has been done when `send` returns, and
+ * its acknowledgements are there to be read; a change that waits in the kernel goes by `applyAside`, on a thread of
+ * Bun's pool.
  */
 export class Netlink implements Disposable {
   readonly #fd: number
@@ -103,8 +106,8 @@ export class Netlink implements Disposable {
   }
 
   /**
-   * Makes changes of nf_tables of which all or none are made (linux/netfilter/nfnetlink.h). The last alone is acknowledged: one
-   * acknowledgement a message would fill the socket.
+   * Makes changes of nf_tables of which all or none are made (linux/netfilter/nfnetlink.h). The last alone is
+   * acknowledged: one acknowledgement a message would fill the socket.
    *
    * @throws NetlinkError: why nothing was changed
    */

@@ -1,8 +1,9 @@
 import { type Attribute, text, u8, u16be, u32be, u64be } from './message.ts'
 
 /*
- * What the rules of nf_tables are made of (linux/netfilter/nf_tables.h): each expression loads something into a register, compares one, or
- * decides. Numbers in the attributes are in the network's order; what `meta` and `ct` load is in the host's.
+ * What the rules of nf_tables are made of (linux/netfilter/nf_tables.h): each expression loads something into a
+ * register, compares one, or decides. Numbers in the attributes are in the network's order; what `meta` and `ct` load
+ * is in the host's.
  *
  * Registers are named by their number of 4 bytes: 0 to 15, of which an expression takes as many as its value needs.
  */

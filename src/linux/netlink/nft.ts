@@ -14,8 +14,8 @@ import type { Netlink } from './netlink.ts'
 import { bare, counter, dataValue, dataVerdict, type Expression, type Verdict } from './nft-expression.ts'
 
 /*
- * Tables, chains, rules, sets and counters of nf_tables (linux/netfilter/nf_tables.h). The functions that make messages send nothing: any
- * number of them goes in one `Netlink.commit`, of which all or nothing is done.
+ * Tables, chains, rules, sets and counters of nf_tables (linux/netfilter/nf_tables.h). The functions that make messages
+ * send nothing: any number of them goes in one `Netlink.commit`, of which all or nothing is done.
  */
 
 const SUBSYSTEM = 10 << 8

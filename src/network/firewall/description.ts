@@ -25,7 +25,10 @@ export interface FirewallNetwork {
   readonly gateway: string | null
   readonly subnet6: string | null
   readonly gateway6: string | null
-  /** Whether guests of it may speak to one another. Between ports that is the bridge's; here it is what the host would route. */
+  /**
+   * Whether guests of it may speak to one another. Between ports that is the bridge's; here it is what the host would
+   * route.
+   */
   readonly peer: 'open' | 'closed'
   /** Whether the host puts its own address before those of the guests. */
   readonly nat: boolean

@@ -26,13 +26,14 @@ import type { FirewallNic } from './description.ts'
 import { bytesOf, linkLocalOf, macBytes } from './range.ts'
 
 /*
- * What a port of a bridge may send, decided where its frames enter the host (netdev ingress): from its own MAC address and its own
- * addresses, and never the words of a router. All else is dropped and counted by its kind.
+ * What a port of a bridge may send, decided where its frames enter the host (netdev ingress): from its own MAC address
+ * and its own addresses, and never the words of a router. All else is dropped and counted by its kind.
  */
 
 /**
- * Why a frame was dropped. `ra` is what only a router or a DHCP server says: router advertisements, redirects, queries of multicast
- * listeners, answers of DHCP; `other` is every frame that is no IPv4, ARP or IPv6, one with a VLAN tag among them.
+ * Why a frame was dropped. `ra` is what only a router or a DHCP server says: router advertisements, redirects, queries
+ * of multicast listeners, answers of DHCP; `other` is every frame that is no IPv4, ARP or IPv6, one with a VLAN tag
+ * among them.
  */
 export const DROP_KINDS = ['mac', 'arp', 'ipv4', 'ipv6', 'ra', 'other'] as const
 export type DropKind = (typeof DROP_KINDS)[number]
@@ -160,7 +161,10 @@ const rulesOf = (nic: FirewallNic): Rule[] => {
   ]
 }
 
-/** Guards a port. Before Linux 6.16 or so the link must be there. @throws RangeError: no address, no MAC, a name too long */
+/**
+ * Guards a port. Before Linux 6.16 or so the link must be there. @throws RangeError: no address, no MAC, a name too
+ * long
+ */
 export const guard = (table: Table, nic: FirewallNic, from?: Partial<Drops>): Message[] => [
   ...DROP_KINDS.map((kind) => newCounter(table, counterName(nic.link, kind), from?.[kind])),
   newChain(table, nic.link, {

@@ -5,8 +5,9 @@ import { addressBytes, type Range, readRange } from './range.ts'
 import { type Elements, protocolsOf, readPorts, SETS } from './sets.ts'
 
 /*
- * What a name of an allow-list turned out to be. An address stays let through for as long as the answer said and some time more, since a
- * program keeps an answer longer than it should; and no answer is so short that its address is gone before it was dialled.
+ * What a name of an allow-list turned out to be. An address stays let through for as long as the answer said and some
+ * time more, since a program keeps an answer longer than it should; and no answer is so short that its address is gone
+ * before it was dialled.
  */
 
 const TTL_SECONDS_MIN = 30
@@ -15,7 +16,10 @@ const GRACE_SECONDS = 60
 /** Ports of a named line stand in the set one by one. */
 export const NAMED_PORTS_MAX = 256
 
-/** Addresses that are nobody's on the internet. A public name that has one of them wants to be let into the host's own networks. */
+/**
+ * Addresses that are nobody's on the internet. A public name that has one of them wants to be let into the host's own
+ * networks.
+ */
 const PRIVATE = [
   '0.0.0.0/8',
   '10.0.0.0/8',
@@ -60,7 +64,10 @@ export const isNamedBy = (rule: Allow, name: string): boolean => {
   return wanted.startsWith('*.') ? asked.endsWith(wanted.slice(1)) && asked !== wanted.slice(2) : wanted === asked
 }
 
-/** Whether a rule lets an address through that a name was answered with. With a `cidr` beside the name it must be in that, private or not. */
+/**
+ * Whether a rule lets an address through that a name was answered with. With a `cidr` beside the name it must be in
+ * that, private or not.
+ */
 const fits = (rule: Allow, address: Range): boolean => {
   if (inside(address, NEVER)) return false
   return rule.cidr === undefined ? !inside(address, PRIVATE) : inside(address, [readRange(rule.cidr)])

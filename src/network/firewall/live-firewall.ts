@@ -39,9 +39,9 @@ const publishedKey = ({ proto, address, port }: Published): string => `${proto} 
 const elementKey = (set: SetShape, { key }: Element): string => `${set.name} ${Buffer.from(key).toString('latin1')}`
 
 /**
- * The firewall of a network namespace: its table, and the one socket that owns that. Every change is one batch, made when the method
- * returns, or refused whole. What was asked for is kept here, so that a table which somebody else took away is made again with the next
- * change.
+ * The firewall of a network namespace: its table, and the one socket that owns that. Every change is one batch, made
+ * when the method returns, or refused whole. What was asked for is kept here, so that a table which somebody else took
+ * away is made again with the next change.
  */
 export class Firewall implements Disposable {
   readonly #netlink: Netlink
@@ -65,8 +65,8 @@ export class Firewall implements Disposable {
   /**
    * Makes the table, or makes it anew where an earlier daemon left it.
    *
-   * @throws NetlinkError: EPERM: no right to, or another process owns the table; EPROTONOSUPPORT: no nf_tables here. RangeError: the
-   * description holds what is no address, no port, no name of a link
+   * @throws NetlinkError: EPERM: no right to, or another process owns the table; EPROTONOSUPPORT: no nf_tables here.
+   * RangeError: the description holds what is no address, no port, no name of a link
    */
   static open(options: FirewallOptions, description: Description): Firewall {
     const firewall = new Firewall(Netlink.open(PROTOCOL.netfilter, options.netns), options)
@@ -97,7 +97,10 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Makes everything anew, from another description or from the one that is known, in one batch: at no moment there is no table. */
+  /**
+   * Makes everything anew, from another description or from the one that is known, in one batch: at no moment there is
+   * no table.
+   */
   rebuild(description: Description = this.description): void {
     for (const { egress } of [...description.networks, ...description.nics]) check(egress)
     const nics = new Map(description.nics.map((nic) => [nic.link, nic]))
@@ -186,8 +189,8 @@ export class Firewall implements Disposable {
   }
 
   /**
-   * Lets a guest through to the addresses that a name of its allow-list was answered with. When this returns they are let through, and
-   * the answer may leave.
+   * Lets a guest through to the addresses that a name of its allow-list was answered with. When this returns they are
+   * let through, and the answer may leave.
    *
    * @returns those that are let through; an answer is to hold no others
    */
@@ -209,7 +212,8 @@ export class Firewall implements Disposable {
     const again = elements.map(
       ([set, list]) => [set, list.filter((element) => timed.has(elementKey(set, element)))] as const,
     )
-    // The time of an element that is there is not changed by adding it: it is taken away and added, once it is there for certain.
+    // The time of an element that is there is not changed by adding it: it is taken away and added, once it is there
+    // for certain.
     this.#change(
       'let a name through',
       [...added(this.#rules, again), ...removed(this.#rules, again)],

@@ -51,11 +51,11 @@ import {
 } from './sets.ts'
 
 /*
- * The rules of the table, of which all that a network, a guest or a published port changes is an element of a set (`sets.ts`), but for
- * one pair of rules a network that hides its guests behind the host's address.
+ * The rules of the table, of which all that a network, a guest or a published port changes is an element of a set
+ * (`sets.ts`), but for one pair of rules a network that hides its guests behind the host's address.
  *
- * In these hooks the input of a bridged guest is its bridge. Rules about one guest go by its address, which is its own since the guard of
- * its port (`guard.ts`) lets no other through.
+ * In these hooks the input of a bridged guest is its bridge. Rules about one guest go by its address, which is its own
+ * since the guard of its port (`guard.ts`) lets no other through.
  */
 
 export const rulesTable = (name: string): Table => ({ family: FAMILY.inet, name })

@@ -4,8 +4,8 @@ import type { Allow, Egress, FirewallNetwork, FirewallNic, Published } from './d
 import { addressBytes, BITS, type Box, bytesOf, disjoint, readRange } from './range.ts'
 
 /*
- * What changes while the rules stay: which bridges there are, who may go where, what is published. Every network, port of a bridge and
- * published port has elements of its own in these sets, so that it comes and goes with them alone.
+ * What changes while the rules stay: which bridges there are, who may go where, what is published. Every network, port
+ * of a bridge and published port has elements of its own in these sets, so that it comes and goes with them alone.
  */
 
 const { ipv4, ipv6, protocol, port: portType, interface: link } = DATATYPE

@@ -7,14 +7,16 @@ import { readBackwards } from './line-file.ts'
 export interface AppRun {
   /** Offset in the agent's log right after this run: where to go on after a restart of the daemon. */
   readonly o: number
-  /** When it was written, Unix milliseconds. */
+  /** The time at which it was written, Unix milliseconds. */
   readonly t: number
   /** 1 stdout, 2 stderr, 3 the agent; 0 says nothing but that a new boot began here */
   readonly s: 0 | 1 | 2 | 3
   /** The bytes as text, newlines in it; `y` instead, in base64, where they are no UTF-8 or where that is shorter. */
   readonly x?: string
   readonly y?: string
-  /** Of a release before runs: one line without its newline, as text or in base64; `p` says that it goes on in the next record. */
+  /**
+   * One line of a release before runs, without its newline, as text or in base64; `p`: it goes on in the next record.
+   */
   readonly d?: string
   readonly b?: string
   readonly p?: true
@@ -34,8 +36,9 @@ export const contentOf = (run: AppRun): string | Buffer => {
 }
 
 /**
- * What the workload of one vm said, on disk, byte for byte: runs of bytes in the order of the agent's offsets, in the newest `maxBytes`
- * and one older file of the same size. Lines are made when somebody reads (`log/tail.ts`): a guest decides how many there are.
+ * What the workload of one vm said, on disk, byte for byte: runs of bytes in the order of the agent's offsets, in the
+ * newest `maxBytes` and one older file of the same size. Lines are made when somebody reads (`log/tail.ts`): a guest
+ * decides how many there are.
  *
  * A run is in the file when `take` returns, so a restart of the daemon goes on after the last one (`next`).
  */
@@ -67,7 +70,10 @@ export class AppLog extends EventEmitter<{ append: [] }> {
     this.#next = 0
   }
 
-  /** Writes what an agent sent. False where it could not be written, since the disk is full: nothing of it counts as taken from there on. */
+  /**
+   * Writes what an agent sent. False where it could not be written, since the disk is full: nothing of it counts as
+   * taken from there on.
+   */
   take(record: LogRecord): boolean {
     for (let at = 0; at < record.bytes.byteLength; at += RUN_BYTES_MAX) {
       const bytes = record.bytes.subarray(at, at + RUN_BYTES_MAX)

@@ -8,13 +8,16 @@ export interface Place {
   readonly at: number
 }
 
-/** How far back before the last lines is looked for a stream that may have a line without its end, in bytes of the file. */
+/**
+ * How far back before the last lines is looked for a stream that may have a line without its end, in bytes of the file.
+ */
 const OPEN_BYTES_MAX = 1_048_576
 
 const isBefore = (a: Place, b: Place): boolean => a.file < b.file || (a.file === b.file && a.at < b.at)
 
 /**
- * Finds where the last lines of a log begin, of runs that come newest first. It keeps one place a stream and no line: a log holds millions.
+ * Finds where the last lines of a log begin, of runs that come newest first. It keeps one place a stream and no line: a
+ * log holds millions.
  *
  * A line counts where it ends, whichever stream it is of; one that has begun before the others is still wanted whole.
  */
@@ -36,7 +39,10 @@ export class Beginning {
     this.#more = more
   }
 
-  /** Takes the run before the last one; true when no older one matters. Lines of a run that is not `wanted` do not count. */
+  /**
+   * Takes the run before the last one; true when no older one matters. Lines of a run that is not `wanted` do not
+   * count.
+   */
   take(run: AppRun, place: Place, size: number, wanted: boolean): boolean {
     this.#place = place
     if (run.s === 0) {
@@ -85,7 +91,7 @@ export class Beginning {
     return !this.#more || this.#beyond <= 0 || this.#streams.every((stream) => this.#seen.has(stream))
   }
 
-  /** Where to read on from, forwards. */
+  /** The place to read on from, forwards. */
   get from(): Place {
     if (this.#left > 0) return { file: 0, at: 0 }
     let from = this.#place

@@ -9,8 +9,8 @@ import { byUid } from '../row/lookup.ts'
 const GRAIN = 1_048_576
 
 /**
- * Gives back the disk of what is old in the consoles of running vms: the VMM appends for ever and holds the file open, so its old part
- * becomes a hole. The file's length keeps growing, its blocks do not.
+ * Gives back the disk of what is old in the consoles of running vms: the VMM appends for ever and holds the file open,
+ * so its old part becomes a hole. The file's length keeps growing, its blocks do not.
  */
 export const punchConsoles = (host: Pick<Host, 'config' | 'log' | 'store' | 'vms'>): void => {
   const keep = host.config.log_max_mb * 2 ** 20

@@ -4,7 +4,10 @@ import { share } from '../../lib/turn.ts'
 import { sleep } from '../../lib/promise.ts'
 import type { AppLog } from './app-log.ts'
 
-/** What a workload wrote in this time is one run of the file: a program that writes single bytes must not cost a record each. */
+/**
+ * What a workload wrote in this time is one run of the file: a program that writes single bytes must not cost a record
+ * each.
+ */
 const GATHER_MS = 25
 const GATHER_BYTES_MAX = 65_536
 /** What one vm may write into its log: beyond it the agent is not read, whose ring then drops the oldest. */
@@ -17,7 +20,10 @@ export class LogUnwritable extends Error {
   override name = 'LogUnwritable'
 }
 
-/** Carries what an agent sends into the file: gathered into runs, in pieces that leave the event loop to others, at a bounded rate. */
+/**
+ * Carries what an agent sends into the file: gathered into runs, in pieces that leave the event loop to others, at a
+ * bounded rate.
+ */
 export class LogIntake {
   readonly #log: AppLog
   readonly #allowance = new Allowance(RATE)
@@ -81,7 +87,7 @@ export class LogIntake {
     if (bytes && !this.#log.take({ ...pending, bytes })) this.#failed = true
   }
 
-  /** Where the agent's log is to be read on from. What could not be written is asked for again. */
+  /** Tells from where the agent's log is to be read on. What could not be written is asked for again. */
   resume(): number {
     this.flush()
     this.#failed = false

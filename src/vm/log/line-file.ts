@@ -8,8 +8,9 @@ import { closeSync, existsSync, fstatSync, openSync, readSync } from 'node:fs'
 const STAT_BLOCK = 512
 
 /**
- * Where a log begins to hold something. The old part of a console is given back to the disk (`vm/log/console-trim.ts`) and reads as zeros, any
- * number of gigabytes of them: as many bytes as the file has blocks stand at its end.
+ * Finds where a log begins to hold something. The old part of a console is given back to the disk
+ * (`vm/log/console-trim.ts`) and reads as zeros, any number of gigabytes of them: as many bytes as the file has blocks
+ * stand at its end.
  */
 export const firstByte = (fd: number): number => {
   const { size, blocks } = fstatSync(fd)
@@ -19,7 +20,10 @@ export const firstByte = (fd: number): number => {
   return front.subarray(0, readSync(fd, front, 0, front.byteLength, 0)).every((byte) => byte === 0) ? size - held : 0
 }
 
-/** Of a line that is read back. A guest may write its console for ever and end no line: more than this of one is left out. */
+/**
+ * The most bytes of a line that is read back. A guest may write its console for ever and end no line: more than this of
+ * one is left out.
+ */
 const BACK_MAX = 1_048_576
 const BACK_CHUNK = 65_536
 
@@ -30,8 +34,8 @@ export interface PlacedLine {
 }
 
 /**
- * The lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of the file; none in one that
- * holds the middle of a long line. Empty lines are left out.
+ * The lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of the
+ * file; none in one that holds the middle of a long line. Empty lines are left out.
  */
 export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generator<readonly PlacedLine[], void> {
   const from = firstByte(fd)
@@ -59,7 +63,10 @@ export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generat
   }
 }
 
-/** The lines of a file from its end, newest first: `take` says whether it wants the one before. Empty lines are left out. */
+/**
+ * The lines of a file from its end, newest first: `take` says whether it wants the one before. Empty lines are left
+ * out.
+ */
 export const readBackwards = (path: string, take: (line: string) => boolean): void => {
   if (!existsSync(path)) return
   const fd = openSync(path, 'r')

@@ -10,7 +10,7 @@ export type StreamId = AppRun['s']
 /** A line as somebody wrote it, or a piece of one. */
 export interface Piece {
   readonly stream: StreamId
-  /** When its last byte was written, Unix milliseconds. */
+  /** The time at which its last byte was written, Unix milliseconds. */
   readonly time: number
   readonly parts: readonly (string | Buffer)[]
   /** Whether its newline was there. */

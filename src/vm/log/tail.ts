@@ -45,7 +45,10 @@ export class Tail {
     return this.#lines.some
   }
 
-  /** What the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is kept for then. */
+  /**
+   * What the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is kept for
+   * then.
+   */
   async *last(count: number | undefined, more: boolean): AsyncGenerator<LogLine> {
     // Both at once: the file may be turned over while they are read.
     const files = [openIfThere(`${this.path}.1`), openIfThere(this.path)]
@@ -110,7 +113,9 @@ export class Tail {
     yield* this.#show(this.#lines.rest())
   }
 
-  /** The lines of a part of a file. `skip` tells how many bytes of a run are not wanted; undefined where none of it is. */
+  /**
+   * The lines of a part of a file. `skip` tells how many bytes of a run are not wanted; undefined where none of it is.
+   */
   async *#read(
     fd: number,
     from: number,

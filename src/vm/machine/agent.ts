@@ -11,7 +11,10 @@ import { pathsOf } from '../row/layout.ts'
 import { byUid, sessionOf } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 
-/** Says what the agent is told, and what its events do to the row. Every change is durable before the agent hears that it was taken. */
+/**
+ * Says what the agent is told, and what its events do to the row. Every change is durable before the agent hears that
+ * it was taken.
+ */
 const ownerOf = (host: Pick<Host, 'store' | 'images'>, uid: string, live: () => LiveVm): SessionOwner => ({
   configure: () => {
     const row = byUid(host.store, uid)

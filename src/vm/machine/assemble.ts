@@ -9,7 +9,10 @@ import { jailOf } from './jail.ts'
 import { makeParts } from './parts.ts'
 import { pathsOf } from '../row/layout.ts'
 
-/** Writes the kernel command line of a machine: console, our init, no pause on panic (`-no-reboot` ends the machine there). */
+/**
+ * Writes the kernel command line of a machine: console, our init, no pause on panic (`-no-reboot` ends the machine
+ * there).
+ */
 const cmdline = (extra: string): string =>
   [
     'console=ttyS0',
@@ -26,8 +29,8 @@ const cmdline = (extra: string): string =>
     .join(' ')
 
 /**
- * Assembles a machine of its parts: what each of them needs of the host is made, and `undo` hears how it is taken back. What is the vm's own
- * (kernel, processors, memory, logs, jail) is added here.
+ * Assembles a machine of its parts: what each of them needs of the host is made, and `undo` hears how it is taken back.
+ * What is the vm's own (kernel, processors, memory, logs, jail) is added here.
  */
 export const assemble = async (
   host: MachineHost,

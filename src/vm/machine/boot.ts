@@ -68,9 +68,9 @@ export interface Launched {
 }
 
 /**
- * Makes a machine out of its assembled parts, one that boots or a paused one of what was saved (`from`), writes it down and watches it.
- * `undo` hears how each step is taken back: the machine is killed, its parts are unmade, the session closes, its folder goes. The state of
- * the row is the caller's.
+ * Makes a machine out of its assembled parts, one that boots or a paused one of what was saved (`from`), writes it down
+ * and watches it. `undo` hears how each step is taken back: the machine is killed, its parts are unmade, the session
+ * closes, its folder goes. The state of the row is the caller's.
  *
  * @throws `hypervisor_unavailable`, `machine_failed`; where the boot is cancelled, the reason
  */
@@ -118,8 +118,8 @@ const startMachine = async (
 }
 
 /**
- * Boots a vm whose row says `starting` (moved there with a `newBoot`), until its agent is ready. Call it in the vm's queue. What fails is
- * taken back, the row ends in `crashed` with the reason, and the fault says why.
+ * Boots a vm whose row says `starting` (moved there with a `newBoot`), until its agent is ready. Call it in the vm's
+ * queue. What fails is taken back, the row ends in `crashed` with the reason, and the fault says why.
  *
  * @throws `vm_start_failed`, `hypervisor_unavailable`
  */

@@ -5,7 +5,10 @@ import type { VmRow } from '../../store/schema.ts'
 import { messageOf } from '../../lib/thrown.ts'
 import type { Part } from './part.ts'
 
-/** What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache of the disks. */
+/**
+ * What a VMM and its helpers may take beside the guest's memory: QEMU's own, its cache of translated code, page cache
+ * of the disks.
+ */
 export const MEMORY_OVERHEAD_MIB = 512
 /** CPU time beside the guest's own: emulated devices and their threads. */
 const DEVICE_CPUS = 1
@@ -15,7 +18,10 @@ const THREADS_MAX = 512
 /** The name of a vm's group. */
 export const cgroupOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
 
-/** Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a limit is better than none. */
+/**
+ * Makes the groups that every process of a vm joins. What this host withholds is said once in the log; a vm without a
+ * limit is better than none.
+ */
 const makeCgroups = (host: Pick<Host, 'config' | 'log' | 'daemon' | 'hypervisors'>, row: VmRow): readonly string[] => {
   if (host.hypervisors.get(row.hypervisor)?.unlimited || !host.config.jail) return []
   const { folders, ignored } = makeCgroup(cgroupOf(host, row.uid), {

@@ -17,7 +17,10 @@ const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 /** SIGTERM where the image names none; one that is unknown is in images of releases which did not refuse it. */
 const stopSignal = (name: string): number => signalNumber(name) ?? constants.signals.SIGTERM
 
-/** Tells what the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the image's command. */
+/**
+ * Tells what the workload of a vm is, by Docker's rules: entrypoint then command; a request's entrypoint drops the
+ * image's command.
+ */
 export const argvOf = (
   workload: Pick<VmSpec['workload'], 'entrypoint' | 'cmd'>,
   image: Pick<ImageConfig, 'entrypoint' | 'cmd'>,
@@ -28,7 +31,10 @@ export const argvOf = (
 
 type Workload = VmSpec['workload']
 
-/** Makes the environment of what runs in a guest: Docker's own, then the image's, then the vm's. kestrel adds the HOME of the user. */
+/**
+ * Makes the environment of what runs in a guest: Docker's own, then the image's, then the vm's. kestrel adds the HOME
+ * of the user.
+ */
 const environment = (
   workload: Pick<Workload, 'env'>,
   image: ImageConfig,
@@ -55,7 +61,10 @@ const placeOf = (
   user: workload.user ?? image.user,
 })
 
-/** Tells what a command in a vm starts from, as with `docker exec`: what the workload has, and over it what the caller wants. */
+/**
+ * Tells what a command in a vm starts from, as with `docker exec`: what the workload has, and over it what the caller
+ * wants.
+ */
 export const execOf = (
   vm: { readonly name: string; readonly spec: { readonly workload: Pick<Workload, 'env' | 'workdir' | 'user'> } },
   image: ImageConfig,
@@ -100,7 +109,10 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
 /** A configuration in its frame has at most this many bytes around it. */
 const FRAME_BYTES = 64
 
-/** Checks that the agent takes the configuration of a vm. @throws `request_invalid` where the agent would not take the configuration of this vm: its boot would wait for nothing */
+/**
+ * Checks that the agent takes the configuration of a vm. @throws `request_invalid` where the agent would not take the
+ * configuration of this vm: its boot would wait for nothing
+ */
 export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
   const limit = ARGUMENTS_MAX - FRAME_BYTES
   if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })

@@ -12,9 +12,10 @@ import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 
 /**
- * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the reason for a daemon
- * that crashes right here), then sockets and cgroups. A step that fails, as on a full disk, holds up none of those behind it, and an end
- * that could not be written down is tried again (`recordPendingEnds`). Call it in the vm's queue, once for a live vm.
+ * Writes down how a machine ended, then lets go of what it held: first the row, then the process (it may hold the
+ * reason for a daemon that crashes right here), then sockets and cgroups. A step that fails, as on a full disk, holds
+ * up none of those behind it, and an end that could not be written down is tried again (`recordPendingEnds`). Call it
+ * in the vm's queue, once for a live vm.
  *
  * @throws Error: the first step that failed
  */
@@ -101,7 +102,10 @@ const dropPending = (host: Host, uid: string): void => {
   pendingOf.get(host)?.delete(uid)
 }
 
-/** Writes down the ends that could not be written when they came: the disk was full, and nothing else would tell of them again. */
+/**
+ * Writes down the ends that could not be written when they came: the disk was full, and nothing else would tell of them
+ * again.
+ */
 export const recordPendingEnds = async (host: Host): Promise<void> => {
   for (const [uid, { machine, end }] of pendingOf.get(host) ?? []) {
     await host.vms.queue

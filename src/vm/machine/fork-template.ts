@@ -29,8 +29,8 @@ export interface Template {
 }
 
 /**
- * Takes a template of a vm for these clones; call it in the source's queue. A source that runs is frozen for as long as its memory and disk
- * take, and goes on.
+ * Takes a template of a vm for these clones; call it in the source's queue. A source that runs is frozen for as long as
+ * its memory and disk take, and goes on.
  *
  * @throws `vm_wrong_state`, `hypervisor_unable`, `snapshot_failed`, `disk_exhausted`, `vm_deleted`, `machine_silent`
  */
@@ -170,7 +170,10 @@ const ofSaved = async (
   }
 }
 
-/** Makes the folder of each clone, with the source's disk: blocks are shared where the file system can, and reach the disk in the clone's own time. */
+/**
+ * Makes the folder of each clone, with the source's disk: blocks are shared where the file system can, and reach the
+ * disk in the clone's own time.
+ */
 const cloneDisks = async (
   host: Pick<Host, 'config' | 'daemon'>,
   source: VmRow,

@@ -8,8 +8,8 @@ const QUIESCE_MS = 10_000
 const VERB_MS = 10_000
 
 /**
- * Freezes a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What is on the disks now
- * is whole by itself, not with the memory alone.
+ * Freezes a running guest for a moment: the agent writes out its disks and freezes them, then the processors halt. What
+ * is on the disks now is whole by itself, not with the memory alone.
  *
  * @throws `machine_silent`
  */

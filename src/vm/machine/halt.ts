@@ -8,8 +8,8 @@ import { byUid } from '../row/lookup.ts'
 import { move } from '../row/moves.ts'
 
 /*
- * A guest whose disk cannot be written, since the host's is full, is halted by its machine and loses nothing. The row says `paused` with the
- * reason from then on, and the guest goes on by itself as soon as there is room.
+ * A guest whose disk cannot be written, since the host's is full, is halted by its machine and loses nothing. The row
+ * says `paused` with the reason from then on, and the guest goes on by itself as soon as there is room.
  */
 
 /** How long a guest may take to be told to go on. */

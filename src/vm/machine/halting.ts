@@ -8,8 +8,9 @@ import { setClock } from './clock.ts'
 import type { LiveVm } from './live.ts'
 
 /*
- * A VMM that waits for a slow disk may answer late, or do late what it was asked to. So a verb that failed asks what the machine does,
- * and where nobody answers the question is asked again until somebody does: no guest stays halted while its row says that it runs.
+ * A VMM that waits for a slow disk may answer late, or do late what it was asked to. So a verb that failed asks what
+ * the machine does, and where nobody answers the question is asked again until somebody does: no guest stays halted
+ * while its row says that it runs.
  */
 
 export type HaltingHost = Pick<Host, 'log' | 'store' | 'vms'>
@@ -18,7 +19,7 @@ export type HaltingHost = Pick<Host, 'log' | 'store' | 'vms'>
 const VERB_MS = 10_000
 /** How long it may take to say what it does. */
 const STATE_MS = 5000
-/** Between two attempts to mend a machine that does not answer, at first and at most. */
+/** The time between two attempts, ms, to mend a machine that does not answer, at first and at most. */
 const MEND_MS = 200
 const MEND_MS_MAX = 30_000
 
@@ -40,7 +41,10 @@ export const haltMachine = async (host: HaltingHost, live: LiveVm, machine: Mach
   }
 }
 
-/** Runs a halted machine on, and sets its guest's clock. One that does not go on now does so later. @throws `machine_silent` */
+/**
+ * Runs a halted machine on, and sets its guest's clock. One that does not go on now does so later. @throws
+ * `machine_silent`
+ */
 export const runMachine = async (
   host: HaltingHost,
   live: LiveVm,

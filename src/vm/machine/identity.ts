@@ -10,8 +10,8 @@ import { identityNics } from './nics.ts'
 const AGAIN_MS = 50
 
 /**
- * Tells the agent of a restored guest who it is now: name, machine-id, clock, 32 bytes of entropy, network. Resolves when all of it is
- * applied; nothing in the guest may be reached before.
+ * Tells the agent of a restored guest who it is now: name, machine-id, clock, 32 bytes of entropy, network. Resolves
+ * when all of it is applied; nothing in the guest may be reached before.
  *
  * @throws `agent_unavailable`: it did not acknowledge before the signal; `guest_refused`: it could not apply it
  */

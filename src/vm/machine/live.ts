@@ -13,11 +13,11 @@ import { HaltState } from './halt.ts'
 const DRAIN_MS = 5000
 
 /**
- * A vm that has a machine now: the process, the agent's session, the stream of the workload's log. In memory only; the row is the truth,
- * and `vm/adopt.ts` makes one of these anew for each machine that outlived the daemon.
+ * A vm that has a machine now: the process, the agent's session, the stream of the workload's log. In memory only; the
+ * row is the truth, and `vm/adopt.ts` makes one of these anew for each machine that outlived the daemon.
  *
- * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares `host.vms.live.get(uid)` with the one it
- * knew, so an end that comes late never touches a newer boot.
+ * It belongs to one boot: a reboot or a restart makes another. Whoever acts later on a vm compares
+ * `host.vms.live.get(uid)` with the one it knew, so an end that comes late never touches a newer boot.
  */
 export class LiveVm {
   readonly uid: string
@@ -66,7 +66,10 @@ export class LiveVm {
     return this.#done.signal
   }
 
-  /** Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is taken. */
+  /**
+   * Resolves when the machine is written down; rejects where it never will be. Until then no event of the guest is
+   * taken.
+   */
   async recorded(): Promise<void> {
     await orAbort(this.#hasMachine.promise, this.#done.signal)
   }
@@ -117,7 +120,7 @@ export class LiveVm {
     }
   }
 
-  /** After the workload's end all that it said is in the agent's log: reads the rest of it, but not for ever. */
+  /** Reads the rest of the agent's log after the workload's end, but not for ever: all that it said is in there. */
   async drain(): Promise<void> {
     this.#draining = true
     this.#followed?.close()

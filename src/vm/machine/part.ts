@@ -36,7 +36,9 @@ export interface Part {
   readonly name: string
   /** Makes what of the part stands only while the vm has a machine, and gives what the driver needs of it. */
   make?(host: PartHost, row: VmRow): MachineShare | Promise<MachineShare>
-  /** Takes back what `make` made. It knows it by the row alone, since an earlier daemon may have made it; twice is fine. */
+  /**
+   * Takes back what `make` made. It knows it by the row alone, since an earlier daemon may have made it; twice is fine.
+   */
   unmake?(host: PartHost, row: VmRow): void | Promise<void>
   guest?(vm: GuestOf): GuestShare
 }

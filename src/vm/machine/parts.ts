@@ -7,7 +7,10 @@ import { overlayDisk, rootDisk } from './disks.ts'
 import { nics } from './nics.ts'
 import type { GuestOf, GuestShare, Part } from './part.ts'
 
-/** What a machine is assembled from. The order is that of the effects, and of the disks and cards as the guest finds them. */
+/**
+ * What a machine is assembled from. The order is that of the effects, and of the disks and cards as the guest finds
+ * them.
+ */
 const PARTS: readonly Part[] = [rootDisk, overlayDisk, nics, cgroups]
 
 /** The parts of one machine, put together. */
@@ -30,7 +33,10 @@ export const makeParts = async (host: MachineHost, row: VmRow, undo: Undo): Prom
   return made
 }
 
-/** Takes back the parts of a machine that has gone, newest first, whoever made them. One that fails does not stop the others. */
+/**
+ * Takes back the parts of a machine that has gone, newest first, whoever made them. One that fails does not stop the
+ * others.
+ */
 export const unmakeParts = async (host: MachineHost, row: VmRow): Promise<void> => {
   for (const part of PARTS.toReversed()) {
     try {

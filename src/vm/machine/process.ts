@@ -47,7 +47,10 @@ export const startProcess = async <Q extends 'exec' | 'attach'>(
 export interface GuestProcess {
   readonly pid: number | null
   readonly tty: boolean
-  /** Takes the next of its output, its window or its end; undefined where the guest went away. Slow takers hold the process. */
+  /**
+   * Takes the next of its output, its window or its end; undefined where the guest went away. Slow takers hold the
+   * process.
+   */
   next(): Promise<Output | undefined>
   /** Resolves when there is room for more. Never send more than the windows allow. */
   write(bytes: Uint8Array): Promise<void>
@@ -65,8 +68,8 @@ export type Output =
 const STDIN_CHUNK = 65_536
 
 /**
- * A process of the guest on the conversation that it was started or attached with. `late` is when its guest must have said that it ended: one
- * that stands still says nothing.
+ * A process of the guest on the conversation that it was started or attached with. `late` is when its guest must have
+ * said that it ended: one that stands still says nothing.
  */
 export const processOf = (
   conversation: Conversation,

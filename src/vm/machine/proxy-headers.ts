@@ -5,6 +5,8 @@ export interface ProxiedPath {
   readonly rest: string
   readonly base: string
 }
+
+/** The target of a proxied request, and the path that the caller sees it under. */
 export interface Proxied extends ProxiedPath {
   /** The workload's port in the guest. */
   readonly port: number
@@ -25,8 +27,8 @@ const HOP_BY_HOP = [
 /** Headers that a caller shows to us: they are not the guest's to see. */
 const OURS = ['authorization', 'x-volant-api-key', 'cookie', 'host', 'x-request-id', 'x-forwarded-prefix']
 /**
- * Headers that act on the whole origin of a page, and the origin is the API's: a guest could ask for passwords in its name, take its
- * storage away, lead its pages elsewhere or have their failures reported to strangers.
+ * Headers that act on the whole origin of a page, and the origin is the API's: a guest could ask for passwords in its
+ * name, take its storage away, lead its pages elsewhere or have their failures reported to strangers.
  */
 const OF_ORIGIN = [
   'set-cookie',
@@ -84,8 +86,8 @@ export const forCaller = (headers: IncomingHttpHeaders, to: Proxied): Headers =>
 const WORKLOAD = new Set(['localhost', '127.0.0.1', '[::1]'])
 
 /**
- * Where a place that the workload names stands for the caller: below the proxy's path. A workload that heeds X-Forwarded-Prefix has put
- * it there itself. A place elsewhere is undefined.
+ * Writes a place that the workload names as the caller sees it: below the proxy's path. A workload that heeds
+ * X-Forwarded-Prefix has put it there itself. A place elsewhere is undefined.
  */
 const placeOf = (said: string | string[] | undefined, { port, base, rest }: Proxied): string | undefined => {
   if (typeof said !== 'string') return undefined

@@ -7,8 +7,8 @@ import { byUid } from '../row/lookup.ts'
 import { change, move } from '../row/moves.ts'
 
 /**
- * Boots a vm again whose guest has asked for it; its row says `starting`. Call it in the vm's queue, which is free while the boot waits:
- * a stop or a delete has its turn at once. What fails of `boot` is in the row.
+ * Boots a vm again whose guest has asked for it; its row says `starting`. Call it in the vm's queue, which is free
+ * while the boot waits: a stop or a delete has its turn at once. What fails of `boot` is in the row.
  */
 export const reboot = async (
   host: MachineHost,

@@ -54,7 +54,10 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
   return view(find(host.store, uid))
 }
 
-/** When the disk of a vm was written last. Its memory is of use as long as that is the moment at which it was saved. */
+/**
+ * Tells when the disk of a vm was written last. Its memory is of use as long as that is the moment at which it was
+ * saved.
+ */
 const changedAt = (host: Pick<Host, 'config'>, row: VmRow): number =>
   statSync(pathsOf(host.config, row).overlay).mtimeMs
 
@@ -69,8 +72,9 @@ export const isAsSaved = (host: Pick<Host, 'config' | 'snapshots'>, row: VmRow):
 }
 
 /**
- * Makes the best of a guest that does not stand. Where it has written nothing it sleeps again as if it had never been woken; else its disk has
- * gone on without what was saved, which is of no use then, and the halted machine is kept: `resume` tries again.
+ * Makes the best of a guest that does not stand. Where it has written nothing it sleeps again as if it had never been
+ * woken; else its disk has gone on without what was saved, which is of no use then, and the halted machine is kept:
+ * `resume` tries again.
  */
 const takeBack = async (host: MachineHost, row: VmRow, live: LiveVm, before: number, error: unknown): Promise<void> => {
   if (byUid(host.store, row.uid)?.state !== 'paused') return
@@ -90,7 +94,8 @@ const takeBack = async (host: MachineHost, row: VmRow, live: LiveVm, before: num
 }
 
 /**
- * Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the caller's.
+ * Runs a restored guest and tells its agent who it is; one that does not acknowledge is halted again. The row is the
+ * caller's.
  *
  * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
  */
@@ -117,7 +122,10 @@ export const resumeRestored = async (
   live.follow()
 }
 
-/** Runs the restored guest of a vm in `paused` on, and lets go of what was saved once it stands; call it in the vm's queue. @throws `agent_unavailable`, `vm_restore_failed` */
+/**
+ * Runs the restored guest of a vm in `paused` on, and lets go of what was saved once it stands; call it in the vm's
+ * queue. @throws `agent_unavailable`, `vm_restore_failed`
+ */
 export const completeRestore = async (
   host: Pick<Host, 'config' | 'daemon' | 'snapshots'> & HaltingHost,
   row: VmRow,

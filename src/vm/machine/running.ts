@@ -33,7 +33,8 @@ export const running = (
 export type Running = Pick<Host, 'store' | 'vms' | 'ballast' | 'config'>
 
 /**
- * Finds a running vm, as `running` does; a guest that was halted for want of room on the host's disk goes on first, where there is room again.
+ * Finds a running vm, as `running` does; a guest that was halted for want of room on the host's disk goes on first,
+ * where there is room again.
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `vm_wrong_state`, `agent_unavailable`
  */

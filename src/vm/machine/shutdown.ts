@@ -65,7 +65,10 @@ const endedView = (host: Pick<Host, 'store'>, uid: string, name: string): Vm => 
   return view(row)
 }
 
-/** Asks a guest to end: the agent first, the power button second. Undefined where it is still there when its time is over. */
+/**
+ * Asks a guest to end: the agent first, the power button second. Undefined where it is still there when its time is
+ * over.
+ */
 const ask = async (live: LiveVm, machine: Machine, graceMs: number): Promise<End | undefined> => {
   const over = sleep(graceMs + POWEROFF_MS).then(() => undefined)
   try {

@@ -26,7 +26,8 @@ export const closeLive = (host: Pick<Host, 'vms'>, live: LiveVm): void => {
 }
 
 /**
- * Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. A step that fails holds up none of those behind it.
+ * Ends a boot from outside: every process, socket and part of the vm's machine goes. Its files stay. A step that fails
+ * holds up none of those behind it.
  *
  * @throws Error: the first step that failed
  */

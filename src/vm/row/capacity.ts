@@ -37,8 +37,8 @@ export const capacity = (tx: Store, config: Config): Static<typeof Capacity> => 
 }
 
 /**
- * Admits a vm or says which resource is short. Call it in the transaction that inserts or starts the vm: two requests at once cannot
- * both take the last of it.
+ * Admits a vm or says which resource is short. Call it in the transaction that inserts or starts the vm: two requests
+ * at once cannot both take the last of it.
  *
  * @throws `capacity_exhausted`
  */

@@ -1,7 +1,10 @@
 import { join } from 'node:path'
 import type { Config } from '../../config.ts'
 
-/** Tells where the files of one vm stand. The runtime folder's name is short (base 36 of the row's number): sockets live there. */
+/**
+ * Tells where the files of one vm stand. The runtime folder's name is short (base 36 of the row's number): sockets live
+ * there.
+ */
 export const pathsOf = (config: Config, vm: { readonly id: number; readonly uid: string }) => {
   const folder = join(config.state, 'vms', vm.uid)
   const run = join(config.machines, vm.id.toString(36))

@@ -34,7 +34,10 @@ const noBoot = (vmUid: string): BootRow => ({
 
 const unreadable = new WeakMap<VmRow, string>()
 
-/** Tells what of a vm's record cannot be read; undefined where all of it can. Such a vm can be looked at and deleted, and nothing else. */
+/**
+ * Tells what of a vm's record cannot be read; undefined where all of it can. Such a vm can be looked at and deleted,
+ * and nothing else.
+ */
 export const whyDamaged = (row: VmRow): string | undefined => unreadable.get(row)
 
 /** Takes a row as it is. One that was damaged costs its own vm alone: it is `unknown`, and says why. */
@@ -79,7 +82,9 @@ export const find = (store: Store, ref: string, use: Use = 'change'): VmRow => {
   return row
 }
 
-/** Finds one vm as `find` does, to be deleted: even one whose record is damaged. @throws `vm_not_found`, `vm_ambiguous` */
+/**
+ * Finds one vm as `find` does, to be deleted: even one whose record is damaged. @throws `vm_not_found`, `vm_ambiguous`
+ */
 export const findAny = (store: Store, ref: string, use: Use = 'change'): VmRow => {
   const select = (where: SQL) => selectVms(store).where(where).limit(MATCHES_MAX).all().map(readable)
   return lookUp(

@@ -32,7 +32,10 @@ type BootSet = Partial<Omit<BootRow, 'vmUid'>>
 export interface Change extends Omit<VmSet, 'state'> {
   /** What changes of the boot that is under way. */
   readonly boot?: BootSet
-  /** Begins another boot with this and nothing else: what the last one was is forgotten, and so is what was saved before. */
+  /**
+   * Begins another boot with this and nothing else: what the last one was is forgotten, and so is what was saved
+   * before.
+   */
   readonly newBoot?: BootSet
 }
 
@@ -111,8 +114,8 @@ const selectHead = prepared((store) =>
 )
 
 /**
- * Moves a vm by the table, with what else changes in the same moment, and its event: one transaction, and one UPDATE guarded by `gen`,
- * so that of two racing callers the row lets one through.
+ * Moves a vm by the table, with what else changes in the same moment, and its event: one transaction, and one UPDATE
+ * guarded by `gen`, so that of two racing callers the row lets one through.
  *
  * @throws `vm_not_found`, `vm_wrong_state`
  */

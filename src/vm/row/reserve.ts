@@ -6,7 +6,7 @@ import { boots, type VmRow, vms } from '../../store/schema.ts'
 import { type Store, isDuplicate, prepared } from '../../store/store.ts'
 import { vmExists } from './errors.ts'
 
-/** After this many generated names or addresses that were taken, one after the other, it is no chance any more. */
+/** The most generated names or addresses that may be taken in a row: after so many it is no chance any more. */
 const CHANCES = 20
 
 /** What the caller knows of a new vm; the rest is given here. */
@@ -62,8 +62,9 @@ export interface Chance {
 const CHANCE: Chance = { name: newName, mac: newMac }
 
 /**
- * Inserts the row of a new vm, `pending`, under the wanted name or a generated one, with a uid, a CID and a MAC address of its own. Call it
- * in the one transaction of a create: what is unique is the database's to decide, and what was generated is generated anew where it was taken.
+ * Inserts the row of a new vm, `pending`, under the wanted name or a generated one, with a uid, a CID and a MAC address
+ * of its own. Call it in the one transaction of a create: what is unique is the database's to decide, and what was
+ * generated is generated anew where it was taken.
  *
  * @throws `vm_exists`
  */

@@ -71,8 +71,8 @@ export const nicOf = (number: number, more: Partial<FirewallNic> = {}): Firewall
 })
 
 /**
- * A host with a bridge and an uplink, guests 2 and 3 on the bridge, a guest 4 on another one, and somebody outside, who has no route to
- * the guests.
+ * A host with a bridge and an uplink, guests 2 and 3 on the bridge, a guest 4 on another one, and somebody outside, who
+ * has no route to the guests.
  */
 export class World implements AsyncDisposable {
   readonly host = new Place()

@@ -2,8 +2,8 @@ import { command } from '../../command.ts'
 import { usageInvalid } from '../../flags.ts'
 
 /**
- * Asks this program itself what may follow. The words stand in the command's own order up to the cursor; `compopt` keeps bash from
- * putting a space after a flag that wants its value, and files are bash's own business.
+ * Asks this program itself what may follow. The words stand in the command's own order up to the cursor; `compopt`
+ * keeps bash from putting a space after a flag that wants its value, and files are bash's own business.
  */
 const BASH = `_aerie() {
   COMPREPLY=()

@@ -1,5 +1,5 @@
 /**
- * Where a copy goes, as docker cp has it:
+ * Decides where a copy goes, as docker cp does:
  *
  *   a file to nothing          → a file of that name (its folder exists)       a folder to nothing    → a folder of that name
  *   a file to a file           → in its place                                  a folder to a file     → refused
@@ -40,10 +40,13 @@ export const copyIntoItself = fault(
   (d) => `Cannot copy "${d.path}" into itself`,
 )
 
+/** What stands at the target of a copy now. */
 export interface Looked {
   readonly exists: boolean
   readonly is_dir: boolean
 }
+
+/** The source of a copy; `contentOnly` is `SRC/.`, what is in a folder without the folder. */
 export interface Source {
   readonly isFolder: boolean
   readonly name: string

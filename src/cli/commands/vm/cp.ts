@@ -45,7 +45,10 @@ const lookHost = (path: string): Promise<Looked> => {
   return Promise.resolve({ exists: stat !== undefined, is_dir: stat?.isDirectory() === true })
 }
 
-/** What stands at a path of this host that is written to, its links followed; undefined where nothing does. @throws `path_unwritable` */
+/**
+ * What stands at a path of this host that is written to, its links followed; undefined where nothing does. @throws
+ * `path_unwritable`
+ */
 const statTarget = (path: string): Stats | undefined => {
   try {
     return statSync(path, { throwIfNoEntry: false })
@@ -85,14 +88,17 @@ const guestSource = async (client: Client, vm: string, path: string, follow: boo
   }
 }
 
-/** Where a link of this host leads. @throws `path_unwritable` where that is bytes that are no UTF-8: another file would be written to */
+/**
+ * Where a link of this host leads. @throws `path_unwritable` where that is bytes that are no UTF-8: another file would
+ * be written to
+ */
 const textOfLink = (path: string): string => {
   const target = readlinkSync(path, { encoding: 'buffer' })
   if (!isUtf8(target)) throw pathUnwritable({ path, reason: 'it is a symbolic link to a name that is not UTF-8' })
   return target.toString()
 }
 
-/** Where a file goes that is to have the name of a link of this host: the person who named it means what it leads to. */
+/** Follows a link of this host whose name a copied file is to have: the person who named it means what it leads to. */
 const throughLinks = (plan: Plan): Plan => {
   let path = join(plan.folder, plan.as)
   const found = statTarget(path)

@@ -19,6 +19,7 @@ export const sayMode = (stat: FileStat): string => {
 
 const sayTime = (ms: number): string => new Date(ms).toISOString().replace(/\.\d+Z$/, 'Z')
 
+/** Makes the table of a folder's entries, as `ls -l` shows them. */
 export const fileTable = (entries: readonly (FileStat & { readonly name: string })[]): Table => ({
   columns: [
     { title: 'MODE' },
@@ -36,6 +37,7 @@ export const fileTable = (entries: readonly (FileStat & { readonly name: string 
   ]),
 })
 
+/** Makes the fields of one file, for a page of names and values. */
 export const fileFields = (path: string, stat: FileStat): readonly (readonly [string, string])[] => [
   ['Path', stat.link_target === null ? path : `${path} -> ${stat.link_target}`],
   ['Kind', stat.is_dir ? 'folder' : stat.is_symlink ? 'symbolic link' : stat.is_file ? 'file' : 'other'],

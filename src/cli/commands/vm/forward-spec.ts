@@ -2,6 +2,8 @@ import { usageInvalid } from '../../flags.ts'
 
 export type Local = { readonly host: string; readonly port: number } | { readonly unix: string }
 export type Remote = { readonly port: number } | { readonly unix: string }
+
+/** One forward: where it listens on this host, and what it leads to in the guest. */
 export interface Forward {
   readonly local: Local
   readonly remote: Remote
@@ -10,7 +12,10 @@ export interface Forward {
 const portOf = (said: string, minimum: number): number | undefined =>
   /^\d{1,5}$/.test(said) && Number(said) >= minimum && Number(said) <= 65_535 ? Number(said) : undefined
 
-/** `80`, `8080:80`, `0:80`, `127.0.0.1:8080:80`, `/tmp/db.sock:5432`, `5432:/run/db.sock`: this host's side first, its loopback where no address is said. */
+/**
+ * `80`, `8080:80`, `0:80`, `127.0.0.1:8080:80`, `/tmp/db.sock:5432`, `5432:/run/db.sock`: this host's side first, its
+ * loopback where no address is said.
+ */
 export const parseForward = (said: string): Forward => {
   const invalid = (reason: string) =>
     usageInvalid({
@@ -36,6 +41,9 @@ export const parseForward = (said: string): Forward => {
   }
 }
 
+/** Writes the local end as people do: `HOST:PORT`, or the path of a socket. */
 export const sayLocal = (local: Local): string =>
   'unix' in local ? local.unix : `${local.host.includes(':') ? `[${local.host}]` : local.host}:${local.port}`
+
+/** Writes the guest's end: a port, or the path of a socket. */
 export const sayRemote = (remote: Remote): string => ('unix' in remote ? remote.unix : String(remote.port))

@@ -25,6 +25,7 @@ export const LIST_FLAGS = {
   ...FIELDS.flags,
 }
 
+/** Makes the query of a list from its flags. @throws `usage_invalid` for a state that there is none of */
 export const listQuery = (flags: Values<typeof LIST_FLAGS>, states?: readonly string[]): VmListQuery => {
   const asked = flags.status?.flatMap((one) => one.split(','))
   for (const one of asked ?? []) {

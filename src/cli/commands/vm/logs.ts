@@ -38,7 +38,8 @@ export const logs = command({
       }
       const source = flags.source === 'all' ? `${line.source.padEnd(7)} ` : ''
       const time = flags.timestamps ? `${line.timestamp ?? '-'} ` : ''
-      // The workload's own output is its own, byte for byte, as with docker logs; the rest is told by us, and no terminal obeys it.
+      // The workload's own output is its own, byte for byte, as with docker logs; the rest is told by us, and no
+      // terminal obeys it.
       const said = line.source === 'app' ? line.line : plain(line.line)
       const before = `${time}${source}`
       await writeAll(

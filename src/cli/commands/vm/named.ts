@@ -13,8 +13,8 @@ const vmNotNamed = fault(
 )
 
 /**
- * Finds the vm that is named as a whole, by its uid, its name or its number. To look at it the beginning of a uid is enough; what is to
- * be deleted or written over has to be what was meant.
+ * Finds the vm that is named as a whole, by its uid, its name or its number. To look at it the beginning of a uid is
+ * enough; what is to be deleted or written over has to be what was meant.
  *
  * @throws `vm_not_found`
  */

@@ -41,7 +41,7 @@ const statsTable = (all: readonly VmStats[], before: ReadonlyMap<string, VmStats
   ]),
 })
 
-/** Of the named vms, or of all that run; one that ends while we look is left out. */
+/** Collects the figures of the named vms, or of all that run; one that ends meanwhile is left out. */
 const collect = async (client: Client, names: readonly string[]): Promise<VmStats[]> => {
   const wanted =
     names.length > 0 ? names : (await client.call('vm.list', { query: { status: 'running' } })).map((vm) => vm.uid)

@@ -11,6 +11,7 @@ const FIELDS = schemaFlags(Body, {
 })
 export const STOP_FLAGS = { ...FIELDS.flags, force: yes('End the machine at once', { short: 'f' }) }
 
+/** Makes the body of a stop from its flags; `--force` gives no grace. */
 export const stopBody = (flags: Values<typeof STOP_FLAGS>): VmStop => ({
   ...FIELDS.said(flags),
   ...(flags.force && { timeout_s: 0 }),

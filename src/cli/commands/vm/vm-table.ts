@@ -19,6 +19,7 @@ const sayStatus = (vm: Vm): string =>
       ? `running, ${sayAgo(vm.started_at).replace(/ ago$/, '')}`
       : vm.status
 
+/** Makes the table of vms that `aerie ps` prints. */
 export const vmTable = (vms: readonly Vm[]): Table => ({
   columns: [
     { title: 'NAME' },

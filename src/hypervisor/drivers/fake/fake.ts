@@ -18,8 +18,9 @@ import { messageOf } from '../../../lib/thrown.ts'
 import { connectVsock } from '../../vsock.ts'
 
 /*
- * A machine without a guest: one process (`guest.ts`, this executable again) that speaks the agent's protocol and runs no command of
- * anybody's. It outlives the daemon, is adopted, ends and is killed as a real one, so what stands above the drivers is tested on it.
+ * A machine without a guest: one process (`guest.ts`, this executable again) that speaks the agent's protocol and runs
+ * no command of anybody's. It outlives the daemon, is adopted, ends and is killed as a real one, so what stands above
+ * the drivers is tested on it.
  */
 
 /** This executable, or this source under Bun. */
@@ -28,7 +29,7 @@ const command = (): string[] =>
     ? [process.execPath]
     : [process.execPath, join(import.meta.dir, '../../../main.ts')]
 
-/** Of a file of what was saved: the guest's memory as text, and beside it whose it is and its digest. */
+/** The most bytes of a saved file: the guest's memory as text, and beside it whose it is and its digest. */
 const MEMORY_MAX = 16 * 2 ** 20
 const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
 const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>): string =>

@@ -17,8 +17,9 @@ import {
 import { deferred, sleep } from '../../../lib/promise.ts'
 
 /*
- * What stands in for VMM, guest and agent under the fake driver: the agent's protocol over the vsock socket, and a handful of commands that
- * are written here and touch nothing: `true false echo cat sleep sh -c "exit N"`. The control socket answers one word a line.
+ * What stands in for VMM, guest and agent under the fake driver: the agent's protocol over the vsock socket, and a
+ * handful of commands that are written here and touch nothing: `true false echo cat sleep sh -c "exit N"`. The control
+ * socket answers one word a line.
  */
 
 interface Task {
@@ -468,6 +469,7 @@ const firstLine = (socket: Socket, take: (line: string) => void): void => {
   socket.on('error', () => undefined)
 }
 
+/** Runs a fake machine as a process of its own, and gives its exit code. */
 export const runFakeMachine = async (argv: readonly string[]): Promise<number> => {
   const { folder, uuid, consoleLog, shape, saved } = JSON.parse(argv[0] ?? '') as {
     folder: string

@@ -3,6 +3,7 @@ import { numbered } from '../../../linux/inherited.ts'
 import type { DiskSpec, MachineSpec } from '../../driver.ts'
 import { VSOCK_PLUG, VSOCK_PORT } from './vsock-device.ts'
 
+/** The QEMU of this host, and how it runs a guest. */
 export interface QemuOptions {
   /** Absolute path of the program. */
   readonly program: string
@@ -12,19 +13,25 @@ export interface QemuOptions {
 /** What QEMU inherits, by its own number; disks come behind. A later daemon that adopts it relies on them. */
 export const FD = numbered('qmp', 'console', 'consoleLog', 'vhost', 'kernel', 'initramfs', 'qtest', 'devices', 'state')
 
-/** The set of descriptors by which QEMU names the file that it writes its devices into: its file system is empty by then. */
+/**
+ * The set of descriptors by which QEMU names the file that it writes its devices into: its file system is empty by
+ * then.
+ */
 export const DEVICES_SET = 2
 
-/** Of QEMU's cache of translated code, MiB: its default is a gigabyte. */
+/** The size of QEMU's cache of translated code, MiB: its default is a gigabyte. */
 const TCG_CACHE_MIB = 128
 
 /**
- * TCG runs a "rep movsb" byte by byte. A guest that is told that those are fast (erms, fsrm) copies and clears every page with them: twice the
- * time of a copy by words.
+ * TCG runs a "rep movsb" byte by byte. A guest that is told that those are fast (erms, fsrm) copies and clears every
+ * page with them: twice the time of a copy by words.
  */
 const TCG_CPU = 'max,erms=off,fsrm=off'
 
-/** What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not at all. */
+/**
+ * What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not
+ * at all.
+ */
 const hardware = (
   { accelerator }: QemuOptions,
   spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>,
@@ -92,8 +99,8 @@ const throttleGroup = (spec: MachineSpec): string[] =>
     : []
 
 /**
- * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`).
- * `disks` are the numbers of its disks' descriptors.
+ * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later
+ * (`vsock-device.ts`). `disks` are the numbers of its disks' descriptors.
  */
 export const argv = (
   options: QemuOptions,

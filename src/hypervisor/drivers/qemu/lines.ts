@@ -5,7 +5,7 @@ import { sleep } from '../../../lib/promise.ts'
 
 /** What one line may be, and how many of them. A line costs 1 and another 1 for each KiB. */
 export interface LineLimits {
-  /** Of one line, in UTF-16 units. */
+  /** The longest line, in UTF-16 units. */
   readonly lengthMax: number
   readonly rate: Rate
 }
@@ -13,8 +13,8 @@ export interface LineLimits {
 const cost = (line: string): number => 1 + line.length / 1024
 
 /**
- * Reads a socket's lines to its end. Whoever says more than the rate allows is read more slowly, and what it says meanwhile waits in its own
- * memory; the event loop is shared with everybody else.
+ * Reads a socket's lines to its end. Whoever says more than the rate allows is read more slowly, and what it says
+ * meanwhile waits in its own memory; the event loop is shared with everybody else.
  *
  * @throws Error: a line is longer than it may be; what `heard` throws. The socket is destroyed then.
  */

@@ -40,7 +40,7 @@ import { Qtest } from './qtest.ts'
 
 /** How much later than QEMU its backend may be seen to end. */
 const HELPER_MS = 1000
-/** For what must be finished once it has begun, whoever has given up meanwhile. */
+/** The time for what must be finished once it has begun, ms, whoever has given up meanwhile. */
 const FINISH_MS = 10_000
 /** A device that was taken out holds its socket for a moment; each refusal waits for that. */
 const PLUG_TRIES = 10
@@ -60,10 +60,13 @@ export const FILE = {
 } as const
 
 const Word = Type.String({ maxLength: 128 })
-/** qapi/run-state.json: the cause of a shutdown, and what the machine does now. */
+/** The event SHUTDOWN of qapi/run-state.json: the cause of a shutdown, and what the machine does now. */
 const Shutdown = Type.Object({ reason: Word })
 const Status = Type.Object({ status: Word })
-/** qapi/block-core.json: a request to a disk failed on this host. `stop`: the guest waits until it is told to go on. */
+/**
+ * The event BLOCK_IO_ERROR of qapi/block-core.json: a request to a disk failed on this host. `stop`: the guest waits
+ * until it is told to go on.
+ */
 const BlockIoError = Type.Object({
   action: Word,
   nospace: Type.Optional(Type.Boolean()),
@@ -92,6 +95,7 @@ export const plugVsock = async (
   await writeRegisters(qtest, registers)
 }
 
+/** One QEMU process with its helpers. */
 export class QemuMachine implements Machine {
   readonly identity: MachineIdentity
   readonly consoleSocket: string
@@ -129,7 +133,10 @@ export class QemuMachine implements Machine {
     return this.#ended.promise
   }
 
-  /** Without its vsock backend a guest cannot be reached: that is the end of the machine. The backend also ends right after QEMU. */
+  /**
+   * Ends the machine when its vsock backend ends, without which the guest cannot be reached. It also ends right after
+   * QEMU.
+   */
   #watchHelpers(): void {
     for (const helper of this.#helpers) {
       void helper.exited
@@ -199,7 +206,7 @@ export class QemuMachine implements Machine {
     }
   }
 
-  /** After adoption: whether the guest ended, or was halted, while nobody looked. */
+  /** Reads, after an adoption, whether the guest ended or was halted while nobody looked. */
   async readEnd(signal: AbortSignal): Promise<void> {
     const { status } = await this.#call('query-status', Status, signal)
     if (status === 'shutdown') this.#end('guest-shutdown')
@@ -261,7 +268,7 @@ export class QemuMachine implements Machine {
     })
   }
 
-  /** Of a machine that was restored: waits until its guest has heard of it, for what connects before would be cut. */
+  /** Waits until the guest of a restored machine has heard of it, for what connects before would be cut. */
   async #untilReached(signal: AbortSignal): Promise<void> {
     const path = this.#file(FILE.reset)
     if (!existsSync(path)) return
@@ -346,7 +353,7 @@ export class QemuMachine implements Machine {
     }
   }
 
-  /** After adoption: a daemon that ended in the middle of a save may have left the vsock device out. */
+  /** Puts the vsock device back, after an adoption, where a daemon that ended in the middle of a save left it out. */
   async repair(signal: AbortSignal): Promise<void> {
     const path = this.#file(FILE.unplugged)
     if (!existsSync(path)) return

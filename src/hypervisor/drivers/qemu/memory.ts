@@ -11,8 +11,8 @@ const isMemory = (link: string, bytes: number): boolean => {
 }
 
 /**
- * The guest's memory as a file, of a QEMU that is ours or was another daemon's. QEMU may have been taken over and may put anything in the
- * place of its descriptor: what was opened is looked at once more. It cannot shrink: QEMU seals it.
+ * The guest's memory as a file, of a QEMU that is ours or was another daemon's. QEMU may have been taken over and may
+ * put anything in the place of its descriptor: what was opened is looked at once more. It cannot shrink: QEMU seals it.
  */
 export const openMemory = (pid: number, bytes: number, access: 'r' | 'r+'): number => {
   const folder = `/proc/${pid}/fd`
@@ -37,16 +37,20 @@ const CHUNK_BYTES = 2 ** 20
 const BLOCK_BYTES = 2 ** 16
 const ZEROS = Buffer.alloc(BLOCK_BYTES)
 
+/** What a copy of a guest's memory came to. */
 export interface Copied {
-  /** Of what is not zero and where it is: the same for every file that reads the same, however its holes lie. Finds accidents, no more. */
+  /**
+   * A checksum of what is not zero and where it is: the same for every file that reads the same, however its holes lie.
+   * It finds accidents, no more.
+   */
   readonly sum: string
   /** Written. */
   readonly bytes: number
 }
 
 /**
- * Copies a guest's memory into an empty file, or into the memory of a machine that has not run. What is zero is left out. Off the event loop,
- * but for the look at each block.
+ * Copies a guest's memory into an empty file, or into the memory of a machine that has not run. What is zero is left
+ * out. Off the event loop, but for the look at each block.
  */
 export const copyMemory = async (from: number, to: number, signal: AbortSignal): Promise<Copied> => {
   const { size } = fstatSync(from)

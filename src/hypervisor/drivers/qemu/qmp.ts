@@ -7,8 +7,9 @@ import { messageOf } from '../../../lib/thrown.ts'
 import { eachLine, type LineLimits } from './lines.ts'
 
 /*
- * QEMU's machine protocol: one JSON object a line (docs/interop/qmp-spec.txt). A guest that has taken its QEMU over says here what it likes:
- * every line is checked by a schema before it is looked at, and what is wrong ends this connection and nothing else.
+ * QEMU's machine protocol: one JSON object a line (docs/interop/qmp-spec.txt). A guest that has taken its QEMU over
+ * says here what it likes: every line is checked by a schema before it is looked at, and what is wrong ends this
+ * connection and nothing else.
  */
 
 const LIMITS: LineLimits = { lengthMax: 65_536, rate: { perSecond: 500, burst: 5000 } }
@@ -22,7 +23,7 @@ const Answered = Type.Object({ id: Type.Integer(), return: Type.Unknown() })
 const Message = Type.Union([Greeting, QmpEvent, Refused, Answered])
 type Message = Static<typeof Message>
 
-/** Of a text of QEMU's, in an error of ours. */
+/** The longest text of QEMU's that an error of ours repeats, in UTF-16 units. */
 const SAID_MAX = 1000
 
 /** QEMU says what QEMU never says: it is not QEMU any more. */

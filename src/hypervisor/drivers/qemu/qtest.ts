@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net'
 import { deferred, orAbort, type Deferred } from '../../../lib/promise.ts'
 
-/** Of one answer: a VMM that a guest has taken over could send anything. Ours are numbers. */
+/** The longest answer, in bytes: a VMM that a guest has taken over could send anything. Ours are numbers. */
 const LINE_MAX = 256
 
 /** A width in bytes: 1, 2 or 4. */
@@ -10,8 +10,8 @@ const LETTER = { 1: 'b', 2: 'w', 4: 'l' } as const
 const HEX = /^(?:0x)?([0-9a-f]{1,16})$/i
 
 /**
- * QEMU's test protocol, a line each way (softmmu/qtest.c): what a processor of the guest would read and write, done for it while it stands
- * still. Accesses are of the machine's address space: guest memory, ports, registers of devices.
+ * QEMU's test protocol, a line each way (softmmu/qtest.c): what a processor of the guest would read and write, done for
+ * it while it stands still. Accesses are of the machine's address space: guest memory, ports, registers of devices.
  */
 export class Qtest {
   readonly #socket: Socket

@@ -18,7 +18,7 @@ import { VirtioRegisters } from './vsock-device.ts'
 
 const MAGIC = 'aerie qemu 1'
 const TRAILER_BYTES = 16_384
-/** Of devices without memory of their own: 170 KiB are usual. QEMU may have been taken over. */
+/** The most bytes of saved devices, the memory left out: 170 KiB are usual. QEMU may have been taken over. */
 const STATE_BYTES_MAX = 16 * 2 ** 20
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
@@ -32,7 +32,7 @@ export const Shape = Type.Object(
     accelerator: Type.Union([Type.Literal('kvm'), Type.Literal('tcg')]),
     /** What the host's processor can, where the guest has it as it is; empty under TCG. */
     cpu: Type.String(),
-    /** Of `layoutOf`. */
+    /** The text that `layoutOf` gave for the machine that was saved. */
     layout: Type.String(),
     vcpus: NotNegative,
     memoryMib: NotNegative,
@@ -43,13 +43,17 @@ export const Shape = Type.Object(
 )
 export type Shape = Static<typeof Shape>
 
-/** Turns a shape of an older release, which knew one network card at most, into one of today. What comes in may be anything. */
+/**
+ * Turns a shape of an older release, which knew one network card at most, into one of today. What comes in may be
+ * anything.
+ */
 export const shapeOfToday = (shape: unknown): unknown => {
   if (typeof shape !== 'object' || shape === null || !('nic' in shape)) return shape
   const { nic, ...rest } = shape
   return { ...rest, nics: nic === true ? ['user'] : [] }
 }
 
+/** Says what a machine must be like to be restored from what this one saves. */
 export const shapeOf = (options: QemuOptions, spec: MachineSpec): Shape => ({
   accelerator: options.accelerator,
   layout: layoutOf(options),

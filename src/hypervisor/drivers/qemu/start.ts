@@ -24,15 +24,15 @@ import { Qmp, QmpBroken, readEvent } from './qmp.ts'
 import { messageOf } from '../../../lib/thrown.ts'
 import { Qtest } from './qtest.ts'
 
-/** qapi/migration.json and qapi/machine.json. */
+/** The answers of qapi/migration.json and qapi/machine.json that are read. */
 const Migration = Type.Object({ status: Type.String({ maxLength: 64 }) })
 const Uuid = Type.Object({ UUID: Type.String({ maxLength: 64 }) })
 
 const SIGKILL = constants.signals.SIGKILL
 
 /**
- * Namespaces of its own for a process that needs nothing of the host but its descriptors: a second wall behind that of its user, where a
- * guest has broken out of it. Root makes them by right; whoever is not makes a user namespace first.
+ * Namespaces of its own for a process that needs nothing of the host but its descriptors: a second wall behind that of
+ * its user, where a guest has broken out of it. Root makes them by right; whoever is not makes a user namespace first.
  */
 const namespaces = (needsNetwork: boolean): NonNullable<LaunchSpec['namespaces']> => [
   ...(process.getuid?.() === 0 ? [] : (['user'] as const)),
@@ -203,7 +203,10 @@ const start = async (
   }
 }
 
-/** Takes the file system away from a QEMU that runs: it has only descriptors from now on. Where that fails, the log of the vm says so. */
+/**
+ * Takes the file system away from a QEMU that runs: it has only descriptors from now on. Where that fails, the log of
+ * the vm says so.
+ */
 const emptyRoot = async (vmm: Launched, vmmLog: number, signal: AbortSignal): Promise<void> => {
   if (namespacesForbidden) return
   try {
@@ -279,11 +282,11 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
 }
 
 /**
- * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend, every file an
- * inherited descriptor: no folder of ours need be open to the user that it runs as.
+ * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend,
+ * every file an inherited descriptor: no folder of ours need be open to the user that it runs as.
  *
- * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later; `-no-reboot`: a reboot
- * ends the machine too. A panic arrives as a reset, and the console tells the two apart.
+ * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later;
+ * `-no-reboot`: a reboot ends the machine too. A panic arrives as a reset, and the console tells the two apart.
  */
 export const driverOf = (options: QemuOptions): HypervisorDriver => ({
   name: 'qemu',

@@ -5,14 +5,16 @@ import type { Qtest } from './qtest.ts'
 /*
  * The vsock device across a save
  *
- * QEMU cannot write the state of its vhost-user-vsock device: it refuses to migrate with one, and ends with SIGSEGV where it is made to write
- * it. So the device stands in a slot where it can be plugged, and while the guest stands still it is taken out before a save and put back
- * after it (or into the machine that was restored), with the registers that the guest's driver had written:
+ * QEMU cannot write the state of its vhost-user-vsock device: it refuses to migrate with one, and ends with SIGSEGV
+ * where it is made to write it. So the device stands in a slot where it can be plugged, and while the guest stands
+ * still it is taken out before a save and put back after it (or into the machine that was restored), with the registers
+ * that the guest's driver had written:
  *
  *   read registers → eject → QEMU saves all the others → plug → write registers
  *
- * The guest sees none of it. Where its rings stand is known to the backend, or to the used ring in the guest's memory. In a restored machine
- * the host's side is another one: the guest is told by the event that the specification has for this (virtio 1.2, section 5.10.6.5).
+ * The guest sees none of it. Where its rings stand is known to the backend, or to the used ring in the guest's memory.
+ * In a restored machine the host's side is another one: the guest is told by the event that the specification has for
+ * this (virtio 1.2, section 5.10.6.5).
  */
 
 const U8 = Type.Integer({ minimum: 0, maximum: 0xff })
@@ -25,7 +27,7 @@ const shape = { additionalProperties: false }
 /** What a driver has written into a virtio device over PCI (virtio 1.2, section 4.1.4). */
 export const VirtioRegisters = Type.Object(
   {
-    /** Where it stands: bus number behind its port. */
+    /** The number of the bus behind its port, on which it stands. */
     bus: U8,
     /** Configuration space, `[offset, bytes, value]` in the order to be written. */
     config: Type.Array(Type.Tuple([U16, Type.Union([Type.Literal(1), Type.Literal(2), Type.Literal(4)]), U32]), {
@@ -66,7 +68,7 @@ export const VSOCK_PLUG = { driver: 'vhost-user-vsock-pci', chardev: 'vs', id: '
 export const PORT_SLOT = 0x1e
 export const VSOCK_PORT = `pcie-root-port,id=${VSOCK_PLUG.bus},chassis=1,slot=1,addr=0x${PORT_SLOT.toString(16)}`
 
-/** Where SeaBIOS puts the configuration spaces of a q35 (Q35_HOST_BRIDGE_PCIEXBAR_ADDR). */
+/** The address at which SeaBIOS puts the configuration spaces of a q35 (Q35_HOST_BRIDGE_PCIEXBAR_ADDR). */
 const ECAM = 0xb000_0000
 const ROOT_PORT = 0x000c_1b36
 const VSOCK = 0x1053_1af4
@@ -104,7 +106,10 @@ const STATUS = { acknowledge: 1, driver: 2, driverOk: 4, featuresOk: 8 } as cons
 const MSIX_ON = 0x8000
 const VECTORS_MAX = 16
 
-/** docs/specs/acpi_pci_hotplug.txt, at ACPI_PCIHP_ADDR_ICH9; the general events at ICH9_PMIO_GPE0_STS of QEMU's PM base. */
+/**
+ * The ports of docs/specs/acpi_pci_hotplug.txt in QEMU's sources, at ACPI_PCIHP_ADDR_ICH9; the general events at
+ * ICH9_PMIO_GPE0_STS of QEMU's PM base.
+ */
 const HOTPLUG = { up: 0xcc0, eject: 0xcc8, bus: 0xcd0 } as const
 const GPE_STATUS = 0x620
 const GPE_HOTPLUG = 2
@@ -248,7 +253,10 @@ export const readRegisters = async (q: Qtest): Promise<VirtioRegisters | undefin
   }
 }
 
-/** Takes the device out, as the guest's own write to the eject register does: no word of it to the guest, which stands still. */
+/**
+ * Takes the device out, as the guest's own write to the eject register does: no word of it to the guest, which stands
+ * still.
+ */
 export const eject = async (q: Qtest): Promise<void> => {
   const selected = await q.readPort(4, HOTPLUG.bus)
   for (let bus = 0; bus < BUSES_MAX && (await find(q)).found; bus++) {
@@ -314,21 +322,24 @@ export const writeRegisters = async (
   await set(1, COMMON.status, common.status)
 }
 
-/** struct virtio_vsock_event: VIRTIO_VSOCK_EVENT_TRANSPORT_RESET. */
+/** The id VIRTIO_VSOCK_EVENT_TRANSPORT_RESET of a `struct virtio_vsock_event`. */
 const TRANSPORT_RESET = 0
 const EVENT_QUEUE = 2
 const DESCRIPTOR_WRITE = 2
 
-/** A reset that lies in the guest's queue: the place of the driver's position in guest memory, and where it stood then. */
+/**
+ * A reset that lies in the guest's queue: the place of the driver's position in guest memory, and where it stood then.
+ */
 export const PendingReset = Type.Object({ at: Address, avail: U16 }, shape)
 export type PendingReset = Static<typeof PendingReset>
 
-/** Between two looks: the guest gives the buffer back within a few of its own milliseconds. */
+/** The time between two looks, ms: the guest gives the buffer back within a few of its own milliseconds. */
 const TAKEN_MS = 5
 
 /**
- * Waits until the guest has taken a reset. Linux gives the buffer back after it has read its CID and ended its connections, and that is the
- * only sign there is; a connection that is made before is ended with those of before, or answered in another guest's name.
+ * Waits until the guest has taken a reset. Linux gives the buffer back after it has read its CID and ended its
+ * connections, and that is the only sign there is; a connection that is made before is ended with those of before, or
+ * answered in another guest's name.
  *
  * @throws Error: QEMU hung up; the signal's reason
  */
@@ -340,9 +351,9 @@ export const resetTaken = async (q: Qtest, { at, avail }: PendingReset, signal: 
 }
 
 /**
- * Tells the guest that its connections are gone and that its CID may be another: what a device does on its event queue, which QEMU keeps to
- * itself and never uses. Gives back what `resetTaken` waits for when the guest runs; a guest whose driver does not run yet will ask for its
- * CID when it does.
+ * Tells the guest that its connections are gone and that its CID may be another: what a device does on its event queue,
+ * which QEMU keeps to itself and never uses. Gives back what `resetTaken` waits for when the guest runs; a guest whose
+ * driver does not run yet will ask for its CID when it does.
  */
 export const tellReset = async (
   q: Qtest,

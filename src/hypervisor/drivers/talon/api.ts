@@ -2,7 +2,7 @@ import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import { requestWithFds } from './request-with-fds.ts'
 
-/** Of one answer: the longest is a full ring of events, some 64 KiB. */
+/** The most bytes of one answer: the longest is a full ring of events, some 64 KiB. */
 const ANSWER_BYTES_MAX = 2 ** 20
 /** How long a verb other than the wait for events may take. */
 const VERB_MS = 10_000
@@ -49,8 +49,8 @@ export class VerbRefused extends Error {
 }
 
 /**
- * Cloud Hypervisor's REST dialect on a Unix socket (its openapi, v54), a connection a request. The VMM at the other end runs what its guest
- * makes of it: an answer is bounded, and checked before anything is believed.
+ * Cloud Hypervisor's REST dialect on a Unix socket (its openapi, v54), a connection a request. The VMM at the other end
+ * runs what its guest makes of it: an answer is bounded, and checked before anything is believed.
  */
 export class VmmApi {
   readonly #path: string
@@ -95,7 +95,10 @@ export class VmmApi {
     return understand(answer.status, await bounded(answer), shape)
   }
 
-  /** A verb whose body is `fd:`, with its files: they travel with the request (SCM_RIGHTS). It takes as long as the signal allows. */
+  /**
+   * A verb whose body is `fd:`, with its files: they travel with the request (SCM_RIGHTS). It takes as long as the
+   * signal allows.
+   */
   async putFds<T extends TSchema>(
     verb: 'vm.snapshot' | 'vm.fork',
     shape: T,

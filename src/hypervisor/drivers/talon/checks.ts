@@ -48,7 +48,10 @@ const jail = async ({ kvm, config }: Ground, another: boolean): Promise<Check> =
 
 const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
 
-/** Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it boots, not 550. */
+/**
+ * Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it
+ * boots, not 550.
+ */
 const sharedMemory = (): Check => {
   let said: string
   try {

@@ -15,7 +15,7 @@ import { Forked, VerbRefused, VmmApi, type VmEvent } from './api.ts'
 const SIGKILL = constants.signals.SIGKILL
 /** How long one request waits for an event; below what talon allows. */
 const WAIT_MS = 50_000
-/** Between two requests where one told nothing new before its time: a talon that its guest has taken over must not keep us busy. */
+/** The time between two requests, ms, where the first told nothing new early: a hostile talon must not keep us busy. */
 const CALM_MS = 500
 /** Requests for events, where each told something new. A machine has a dozen events in its life. */
 const ASKED: Rate = { perSecond: 2, burst: 64 }
@@ -23,7 +23,10 @@ const ASKED: Rate = { perSecond: 2, burst: 64 }
 const LAST_WORD_MS = 1000
 const CONSOLE_TAIL = 65_536
 
-/** Beside the sockets, for the daemon that adopts: where this boot's console begins. talon sees the file and may not read it. */
+/**
+ * The note for a daemon that adopts: where this boot's console begins. It stands beside the sockets; talon may not read
+ * it.
+ */
 export const ConsoleNote = Type.Object({ log: Type.String(), from: Type.Integer({ minimum: 0 }) })
 export type ConsoleNote = Static<typeof ConsoleNote>
 
@@ -75,7 +78,10 @@ export class TalonMachine implements Machine {
     this.#ended.resolve(end)
   }
 
-  /** Hears every event from the first one on, also those from before an adoption, until one is the end or the process has gone. */
+  /**
+   * Hears every event from the first one on, also those from before an adoption, until one is the end or the process
+   * has gone.
+   */
   async #follow(): Promise<void> {
     const signal = this.#over.signal
     let gone = false
@@ -169,7 +175,7 @@ export class TalonMachine implements Machine {
     this.#ram = undefined
   }
 
-  /** talon refuses what is so already; here that is no error. */
+  /** Pauses or resumes the guest. talon refuses what is so already; here that is no error. */
   async #changeState(state: 'running' | 'paused', verb: 'vm.pause' | 'vm.resume', signal: AbortSignal): Promise<void> {
     try {
       await this.#api.put(verb, signal)

@@ -43,12 +43,16 @@ export const unfit = (): string | undefined => {
   return said.jail.seccomp_kill_process ? undefined : 'its jail needs seccomp, and this kernel has none'
 }
 
-/** Says that this kernel's Landlock is older than the configuration asks for; undefined where it is not, or nothing is asked. */
+/**
+ * Says that this kernel's Landlock is older than the configuration asks for; undefined where it is not, or nothing is
+ * asked.
+ */
 export const lacksLandlock = (abiMin: number): string | undefined => {
   if (abiMin === 0) return undefined
   const found = reportNow()?.jail.landlock_abi ?? 0
   return found < abiMin ? sayLandlock(found, abiMin) : undefined
 }
 
+/** Says that the Landlock of this kernel is older than the configuration asks for. */
 export const sayLandlock = (found: number, abiMin: number): string =>
   `the configuration asks for Landlock ${abiMin} or newer (landlock_abi_min), and this kernel has ${found === 0 ? 'none' : found}`

@@ -4,6 +4,7 @@ import { Value } from '@sinclair/typebox/value'
 import { orAbort } from '../../../lib/promise.ts'
 import { sendFds } from '../../../linux/socket.ts'
 
+/** An HTTP answer before anything of it is believed. */
 export interface RawAnswer {
   readonly status: number
   readonly body: string
@@ -18,8 +19,8 @@ const fdOf = (socket: unknown): number => {
 }
 
 /**
- * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end (`connection:
- * close`), of at most `bytesMax`.
+ * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end
+ * (`connection: close`), of at most `bytesMax`.
  *
  * @throws Error: nobody answers, or no HTTP; the signal's reason
  */

@@ -36,14 +36,17 @@ const FD = numbered(
   'state',
   'memory',
 )
-/** Of the memory file, in /proc/PID/fd: the daemon that adopts knows it by this. */
+/** The name of the memory file in /proc/PID/fd, by which a daemon that adopts knows it. */
 const RAM = 'aerie-ram'
 const CONSOLE_NOTE = 'console.json'
 
-/** In whole huge pages. */
+/** Counts the bytes of a guest's memory, in whole huge pages. */
 const ramBytes = (spec: MachineSpec): number => Math.ceil(spec.memoryMib / 2) * 2 ** 21
 
-/** Names the place on the guest's bus that a disk has in every boot, whatever other disks there are (native/talon, layout.rs). */
+/**
+ * Names the place on the guest's bus that a disk has in every boot, whatever other disks there are (native/talon,
+ * layout.rs).
+ */
 const placeOf = (serial: string): string => serial.replace(/^vol(?=\d+$)/, 'volume')
 
 /** The group whose limits the writable disks share. */
@@ -86,7 +89,10 @@ const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean):
   console: { mode: 'Off' },
 })
 
-/** What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private view of the file. */
+/**
+ * What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private
+ * view of the file.
+ */
 const launchOf = (spec: MachineSpec, disks: readonly number[], from: Saved | undefined): unknown =>
   from
     ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, disks, false) } }
@@ -168,7 +174,8 @@ const start = async (
         umask: 0o077,
         cgroups: spec.cgroups,
         rlimits: { core: [0, 0], nofile: [4096, 4096] },
-        // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth nothing.
+        // It empties its root with them and drops them before the guest runs; outside its namespaces they are worth
+        // nothing.
         namespaces: ['user', 'mount', 'net', 'pid', 'ipc'],
         capabilities: 'keep',
         no_new_privs: true,
@@ -248,7 +255,10 @@ const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
   )
 }
 
-/** The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork copies it where not. */
+/**
+ * The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork
+ * copies it where not.
+ */
 const ramOf = (pid: number): number | undefined => {
   const path = `/proc/${pid}/fd/${FD.ram}`
   try {
@@ -268,10 +278,12 @@ const noteIn = (folder: string): ConsoleNote | undefined => {
 }
 
 /**
- * talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing launch`, the empty root, Landlock and seccomp
- * are its own; every file is an inherited descriptor, and the folder with the vsock sockets is all that it sees.
+ * Makes the driver of talon, our VMM (native/talon): one process, jailed. Namespaces and the user come from `wing
+ * launch`, the empty root, Landlock and seccomp are its own; every file is an inherited descriptor, and the folder with
+ * the vsock sockets is all that it sees.
  *
- * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon looks is read later.
+ * `--at-end hold`: a guest that ends, by reboot too, leaves talon standing with its events, so an end while no daemon
+ * looks is read later.
  */
 export const driverWith = (landlockAbiMin: number): HypervisorDriver => ({
   name: 'talon',

@@ -3,10 +3,10 @@ import { checks } from './checks.ts'
 import { lacksLandlock, unfit } from './report.ts'
 import { driverWith } from './start.ts'
 
-/** talon on whatever Landlock the kernel has. */
+/** Runs talon on whatever Landlock the kernel has. */
 export const driver = driverWith(0)
 
-/** talon, which is in this executable: wherever KVM can run an unmodified guest. */
+/** Offers talon, which is in this executable, wherever KVM can run an unmodified guest. */
 export const talon: DriverOffer = {
   name: 'talon',
   find: ({ kvm, accelerator, config }) => {
