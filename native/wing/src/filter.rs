@@ -19,8 +19,8 @@ pub fn equal(argument: u8, value: i32) -> Result<SeccompCondition, seccompiler::
     Ok(condition)
 }
 
-/// Makes the filter of a process that may make the calls of `free` with any arguments, those of `narrow` where all of their
-/// conditions hold, and memory that is not executable. Any other call kills it.
+/// Makes the filter of a process that may make the calls of `free` with any arguments, those of `narrow` where all conditions of
+/// one of their entries hold, and memory that is not executable. Any other call kills it.
 ///
 /// # Errors
 /// A filter that is larger than the kernel takes.
@@ -31,7 +31,10 @@ pub fn program(
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         free.iter().map(|&call| (call, Vec::new())).collect();
     for (call, conditions) in narrow {
-        rules.insert(call, vec![SeccompRule::new(conditions)?]);
+        rules
+            .entry(call)
+            .or_default()
+            .push(SeccompRule::new(conditions)?);
     }
     // The third argument of both is the protection.
     let exec = u64::from(libc::PROT_EXEC.unsigned_abs());
@@ -42,7 +45,10 @@ pub fn program(
     }
     // The standard library asks in debug builds whether a descriptor is open before it closes it.
     let getfd = vec![equal(1, libc::F_GETFD)?];
-    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(getfd)?]);
+    rules
+        .entry(libc::SYS_fcntl)
+        .or_default()
+        .push(SeccompRule::new(getfd)?);
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::KillProcess,

@@ -1,9 +1,10 @@
-//! wing: the short helpers of an aerie host, one static file with four commands.
+//! wing: the short helpers of an aerie host, one static file with five commands.
 //! Each command is a module of its own and shares nothing with its neighbours but this table.
 
 mod bare;
 mod filter;
 mod launch;
+mod net;
 mod pack;
 mod vsock;
 
@@ -15,10 +16,11 @@ fn main() -> ExitCode {
     match argv.next().as_deref().and_then(std::ffi::OsStr::to_str) {
         Some("bare") => bare::main(argv),
         Some("launch") => launch::main(argv),
+        Some("net") => net::main(argv),
         Some("vsock") => vsock::main(argv),
         Some("pack") => pack::main(argv),
         _ => {
-            eprintln!("usage: wing launch|bare|vsock|pack …");
+            eprintln!("usage: wing launch|bare|net|vsock|pack …");
             ExitCode::from(2)
         }
     }
