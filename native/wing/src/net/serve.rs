@@ -52,6 +52,8 @@ impl Helper {
         let Token { kind, number } = token;
         let index = usize::try_from(number).unwrap_or(usize::MAX);
         match kind {
+            // A non-blocking accept does not say that the listener was shut down.
+            Kind::ControlListener if events.contains(EventSet::HANG_UP) => return false,
             Kind::ControlListener => match self.control.accept(&self.poll) {
                 Ok(false) => {}
                 // What an older controller was asked to commit nobody will.

@@ -385,7 +385,7 @@ fn mac(text: &str) -> Result<Mac, Refusal> {
     let mut parts = text.split(':');
     for byte in &mut mac {
         let part = parts.next().filter(|part| part.len() == 2);
-        let Some(value) = part.and_then(|part| hex(part)) else {
+        let Some(value) = part.and_then(hex) else {
             return invalid(format!("{text:?} is no MAC address"));
         };
         *byte = value;

@@ -419,6 +419,8 @@ fn recv_message(
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(&raw const header);
         while let Some(message) = next.as_ref() {
+            // musl and glibc differ in this field's type.
+            #[allow(clippy::useless_conversion)]
             let whole = usize::try_from(message.cmsg_len).unwrap_or(0);
             let head = usize::try_from(libc::CMSG_LEN(0)).unwrap_or(usize::MAX);
             let data = std::slice::from_raw_parts(

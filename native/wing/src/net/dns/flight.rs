@@ -253,7 +253,7 @@ mod tests {
 
         for bytes in &sent {
             let read = Message::from_vec(bytes).unwrap();
-            assert_eq!(read.queries, [question.query.clone()]);
+            assert_eq!(read.queries, std::slice::from_ref(&question.query));
             assert!(read.metadata.recursion_desired);
             assert_eq!(read.edns.map(|edns| edns.max_payload()), Some(1232));
         }

@@ -68,7 +68,7 @@ fn own(state: &State, question: &Question, turn: usize) -> Option<Message> {
     let network = &state.network;
     let domains = || std::iter::once(&network.domain).chain(&network.search);
     let found = domains()
-        .filter_map(|domain| Some(name.strip_suffix(domain.as_str())?.strip_suffix('.')?))
+        .filter_map(|domain| name.strip_suffix(domain.as_str())?.strip_suffix('.'))
         .chain(std::iter::once(name))
         .find_map(|short| state.addresses(short));
     if let Some(addresses) = found {
