@@ -26,7 +26,7 @@ pub use connections::reset as reset_connections;
 pub use dhcp::Waiter;
 pub use error::NetworkError;
 
-use card::Card;
+use card::{Card, Way};
 use dhcp::{Client, Lease, Plan};
 use error::failed;
 use link::Link;
@@ -58,8 +58,8 @@ pub struct Network {
 }
 
 /// A card with the link that it is, and whether that becomes another.
-struct Job<'a> {
-    card: &'a Card,
+struct Job {
+    card: Card,
     place: usize,
     link: Link,
     changes: bool,
@@ -108,7 +108,9 @@ impl Network {
                 done = done.and(Err(NetworkError::NoCard(place)));
                 continue;
             };
-            match begin(&mut netlink, card, before.cards.get(place), link) {
+            let card = usable(card, link);
+            let old = before.cards.get(place).map(|old| usable(old, link));
+            match begin(&mut netlink, &card, old.as_ref(), link) {
                 Ok(changes) => jobs.push(Job {
                     card,
                     place,
@@ -145,7 +147,7 @@ impl Network {
             }
         }
         announce::start(jobs.into_iter().map(|job| announce::Own {
-            addresses: ips(job.card).collect(),
+            addresses: ips(&job.card).collect(),
             link: job.link,
         }));
         done
@@ -170,6 +172,18 @@ impl Network {
     pub fn waiters(&self) -> Vec<Waiter> {
         self.clients.values().map(Client::waiter).collect()
     }
+}
+
+/// A card without IPv6 where the kernel has none, or the guest has switched it off for the card.
+fn usable(card: &Card, link: &Link) -> Card {
+    let mut card = card.clone();
+    let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", link.name);
+    let has_ipv6 = fs::read(path).is_ok_and(|value| value.starts_with(b"0"));
+    if !has_ipv6 {
+        card.addresses.retain(|subnet| subnet.ip.is_ipv4());
+        card.ways.retain(Way::is_ipv4);
+    }
+    card
 }
 
 fn ips(card: &Card) -> impl Iterator<Item = IpAddr> {
@@ -208,15 +222,16 @@ fn apply_lease(
             .map_err(failed("lower the link", &link.name))?;
     }
     let card = with_lease(card, new);
+    let addresses = ips(&card).collect();
     let job = Job {
-        card: &card,
+        card,
         place,
         link: link.clone(),
         changes,
     };
     job.run(&mut netlink)?;
     announce::start(std::iter::once(announce::Own {
-        addresses: ips(&card).collect(),
+        addresses,
         link: job.link,
     }));
     Ok(())
@@ -244,7 +259,7 @@ fn begin(
     Ok(changes)
 }
 
-impl Job<'_> {
+impl Job {
     fn run(&self, netlink: &mut Netlink) -> Result<(), NetworkError> {
         let Self { card, link, .. } = self;
         let (index, name) = (link.index, link.name.as_str());

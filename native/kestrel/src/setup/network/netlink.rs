@@ -11,7 +11,7 @@ const ATTRIBUTE_BYTES: usize = 4;
 /// The kernel gives a list in parts of at most 32 KiB.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The kernel answers at once; nothing of a guest's may hang PID 1.
-const ANSWER_SECONDS_MAX: libc::time_t = 5;
+const ANSWER_SECONDS_MAX: u8 = 5;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -96,7 +96,7 @@ impl Netlink {
     pub fn open(protocol: libc::c_int, groups: u32) -> io::Result<Self> {
         let socket = socket::open(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         let limit = libc::timeval {
-            tv_sec: ANSWER_SECONDS_MAX,
+            tv_sec: ANSWER_SECONDS_MAX.into(),
             tv_usec: 0,
         };
         socket::set(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit)?;

@@ -231,6 +231,27 @@ fn a_card_without_a_carrier_is_set_for_the_moment_when_it_has_one() {
 }
 
 #[test]
+fn a_guest_without_ipv6_has_the_rest() {
+    alone(&format!("{HERE}a_guest_without_ipv6_has_the_rest"), || {
+        let link = [pair("one")];
+        fs::write("/proc/sys/net/ipv6/conf/one/disable_ipv6", "1").unwrap();
+        let mut network = Network::default();
+
+        for whenever in ["first", "again"] {
+            let mut was_up = false;
+            set(&mut network, &cards(&[full()]), &link, || {
+                was_up = ip("link show one").contains("state UP");
+            })
+            .unwrap();
+
+            assert_eq!(was_up, whenever == "again");
+            assert_eq!(addresses("one"), ["10.42.0.5/24"]);
+            assert!(ip("route show").contains("default via 10.42.0.1 dev one"));
+        }
+    });
+}
+
+#[test]
 fn of_several_cards_each_has_its_own_and_the_first_is_the_way_out() {
     let name = "of_several_cards_each_has_its_own_and_the_first_is_the_way_out";
     alone(&format!("{HERE}{name}"), || {

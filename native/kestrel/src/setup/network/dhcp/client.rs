@@ -17,18 +17,18 @@ use crate::sys::{Wake, is_ready, lock, poll, poll_entry, spawn_thread};
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
 
-/// Seconds until a question is repeated, doubled each time to the second number. Servers of the same host answer in
+/// Half seconds until a question is repeated, doubled each time to the second number. Servers of the same host answer in
 /// milliseconds, and the first question may come before the other end listens.
-const PATIENCE_MIN: f64 = 0.5;
-const PATIENCE_MAX: f64 = 64.0;
+const PATIENCE_MIN: u32 = 1;
+const PATIENCE_MAX: u32 = 128;
 /// The same for an offer that is taken, and an address of before; how often each is said.
-const ANSWER: f64 = 2.0;
+const ANSWER: u32 = 4;
 const TRIES: u32 = 3;
 /// After a refusal.
-const REST: f64 = 1.0;
+const REST: u32 = 2;
 /// Between two questions for more time, at least.
-const RENEWAL_MIN: f64 = 30.0;
-const CARRIER_MAX: f64 = 30.0;
+const RENEWAL_MIN: u32 = 60;
+const CARRIER_MAX: u32 = 60;
 
 /// What a client is to do.
 #[derive(Clone, Debug)]
@@ -156,18 +156,21 @@ impl<A: FnMut(Option<&Lease>, Option<&Lease>), T: Fn()> Thread<A, T> {
         }
     }
 
-    fn seconds(&self, seconds: f64) -> Duration {
-        self.plan.second.mul_f64(seconds)
+    /// So many half seconds.
+    fn halves(&self, count: u32) -> Duration {
+        self.plan.second.saturating_mul(count) / 2
     }
 
+    /// A time of a lease.
     fn scaled(&self, time: Duration) -> Duration {
-        self.seconds(time.as_secs_f64())
+        let halves = u32::try_from(time.as_millis() / 500);
+        self.halves(halves.unwrap_or(u32::MAX))
     }
 
     /// Asks until somebody gives an address.
     fn obtain(&mut self, known: Option<Lease>) -> Result<Lease, Stopped> {
         let (begin, mut said) = (Instant::now(), false);
-        let deadline = begin + self.seconds(CARRIER_MAX);
+        let deadline = begin + self.halves(CARRIER_MAX);
         let wake = self.shared.wake.fd();
         // Without a carrier, or without an answer to that question, it is asked all the same.
         let _ = link::carrier(self.plan.link.index, deadline, Some(wake));
@@ -185,7 +188,7 @@ impl<A: FnMut(Option<&Lease>, Option<&Lease>), T: Fn()> Thread<A, T> {
                 Ok(Some((ip, server))) => {
                     match self.exchange(Question::Take { ip, server }, None, begin)? {
                         Some(Answer::Lease(lease)) => return Ok(lease),
-                        _ => self.sleep(self.seconds(REST))?,
+                        _ => self.sleep(self.halves(REST))?,
                     }
                 }
                 Ok(None) => {}
@@ -197,17 +200,17 @@ impl<A: FnMut(Option<&Lease>, Option<&Lease>), T: Fn()> Thread<A, T> {
                             self.plan.link.name
                         ));
                     }
-                    self.sleep(self.seconds(patience))?;
+                    self.sleep(self.halves(patience))?;
                 }
             }
-            patience = (patience * 2.0).min(PATIENCE_MAX);
+            patience = (patience * 2).min(PATIENCE_MAX);
         }
     }
 
-    fn offer(&self, patience: f64, begin: Instant) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, Failed> {
+    fn offer(&self, patience: u32, begin: Instant) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, Failed> {
         let (socket, asker) = self.open()?;
         let question = asker.say(Question::Discover, since(begin));
-        let until = Instant::now() + self.seconds(patience);
+        let until = Instant::now() + self.halves(patience);
         self.ask(
             &socket,
             &asker,
@@ -232,7 +235,7 @@ impl<A: FnMut(Option<&Lease>, Option<&Lease>), T: Fn()> Thread<A, T> {
             let (socket, asker) = self.open()?;
             for _ in 0..TRIES {
                 let question = asker.say(question, since(begin));
-                let until = Instant::now() + self.seconds(ANSWER);
+                let until = Instant::now() + self.halves(ANSWER);
                 let pick = |answer| (!matches!(answer, Answer::Offer { .. })).then_some(answer);
                 let found = self.ask(&socket, &asker, &question, server, until, pick)?;
                 if found.is_some() {
@@ -279,7 +282,7 @@ impl<A: FnMut(Option<&Lease>, Option<&Lease>), T: Fn()> Thread<A, T> {
                 // RFC 2131 §4.4.5: half of what is left, of the time for this server and then of all.
                 let limit = if now < rebind { rebind } else { end };
                 let half = limit.saturating_duration_since(Instant::now()) / 2;
-                next = (Instant::now() + half.max(self.seconds(RENEWAL_MIN))).min(end);
+                next = (Instant::now() + half.max(self.halves(RENEWAL_MIN))).min(end);
             };
             match answer {
                 Some(Answer::Lease(new)) => lease = new,
