@@ -352,3 +352,80 @@ test('file names are in kebab-case', () => {
       .filter((file) => !/^([a-z0-9]+(-[a-z0-9]+)*\/)*[a-z0-9]+(-[a-z0-9]+)*(\.d)?\.ts$/.test(file)),
   ).toEqual([])
 })
+
+/** The doc comments of a file, each with the line of its first word. */
+const docComments = (text: string): { readonly line: number; readonly says: string }[] =>
+  [...text.matchAll(/^[ \t]*\/\*\*\s*(?:\* )?([^\n]*)/gm)].map((match) => ({
+    line: text.slice(0, match.index).split('\n').length,
+    says: match[1] ?? '',
+  }))
+
+/** A comment that begins so has no subject: it is read only together with the name below it. */
+const BARE_OPENING =
+  /^(Of|In|On|At|By|With|Without|From|To|For|Before|After|Behind|Under|Over|Until|Between|Where|When|As|If|While|Per|Through|Into|Against|Beside|Below|Above|Within)\b/
+/** A sentence begins with a capital; a name of the code may stand first as it is written. */
+const LOWER_OPENING = /^[a-z](?!\w*[A-Z_(.\d])/
+
+test('a doc comment names what it is about: none begins with a preposition or in lower case', () => {
+  const wrong = sources.flatMap(({ file, text }) =>
+    docComments(text)
+      .filter(({ says }) => BARE_OPENING.test(says) || LOWER_OPENING.test(says))
+      .map(({ line, says }) => `${file}:${line} ${says.slice(0, 60)}`),
+  )
+
+  expect(['Of one line', 'where it is'].filter((one) => BARE_OPENING.test(one) || LOWER_OPENING.test(one)).length).toBe(
+    2,
+  )
+  expect(sources.flatMap(({ text }) => docComments(text)).length).toBeGreaterThan(1500)
+  expect(wrong).toEqual([])
+})
+
+test('what is exported has a comment: of functions, classes and interfaces all but 8 in a hundred', () => {
+  const exported = sources.flatMap(({ file, text }) => {
+    const lines = text.split('\n')
+    return lines.flatMap((line, index) =>
+      /^export (?:(?:async |abstract )*(?:function|class|interface)\b|const \w+ = (?:async )?(?:[<(]|\w+ =>))/.test(
+        line,
+      )
+        ? [{ at: `${file}:${index + 1}`, isSaid: (lines[index - 1] ?? '').trimEnd().endsWith('*/') }]
+        : [],
+    )
+  })
+  const silent = exported.filter((one) => !one.isSaid).map((one) => one.at)
+
+  expect(exported.length).toBeGreaterThan(600)
+  expect(silent.length / exported.length < 0.08 ? [] : silent).toEqual([])
+})
+
+test('a line has 120 columns: all but 5 in a thousand, which the formatter cannot break', () => {
+  const lines = sources.flatMap(({ file, text }) =>
+    text.split('\n').map((line, index) => ({ at: `${file}:${index + 1}`, length: line.length })),
+  )
+  const wide = lines.filter(({ length }) => length > 120).map(({ at }) => at)
+
+  expect(wide.length / lines.length < 0.005 ? [] : wide).toEqual([])
+})
+
+test('a file that the documents name is there', () => {
+  const root = join(SRC, '..')
+  const folders = ['src', 'native', 'scripts', 'test', 'docs']
+  const documents = [
+    ...readdirSync(join(root, 'docs')).map((file) => `docs/${file}`),
+    'README.md',
+    'CONTRIBUTING.md',
+    'SECURITY.md',
+  ].filter((file) => file.endsWith('.md'))
+  const named = documents.flatMap((file) =>
+    [...readFileSync(join(root, file), 'utf8').matchAll(/`(?:\.\/)?([\w.-]+(?:\/[\w.-]+)+)\/?`/g)].flatMap(
+      ([, path = '']) =>
+        folders.includes(path.split('/')[0] ?? '') || /^[a-z][\w-]*\/.*\.(ts|rs|md|json)$/.test(path)
+          ? [{ file, path }]
+          : [],
+    ),
+  )
+
+  expect(named.length).toBeGreaterThan(30)
+  expect(named.filter(({ path }) => !existsSync(join(root, path))).map(({ file, path }) => `${file}: ${path}`)).toEqual(
+    [],
+  )
+})

@@ -64,7 +64,7 @@ export const diskFull = fault(
 /** The most symbolic links that are followed in a row, as many as Linux follows (path_resolution(7)). */
 const LINKS_MAX = 40
 
-/** Where the entries of an archive go, and who is told of what was left out. */
+/** How the entries of an archive are unpacked, and who is told of what was left out. */
 export interface UnpackOptions {
   /** Tells where an entry goes, as parts below the folder; undefined leaves it out. */
   readonly rename?: (parts: readonly string[]) => readonly string[] | undefined

@@ -3,7 +3,7 @@ import type { Machine } from '../hypervisor/driver.ts'
 /** How long a conversation is waited for at most, however well its guest answers others, ms. */
 const LONGEST_MS = 120_000
 
-/** When the agent of a machine last answered anybody, in milliseconds of `performance.now`. */
+/** The moment at which the agent of a machine last answered anybody, in milliseconds of `performance.now`. */
 const answered = new WeakMap<Machine, number>()
 
 /**

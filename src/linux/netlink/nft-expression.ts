@@ -60,18 +60,21 @@ export const CT_STATUS = { snat: 16, dnat: 32 } as const
 /** Types of addresses of a `fib`. */
 export const FIB_LOCAL = 2
 
+/** Loads a fact of the packet (its interface, its protocol) into a register. */
 export const meta = (key: keyof typeof META, into = 0): Expression =>
   expression('meta', [
     [1, register(into)],
     [2, u32be(META[key])],
   ])
 
+/** Loads a fact of the packet's connection into a register. */
 export const ct = (key: keyof typeof CT, into = 0): Expression =>
   expression('ct', [
     [1, register(into)],
     [2, u32be(CT[key])],
   ])
 
+/** Loads `length` bytes of the packet into a register, from `offset` bytes behind a header. */
 export const payload = (base: keyof typeof BASE, offset: number, length: number, into = 0): Expression =>
   expression('payload', [
     [1, register(into)],
@@ -80,6 +83,7 @@ export const payload = (base: keyof typeof BASE, offset: number, length: number,
     [4, u32be(length)],
   ])
 
+/** Ends the rule unless a register compares so with a value. */
 export const compare = (operator: keyof typeof COMPARISON, value: Uint8Array, of = 0): Expression =>
   expression('cmp', [
     [1, register(of)],
@@ -132,6 +136,7 @@ export const lookupNot = (set: string, of = 0): Expression =>
     [5, u32be(1)],
   ])
 
+/** Decides what becomes of the packet. */
 export const verdict = (what: Verdict): Expression =>
   expression('immediate', [
     [1, VERDICT_REGISTER],
@@ -154,6 +159,7 @@ export const dnat = (family: number, address: number, port: number): Expression 
     [5, register(port)],
   ])
 
+/** Rewrites where a packet comes from: to the address of the interface that it leaves by. */
 export const masquerade = (): Expression => expression('masq', [])
 
 /** Rewrites where a packet goes to: to this host, at the port in a register. */

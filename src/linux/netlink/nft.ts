@@ -43,7 +43,7 @@ export const FAMILY = { inet: 1, ipv4: 2, netdev: 5, bridge: 7, ipv6: 10 } as co
 /** Nobody but the socket that made the table may change it (Linux 5.12), and it outlives that socket (6.9). */
 export const TABLE_OWNED = 2
 export const TABLE_PERSISTS = 4
-/** linux/if.h: 15 characters and a NUL. */
+/** The longest name of an interface: 15 characters and a NUL (linux/if.h). */
 const INTERFACE_NAME_MAX = 15
 const INTERFACE_NAME_BYTES = 16
 /** A list of elements is one attribute, of at most 64 KiB. */
@@ -77,7 +77,7 @@ export const deleteTable = (table: Table): Message => message(table, TYPE.delete
 
 const HOOK = { prerouting: 0, input: 1, forward: 2, output: 3, postrouting: 4, ingress: 0, egress: 1 } as const
 
-/** Where a base chain stands in the way of packets. */
+/** The place at which a base chain stands in the way of packets. */
 export interface Hook {
   readonly kind: 'filter' | 'nat' | 'route'
   readonly hook: keyof typeof HOOK
@@ -87,6 +87,7 @@ export interface Hook {
   readonly device?: string
 }
 
+/** Makes the message that makes a chain; with a hook it is a base chain. */
 export const newChain = (table: Table, name: string, hook?: Hook): Message =>
   message(table, TYPE.newChain, FLAG.create, [
     [1, text(table.name)],
@@ -181,6 +182,7 @@ const orderOf = (types: readonly Datatype[]): Uint8Array => {
 
 let lastSetId = 0
 
+/** Makes the message that makes a set, or a map. */
 export const newSet = (table: Table, { name, key, data, interval, timeout, counter: counts }: SetShape): Message => {
   const ranges = interval === true && key.length > 1
   const flags =
@@ -219,6 +221,7 @@ export const newSet = (table: Table, { name, key, data, interval, timeout, count
   ])
 }
 
+/** Makes the message that deletes a set. */
 export const deleteSet = (table: Table, name: string): Message =>
   message(table, TYPE.deleteSet, 0, [
     [1, text(table.name)],
@@ -316,6 +319,7 @@ const inLists = (list: readonly Attribute[]): Attribute[][] => {
   return part.length > 0 ? [...parts, part] : parts
 }
 
+/** Makes the messages that add elements to a set. */
 export const addElements = (table: Table, set: SetShape, elements: readonly Element[]): Message[] =>
   elementMessages(table, TYPE.newElement, set, elements)
 
@@ -336,6 +340,7 @@ export interface Count {
 
 const COUNTER = 1
 
+/** Makes the message that makes a counter with a name, from a count on. */
 export const newCounter = (table: Table, name: string, from: Count = { packets: 0, bytes: 0 }): Message =>
   message(table, TYPE.newObject, FLAG.create, [
     [1, text(table.name)],
@@ -350,6 +355,7 @@ export const newCounter = (table: Table, name: string, from: Count = { packets: 
     ],
   ])
 
+/** Makes the message that deletes a counter. */
 export const deleteCounter = (table: Table, name: string): Message =>
   message(table, TYPE.deleteObject, 0, [
     [1, text(table.name)],

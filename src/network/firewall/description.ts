@@ -57,10 +57,11 @@ export interface Published {
   /** The last of a range. */
   readonly portEnd?: number | undefined
   readonly target: string
-  /** Of the first of a range; those behind it follow. */
+  /** The port of the first of a range; those behind it follow. */
   readonly targetPort: number
 }
 
+/** All that the firewall of a host is made from. */
 export interface Description {
   readonly networks: readonly FirewallNetwork[]
   readonly nics: readonly FirewallNic[]

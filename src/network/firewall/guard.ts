@@ -39,7 +39,10 @@ export const DROP_KINDS = ['mac', 'arp', 'ipv4', 'ipv6', 'ra', 'other'] as const
 export type DropKind = (typeof DROP_KINDS)[number]
 export type Drops = Readonly<Record<DropKind, Count>>
 
+/** The table that guards the links of guests (family netdev). */
 export const guardTable = (name: string): Table => ({ family: FAMILY.netdev, name })
+
+/** Names the counter of what was dropped at a link for one reason. */
 export const counterName = (link: string, kind: DropKind): string => `${link}-${kind}`
 
 const ETHER = { ipv4: port(0x0800), arp: port(0x0806), ipv6: port(0x86dd) } as const

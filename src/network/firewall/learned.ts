@@ -73,6 +73,7 @@ const fits = (rule: Allow, address: Range): boolean => {
   return rule.cidr === undefined ? !inside(address, PRIVATE) : inside(address, [readRange(rule.cidr)])
 }
 
+/** Tells how long an address that was learned stays, ms, by the TTL of its answer. */
 export const timeoutMsOf = (ttlSeconds: number): number =>
   (Math.min(Math.max(ttlSeconds, TTL_SECONDS_MIN), TTL_SECONDS_MAX) + GRACE_SECONDS) * 1000
 

@@ -17,6 +17,7 @@ import { bytesOf } from './range.ts'
 import { added, rebuild, removed, rulesTable } from './rules.ts'
 import { egressOf, type Elements, nicElements, publishedElements } from './sets.ts'
 
+/** The place of a firewall. */
 export interface FirewallOptions {
   /** Name of the table, of its own for every daemon of a host. */
   readonly table: string
@@ -52,7 +53,7 @@ export class Firewall implements Disposable {
   #networks = new Map<string, FirewallNetwork>()
   #nics = new Map<string, FirewallNic>()
   #published = new Map<string, Published>()
-  /** By the link whose guest asked, then by set and key. */
+  /** What was learned, by the link whose guest asked, then by set and key. */
   readonly #learned = new Map<string, Map<string, Timed>>()
 
   private constructor(netlink: Netlink, options: FirewallOptions) {

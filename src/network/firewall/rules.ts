@@ -294,8 +294,11 @@ const gathered = (all: Elements): Elements => {
   return [...bySet.values()]
 }
 
+/** Makes the messages that add elements to their sets. */
 export const added = (table: Table, elements: Elements): Message[] =>
   gathered(elements).flatMap(([set, list]) => addElements(table, set, list))
+
+/** Makes the messages that delete elements from their sets. */
 export const removed = (table: Table, elements: Elements): Message[] =>
   gathered(elements).flatMap(([set, list]) => deleteElements(table, set, list))
 

@@ -45,7 +45,7 @@ export const SETS = {
     key: [protocol, portType],
     data: [type, portType],
   })),
-  /** Where clouds tell a host its secrets, and what is on the host's own links alone. */
+  /** The addresses at which clouds tell a host its secrets, and what is on the host's own links alone. */
   metadata: versioned('metadata', (type) => ({ key: [type], interval: true })),
 } as const
 
@@ -71,14 +71,17 @@ const element = (shape: SetShape, ...fields: readonly Uint8Array[]): Element => 
 
 const versionOf = (bytes: Uint8Array): 4 | 6 => (bytes.length === 4 ? 4 : 6)
 
+/** Lists the addresses at which clouds tell a host its secrets. */
 export const metadataElements = (): Elements =>
   METADATA.map((text) => {
     const { version, first, last } = readRange(text)
     return [SETS.metadata[version], [{ key: addressBytes(version, first), last: addressBytes(version, last) }]] as const
   })
 
+/** Tells whether the guests of a network stand behind a bridge of ours. */
 export const isBehindBridge = ({ kind }: FirewallNetwork): boolean => kind !== 'macvtap'
 
+/** Lists the elements that a network puts into the sets. */
 export const networkElements = (network: FirewallNetwork): Elements => {
   if (!isBehindBridge(network)) return []
   const bridge = interfaceBytes(network.bridge)
@@ -158,6 +161,7 @@ const allowedOf = (source: Uint8Array, allow: readonly Allow[]): Element[] => {
   return disjoint(boxes).map((box) => ({ key: corner(box, 0), last: corner(box, 1) }))
 }
 
+/** Lists the elements that a network card puts into the sets. */
 export const nicElements = (nic: FirewallNic, network: FirewallNetwork | undefined): Elements => {
   const egress = egressOf(nic, network)
   return nic.addresses.map(bytesOf).flatMap((source): Elements => {

@@ -89,8 +89,8 @@ const guestSource = async (client: Client, vm: string, path: string, follow: boo
 }
 
 /**
- * Where a link of this host leads. @throws `path_unwritable` where that is bytes that are no UTF-8: another file would
- * be written to
+ * Reads where a link of this host leads. @throws `path_unwritable` where that is bytes that are no UTF-8: another file
+ * would be written to
  */
 const textOfLink = (path: string): string => {
   const target = readlinkSync(path, { encoding: 'buffer' })
