@@ -6,6 +6,7 @@ import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
 import { Metadata, NewVmName, SHOWN_FIELDS, VmCreate, VmName } from './vm-spec.ts'
 import { VmListQuery } from './vm-list.ts'
+import { WALLS } from './wall.ts'
 import { VmState } from './vm-state.ts'
 
 export const Vm = named(
@@ -28,6 +29,10 @@ export const Vm = named(
     mac_address: Type.String(),
     vsock_cid: Type.Integer(),
     serial_socket: Type.String(),
+    walls: Type.Union([Type.Array(oneOf(...WALLS)), Type.Null()], {
+      description:
+        'What stands between its machine and the host, as far as this host allows it; null without a machine',
+    }),
     ...SHOWN_FIELDS,
     env_names: Type.Array(Type.String(), { description: 'Names only: values may be secrets' }),
     forked_from: Type.Union([Type.String(), Type.Null()], { description: 'uid of the vm that this one is a clone of' }),

@@ -1,3 +1,4 @@
+import type { Wall } from '../contract/wall.ts'
 import type { Duplex } from 'node:stream'
 import type { Config } from '../config.ts'
 import type { HypervisorName } from '../contract/hypervisor.ts'
@@ -112,7 +113,15 @@ export interface MachineIdentity {
   readonly helpers: readonly ProcessId[]
   readonly folder: string
   readonly uuid: string
+  /** Absent for a machine of a release that did not say. */
+  readonly walls?: readonly Wall[]
 }
+
+/** The walls that a machine has of its specification, whatever its driver. */
+export const commonWalls = (spec: Pick<MachineSpec, 'jail' | 'cgroups'>): Wall[] => [
+  ...(spec.jail ? (['own-user'] as const) : []),
+  ...(spec.cgroups.length > 0 ? (['cgroup'] as const) : []),
+]
 
 export type EndReason = 'poweroff' | 'reboot' | 'panic' | 'killed' | 'failed' | 'gone'
 

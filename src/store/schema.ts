@@ -4,6 +4,8 @@ import { sql } from 'drizzle-orm'
 import { ImageConfig } from '../contract/image.ts'
 import { fieldsOf, specOf, VmFields } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
+import { oneOf } from '../contract/operation.ts'
+import { WALLS, type Wall } from '../contract/wall.ts'
 import type { FaultRecord } from '../lib/fault.ts'
 import { fill } from '../contract/schema.ts'
 import { json, shaped } from './json-column.ts'
@@ -19,6 +21,7 @@ const MachineRecord = Type.Object({
   helpers: Type.Unsafe<readonly ProcessIdentity[]>(Type.Array(ProcessIdentity)),
   folder: Type.String(),
   uuid: Type.String(),
+  walls: Type.Optional(Type.Unsafe<readonly Wall[]>(Type.Array(oneOf(...WALLS)))),
 })
 export type MachineRecord = Static<typeof MachineRecord>
 const KeptFault = Type.Object({

@@ -119,6 +119,7 @@ export class FakeDaemon implements AsyncDisposable {
       disk_io_bps: body.disk_io_bps ?? 0,
       kernel_cmdline: '',
       serial_socket: '',
+      walls: null,
       network: { mode: 'vsock' as const },
       port: null,
       tty: body.tty ?? false,

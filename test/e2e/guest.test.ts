@@ -64,7 +64,7 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     }
   }, 240_000)
 
-  test('has the /dev/shm and the speed of its disk that it was given, which its record shows', async () => {
+  test('has the /dev/shm, the speed of its disk and the walls that its record shows', async () => {
     const vm = await daemon.client.call('vm.get', { params: { name: 'g' } })
     const machine = readFileSync(`/proc/${vm.pid}/cmdline`, 'utf8')
 
@@ -72,6 +72,13 @@ describe.skipIf(!haveBinary)('a real guest', () => {
     expect((await exec(['g', '--', 'sh', '-c', "df -k /dev/shm | awk 'NR == 2 { print $2 }'"])).stdout).toBe(
       `${96 * 1024}\n`,
     )
+    const { checks } = await daemon.client.call('system.doctor', {})
+    const walls = checks.find(({ name }) => name === 'qemu-walls')
+    expect(vm.walls).toContain('seccomp')
+    if (vm.hypervisor === 'qemu')
+      expect([vm.walls?.includes('namespaces'), vm.walls?.includes('empty-root')]).toEqual(
+        walls?.status === 'ok' ? [true, true] : [false, false],
+      )
     if (vm.hypervisor === 'qemu') expect(machine).toContain(`"bps-total":${100 * 2 ** 20},`)
   }, 240_000)
 

@@ -21,6 +21,7 @@ export const view = ({ boot, ...row }: VmRow): Vm => ({
   mac_address: row.mac,
   vsock_cid: row.cid,
   serial_socket: boot.machine ? `${boot.machine.folder}/console.sock` : '',
+  walls: boot.machine?.walls ? [...boot.machine.walls] : null,
   ...showSpec(row.spec),
   env_names: Object.keys(row.spec.workload.env),
   forked_from: row.forkedFrom,

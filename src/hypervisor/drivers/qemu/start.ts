@@ -13,7 +13,14 @@ import { launch, launchedBefore, type Launched, type LaunchFiles, type LaunchSpe
 import { WingError, wing } from '../../../linux/wing.ts'
 import { deferred, orAbort } from '../../../lib/promise.ts'
 import { lastBytes } from '../../console-log.ts'
-import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import {
+  commonWalls,
+  type HypervisorDriver,
+  type Machine,
+  type MachineIdentity,
+  type MachineSpec,
+  type Saved,
+} from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { argv, FD, type QemuOptions } from './argv.ts'
 import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './machine.ts'
@@ -42,19 +49,52 @@ const namespaces = (needsNetwork: boolean): NonNullable<LaunchSpec['namespaces']
   ...(needsNetwork ? [] : (['net'] as const)),
 ]
 
-/** Some hosts forbid them to whoever is not root, and QEMU is what runs there. */
-let namespacesForbidden = false
+const PROBE_MS = 5000
+
+/** Some hosts forbid them to whoever is not root, and QEMU is what runs there: `aerie doctor` and each machine's record say so. */
+let forbidden = false
+
+/** Whether this host lets a machine have namespaces of its own: a process that ends at once is launched in some. */
+export const hasNamespaces = async (): Promise<boolean> => {
+  if (forbidden) return false
+  try {
+    const { exited, pidfd } = await launch(
+      {
+        exe: { fd: embedded('wing').fd },
+        argv: ['wing'],
+        env: {},
+        cwd: '/',
+        no_new_privs: true,
+        capabilities: 'drop',
+        namespaces: namespaces(false),
+      },
+      { signal: AbortSignal.timeout(PROBE_MS) },
+    )
+    await exited
+    closeFd(pidfd)
+    return true
+  } catch (error) {
+    if (error instanceof WingError && error.code.startsWith('namespace_')) return false
+    throw error
+  }
+}
+
+/** A process, and whether it is in namespaces of its own. */
+interface Apart {
+  readonly launched: Launched
+  readonly apart: boolean
+}
 
 /** Launches a process of a machine in namespaces of its own, or without any where this host has none for this user. */
-const launchApart = async (spec: LaunchSpec, files: LaunchFiles, needsNetwork: boolean): Promise<Launched> => {
-  if (namespacesForbidden) return await launch(spec, files)
+const launchApart = async (spec: LaunchSpec, files: LaunchFiles, needsNetwork: boolean): Promise<Apart> => {
   try {
-    return await launch({ ...spec, namespaces: namespaces(needsNetwork) }, files)
+    if (!forbidden)
+      return { launched: await launch({ ...spec, namespaces: namespaces(needsNetwork) }, files), apart: true }
   } catch (error) {
     if (!(error instanceof WingError && error.code.startsWith('namespace_'))) throw error
-    namespacesForbidden = true
-    return await launch(spec, files)
+    forbidden = true
   }
+  return { launched: await launch(spec, files), apart: false }
 }
 
 /** What both processes of a machine have in common. */
@@ -161,8 +201,10 @@ const start = async (
       },
       spec.nics.length > 0, // the user network is made of sockets of the host's
     )
-    for (const one of await Promise.allSettled([main, backend])) if (one.status === 'fulfilled') started.push(one.value)
-    const [vmm, helper] = [await main, await backend]
+    for (const one of await Promise.allSettled([main, backend]))
+      if (one.status === 'fulfilled') started.push(one.value.launched)
+    const { launched: vmm, apart } = await main
+    const { launched: helper, apart: helperApart } = await backend
     const identity: MachineIdentity = {
       bootId: bootId(),
       folder: spec.folder,
@@ -180,8 +222,15 @@ const start = async (
       ])
     const control = await orEnd(Qmp.connect(join(spec.folder, FILE.qmp), signal))
     if (from && saved) await orEnd(load(control, identity, from, saved, signal))
-    if (spec.nics.length === 0) await emptyRoot(vmm, vmmLog, signal) // the user network reads /etc/resolv.conf
-    return new QemuMachine(identity, control, vmm, [helper], spec.consoleLog)
+    // The user network reads /etc/resolv.conf.
+    const isBare = apart && spec.nics.length === 0 && (await emptyRoot(vmm, vmmLog, signal))
+    const walls = [
+      ...commonWalls(spec),
+      ...(apart && helperApart ? (['namespaces'] as const) : []),
+      ...(isBare ? (['empty-root'] as const) : []),
+      'seccomp' as const,
+    ]
+    return new QemuMachine({ ...identity, walls }, control, vmm, [helper], spec.consoleLog)
   } catch (error) {
     for (const one of started) {
       pidfdSignal(one.pidfd, SIGKILL)
@@ -207,13 +256,14 @@ const start = async (
  * Takes the file system away from a QEMU that runs: it has only descriptors from now on. Where that fails, the log of
  * the vm says so.
  */
-const emptyRoot = async (vmm: Launched, vmmLog: number, signal: AbortSignal): Promise<void> => {
-  if (namespacesForbidden) return
+const emptyRoot = async (vmm: Launched, vmmLog: number, signal: AbortSignal): Promise<boolean> => {
   try {
     await wing(['bare', '--pid-fd', '4'], { fds: [[vmm.pidfd, 4]], signal })
+    return true
   } catch (error) {
     if (!(error instanceof WingError)) throw error
     writeSync(vmmLog, `aerie: QEMU keeps its file system: ${[error.message, ...error.chain].join(': ')}\n`)
+    return false
   }
 }
 

@@ -32,6 +32,12 @@ export const report = async (): Promise<Report | undefined> => {
   }
 }
 
+let landlock: Promise<boolean> | undefined
+
+/** Whether this kernel has a Landlock for talon's jail; asked once. */
+export const hasLandlock = (): Promise<boolean> =>
+  (landlock ??= report().then((said) => (said?.jail.landlock_abi ?? 0) > 0))
+
 /** The same while nothing else waits: at the start of a daemon. */
 const reportNow = (): Report | undefined => read(Bun.spawnSync(command()).stdout.toString())
 

@@ -12,7 +12,15 @@ import { unixListen } from '../../../linux/socket.ts'
 import { launch, launchedBefore, type Launched } from '../../../linux/spawn.ts'
 import { WingError, wingErrorOf } from '../../../linux/wing.ts'
 import { lastBytes } from '../../console-log.ts'
-import type { HypervisorDriver, Machine, MachineIdentity, MachineSpec, Saved } from '../../driver.ts'
+import {
+  commonWalls,
+  type HypervisorDriver,
+  type Machine,
+  type MachineIdentity,
+  type MachineSpec,
+  type Saved,
+} from '../../driver.ts'
+import { hasLandlock } from './report.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
 import { VmmApi } from './api.ts'
 import { messageOf } from '../../../lib/thrown.ts'
@@ -195,6 +203,13 @@ const start = async (
       uuid: spec.uuid,
       process: { pid: main.pid, startTime: main.startTime },
       helpers: [],
+      walls: [
+        ...commonWalls(spec),
+        'namespaces',
+        'empty-root',
+        'seccomp',
+        ...((await hasLandlock()) ? (['landlock'] as const) : []),
+      ],
     }
     // It answers when the machine has been built and its processors run.
     await Promise.race([
