@@ -28,6 +28,7 @@ export type OperationId = keyof typeof operations
 export const COMMON_FAULTS = [
   'request_invalid',
   'disk_exhausted',
+  'daemon_busy',
   'route_not_found',
   'token_missing',
   'token_invalid',

@@ -29,6 +29,8 @@ export interface Edge {
   /** Whether the caller may use this daemon; absent for one that was refused. */
   known?: boolean
   upgraded?: boolean
+  /** Is to be called when a WebSocket that it became has ended. */
+  ended?: () => void
 }
 
 /** The API as requests to answers; a test needs no socket. */
@@ -154,7 +156,12 @@ const upgrade = (edge: Edge, operation: Operation, handler: Loose, asked: Asked<
     socket?.kind === 'process'
       ? speakProcess(ws, socket.start, open as OpenProcess<unknown>)
       : speakBytes(ws, open as OpenBytes)
-  if (edge.server?.upgrade(request, { data: { begin }, headers: { 'x-request-id': edge.requestId } }) !== true)
+  if (
+    edge.server?.upgrade(request, {
+      data: { begin, ended: edge.ended },
+      headers: { 'x-request-id': edge.requestId },
+    }) !== true
+  )
     throw requestInvalid({ reason: 'it cannot be upgraded to a WebSocket' })
   edge.upgraded = true
   return new Response(null)

@@ -10,6 +10,7 @@ import { fault } from '../lib/fault.ts'
 import type { Tokens } from '../system/tokens.ts'
 import type { Listener } from './access.ts'
 import { api, type Edge } from './api.ts'
+import { type ConnectionLimits, Connections, defaultLimits } from './connections.ts'
 import { faultOrInternal, problem } from './problem.ts'
 import { CLOSE, type SocketData } from './socket/behavior.ts'
 
@@ -60,7 +61,13 @@ interface UnixServer {
 const LOOPBACK = new Set(['127.0.0.1', 'localhost', '[::1]', '::1'])
 
 /** Serves the API on the Unix socket and, where the configuration says so, on TCP. */
-export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean): Promise<ApiServer> => {
+export const serveApi = async (
+  host: Host,
+  tokens: Tokens,
+  gone: () => boolean,
+  limits: ConnectionLimits = defaultLimits(),
+): Promise<ApiServer> => {
+  let connections: Connections | undefined
   const app = api(host, tokens)
   let active = 0
   let lastActive = Date.now()
@@ -81,7 +88,12 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       enter()
       const edge: Edge = { listener, server, requestId: id }
       let streaming = false
+      let over = (): void => undefined
       try {
+        if (listener.kind === 'tcp') over = connections?.enter(server.requestIP(request)?.port ?? 0) ?? over
+        edge.ended = () => {
+          over()
+        }
         if (gone()) throw shuttingDown({})
         const answer = await app.fetch(request, edge)
         if (edge.upgraded === true) return undefined
@@ -91,10 +103,14 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         if (edge.known !== true) answer.headers.set('connection', 'close')
         if (answer.body !== null && edge.operation?.stream !== undefined) {
           streaming = true
-          request.signal.addEventListener('abort', leave, { once: true })
-          return counted(answer, () => {
-            request.signal.removeEventListener('abort', leave)
+          const left = () => {
             leave()
+            over()
+          }
+          request.signal.addEventListener('abort', left, { once: true })
+          return counted(answer, () => {
+            request.signal.removeEventListener('abort', left)
+            left()
           })
         }
         return answer
@@ -104,6 +120,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
         return answer
       } finally {
         if (!streaming) leave()
+        if (!streaming && edge.upgraded !== true) over()
       }
     }
 
@@ -128,6 +145,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
     },
     close: (ws: ServerWebSocket<SocketData>) => {
       leave()
+      ws.data.ended?.()
       ws.data.behavior?.close()
     },
   }
@@ -165,6 +183,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
     try {
       const server = Bun.serve<SocketData>({ ...common, hostname, port, fetch: handler({ kind: 'tcp', hosts }) })
       servers.push(server)
+      connections = new Connections(server.port ?? port, limits)
       addresses.push(`http://${hostname}:${server.port}`)
     } catch (error) {
       throw addressTaken({ address: listen }, error)
@@ -189,6 +208,7 @@ export const serveApi = async (host: Host, tokens: Tokens, gone: () => boolean):
       return renewed
     },
     stop: async () => {
+      connections?.close()
       await Promise.all([...unix.map(({ server }) => server), ...servers].map((server) => server.stop(true)))
       for (const { path } of unix) rmSync(path, { force: true })
     },

@@ -44,6 +44,7 @@ const SYMBOLS = {
   aerie_socket_in: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   aerie_bind: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
   aerie_listen: { args: ['i32', 'i32'], returns: 'i32' },
+  aerie_shutdown: { args: ['i32'], returns: 'i32' },
   aerie_socket_name: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
   aerie_set_option: { args: ['i32', 'i32', 'i32', 'ptr', 'u32'], returns: 'i32' },
   aerie_send: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },

@@ -139,6 +139,15 @@ pub extern "C" fn aerie_listen(fd: c_int, backlog: c_int) -> i32 {
     }))
 }
 
+/// Ends both directions of a socket, whoever holds its descriptor: shutdown(2).
+#[unsafe(no_mangle)]
+pub extern "C" fn aerie_shutdown(fd: c_int) -> i32 {
+    // SAFETY: integers only.
+    narrow(result(unsafe {
+        libc::syscall(libc::SYS_shutdown, fd, libc::SHUT_RDWR)
+    }))
+}
+
 /// Fills `address` with at most `len` bytes of the socket's own address: getsockname(2). The bytes that it has.
 ///
 /// # Safety

@@ -11,6 +11,8 @@ export interface Behavior {
 export interface SocketData {
   readonly begin: (ws: ServerWebSocket<SocketData>) => Behavior
   behavior?: Behavior
+  /** Is called when the socket has closed. */
+  readonly ended?: (() => void) | undefined
 }
 export type Ws = ServerWebSocket<SocketData>
 
