@@ -1,12 +1,11 @@
 import ky from 'ky'
-import { FRAMED, unframe } from '../contract/framed.ts'
 import type { Input, OperationId, Output, SocketOf, Start, Streaming } from '../contract/operations.ts'
-import { openExec, type Exec } from './exec-stream.ts'
+import type { Exec } from './exec-stream.ts'
 import { sayEndpoint, type Endpoint } from './endpoint.ts'
 import { answerInvalid, faultOfNetwork, faultOfResponse, faultOfText, isReset } from './errors.ts'
-import { openRaw, type Raw } from './raw.ts'
+import type { Raw } from './raw.ts'
 import { routeOf, targetOf, type Parts } from './request.ts'
-import { follow, type ServerEvent } from './sse.ts'
+import type { ServerEvent } from './sse.ts'
 
 export type UploadId = Streaming<'upload'>
 export type DownloadId = Streaming<'download'>
@@ -58,7 +57,10 @@ export interface Client {
   ): Promise<Response>
 }
 
-/** Makes the client of one daemon; nothing is sent before the first call. */
+/**
+ * Makes the client of one daemon; nothing is sent before the first call. What only streams need is loaded by the first
+ * stream: most commands are one request, and half of their time is loading.
+ */
 export const connect = (endpoint: Endpoint): Client => {
   const origin = endpoint.kind === 'unix' ? 'http://aerie' : endpoint.origin
   const said = sayEndpoint(endpoint)
@@ -150,6 +152,7 @@ export const connect = (endpoint: Endpoint): Client => {
       return (await json(await ok(response), options.signal)) as never
     },
     async download(id, input, options = {}) {
+      const { FRAMED, unframe } = await import('../contract/framed.ts')
       const response = await ok(
         await send('GET', targetOf(id, input as Parts), { ...options, headers: { accept: FRAMED } }),
       )
@@ -161,8 +164,9 @@ export const connect = (endpoint: Endpoint): Client => {
         (error) => (options.signal?.aborted ? (options.signal.reason as Error) : faultOfNetwork(error, said)),
       )
     },
-    sse: (id, input, options = {}) =>
-      follow(
+    async *sse(id, input, options = {}) {
+      const { follow } = await import('./sse.ts')
+      yield* follow(
         async (lastEventId) =>
           ok(
             await send('GET', targetOf(id, input as Parts), {
@@ -175,9 +179,11 @@ export const connect = (endpoint: Endpoint): Client => {
           ),
         options,
         said,
-      ),
-    process: (id, input, start) => openExec(endpoint, targetOf(id, input as Parts), start),
-    raw: (id, input) => openRaw(endpoint, targetOf(id, input as Parts)),
+      )
+    },
+    process: async (id, input, start) =>
+      (await import('./exec-stream.ts')).openExec(endpoint, targetOf(id, input as Parts), start),
+    raw: async (id, input) => (await import('./raw.ts')).openRaw(endpoint, targetOf(id, input as Parts)),
     request: (method, target, options = {}) => send(method, target, options),
   }
 }

@@ -3,7 +3,6 @@ import { HOLDS_MACHINE } from '../../../contract/vm-state.ts'
 import type { Command } from '../../command.ts'
 import { yes, type Values } from '../../flags.ts'
 import { listing } from '../../shapes.ts'
-import { showFiles } from './files.ts'
 import { LIST_FLAGS, listQuery } from './list-flags.ts'
 import { vmTable } from './vm-table.ts'
 
@@ -21,10 +20,11 @@ export const list: Command = {
   usage: '[FLAGS] [NAME [PATH]]',
   detail: 'With the name of a vm it lists a folder in there, as "aerie vm files" does.',
   args: { min: 0, max: 2, nouns: ['vm', 'none'] },
-  run: (context, input) =>
-    input.args.length === 0
-      ? allVms.run(context, input)
-      : showFiles(context, input.args, (input.flags as Values<typeof LIST_FLAGS>).limit),
+  async run(context, input) {
+    if (input.args.length === 0) return allVms.run(context, input)
+    const { showFiles } = await import('./files.ts')
+    return showFiles(context, input.args, (input.flags as Values<typeof LIST_FLAGS>).limit)
+  },
 }
 
 export const ps = listing({
