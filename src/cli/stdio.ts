@@ -40,13 +40,19 @@ export const writeNow = async (fd: number, bytes: Uint8Array): Promise<void> => 
   if (at < bytes.length) await writeAll(fd, bytes.subarray(at))
 }
 
+/** The major number of `/dev/null`, `/dev/zero` and the like (Linux, admin-guide/devices.txt). */
+const MEMORY_DEVICES = 1
+/** The major number in a device's number, makedev(3): its bits 8 to 19; those above 4095 are not in use. */
+const majorOf = (device: number): number => (device >> 8) & 0xfff
+
 /**
- * Whether a descriptor is a terminal. What is no character device is none: `node:tty` is loaded, which takes longer
- * than the rest of a start, for those alone.
+ * Tells whether a descriptor is a terminal. `node:tty`, which takes longer to load than the rest of a start, is asked
+ * only where it may be one: a character device that is no memory device, as `/dev/null` is.
  */
 export const isTerminal = (fd: 0 | 1 | 2): boolean => {
   try {
-    if (!fstatSync(fd).isCharacterDevice()) return false
+    const stat = fstatSync(fd)
+    if (!stat.isCharacterDevice() || majorOf(stat.rdev) === MEMORY_DEVICES) return false
   } catch {
     return false
   }
