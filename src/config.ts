@@ -75,6 +75,13 @@ export const Settings = Type.Object(
       minimum: 0,
       description: 'End when no vm and no client was there for so long; 0 = never',
     }),
+    default_network: Type.String({
+      default: 'auto',
+      pattern: '^(auto|vsock|[a-z0-9]([a-z0-9-]*[a-z0-9])?)$',
+      maxLength: 32,
+      description:
+        "Network of a vm that asks for none: auto = the default one where this daemon may change links, vsock = none, or a network's name",
+    }),
     jail: Type.Boolean({ default: true, description: 'Own uid and cgroup a machine where root allows it' }),
     crash_at: Type.Optional(Type.String({ description: 'For tests: end with SIGKILL at this step' })),
   },

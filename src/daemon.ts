@@ -14,6 +14,7 @@ import { compactWhenQuiet } from './lib/compact.ts'
 import { Images } from './image/images.ts'
 import { Kernels } from './kernel/kernels.ts'
 import { chain, fault } from './lib/fault.ts'
+import { Networks } from './network/networks.ts'
 import { ensureFolder } from './lib/folder.ts'
 import { newLog } from './lib/log.ts'
 import { Serial } from './lib/serial.ts'
@@ -99,6 +100,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
+    networks: new Networks(store, config.run),
     vms: { queue: new Serial(), live: new Map() },
   }
   await adoptSeeds(host)

@@ -2,6 +2,7 @@ import type { Config } from './config.ts'
 import type { Hypervisors } from './hypervisor/hypervisors.ts'
 import type { Images } from './image/images.ts'
 import type { Kernels } from './kernel/kernels.ts'
+import type { Networks } from './network/networks.ts'
 import type { Snapshots } from './snapshot/snapshots.ts'
 import type { Log } from './lib/log.ts'
 import type { Serial } from './lib/serial.ts'
@@ -40,11 +41,12 @@ export interface Host {
   readonly kernels: Kernels
   readonly snapshots: Snapshots
   readonly hypervisors: Hypervisors
+  readonly networks: Networks
   readonly vms: Vms
 }
 
 /** What it takes of the host to make a machine, to save it, and to end it. */
 export type MachineHost = Pick<
   Host,
-  'config' | 'log' | 'daemon' | 'store' | 'images' | 'kernels' | 'snapshots' | 'hypervisors' | 'vms'
+  'config' | 'log' | 'daemon' | 'store' | 'images' | 'kernels' | 'snapshots' | 'hypervisors' | 'networks' | 'vms'
 >

@@ -48,7 +48,8 @@ export const candidates = async (
   if (split.after.includes('--')) return [FILES]
   const waiting = named(flags, split.after.at(-1) ?? '')
   if (waiting && waiting.kind !== 'switch') {
-    if (waiting.words) return fitting(waiting.words)
+    if (waiting.words ?? waiting.noun)
+      return fitting([...(waiting.words ?? []), ...(waiting.noun ? await names(waiting.noun) : [])])
     if (waiting.placeholder === 'KERNEL') return fitting(await names('kernel'))
     return waiting.placeholder === 'FILE' || waiting.placeholder === 'DIR' ? [FILES] : []
   }

@@ -213,6 +213,41 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/system/doctor.ts').then((file) => file.doctor),
   },
   {
+    ...named('network', 'list'),
+    summary: 'List networks',
+    load: () => import('./commands/network/networks.ts').then((file) => file.list),
+  },
+  {
+    names: ['network create'],
+    summary: 'Make a network',
+    load: () => import('./commands/network/networks.ts').then((file) => file.create),
+  },
+  {
+    ...named('network', 'inspect'),
+    summary: 'Show networks, their members and counters',
+    load: () => import('./commands/network/networks.ts').then((file) => file.inspect),
+  },
+  {
+    names: ['network update'],
+    summary: 'Change what a network allows',
+    load: () => import('./commands/network/networks.ts').then((file) => file.update),
+  },
+  {
+    ...named('network', 'delete'),
+    summary: 'Delete networks that nothing uses',
+    load: () => import('./commands/network/networks.ts').then((file) => file.remove),
+  },
+  {
+    names: ['network import'],
+    summary: 'Make a network of an address management file',
+    load: () => import('./commands/network/networks.ts').then((file) => file.importFile),
+  },
+  {
+    names: ['network export'],
+    summary: 'Write the address management file of a network',
+    load: () => import('./commands/network/networks.ts').then((file) => file.exportFile),
+  },
+  {
     names: ['token create'],
     summary: 'Make a token for the API',
     load: () => import('./commands/token/tokens.ts').then((file) => file.create),

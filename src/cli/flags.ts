@@ -1,3 +1,4 @@
+import type { Noun } from './nouns.ts'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { type Fault, fault } from '../lib/fault.ts'
 import { parseBytes, parseDuration, parseRate } from '../lib/bytes.ts'
@@ -14,6 +15,8 @@ export interface Flag<T> {
   readonly hidden?: boolean
   /** What the value can be, for completion. */
   readonly words?: readonly string[]
+  /** Whose names it can be as well, for completion. */
+  readonly noun?: Noun
   /** Reads one value; throws a sentence that completes `Cannot use --flag "text": …`. */
   read(text: string, before: T | undefined): T
 }

@@ -22,6 +22,10 @@ export const NOUNS = {
     summary: 'Guest kernels',
     names: async (client, signal) => (await client.call('kernel.list', {}, { signal })).map((kernel) => kernel.name),
   },
+  network: {
+    summary: 'Networks of vms and containers',
+    names: async (client, signal) => (await client.call('network.list', {}, { signal })).map((network) => network.name),
+  },
   system: { summary: 'The daemon and this host' },
   token: {
     summary: 'Tokens of the API',

@@ -1,11 +1,40 @@
 import { VmCreate } from '../contract/vm-spec.ts'
-import { absolute, rate, type Values } from './flags.ts'
+import { absolute, type Flag, rate, usageInvalid, type Values } from './flags.ts'
 import { ENV_FLAGS, readEnv } from './guest-flags.ts'
 import { defined, schemaFlags } from './schema-flags.ts'
 
+type Card = NonNullable<VmCreate['nics']>[number] | NonNullable<VmCreate['network']>
+
+/** Reads `NAME[,ip=ADDRESS][,mac=ADDRESS][,dhcp]`, or a way of being connected without a network. */
+const readCard = (said: string): Card => {
+  const [name = '', ...options] = said.split(',')
+  if ((name === 'vsock' || name === 'none' || name === 'user') && options.length === 0)
+    return { mode: name === 'user' ? 'user' : 'vsock' }
+  const card: Record<string, string> = name === 'bridged' || name === 'dhcp' ? { mode: name } : { network: name }
+  for (const option of options) {
+    const [key = '', value] = option.split('=')
+    if (key === 'ip' && value) card['ip_address'] = value
+    else if (key === 'mac' && value) card['mac_address'] = value
+    else if (key === 'dhcp' && value === undefined) card['mode'] = 'dhcp'
+    else throw new RangeError(`"${option}" is none of ip=ADDRESS, mac=ADDRESS, dhcp`)
+  }
+  return card as Card
+}
+
+/** The cards of a vm, one a flag. */
+const NETWORK: Flag<readonly Card[]> = {
+  kind: 'many',
+  placeholder: 'NETWORK[,ip=…]',
+  aliases: ['net'],
+  words: ['vsock', 'user'],
+  noun: 'network',
+  help: "A card in a network; vsock: no card; user: QEMU's own, which can reach this host's loopback (the daemon's default)",
+  read: (said, before = []) => [...before, readCard(said)],
+}
+
 /** What a new vm can be told, read off the contract; here stands only what a flag says otherwise than its field. */
 const FIELDS = schemaFlags(VmCreate, {
-  omit: ['image', 'cmd', 'env', 'tty', 'hold', 'auto_remove', 'plugin', 'runtime'],
+  omit: ['image', 'cmd', 'env', 'tty', 'hold', 'auto_remove', 'plugin', 'runtime', 'network', 'nics'],
   more: {
     name: { placeholder: 'NAME', help: 'Name of the vm: a-z, 0-9, inner dashes, at most 63, not digits alone' },
     cpu_cores: { aliases: ['cpus'] },
@@ -20,12 +49,19 @@ const FIELDS = schemaFlags(VmCreate, {
     disk_io_bps: {
       flag: rate("What the vm's own disks may read and write a second, after a burst, as 100MB/s (the daemon's)"),
     },
-    network: {
-      help: "vsock: no network but ours; user: QEMU's, which can reach this host's loopback (vsock)",
-    },
   },
 })
-export const VM_FLAGS = { ...FIELDS.flags, ...ENV_FLAGS }
+export const VM_FLAGS = { ...FIELDS.flags, ...ENV_FLAGS, network: NETWORK }
+
+const cardsOf = (cards: readonly Card[] | undefined): Pick<VmCreate, 'network' | 'nics'> => {
+  const [network, ...others] = cards ?? []
+  const [odd] = others.filter(({ mode }) => mode === 'vsock' || mode === 'user')
+  if (odd) throw usageInvalid({ reason: `Cannot use --network ${odd.mode} beside another network` })
+  return {
+    ...(network && { network }),
+    ...(others.length > 0 && { nics: others as NonNullable<VmCreate['nics']> }),
+  }
+}
 
 /** Flags → the body of `vm.create`. */
 export const vmCreateOf = (
@@ -36,5 +72,6 @@ export const vmCreateOf = (
 ): VmCreate => ({
   image,
   ...FIELDS.said(flags),
+  ...cardsOf(flags.network),
   ...defined({ cmd: cmd?.length === 0 ? undefined : cmd && [...cmd], env: readEnv(flags, own) }),
 })

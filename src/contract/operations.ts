@@ -5,6 +5,7 @@ import { forwardOperations } from './forward.ts'
 import { imageOperations } from './image.ts'
 import { kernelOperations } from './kernel.ts'
 import { logOperations } from './log.ts'
+import { networkOperations } from './network.ts'
 import type { Operation } from './operation.ts'
 import { statsOperations } from './stats.ts'
 import { systemOperations } from './system.ts'
@@ -20,6 +21,7 @@ export const operations = {
   ...statsOperations,
   ...imageOperations,
   ...kernelOperations,
+  ...networkOperations,
   ...systemOperations,
 }
 export type OperationId = keyof typeof operations

@@ -2,7 +2,8 @@ import { OptionalKind, Type, type Static, type TSchema, type TUnsafe } from '@si
 import { HypervisorName } from './hypervisor.ts'
 import { Argv, Env, GuestPath, GuestUser } from './guest.ts'
 import { oneOf } from './operation.ts'
-import { defaulted, type Filled, named } from './schema.ts'
+import { Egress, IpAddress, Mac, NetworkName } from './network.ts'
+import { defaulted, fill, type Filled, named } from './schema.ts'
 
 /** Bounds of one vm, as its schema says them. The host's own capacity is checked apart. */
 export const VM_LIMITS = {
@@ -36,7 +37,26 @@ export const Metadata = named(
   }),
 )
 
-export const NetworkMode = oneOf('vsock', 'user')
+/**
+ * How a card is connected: by a network with an address that the host sets (`bridged`) or that the guest asks for (`dhcp`), by QEMU's own
+ * network (`user`), or not at all (`vsock`).
+ */
+export const NetworkMode = oneOf('vsock', 'user', 'bridged', 'dhcp')
+
+/** One card more than the first. */
+const CARD = {
+  network: Type.Optional({ ...NetworkName, description: 'The network; the default one where absent' }),
+  ip_address: Type.Optional({ ...IpAddress, description: 'The address; the next that is free where absent' }),
+  ip6_address: Type.Optional({ ...IpAddress, description: 'Given with the IPv4 address, never asked for' }),
+  mac_address: Type.Optional(Mac),
+  egress: Type.Optional({ ...Egress, description: 'What it may reach; as its network where absent' }),
+}
+const Card = Type.Object(
+  { mode: defaulted(oneOf('bridged', 'dhcp'), 'bridged'), ...CARD },
+  { additionalProperties: false },
+)
+/** Cards of one vm at most: the places on talon's bus. */
+export const CARDS_MAX = 8
 
 /** How much machine a vm is, and on what it runs. */
 const Compute = Type.Object({
@@ -114,7 +134,7 @@ const Storage = Type.Object({
   ),
 })
 
-const Network = Type.Object({ mode: NetworkMode }, { additionalProperties: false })
+const Network = Type.Object({ mode: defaulted(NetworkMode, 'bridged'), ...CARD }, { additionalProperties: false })
 
 /** How a vm lives and what it is labelled with. */
 const Policy = Type.Object({
@@ -128,7 +148,7 @@ const Policy = Type.Object({
   runtime: Type.Optional(Type.String({ maxLength: 63 })),
 })
 
-/** The groups of a specification whose fields stand flat on the wire; `network` is one object there too. */
+/** The groups of a specification whose fields stand flat on the wire; `network` and `nics` stand there as they are. */
 const GROUPS = { compute: Compute, workload: Workload, storage: Storage, policy: Policy } as const
 
 const FIELDS = {
@@ -136,7 +156,8 @@ const FIELDS = {
   ...Workload.properties,
   ...Storage.properties,
   ...Policy.properties,
-  network: defaulted(Network, { mode: 'vsock' }),
+  network: Type.Optional({ ...Network, description: "The first card; by the daemon's default where absent" }),
+  nics: defaulted(Type.Array(Card, { maxItems: CARDS_MAX - 1, description: 'Further cards' }), []),
 } as const
 
 /** A specification as the wire and the rows have it: flat. */
@@ -150,13 +171,19 @@ export const VmCreate = named(
 )
 export type VmCreate = Static<typeof VmCreate>
 
+/** The first card of a vm, and how it is connected. */
+export type VmNetwork = Filled<typeof Network>
+/** A further card. */
+export type VmCard = Filled<typeof Card>
+
 /** What is true of a vm: every default filled, in groups. */
 export interface VmSpec {
   readonly compute: Filled<typeof Compute>
   readonly workload: Filled<typeof Workload>
   readonly storage: Filled<typeof Storage>
   readonly policy: Filled<typeof Policy>
-  readonly network: Static<typeof Network>
+  readonly network: VmNetwork
+  readonly nics: readonly VmCard[]
 }
 
 /** Each field with its group. */
@@ -176,16 +203,22 @@ export const specOf = (fields: VmFields): VmSpec => {
     const value = (fields as Readonly<Record<string, unknown>>)[name]
     if (value !== undefined) groups[group][name] = value
   }
-  return { ...(groups as unknown as Omit<VmSpec, 'network'>), network: fields.network }
+  const { network = { mode: 'vsock' }, nics } = fields
+  return {
+    ...(groups as unknown as Omit<VmSpec, 'network' | 'nics'>),
+    network: fill(Network, network),
+    nics: nics.map((one) => fill(Card, one)),
+  }
 }
 
 /** Takes a specification out of its groups: what the wire shows and a row keeps. */
-export const fieldsOf = ({ compute, workload, storage, policy, network }: VmSpec): VmFields => ({
+export const fieldsOf = ({ compute, workload, storage, policy, network, nics }: VmSpec): VmFields => ({
   ...compute,
   ...workload,
   ...storage,
   ...policy,
   network,
+  nics: [...nics],
 })
 
 /** Fields that are not shown of a vm: what may hold secrets, and what only a boot uses. */

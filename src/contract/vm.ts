@@ -152,6 +152,17 @@ export const vmEvents = nounEvents(
 )
 export type VmEventType = (typeof vmEvents)['types'][number]
 
+/** The reasons why a vm cannot have the cards that it asks for. */
+const CARD_FAULTS = [
+  'network_not_found',
+  'network_ambiguous',
+  'network_invalid',
+  'network_conflict',
+  'network_unable',
+  'network_exhausted',
+  'network_address_taken',
+] as const
+
 const admin = { params: VmRef, scope: 'admin' as const }
 const tags = ['vm'] as const
 
@@ -184,6 +195,7 @@ export const vmOperations = {
       'workload_missing',
       'disk_exhausted',
       'vm_deleted',
+      ...CARD_FAULTS,
     ],
   }),
   'vm.list': operation({
@@ -336,6 +348,7 @@ export const vmOperations = {
       'agent_unavailable',
       'guest_busy',
       'vm_deleted',
+      ...CARD_FAULTS,
     ],
   }),
   'vm.wait': operation({

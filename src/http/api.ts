@@ -11,6 +11,7 @@ import { json } from './answer.ts'
 import type { Asked, Handlers, Once, OpenBytes, OpenProcess } from './handler.ts'
 import { imageHandlers } from './image.ts'
 import { kernelHandlers } from './kernel.ts'
+import { networkHandlers } from './network.ts'
 import { faultOrInternal, problem, routeNotFound } from './problem.ts'
 import { fit, readBody, readQuery } from './read.ts'
 import { speakBytes } from './socket/byte-stream.ts'
@@ -67,6 +68,7 @@ export const api = (host: Host, tokens: Tokens): Api => {
     ...vmHandlers(host),
     ...imageHandlers(host),
     ...kernelHandlers(host),
+    ...networkHandlers(host),
     ...systemHandlers(host, tokens),
   }
   const edges = new WeakMap<Request, Edge>()

@@ -40,14 +40,22 @@ export interface DiskSpec {
   readonly serial: string
 }
 
-/** The kind of network that a guest's card leads to: `user` is the VMM's own network, through the host's sockets. */
-export type NicKind = 'user'
+/** What a guest's network card leads to: `user` is the VMM's own network, through the host's sockets; `tap` a link of the host's. */
+export type NicKind = 'user' | 'tap'
 
-/** A network card of a machine. */
-export interface NicSpec {
-  readonly kind: NicKind
-  readonly mac: string
-}
+/** One network card. */
+export type NicSpec =
+  | { readonly kind: 'user'; readonly mac: string }
+  | {
+      readonly kind: 'tap'
+      readonly mac: string
+      readonly mtu: number
+      /**
+       * Makes the link and opens that many of its queues, whose packets carry a `virtio_net_hdr_v1`. The descriptors are the driver's to close
+       * once the VMM has its own; the link goes with the last of them.
+       */
+      open(queues: number): number[]
+    }
 
 /** Who a machine runs as, and the limits that its cgroup holds it to; absent for a daemon without root. */
 export interface JailSpec {

@@ -2,6 +2,7 @@ import { index, integer, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqli
 import { Type, type Static } from '@sinclair/typebox'
 import { sql } from 'drizzle-orm'
 import { ImageConfig } from '../contract/image.ts'
+import { Egress, MacvtapMode, type NetworkType, Peer } from '../contract/network.ts'
 import { fieldsOf, specOf, VmFields } from '../contract/vm-spec.ts'
 import type { VmState } from '../contract/vm-state.ts'
 import { oneOf } from '../contract/operation.ts'
@@ -128,6 +129,67 @@ export const vms = sqliteTable(
   },
   (t) => [index('vms_state').on(t.state), index('vms_image').on(t.imageDigest), index('vms_kernel').on(t.kernelDigest)],
 )
+
+/** What of a network may be changed, and what only its making needs. */
+export const NetworkSpec = Type.Object({
+  pool: Type.Union([Type.Object({ start: Type.String(), end: Type.String() }), Type.Null()]),
+  reservations: Type.Record(Type.String(), Type.String()),
+  peer: Peer,
+  egress: Egress,
+  dhcp: Type.Boolean(),
+  parent: Type.Union([Type.String(), Type.Null()]),
+  parent_mode: Type.Union([MacvtapMode, Type.Null()]),
+})
+export type NetworkSpec = Static<typeof NetworkSpec>
+
+export const networks = sqliteTable(
+  'networks',
+  {
+    uid: text().primaryKey().notNull(),
+    name: text().notNull().unique(),
+    type: text().$type<NetworkType>().notNull(),
+    isDefault: integer('is_default', { mode: 'boolean' }).notNull().default(false),
+    /** The link on this host; absent where there is none (macvtap). */
+    bridge: text().unique(),
+    subnet: text(),
+    gateway: text(),
+    subnet6: text(),
+    mac: text().notNull(),
+    mtu: integer().notNull(),
+    spec: json('spec', NetworkSpec).notNull(),
+    createdAt: integer('created_at').notNull(),
+  },
+  (t) => [uniqueIndex('networks_default').on(t.isDefault).where(sql`is_default = 1`)],
+)
+export type NetworkRow = typeof networks.$inferSelect
+
+/** What has a card in a network: a vm or a container, or the name of one that was deleted a moment ago. */
+export const leases = sqliteTable(
+  'leases',
+  {
+    id: integer().primaryKey({ autoIncrement: true }),
+    networkUid: text('network_uid')
+      .notNull()
+      .references(() => networks.uid),
+    kind: text().$type<'vm' | 'container'>().notNull(),
+    /** What the vm or the container is called. */
+    name: text().notNull(),
+    /** Absent for a container, and for a vm that is gone. */
+    vmUid: text('vm_uid').references(() => vms.uid),
+    /** Which card of its owner, counted from 0. */
+    nic: integer().notNull(),
+    mode: text().$type<'bridged' | 'dhcp'>().notNull(),
+    link: text().notNull().unique(),
+    mac: text().notNull().unique(),
+    /** IPv4 as a number, so that the order is that of the numbers. */
+    address: integer(),
+    address6: text(),
+    releasedAt: integer('released_at'),
+    createdAt: integer('created_at').notNull(),
+  },
+  (t) => [uniqueIndex('leases_address').on(t.networkUid, t.address), uniqueIndex('leases_nic').on(t.vmUid, t.nic)],
+)
+export type LeaseRow = typeof leases.$inferSelect
 
 /**
  * What one boot of a vm is, from its start to its end: replaced whole when the next one begins. A vm that never booted

@@ -10,6 +10,7 @@ import { argvOf, fits } from './machine/configuration.ts'
 import { undoing } from '../lib/undo.ts'
 import { takeBack, viewMade } from './machine/creation.ts'
 import { diskFault, makeFolder } from './machine/vm-folder.ts'
+import { defaultCard, giveCards, needsTap, planCards } from './row/cards.ts'
 import { admit } from './row/capacity.ts'
 import { workloadMissing } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -54,7 +55,8 @@ export const createdBefore = (host: Pick<Host, 'store'>, [made]: readonly Made[]
 /** The row of a new vm, with its key. */
 const reserve = (host: MachineHost, want: VmCreate, claim: Claim | undefined): VmRow => {
   const { name, ...fields } = fill(VmCreate, want)
-  const spec = specOf(fields)
+  const spec = specOf({ ...fields, network: fields.network ?? defaultCard(host) })
+  const cards = planCards(host, spec)
   const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
   host.hypervisors.need(hypervisor)
   return immediate(host.store, (tx) => {
@@ -73,14 +75,15 @@ const reserve = (host: MachineHost, want: VmCreate, claim: Claim | undefined): V
       cpuCores: spec.compute.cpu_cores,
       memoryMb: spec.compute.memory_mb,
     })
-    fits(row, image.config)
-    claim?.(tx, [row])
-    return row
+    const whole = giveCards(tx, row, cards)
+    fits(host, whole, image.config)
+    claim?.(tx, [whole])
+    return whole
   })
 }
 
 /** Tells the kind of network card that the vm's network asks for. */
-const nicOf = (spec: VmSpec) => (spec.network.mode === 'user' ? spec.network.mode : undefined)
+const nicOf = ({ network }: VmSpec) => (network.mode === 'user' ? network.mode : needsTap(network) ? 'tap' : undefined)
 
 const prepare = (host: Pick<Host, 'config' | 'daemon'>, row: VmRow): void => {
   makeFolder(host, row)

@@ -13,6 +13,7 @@ import { boot, launchMachine, undoFailed } from './machine/boot.ts'
 import { takeBack, viewMade } from './machine/creation.ts'
 import { type Target, type Template, takeTemplate } from './machine/fork-template.ts'
 import { resumeRestored } from './machine/restored.ts'
+import { cardsOfClone, giveCards, planCards } from './row/cards.ts'
 import { admit } from './row/capacity.ts'
 import { vmDeleted, vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -76,7 +77,7 @@ const targetOf = (source: VmRow, want: VmFork): Target => {
 }
 
 const reserve = (
-  host: Pick<Host, 'config' | 'store'>,
+  host: Pick<Host, 'config' | 'log' | 'networks' | 'store'>,
   uid: string,
   want: VmFork,
   target: Target,
@@ -97,8 +98,13 @@ const reserve = (
       const { runtime, plugin, hypervisor, imageDigest, kernelDigest, cpuCores, memoryMb } = source
       const { workload, policy, ...rest } = source.spec
       const metadata = want.metadata ?? policy.metadata
-      const spec = { ...rest, workload: { ...workload, hold: false }, policy: { ...policy, metadata } }
-      return insert(tx, one, {
+      const spec = {
+        ...rest,
+        ...cardsOfClone(rest),
+        workload: { ...workload, hold: false },
+        policy: { ...policy, metadata },
+      }
+      const row = insert(tx, one, {
         spec,
         runtime,
         plugin,
@@ -109,6 +115,7 @@ const reserve = (
         memoryMb,
         forkedFrom: uid,
       })
+      return giveCards(tx, row, planCards(host, spec))
     })
     claim?.(tx, rows)
     return rows

@@ -13,7 +13,7 @@ import { view } from './row/view.ts'
  * restored still does not acknowledge who it is
  */
 export const resume = async (
-  host: Pick<Host, 'config' | 'daemon' | 'log' | 'snapshots' | 'store' | 'vms'>,
+  host: Pick<Host, 'config' | 'daemon' | 'log' | 'networks' | 'snapshots' | 'store' | 'vms'>,
   ref: string,
 ): Promise<Vm> => {
   const { uid } = find(host.store, ref)

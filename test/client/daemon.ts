@@ -121,6 +121,7 @@ export class FakeDaemon implements AsyncDisposable {
       serial_socket: '',
       walls: null,
       network: { mode: 'vsock' as const },
+      nics: [],
       port: null,
       tty: body.tty ?? false,
       auto_remove: body.auto_remove ?? false,

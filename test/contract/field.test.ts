@@ -66,7 +66,12 @@ test('and is in the description of the API, once', () => {
 })
 
 test('a field of a new vm is in one group of its specification, and comes back out of it', () => {
-  const fields = fill(VmFields, { cmd: ['x'], port: 80, env: JSON.parse('{"__proto__": "x", "A": "1"}') as object })
+  const fields = fill(VmFields, {
+    network: { mode: 'vsock' },
+    cmd: ['x'],
+    port: 80,
+    env: JSON.parse('{"__proto__": "x", "A": "1"}') as object,
+  })
   const spec = specOf(fields)
 
   expect(fieldsOf(spec)).toEqual(fields)

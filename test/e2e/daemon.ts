@@ -45,6 +45,8 @@ export interface Options {
   readonly folder?: string
   readonly fake?: boolean
   readonly mayFail?: boolean
+  /** Where the network namespace is mounted in which it serves. */
+  readonly netns?: string
 }
 
 /** A short folder, removed with all that runs in it by `clean`. */
@@ -59,6 +61,7 @@ export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
   mkdirSync(folder, { recursive: true })
   const child = Bun.spawn(
     [
+      ...(options.netns === undefined ? [] : ['nsenter', `--net=${options.netns}`, '--']),
       AERIE,
       'serve',
       '--state',
@@ -67,6 +70,8 @@ export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
       run,
       '--log-level',
       'debug',
+      // Links of the machine that tests run on are touched by no test.
+      ...(options.netns === undefined ? ['--default-network', 'vsock'] : []),
       ...(options.fake ? ['--hypervisor', 'fake'] : []),
       ...(options.flags ?? []),
     ],

@@ -9,6 +9,7 @@ import { Images } from '../../src/image/images.ts'
 import { Kernels } from '../../src/kernel/kernels.ts'
 import { newLog } from '../../src/lib/log.ts'
 import { Serial } from '../../src/lib/serial.ts'
+import { Networks } from '../../src/network/networks.ts'
 import { Snapshots } from '../../src/snapshot/snapshots.ts'
 import { Ballast } from '../../src/store/ballast.ts'
 import { EventLog } from '../../src/store/event-log.ts'
@@ -48,7 +49,11 @@ export interface TestHost extends AsyncDisposable {
  */
 export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHost => {
   const folder = mkdtempSync('/tmp/aerie-u-')
-  const config = readConfig({ config: '/dev/null', state: join(folder, 's'), ...flags }, {}, 0)
+  const config = readConfig(
+    { config: '/dev/null', state: join(folder, 's'), default_network: 'vsock', ...flags },
+    {},
+    0,
+  )
   mkdirSync(join(config.state, 'vms'), { recursive: true })
   const opened = openStore(join(config.state, 'state.db'))
   const events = new CountedEvents(opened)
@@ -63,6 +68,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
+    networks: new Networks(store, config.run),
     vms: { queue: new Serial(), live: new Map() },
   }
   store

@@ -12,7 +12,6 @@
 
 mod bed;
 
-use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
@@ -24,8 +23,8 @@ use aerie_protocol::{Frame, Kind, encode, parse_json};
 
 use bed::{Bed, Got, Setup, Talk, exec_default, finish, program};
 
-fn words(words: &[&str]) -> Vec<OsString> {
-    words.iter().map(OsString::from).collect()
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn shell_exec(script: &str) -> Exec {

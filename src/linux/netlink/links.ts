@@ -47,6 +47,9 @@ const VETH_PEER = 1
 const MACVLAN_MODE = 1
 export const MACVTAP_MODE = { private: 1, bridge: 4, passthru: 8 } as const
 export type MacvtapMode = keyof typeof MACVTAP_MODE
+/** How an interface comes to addresses of its own (linux/if_link.h, below IFLA_AF_SPEC). */
+const ADDR_GEN_MODE = 8
+const ADDR_GEN_NONE = 1
 const IFF_UP = 1
 const ANY = 0
 const AF_INET = 2
@@ -177,11 +180,14 @@ export const setLink = (
     readonly group?: number
     readonly name?: string
     readonly netns?: number
+    /** Give the host itself no IPv6 address on it. */
+    readonly bare?: true
   },
 ): Message => ({
   type: RTM.newLink,
   head: linkHead(index, change.up),
   attributes: [
+    ...(change.bare ? [[IFLA.afSpec, [[AF_INET6, [[ADDR_GEN_MODE, u8(ADDR_GEN_NONE)]]]]] as const] : []),
     ...(change.master === undefined ? [] : [[IFLA.master, u32(change.master)] as const]),
     ...(change.mtu === undefined ? [] : [[IFLA.mtu, u32(change.mtu)] as const]),
     ...(change.mac === undefined ? [] : [[IFLA.address, macBytes(change.mac)] as const]),

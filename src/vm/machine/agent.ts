@@ -15,11 +15,11 @@ import { change, move } from '../row/moves.ts'
  * Says what the agent is told, and what its events do to the row. Every change is durable before the agent hears that
  * it was taken.
  */
-const ownerOf = (host: Pick<Host, 'store' | 'images'>, uid: string, live: () => LiveVm): SessionOwner => ({
+const ownerOf = (host: Pick<Host, 'store' | 'images' | 'networks'>, uid: string, live: () => LiveVm): SessionOwner => ({
   configure: () => {
     const row = byUid(host.store, uid)
     if (!row) throw new Error('the vm has gone')
-    const configuration = configure(row, host.images.byDigest(row.imageDigest).config)
+    const configuration = configure(host, row, host.images.byDigest(row.imageDigest).config)
     change(host.store, uid, { boot: { sessionSecret: hashSecret(configuration.secret) } })
     return configuration
   },

@@ -8,7 +8,7 @@ import { requestTooLarge } from '../../guest/errors.ts'
 import { ARGUMENTS_MAX } from '../../guest/frames.ts'
 import type { Configuration } from '../../guest/session.ts'
 import { signalNumber } from '../../lib/signal.ts'
-import type { GuestOf } from './part.ts'
+import type { GuestHost, GuestOf } from './part.ts'
 import { guestShare } from './parts.ts'
 
 /** The agent keeps this much of what the workload says while the daemon is away, in bytes of its memory. */
@@ -79,7 +79,7 @@ export const execOf = (
 }
 
 /** Makes a new configuration for one boot of a vm: its secret, entropy and time are made here and used once. */
-export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
+export const configure = (host: GuestHost, vm: GuestOf, image: ImageConfig): Configuration => {
   const { spec } = vm
   const argv = argvOf(spec.workload, image)
   return {
@@ -88,7 +88,7 @@ export const configure = (vm: GuestOf, image: ImageConfig): Configuration => {
     time_ns: Date.now() * 1_000_000,
     hostname: vm.name,
     machine_id: vm.machineId,
-    ...guestShare(vm),
+    ...guestShare(host, vm),
     workload:
       argv.length === 0
         ? null
@@ -113,7 +113,7 @@ const FRAME_BYTES = 64
  * Checks that the agent takes the configuration of a vm. @throws `request_invalid` where the agent would not take the
  * configuration of this vm: its boot would wait for nothing
  */
-export const fits = (vm: Parameters<typeof configure>[0], image: ImageConfig): void => {
+export const fits = (host: GuestHost, vm: GuestOf, image: ImageConfig): void => {
   const limit = ARGUMENTS_MAX - FRAME_BYTES
-  if (Buffer.byteLength(JSON.stringify(configure(vm, image))) > limit) throw requestTooLarge({ limit })
+  if (Buffer.byteLength(JSON.stringify(configure(host, vm, image))) > limit) throw requestTooLarge({ limit })
 }

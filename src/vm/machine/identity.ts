@@ -4,6 +4,7 @@ import type { Machine } from '../../hypervisor/driver.ts'
 import { Fault } from '../../lib/fault.ts'
 import { sleep } from '../../lib/promise.ts'
 import type { VmRow } from '../../store/schema.ts'
+import type { GuestHost } from './part.ts'
 import { identityNics } from './nics.ts'
 
 /** Time between two tries: a restored guest resets its connections first, and may take ours for one of them. */
@@ -15,7 +16,12 @@ const AGAIN_MS = 50
  *
  * @throws `agent_unavailable`: it did not acknowledge before the signal; `guest_refused`: it could not apply it
  */
-export const sendIdentity = async (row: VmRow, machine: Machine, signal: AbortSignal): Promise<void> => {
+export const sendIdentity = async (
+  host: GuestHost,
+  row: VmRow,
+  machine: Machine,
+  signal: AbortSignal,
+): Promise<void> => {
   for (;;) {
     try {
       const { conversation } = await converse(
@@ -26,7 +32,7 @@ export const sendIdentity = async (row: VmRow, machine: Machine, signal: AbortSi
           machine_id: row.machineId,
           entropy: randomBytes(32).toString('hex'),
           time_ns: Date.now() * 1_000_000,
-          ...identityNics(row),
+          ...identityNics(host, row),
         },
         signal,
       )

@@ -28,8 +28,11 @@ export interface GuestOf {
   readonly spec: VmSpec
 }
 
+/** What a part may use of the host to say what a guest is told. */
+export type GuestHost = Pick<Host, 'networks'>
+
 /** What a part may use of the host. */
-export type PartHost = Pick<Host, 'config' | 'daemon' | 'hypervisors' | 'images' | 'log'>
+export type PartHost = Pick<Host, 'config' | 'daemon' | 'hypervisors' | 'images' | 'log' | 'networks' | 'store'>
 
 /** What one noun brings to a machine. A noun that brings something new adds such a part, and a line in `parts.ts`. */
 export interface Part {
@@ -40,5 +43,5 @@ export interface Part {
    * Takes back what `make` made. It knows it by the row alone, since an earlier daemon may have made it; twice is fine.
    */
   unmake?(host: PartHost, row: VmRow): void | Promise<void>
-  guest?(vm: GuestOf): GuestShare
+  guest?(vm: GuestOf, host: GuestHost): GuestShare
 }

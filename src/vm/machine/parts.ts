@@ -5,7 +5,7 @@ import type { VmRow } from '../../store/schema.ts'
 import { cgroups } from './cgroups.ts'
 import { overlayDisk, rootDisk } from './disks.ts'
 import { nics } from './nics.ts'
-import type { GuestOf, GuestShare, Part } from './part.ts'
+import type { GuestHost, GuestOf, GuestShare, Part } from './part.ts'
 
 /**
  * What a machine is assembled from. The order is that of the effects, and of the disks and cards as the guest finds
@@ -48,8 +48,8 @@ export const unmakeParts = async (host: MachineHost, row: VmRow): Promise<void> 
 }
 
 /** What the guest's agent is told of the parts. */
-export const guestShare = (vm: GuestOf): Required<GuestShare> => {
-  const shares = PARTS.flatMap((part) => part.guest?.(vm) ?? [])
+export const guestShare = (host: GuestHost, vm: GuestOf): Required<GuestShare> => {
+  const shares = PARTS.flatMap((part) => part.guest?.(vm, host) ?? [])
   return {
     root: shares.find((share) => share.root)?.root ?? { mode: 'initramfs', overlay_size_bytes: null },
     network: shares.find((share) => share.network)?.network ?? { mode: 'none' },

@@ -21,7 +21,7 @@ export const powerOn = async (host: Host, uid: string, want: VmStart): Promise<V
           ? host.kernels.byDigest(row.kernelDigest)
           : host.kernels.resolve(row.spec.compute.kernel)
       const spec: VmSpec = { ...row.spec, workload: { ...row.spec.workload, ...want, hold: false } }
-      fits({ ...row, spec }, host.images.byDigest(row.imageDigest).config)
+      fits(host, { ...row, spec }, host.images.byDigest(row.imageDigest).config)
       admit(tx, host.config, row)
       tx.update(vms).set({ spec, kernelDigest: kernel.digest }).where(eq(vms.uid, uid)).run()
     }

@@ -2,6 +2,7 @@ import { rmSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
 import { vmEvents } from '../../contract/vm.ts'
 import type { MachineHost } from '../../host.ts'
+import { release } from '../../network/leases.ts'
 import { vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
 import { removeRuntime } from './teardown.ts'
@@ -23,6 +24,7 @@ export const purge = async (host: MachineHost, uid: string): Promise<void> => {
   rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
   host.daemon.step('files-removed')
   const removeSnapshot = immediate(host.store, (tx) => {
+    release(tx, uid)
     deleteVm(tx).run({ uid })
     host.store.events.append(tx, vmEvents, {
       type: 'VM_DELETED',

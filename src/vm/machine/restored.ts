@@ -100,7 +100,7 @@ const takeBack = async (host: MachineHost, row: VmRow, live: LiveVm, before: num
  * @throws `agent_unavailable`, `guest_refused`, `vm_restore_failed`
  */
 export const resumeRestored = async (
-  host: Pick<Host, 'config'> & HaltingHost,
+  host: Pick<Host, 'config' | 'networks'> & HaltingHost,
   row: VmRow,
   { live, machine }: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {
@@ -108,7 +108,7 @@ export const resumeRestored = async (
   try {
     await machine.resume(signal)
     await Promise.race([
-      sendIdentity(row, machine, signal),
+      sendIdentity(host, row, machine, signal),
       machine.ended.then((end) => {
         throw new Error(`the machine ended (${end.reason}) ${end.message}`)
       }),
@@ -127,7 +127,7 @@ export const resumeRestored = async (
  * queue. @throws `agent_unavailable`, `vm_restore_failed`
  */
 export const completeRestore = async (
-  host: Pick<Host, 'config' | 'daemon' | 'snapshots'> & HaltingHost,
+  host: Pick<Host, 'config' | 'daemon' | 'networks' | 'snapshots'> & HaltingHost,
   row: VmRow,
   launched: Pick<Launched, 'live' | 'machine'>,
 ): Promise<void> => {

@@ -61,13 +61,14 @@ describe.skipIf(!isRoot)('links, addresses and routes', () => {
   test('a tap becomes a port that is up, and isolated where it is asked for', () => {
     open.push(...openTap('tap0', 1, netns.fd))
     netlink.apply('attach a tap', [
-      setLink(index('tap0'), { master: index('br0'), up: true, group: 77 }),
+      setLink(index('tap0'), { master: index('br0'), up: true, group: 77, bare: true }),
       setPort(index('tap0'), { isolated: true }),
     ])
 
     const [tap] = netns.ip('link', 'show', 'tap0')
     expect(tap).toMatchObject({
       master: 'br0',
+      inet6_addr_gen_mode: 'none',
       flags: expect.arrayContaining(['UP']) as unknown,
       linkinfo: { info_slave_kind: 'bridge', info_slave_data: { isolated: true } },
     })

@@ -2,6 +2,8 @@ import { describe, expect, test } from 'bun:test'
 import type { ImageConfig } from '../../../src/contract/image.ts'
 import { fill } from '../../../src/contract/schema.ts'
 import { specOf as grouped, type VmCreate, VmFields, type VmSpec } from '../../../src/contract/vm-spec.ts'
+import { Networks } from '../../../src/network/networks.ts'
+import { openStore } from '../../../src/store/open.ts'
 import { argvOf, configure, fits } from '../../../src/vm/machine/configuration.ts'
 
 const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
@@ -14,9 +16,11 @@ const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
   exposed_ports: [],
   ...config,
 })
+/** No vm here has a card of a network. */
+const HOST = { networks: new Networks(openStore(':memory:'), '/nowhere') }
 const specOf = (want: VmCreate = {}): VmSpec => grouped(fill(VmFields, want))
 const configured = (want: VmCreate = {}, config: Partial<ImageConfig> = {}) =>
-  configure({ name: 'web', machineId: 'a'.repeat(32), spec: specOf(want) }, image(config))
+  configure(HOST, { name: 'web', machineId: 'a'.repeat(32), spec: specOf(want) }, image(config))
 
 describe("what a vm runs, by Docker's rules", () => {
   const CASES: readonly (readonly [string, VmCreate, Partial<ImageConfig>, string[]])[] = [
@@ -170,8 +174,8 @@ test('what the agent would not take is refused when it is asked for', () => {
     spec: specOf({ cmd: Array.from({ length: bytes / 1000 }, () => 'x'.repeat(997)) }),
   })
 
-  fits(vm(16_000_000), image())
+  fits(HOST, vm(16_000_000), image())
   expect(() => {
-    fits(vm(17_000_000), image())
+    fits(HOST, vm(17_000_000), image())
   }).toThrow(expect.objectContaining({ code: 'request_invalid', kind: 'invalid' }) as Error)
 })

@@ -64,12 +64,14 @@ const readAll = (fd: number): string => {
 const launch = async (spec: MachineSpec, saved: string | undefined, signal: AbortSignal): Promise<Machine> => {
   const log = openSync(spec.vmmLog, 'a', 0o600)
   const sockets: number[] = []
+  const taps: number[] = []
   try {
     signal.throwIfAborted()
     for (const path of [spec.kernel, spec.initramfs, ...spec.disks.map((disk) => disk.path)]) expectFile(path)
     // Ready to be connected to before the machine runs, as QEMU's are: what asks waits in the socket, and nobody polls.
     for (const name of ['vsock', 'console.sock', 'control.sock'])
       sockets.push(unixListen(join(spec.folder, name), { mode: 0o600 }))
+    for (const nic of spec.nics) if (nic.kind === 'tap') taps.push(...nic.open(1))
     const child = Bun.spawn(
       [
         ...command(),
@@ -82,7 +84,7 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
           ...(saved !== undefined && { saved }),
         }),
       ],
-      { stdio: ['ignore', log, log, ...sockets], env: { [MARK]: spec.mark }, detached: true },
+      { stdio: ['ignore', log, log, ...sockets, ...taps], env: { [MARK]: spec.mark }, detached: true },
     )
     child.unref()
     const pidfd = pidfdOpen(child.pid)
@@ -106,7 +108,7 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
       throw machineFailed({ hypervisor: 'fake', reason: messageOf(error) }, error)
     }
   } finally {
-    for (const fd of [log, ...sockets]) closeSync(fd)
+    for (const fd of [log, ...sockets, ...taps]) closeSync(fd)
   }
 }
 
@@ -131,7 +133,7 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
 /** A driver whose machines run no guest. */
 export const driver: HypervisorDriver = {
   name: 'fake',
-  nics: ['user'], // as little of one as of a guest
+  nics: ['user', 'tap'], // nothing goes over them, as there is no guest
   unlimited: true,
   start,
   restore,

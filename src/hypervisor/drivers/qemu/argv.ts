@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { numbered } from '../../../linux/inherited.ts'
-import type { DiskSpec, MachineSpec } from '../../driver.ts'
+import type { DiskSpec, MachineSpec, NicSpec } from '../../driver.ts'
 import { VSOCK_PLUG, VSOCK_PORT } from './vsock-device.ts'
 
 /** The QEMU of this host, and how it runs a guest. */
@@ -28,10 +28,25 @@ const TCG_CACHE_MIB = 128
  */
 const TCG_CPU = 'max,erms=off,fsrm=off'
 
-/**
- * What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not
- * at all.
- */
+/** Queues of a card at most. */
+const QUEUES_MAX = 8
+/** How many queues a card has: one a processor. */
+export const queuesOf = (vcpus: number): number => Math.min(vcpus, QUEUES_MAX)
+
+/** What a card on a link of the host's has beside the others: its MTU and its queues, each with two interrupts. */
+const moreOfCard = (nic: NicSpec, vcpus: number): string => {
+  if (nic.kind === 'user') return ''
+  const queues = queuesOf(vcpus)
+  return `,host_mtu=${nic.mtu}${queues > 1 ? `,mq=on,vectors=${2 * queues + 2}` : ''}`
+}
+
+/** Names the queues of a tap; its packets have no vhost to go by, which would need a device of the host's. */
+const sayFds = (fds: readonly number[] | undefined): string => {
+  if (fds === undefined || fds.length === 0) return ''
+  return fds.length === 1 ? `,fd=${fds[0]},vhost=off` : `,fds=${fds.join(':')},vhost=off`
+}
+
+/** What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not at all. */
 const hardware = (
   { accelerator }: QemuOptions,
   spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>,
@@ -53,7 +68,10 @@ const hardware = (
   '-device',
   'vmgenid,guid=auto',
   ...spec.disks.flatMap((disk, index) => ['-device', `virtio-blk-pci,drive=d${index},serial=${disk.serial}`]),
-  ...spec.nics.flatMap(({ mac }, index) => ['-device', `virtio-net-pci,netdev=n${index},mac=${mac},romfile=`]),
+  ...spec.nics.flatMap((nic, index) => [
+    '-device',
+    `virtio-net-pci,netdev=n${index},mac=${nic.mac},romfile=${moreOfCard(nic, spec.vcpus)}`,
+  ]),
 ]
 
 /** Another text for every build of ours that gives guests other hardware. */
@@ -99,13 +117,22 @@ const throttleGroup = (spec: MachineSpec): string[] =>
     : []
 
 /**
- * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later
- * (`vsock-device.ts`). `disks` are the numbers of its disks' descriptors.
+ * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`).
+ * `disks` and `taps` are the numbers of its descriptors.
  */
 export const argv = (
   options: QemuOptions,
   spec: MachineSpec,
-  { disks, restored }: { readonly disks: readonly number[]; readonly restored: boolean },
+  {
+    disks,
+    taps,
+    restored,
+  }: {
+    readonly disks: readonly number[]
+    /** The numbers of the queues of each card; none where it has no link of the host's. */
+    readonly taps: readonly (readonly number[])[]
+    readonly restored: boolean
+  },
 ): string[] => [
   'qemu-system-x86_64',
   '-no-user-config',
@@ -182,7 +209,7 @@ export const argv = (
         ]
       : []),
   ]),
-  ...spec.nics.flatMap(({ kind }, index) => ['-netdev', `${kind},id=n${index}`]),
+  ...spec.nics.flatMap(({ kind }, index) => ['-netdev', `${kind},id=n${index}${sayFds(taps[index])}`]),
   ...hardware(options, spec),
   // QEMU writes states without a word of its machine type where it is asked for the devices alone.
   ...(restored

@@ -22,7 +22,7 @@ import {
   type Saved,
 } from '../../driver.ts'
 import { hypervisorUnavailable, machineFailed } from '../../errors.ts'
-import { argv, FD, type QemuOptions } from './argv.ts'
+import { argv, FD, queuesOf, type QemuOptions } from './argv.ts'
 import { FILE, plugVsock, QemuMachine, SHAPE_VARIABLE } from './machine.ts'
 import { copyMemory, openMemory } from './memory.ts'
 import { QemuVersion, readState, sayVersion, shapeOf, type Trailer } from './saved.ts'
@@ -123,6 +123,7 @@ const start = async (
   const started: Launched[] = []
   try {
     const shape = shapeOf(options, spec)
+    const hasUserNetwork = spec.nics.some(({ kind }) => kind === 'user')
     const saved = from && (await readState(from, shape))
     const [vhostQemu, vhostBackend] = socketPair()
     own(vhostQemu)
@@ -153,6 +154,9 @@ const start = async (
     given.name('devices', devices)
     if (state !== undefined) given.name('state', state)
     const diskFds = given.list(disks)
+    const tapFds = spec.nics.map((nic) =>
+      nic.kind === 'tap' ? given.list(nic.open(queuesOf(spec.vcpus)).map(own)) : [],
+    )
 
     const mark = { [MARK]: spec.mark }
     const backend = launchApart(
@@ -191,7 +195,7 @@ const start = async (
         ...confined(spec),
         env: { ...mark, [SHAPE_VARIABLE]: JSON.stringify(shape) },
         exe: options.program,
-        argv: argv(options, spec, { disks: diskFds, restored: saved !== undefined }),
+        argv: argv(options, spec, { disks: diskFds, taps: tapFds, restored: saved !== undefined }),
       },
       {
         stdout: vmmLog,
@@ -199,7 +203,7 @@ const start = async (
         signal,
         fds: given.fds,
       },
-      spec.nics.length > 0, // the user network is made of sockets of the host's
+      hasUserNetwork, // the user network is made of sockets of the host's
     )
     for (const one of await Promise.allSettled([main, backend]))
       if (one.status === 'fulfilled') started.push(one.value.launched)
@@ -223,7 +227,7 @@ const start = async (
     const control = await orEnd(Qmp.connect(join(spec.folder, FILE.qmp), signal))
     if (from && saved) await orEnd(load(control, identity, from, saved, signal))
     // The user network reads /etc/resolv.conf.
-    const isBare = apart && spec.nics.length === 0 && (await emptyRoot(vmm, vmmLog, signal))
+    const isBare = apart && !hasUserNetwork && (await emptyRoot(vmm, vmmLog, signal))
     const walls = [
       ...commonWalls(spec),
       ...(apart && helperApart ? (['namespaces'] as const) : []),
@@ -340,7 +344,7 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
  */
 export const driverOf = (options: QemuOptions): HypervisorDriver => ({
   name: 'qemu',
-  nics: ['user'],
+  nics: ['user', 'tap'],
   start: (spec, signal) => start(options, spec, undefined, signal),
   restore: (spec, from, signal) => start(options, spec, from, signal),
   adopt,

@@ -65,8 +65,14 @@ const BURST_S = 8
 const bucket = (perS: number): unknown =>
   perS === 0 ? null : { size: perS, refill_time: 1000, one_time_burst: perS * BURST_S }
 
-/** Writes Cloud Hypervisor's VmConfig; `disks` are the numbers of the disks' descriptors. */
-const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean): unknown => ({
+/** The numbers that the descriptors of disks and taps have in talon. */
+interface Numbers {
+  readonly disks: readonly number[]
+  readonly taps: readonly number[]
+}
+
+/** Writes Cloud Hypervisor's VmConfig. */
+const configOf = (spec: MachineSpec, { disks, taps }: Numbers, shared: boolean): unknown => ({
   payload: { kernel: `/dev/fd/${FD.kernel}`, initramfs: `/dev/fd/${FD.initramfs}`, cmdline: spec.cmdline },
   cpus: { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
   memory: shared
@@ -85,6 +91,12 @@ const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean):
       rate_limiter_config: { bandwidth: bucket(spec.diskRate.bytesPerS), flushes: bucket(spec.diskRate.flushesPerS) },
     },
   ],
+  net: spec.nics.map((nic, index) => ({
+    id: `net${index}`,
+    mac: nic.mac,
+    fds: [taps[index]],
+    ...(nic.kind === 'tap' && { mtu: nic.mtu }),
+  })),
   rng: { src: '/dev/urandom' },
   balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
   vsock: { cid: spec.cid, socket: join(spec.folder, 'vsock'), fd: FD.vsock },
@@ -101,10 +113,10 @@ const configOf = (spec: MachineSpec, disks: readonly number[], shared: boolean):
  * What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private
  * view of the file.
  */
-const launchOf = (spec: MachineSpec, disks: readonly number[], from: Saved | undefined): unknown =>
+const launchOf = (spec: MachineSpec, numbers: Numbers, from: Saved | undefined): unknown =>
   from
-    ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, disks, false) } }
-    : configOf(spec, disks, spec.forkable)
+    ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, numbers, false) } }
+    : configOf(spec, numbers, spec.forkable)
 
 /** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
 const start = async (
@@ -113,11 +125,11 @@ const start = async (
   landlockAbiMin: number,
   signal: AbortSignal,
 ): Promise<Machine> => {
-  const [nic] = spec.nics
-  if (nic)
+  const user = spec.nics.find(({ kind }) => kind === 'user')
+  if (user)
     throw hypervisorUnavailable({
       hypervisor: 'talon',
-      reason: `it has no network of the kind "${nic.kind}"; QEMU has`,
+      reason: `it has no network of the kind "${user.kind}"; QEMU has`,
     })
   const fds: number[] = []
   const own = (fd: number): number => {
@@ -136,10 +148,11 @@ const start = async (
     const kernel = own(openSync(spec.kernel, 'r'))
     const initramfs = own(openSync(spec.initramfs, 'r'))
     const disks = spec.disks.map((disk) => own(openSync(disk.path, disk.readOnly ? 'r' : 'r+')))
+    const taps = spec.nics.flatMap((nic) => (nic.kind === 'tap' ? nic.open(1).map(own) : []))
     ram = spec.forkable && !from ? memfdEmpty(RAM, ramBytes(spec)) : undefined
     const given = new Inherited(FD)
-    const diskFds = given.list(disks)
-    given.name('config', own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, diskFds, from))))))
+    const numbers: Numbers = { disks: given.list(disks), taps: given.list(taps) }
+    given.name('config', own(memfdSealed('machine', Buffer.from(JSON.stringify(launchOf(spec, numbers, from))))))
     given.name('api', api)
     given.name('kvm', kvm)
     given.name('vsock', vsock)
@@ -302,7 +315,7 @@ const noteIn = (folder: string): ConsoleNote | undefined => {
  */
 export const driverWith = (landlockAbiMin: number): HypervisorDriver => ({
   name: 'talon',
-  nics: [],
+  nics: ['tap'],
   boots: 'vmlinux',
   adopt,
   start: (spec, signal) => start(spec, undefined, landlockAbiMin, signal),

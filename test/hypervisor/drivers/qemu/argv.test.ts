@@ -24,7 +24,7 @@ const SPEC: MachineSpec = {
   cgroups: [],
 }
 const of = (spec: Partial<MachineSpec>, disks: readonly number[] = []) =>
-  argv({ program: '/q', accelerator: 'tcg' }, { ...SPEC, ...spec }, { disks, restored: false })
+  argv({ program: '/q', accelerator: 'tcg' }, { ...SPEC, ...spec }, { disks, taps: [], restored: false })
 const after = (args: readonly string[], flag: string) =>
   args.flatMap((arg, index) => (arg === flag ? [args[index + 1] ?? ''] : []))
 

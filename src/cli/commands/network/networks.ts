@@ -1,0 +1,186 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { Value } from '@sinclair/typebox/value'
+import type { Client } from '../../../client/client.ts'
+import { type Egress, IpamFile, NetworkCreate, NetworkUpdate } from '../../../contract/network.ts'
+import { plainJson } from '../../../lib/plain.ts'
+import { command } from '../../command.ts'
+import { text, usageInvalid } from '../../flags.ts'
+import { pairs, schemaFlags } from '../../schema-flags.ts'
+import { inspecting, listing, onEach } from '../../shapes.ts'
+
+export const list = listing({
+  list: (client) => client.call('network.list', {}),
+  table: (networks) => ({
+    columns: [
+      { title: 'NAME', cut: true },
+      { title: 'DEFAULT' },
+      { title: 'TYPE' },
+      { title: 'SUBNET' },
+      { title: 'GATEWAY' },
+      { title: 'LINK' },
+      { title: 'PEERS' },
+      { title: 'EGRESS' },
+      { title: 'USED', right: true },
+    ],
+    rows: networks.map((one) => [
+      one.name,
+      one.default ? 'yes' : '',
+      one.type,
+      one.subnet ?? '',
+      one.gateway ?? '',
+      one.bridge ?? one.parent ?? '',
+      one.peer,
+      one.egress.policy,
+      one.subnet === null ? String(one.addresses_used) : `${one.addresses_used}/${one.addresses_total}`,
+    ]),
+  }),
+  nameOf: ({ name }) => name,
+})
+
+export const inspect = inspecting('network', {
+  get: (client: Client, name) => client.call('network.get', { params: { name } }),
+  nameOf: ({ name }) => name,
+})
+
+export const remove = onEach('network', {
+  async act(client, name) {
+    await client.call('network.delete', { params: { name } })
+    return { name }
+  },
+})
+
+/** Reads `NAME=ADDRESS`, any number of them. */
+const RESERVATION = {
+  reservations: {
+    as: 'reserve',
+    flag: pairs('reserve', 'Keeps an address for the vm or container of a name', { placeholder: 'NAME=ADDRESS' }),
+  },
+} as const
+
+/** Reads what a workload may reach: `all`, `none`, or entries of an allow-list behind commas. */
+export const readEgress = (said: string): Egress => {
+  if (said === 'all' || said === 'none') return { policy: said }
+  return { policy: 'allow-list', allow: said.split(',').map(readAllowed) }
+}
+
+/** Reads `HOST[:PORTS][/tcp|udp]`, where HOST is a name, an address or a range. */
+const readAllowed = (entry: string): NonNullable<Egress['allow']>[number] => {
+  const [, host = '', ports, protocol] =
+    /^(\[[^\]]+\](?:\/\d+)?|[^:]+?)(?::(\d+(?:-\d+)?))?(?:\/(tcp|udp))?$/.exec(entry) ?? []
+  const bare = host.replace(/^\[([^\]]+)\]/, '$1')
+  if (bare === '')
+    throw new RangeError(`"${entry}" is no host: write NAME, ADDRESS or RANGE, then :PORT and /tcp or /udp`)
+  const isAddress = /^[\d.]+(\/\d+)?$/.test(bare) || bare.includes(':')
+  return {
+    ...(isAddress ? { cidr: bare } : { name: bare }),
+    ...(ports !== undefined && { ports }),
+    ...(protocol !== undefined && { protocol: protocol as 'tcp' }),
+  }
+}
+
+const EGRESS = {
+  egress: {
+    flag: {
+      kind: 'one' as const,
+      placeholder: 'all|none|HOST[:PORT],…',
+      help: 'What its workloads may reach outside: all, none, or a list of names, addresses and ranges (all)',
+      read: readEgress,
+    },
+  },
+} as const
+
+const CREATE = schemaFlags(NetworkCreate, {
+  omit: ['name', 'pool'],
+  more: {
+    ...RESERVATION,
+    ...EGRESS,
+    subnet: { placeholder: 'RANGE' },
+    gateway: { placeholder: 'ADDRESS' },
+    ipv6: { placeholder: 'auto|off|PREFIX' },
+    mtu: { placeholder: 'BYTES' },
+    parent: { placeholder: 'NIC' },
+  },
+})
+
+/** Reads `FIRST-LAST`. */
+const readPool = (said: string): { readonly start: string; readonly end: string } => {
+  const [start, end, ...more] = said.split('-')
+  if (start === undefined || end === undefined || more.length > 0)
+    throw usageInvalid({ reason: `Cannot use --pool "${said}": expected FIRST-LAST` })
+  return { start, end }
+}
+
+export const create = command({
+  usage: '[FLAGS] NAME',
+  detail: `  bridged     vms and containers share one link; out by NAT, in by published ports
+  isolated    a namespace of its own without a way out; exec works all the same
+  host-only   out by NAT, in by published ports
+  macvtap     on a NIC of this host, given by --parent`,
+  flags: { ...CREATE.flags, pool: text('What is given out', 'FIRST-LAST') },
+  args: { min: 1, max: 1, nouns: ['none'] },
+  async run(context, { flags, args: [name = ''] }) {
+    const client = await context.client('start')
+    const body = { name, ...CREATE.said(flags), ...(flags.pool !== undefined && { pool: readPool(flags.pool) }) }
+    await context.out.done(await client.call('network.create', { body }))
+    return 0
+  },
+})
+
+const UPDATE = schemaFlags(NetworkUpdate, { more: { ...RESERVATION, ...EGRESS } })
+
+export const update = command({
+  usage: '[FLAGS] NAME',
+  detail:
+    'Changes what a network allows, also of vms that run. Reservations that are said replace all that there were.',
+  flags: UPDATE.flags,
+  args: { min: 1, max: 1, nouns: ['network'] },
+  async run(context, { flags, args: [name = ''] }) {
+    const body = UPDATE.said(flags)
+    if (Object.keys(body).length === 0)
+      throw usageInvalid({
+        reason: 'Cannot change a network: nothing is said',
+        hint: '--peer, --egress, --reserve or --dhcp',
+      })
+    const client = await context.client()
+    await context.out.done(await client.call('network.update', { params: { name }, body }))
+    return 0
+  },
+})
+
+export const importFile = command({
+  usage: 'FILE',
+  detail: 'Makes a network of a file with network, subnet, gateway, pool and reservations; - is stdin.',
+  flags: {},
+  args: { min: 1, max: 1, nouns: ['file'] },
+  async run(context, { args: [path = ''] }) {
+    let file: unknown
+    try {
+      file = JSON.parse(readFileSync(path === '-' ? 0 : path, 'utf8'))
+    } catch (error) {
+      throw usageInvalid({ reason: `Cannot read "${path}": ${error instanceof Error ? error.message : String(error)}` })
+    }
+    const wrong = Value.Errors(IpamFile, file).First()
+    if (wrong)
+      throw usageInvalid({
+        reason: `Cannot use "${path}": ${wrong.path.slice(1).replaceAll('/', '.')}: ${wrong.message}`,
+      })
+    const client = await context.client('start')
+    await context.out.done(await client.call('network.import', { body: file as IpamFile }))
+    return 0
+  },
+})
+
+export const exportFile = command({
+  usage: '[FLAGS] NAME',
+  detail: 'Writes the address management file of a network, as `network import` reads it.',
+  flags: { output: text('File to write; stdout where absent', 'FILE', { short: 'f' }) },
+  args: { min: 1, max: 1, nouns: ['network'] },
+  async run(context, { flags, args: [name = ''] }) {
+    const client = await context.client()
+    const file = await client.call('network.export', { params: { name } })
+    if (flags.output === undefined)
+      await context.out.show(file, { table: () => `${plainJson(file, 2)}\n`, name: () => [name] })
+    else writeFileSync(flags.output, `${JSON.stringify(file, null, 2)}\n`)
+    return 0
+  },
+})

@@ -1,0 +1,15 @@
+import type { Host } from '../host.ts'
+import type { Handlers } from './handler.ts'
+
+export const networkHandlers = ({ networks }: Host) =>
+  ({
+    'network.create': ({ body }) => networks.create(body),
+    'network.list': () => networks.list(),
+    'network.get': ({ params }) => networks.get(params.name),
+    'network.update': ({ params, body }) => networks.update(params.name, body),
+    'network.delete': ({ params }) => {
+      networks.delete(params.name)
+    },
+    'network.import': ({ body }) => networks.import(body),
+    'network.export': ({ params }) => networks.export(params.name),
+  }) satisfies Partial<Handlers>

@@ -1,0 +1,247 @@
+import { closeSync, mkdirSync, openSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { hasCode } from '../linux/errno.ts'
+import { closeFd } from '../linux/fd.ts'
+import {
+  addresses,
+  deleteAddress,
+  deleteLink,
+  type Link,
+  linkByName,
+  links,
+  newAddress,
+  newBridge,
+  newMacvtap,
+  openLinks,
+  routes,
+  setLink,
+  setPort,
+} from '../linux/netlink/links.ts'
+import type { Message } from '../linux/netlink/message.ts'
+import type { Netlink } from '../linux/netlink/netlink.ts'
+import { makeNetns, unmount } from '../linux/netns.ts'
+import { attachMacvtap, openTap } from '../linux/tap.ts'
+import type { LeaseRow, NetworkRow } from '../store/schema.ts'
+import { bytesV4, inPrefix6, type Range4, readPrefix6, readRange4, readV4 } from './address.ts'
+
+/** The network namespace in which the links of a network stand. */
+interface Place {
+  readonly netlink: Netlink
+  /** Absent: the host's own. */
+  readonly netns: number | undefined
+}
+
+const HOST = ''
+
+/**
+ * The links of this host that are ours: bridges, the host's ends of cards, namespaces of isolated networks. What is made here is made again
+ * after a crash or a reboot from the rows alone, and making twice is fine.
+ */
+export class HostLinks implements Disposable {
+  readonly #run: string
+  readonly #places = new Map<string, Place>()
+
+  /** `run` is the folder that the namespaces are mounted in. */
+  constructor(run: string) {
+    this.#run = join(run, 'netns')
+  }
+
+  [Symbol.dispose](): void {
+    for (const { netlink, netns } of this.#places.values()) {
+      netlink[Symbol.dispose]()
+      if (netns !== undefined) closeSync(netns)
+    }
+    this.#places.clear()
+  }
+
+  /** The place of a network's links, made where it is not there. @throws EPERM */
+  #place(network: Pick<NetworkRow, 'uid' | 'type'>): Place {
+    const key = network.type === 'isolated' ? network.uid : HOST
+    const known = this.#places.get(key)
+    if (known) return known
+    const netns = key === HOST ? undefined : this.#openNetns(network.uid)
+    const place = { netlink: openLinks(netns), netns }
+    this.#places.set(key, place)
+    return place
+  }
+
+  #openNetns(uid: string): number {
+    const path = join(this.#run, uid)
+    mkdirSync(this.#run, { recursive: true, mode: 0o700 })
+    if (!isNetns(path)) {
+      writeFileSync(path, '', { mode: 0o600 })
+      makeNetns(path)
+    }
+    return openSync(path, 'r')
+  }
+
+  /** The namespace of a network's links; undefined: the host's own. */
+  netnsOf(network: Pick<NetworkRow, 'uid' | 'type'>): number | undefined {
+    return this.#place(network).netns
+  }
+
+  /** Makes the bridge of a network what its row says, with its addresses; gives its index. */
+  ensureBridge(network: NetworkRow & { readonly bridge: string }): number {
+    const { netlink } = this.#place(network)
+    let bridge = linkByName(netlink, network.bridge)
+    if (!bridge) {
+      const { bridge: name, mac, mtu } = network
+      netlink.apply('make a bridge', [newBridge({ name, mac, mtu })])
+      bridge = linkByName(netlink, name)
+      if (!bridge) throw new Error(`the bridge ${name} has gone`)
+    }
+    const changes = bridgeChanges(netlink, network, bridge)
+    if (changes.length > 0) netlink.apply('set up a bridge', changes)
+    return bridge.index
+  }
+
+  /**
+   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called when the link is there
+   * and still down.
+   */
+  openTap(
+    network: NetworkRow & { readonly bridge: string },
+    lease: Pick<LeaseRow, 'link'>,
+    queues: number,
+    before: (link: Link) => void,
+  ): number[] {
+    const master = this.ensureBridge(network)
+    const { netlink, netns } = this.#place(network)
+    const fds = openTap(lease.link, queues, netns)
+    try {
+      const tap = linkByName(netlink, lease.link)
+      if (!tap) throw new Error(`the tap ${lease.link} has gone`)
+      before(tap)
+      netlink.apply('attach a tap', [
+        setLink(tap.index, { master, mtu: network.mtu, up: true, bare: true }),
+        ...(network.spec.peer === 'closed' ? [setPort(tap.index, { isolated: true })] : []),
+      ])
+      return fds
+    } catch (error) {
+      for (const fd of fds) closeFd(fd)
+      throw error
+    }
+  }
+
+  /** Makes a macvtap on the network's parent, and opens it. It stays when its descriptors are closed: `removeLink`. */
+  openMacvtap(network: NetworkRow, lease: Pick<LeaseRow, 'link' | 'mac'>, queues: number): number[] {
+    const { netlink } = this.#place(network)
+    const parent = linkByName(netlink, network.spec.parent ?? '')
+    if (!parent) throw new Error(`there is no link ${network.spec.parent}`)
+    if (linkByName(netlink, lease.link)) this.removeLink(network, lease.link)
+    const { link: name, mac } = lease
+    netlink.apply('make a macvtap', [newMacvtap({ name, mac }, parent.index, network.spec.parent_mode ?? 'bridge')])
+    const link = linkByName(netlink, name)
+    if (!link) throw new Error(`the macvtap ${name} has gone`)
+    const fds: number[] = []
+    try {
+      for (let queue = 0; queue < queues; queue++) {
+        const fd = openSync(`/dev/tap${link.index}`, 'r+')
+        fds.push(fd)
+        attachMacvtap(fd, name, queues)
+      }
+      return fds
+    } catch (error) {
+      for (const fd of fds) closeFd(fd)
+      this.removeLink(network, name)
+      throw error
+    }
+  }
+
+  /** Takes a link away, where it is there. It waits in the kernel: for links that are few. */
+  removeLink(network: Pick<NetworkRow, 'uid' | 'type'>, name: string): void {
+    const { netlink } = this.#place(network)
+    const link = linkByName(netlink, name)
+    if (link) netlink.apply('remove a link', [deleteLink(link.index)])
+  }
+
+  /** Takes away the bridge of a network, and its namespace. */
+  removeNetwork(network: NetworkRow): void {
+    if (network.bridge !== null) this.removeLink(network, network.bridge)
+    if (network.type !== 'isolated') return
+    const place = this.#places.get(network.uid)
+    this.#places.delete(network.uid)
+    place?.netlink[Symbol.dispose]()
+    if (place?.netns !== undefined) closeSync(place.netns)
+    const path = join(this.#run, network.uid)
+    if (isNetns(path)) unmount(path)
+    rmSync(path, { force: true })
+  }
+
+  /** A link of the host's by its name. */
+  hostLink(name: string): Link | undefined {
+    return linkByName(this.#place({ uid: HOST, type: 'bridged' }).netlink, name)
+  }
+
+  /** Every link of a network's place. */
+  linksOf(network: Pick<NetworkRow, 'uid' | 'type'>): Link[] {
+    return links(this.#place(network).netlink)
+  }
+
+  /** The IPv4 ranges that this host routes, but for the default route. */
+  routed(): Range4[] {
+    return routes(this.#place({ uid: HOST, type: 'bridged' }).netlink).flatMap(
+      ({ family, destination, prefix, table }) =>
+        family === 4 && prefix > 0 && table !== LOCAL_TABLE
+          ? (readRange4(`${[...destination].join('.')}/${prefix}`) ?? [])
+          : [],
+    )
+  }
+
+  /** The smallest MTU of the links over which this host reaches the world; 1500 where it does not. */
+  uplinkMtu(): number {
+    const uplinks = this.uplinks()
+    return uplinks.length === 0 ? 1500 : Math.max(1280, Math.min(...uplinks.map(({ mtu }) => mtu)))
+  }
+
+  /** The links of the default routes. */
+  uplinks(): Link[] {
+    const { netlink } = this.#place({ uid: HOST, type: 'bridged' })
+    const over = new Set(
+      routes(netlink).flatMap(({ prefix, link, table }) => (prefix === 0 && table === MAIN_TABLE ? (link ?? []) : [])),
+    )
+    return links(netlink).filter(({ index, name }) => over.has(index) && name !== 'lo')
+  }
+}
+
+/** Tables of routes (linux/rtnetlink.h). */
+const MAIN_TABLE = 254
+const LOCAL_TABLE = 255
+
+/** What must be changed for a bridge to be what its row says. */
+const bridgeChanges = (netlink: Netlink, network: NetworkRow, bridge: Link): Message[] => {
+  const own = addresses(netlink).filter(({ link }) => link === bridge.index)
+  const has = (bytes: Uint8Array, prefix: number): boolean =>
+    own.some((one) => one.prefix === prefix && Buffer.compare(one.address, bytes) === 0)
+  const wanted: (readonly [Uint8Array, number])[] = []
+  const range = network.subnet === null ? undefined : readRange4(network.subnet)
+  const gateway = network.gateway === null ? undefined : readV4(network.gateway)
+  if (range && gateway !== undefined) wanted.push([bytesV4(gateway), range.length])
+  const prefix = network.subnet6 === null ? undefined : readPrefix6(network.subnet6)
+  if (prefix) wanted.push([inPrefix6(prefix, 1), 64])
+  const isWanted = (address: Uint8Array): boolean => wanted.some(([bytes]) => Buffer.compare(bytes, address) === 0)
+  return [
+    ...(bridge.up && bridge.mtu === network.mtu && bridge.mac === network.mac
+      ? []
+      : [setLink(bridge.index, { up: true, mtu: network.mtu, mac: network.mac })]),
+    ...own
+      .filter(({ address }) => address.length === 4 && !isWanted(address))
+      .map(({ address, prefix }) => deleteAddress(bridge.index, address, prefix)),
+    ...wanted
+      .filter(([bytes, length]) => !has(bytes, length))
+      .map(([bytes, length]) => newAddress(bridge.index, bytes, length)),
+  ]
+}
+
+/** What a mounted namespace is, by statfs(2) (linux/magic.h). */
+const NSFS_MAGIC = 0x6e736673
+
+/** Whether a network namespace is mounted at a path. */
+const isNetns = (path: string): boolean => {
+  try {
+    return statfsSync(path).type === NSFS_MAGIC
+  } catch (error) {
+    if (hasCode(error, 'ENOENT')) return false
+    throw error
+  }
+}

@@ -1,0 +1,322 @@
+import { existsSync } from 'node:fs'
+import { and, asc, eq, isNull, sql } from 'drizzle-orm'
+import {
+  Egress,
+  type IpamFile,
+  type Lease,
+  type Network,
+  NetworkCreate,
+  type NetworkDetail,
+  networkEvents,
+  type NetworkUpdate,
+} from '../contract/network.ts'
+import { fill } from '../contract/schema.ts'
+import { newId } from '../lib/id.ts'
+import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
+import { hasCode } from '../linux/errno.ts'
+import { type LeaseRow, leases, type NetworkRow, networks } from '../store/schema.ts'
+import { immediate, type Store } from '../store/store.ts'
+import { sayV4, inPrefix6, readPrefix6, sayV6, readRange4 } from './address.ts'
+import {
+  networkAmbiguous,
+  networkConflict,
+  networkExists,
+  networkInUse,
+  networkInvalid,
+  networkNotFound,
+  networkUnable,
+} from './errors.ts'
+import { HostLinks } from './host-links.ts'
+import { leasesIn, newMac, poolSize } from './leases.ts'
+import { checkEgress, checkReservations, settingsOf } from './settings.ts'
+
+/** The network that a vm is in which asks for none. */
+export const DEFAULT_NETWORK = 'default'
+
+/** The networks of this host: their rows, and the links that make them true. */
+export class Networks {
+  readonly links: HostLinks
+  readonly #store: Store
+
+  constructor(store: Store, run: string) {
+    this.#store = store
+    this.links = new HostLinks(run)
+  }
+
+  /** @throws `network_exists`, `network_invalid`, `network_conflict`, `network_unable` */
+  create(want: NetworkCreate, isDefault = false): Network {
+    const filled = fill(NetworkCreate, want)
+    const facts = this.#able(() => ({
+      routed: this.links.routed(),
+      uplinkMtu: this.links.uplinkMtu(),
+      names: new Set(this.links.linksOf({ uid: '', type: 'bridged' }).map(({ name }) => name)),
+    }))
+    const row = immediate(this.#store, (tx) => {
+      const others = tx.select().from(networks).all()
+      if (others.some(({ name }) => name === want.name)) throw networkExists({ name: want.name })
+      const { ranges, spec } = settingsOf(filled, { routed: facts.routed, networks: others })
+      if (spec.parent !== null) this.#checkParent(want.name, spec.parent)
+      const taken = new Set([...facts.names, ...others.map(({ bridge }) => bridge)])
+      const made = tx
+        .insert(networks)
+        .values({
+          uid: newId('net'),
+          name: want.name,
+          type: filled.type,
+          isDefault,
+          bridge: filled.type === 'macvtap' ? null : bridgeName(taken),
+          ...ranges,
+          mac: newMac(),
+          mtu: want.mtu ?? facts.uplinkMtu,
+          spec,
+          createdAt: Date.now(),
+        })
+        .returning()
+        .get()
+      tx.events.append(tx, networkEvents, {
+        type: 'NETWORK_CREATED',
+        name: made.name,
+        uid: made.uid,
+        data: { subnet: made.subnet ?? '' },
+      })
+      return made
+    })
+    try {
+      this.ensure(row)
+    } catch (error) {
+      this.#forget(row)
+      throw error
+    }
+    return this.#view(row)
+  }
+
+  /** The network of a vm that asks for none, made at its first use. @throws as `create` */
+  default(): NetworkRow {
+    const find = () => this.#store.select().from(networks).where(eq(networks.isDefault, true)).get()
+    const known = find()
+    if (known) return known
+    this.create({ name: DEFAULT_NETWORK }, true)
+    const made = find()
+    if (!made) throw new Error('the default network has gone')
+    return made
+  }
+
+  list(): Network[] {
+    return this.#store
+      .select()
+      .from(networks)
+      .orderBy(asc(networks.name))
+      .all()
+      .map((row) => this.#view(row))
+  }
+
+  all(): NetworkRow[] {
+    return this.#store.select().from(networks).all()
+  }
+
+  /** @throws `network_not_found`, `network_ambiguous` */
+  get(ref: string): NetworkDetail {
+    const row = this.find(ref, 'read')
+    return { ...this.#view(row), leases: leasesIn(this.#store, row.uid).map(viewLease), dropped: {} }
+  }
+
+  byUid(uid: string): NetworkRow | undefined {
+    return this.#store.select().from(networks).where(eq(networks.uid, uid)).get()
+  }
+
+  /** @throws `network_not_found`, `network_ambiguous` */
+  find(ref: string, use: Use = 'change', tx: Store = this.#store): NetworkRow {
+    const select = (where: ReturnType<typeof sql>) => tx.select().from(networks).where(where).limit(MATCHES_MAX).all()
+    return lookUp(
+      ref,
+      {
+        exact: [() => select(sql`${networks.uid} = ${ref}`), () => select(sql`${networks.name} = ${ref}`)],
+        beginning: () =>
+          new RegExp(`^net_[0-9a-z]{${ID_BEGINNING_MIN},20}$`).test(ref)
+            ? select(sql`${networks.uid} GLOB ${`${ref}*`}`)
+            : [],
+        like: () => select(sql`substr(${networks.name}, 1, ${ref.length}) = ${ref}`).map(({ name }) => name),
+        nameOf: ({ name }) => name,
+        notFound: (name, meant) => networkNotFound({ name, meant: [...meant] }),
+        ambiguous: (name, matches) => networkAmbiguous({ name, matches: [...matches] }),
+      },
+      use,
+    )
+  }
+
+  /** @throws `network_not_found`, `network_ambiguous`, `network_invalid` */
+  update(ref: string, want: NetworkUpdate): Network {
+    const row = immediate(this.#store, (tx) => {
+      const before = this.find(ref, 'change', tx)
+      const spec = { ...before.spec, ...want, ...(want.egress && { egress: fill(Egress, want.egress) }) }
+      const invalid = (reason: string, hint?: string) =>
+        networkInvalid({ name: before.name, reason, ...(hint !== undefined && { hint }) })
+      const { subnet, gateway } = before
+      if (subnet !== null && gateway !== null) checkReservations({ subnet, gateway }, spec.reservations, invalid)
+      else if (Object.keys(spec.reservations).length > 0) throw invalid('it gives out no addresses')
+      checkEgress(spec.egress, invalid)
+      const after = tx.update(networks).set({ spec }).where(eq(networks.uid, before.uid)).returning().get()
+      tx.events.append(tx, networkEvents, {
+        type: 'NETWORK_UPDATED',
+        name: before.name,
+        uid: before.uid,
+        data: { subnet: subnet ?? '' },
+      })
+      return after
+    })
+    if (!row) throw new Error('the network has gone')
+    this.ensure(row)
+    return this.#view(row)
+  }
+
+  /** @throws `network_not_found`, `network_ambiguous`, `network_in_use` */
+  delete(ref: string): void {
+    const row = immediate(this.#store, (tx) => {
+      const found = this.find(ref, 'change', tx)
+      const users = leasesIn(tx, found.uid).filter(({ releasedAt }) => releasedAt === null)
+      if (users.length > 0)
+        throw networkInUse({ name: found.name, users: users.map(({ kind, name }) => `${kind} "${name}"`) })
+      return found
+    })
+    this.#forget(row, true)
+  }
+
+  /** @throws as `create` */
+  import({ network, subnet, gateway, pool, reservations }: IpamFile): Network {
+    return this.create({ name: network, subnet, gateway, pool, ...(reservations && { reservations }) })
+  }
+
+  /** @throws `network_not_found`, `network_ambiguous`, `network_invalid` */
+  export(ref: string): IpamFile {
+    const { name, subnet, gateway, spec } = this.find(ref, 'read')
+    if (subnet === null || gateway === null || spec.pool === null)
+      throw networkInvalid({ name, reason: 'it gives out no addresses' })
+    return { network: name, subnet, gateway, pool: spec.pool, reservations: spec.reservations }
+  }
+
+  /** Makes the links of a network what its row says. @throws `network_unable` */
+  ensure(row: NetworkRow): void {
+    if (hasBridge(row)) this.#able(() => this.links.ensureBridge(row))
+  }
+
+  /** Makes the host's end of a card and opens it. @throws `network_unable` */
+  openTap(row: NetworkRow, lease: LeaseRow, queues: number): number[] {
+    return this.#able(() =>
+      hasBridge(row)
+        ? this.links.openTap(row, lease, queues, () => undefined)
+        : this.links.openMacvtap(row, lease, queues),
+    )
+  }
+
+  /** Takes back what does not go with the last descriptor of a card. */
+  closeTap(lease: LeaseRow): void {
+    const row = this.byUid(lease.networkUid)
+    if (row?.type === 'macvtap') this.links.removeLink(row, lease.link)
+  }
+
+  #forget(row: NetworkRow, told = false): void {
+    this.#able(() => {
+      this.links.removeNetwork(row)
+    })
+    immediate(this.#store, (tx) => {
+      tx.delete(leases)
+        .where(and(eq(leases.networkUid, row.uid), isNull(leases.vmUid)))
+        .run()
+      tx.delete(networks).where(eq(networks.uid, row.uid)).run()
+      if (told)
+        tx.events.append(tx, networkEvents, {
+          type: 'NETWORK_DELETED',
+          name: row.name,
+          uid: row.uid,
+          data: { subnet: row.subnet ?? '' },
+        })
+    })
+  }
+
+  #checkParent(name: string, parent: string): void {
+    const link = this.#able(() => this.links.hostLink(parent))
+    if (!link) throw networkConflict({ name, reason: `this host has no NIC "${parent}"`, hint: '"ip link" lists them' })
+    if (isWireless(parent))
+      throw networkConflict({
+        name,
+        reason: `"${parent}" is wireless, and takes frames of one address only`,
+        hint: 'Use a bridged network',
+      })
+  }
+
+  /** Does what needs the right to change links. @throws `network_unable` */
+  #able<T>(work: () => T): T {
+    try {
+      return work()
+    } catch (error) {
+      if (hasCode(error, 'EPERM', 'EACCES'))
+        throw networkUnable(
+          { reason: 'this daemon may not change its links', hint: 'Run it as root, or with CAP_NET_ADMIN' },
+          error,
+        )
+      throw error
+    }
+  }
+
+  #view(row: NetworkRow): Network {
+    const used = this.#store
+      .select({ n: sql<number>`count(*)` })
+      .from(leases)
+      .where(and(eq(leases.networkUid, row.uid), isNull(leases.releasedAt)))
+      .get()
+    const { spec } = row
+    return {
+      uid: row.uid,
+      name: row.name,
+      type: row.type,
+      default: row.isDefault,
+      bridge: row.bridge,
+      subnet: row.subnet,
+      gateway: row.gateway,
+      pool: spec.pool,
+      reservations: spec.reservations,
+      subnet6: row.subnet6,
+      gateway6: gateway6Of(row),
+      mtu: row.mtu,
+      peer: spec.peer,
+      egress: spec.egress,
+      dhcp: spec.dhcp,
+      parent: spec.parent,
+      parent_mode: spec.parent_mode,
+      addresses_used: used?.n ?? 0,
+      addresses_total: poolSize(row),
+      created_at: new Date(row.createdAt).toISOString(),
+    }
+  }
+}
+
+/** Whether a network stands on a bridge of its own. */
+export const hasBridge = (row: NetworkRow): row is NetworkRow & { readonly bridge: string } => row.bridge !== null
+
+/** The host's IPv6 address in a network. */
+export const gateway6Of = (row: Pick<NetworkRow, 'subnet6'>): string | null => {
+  const prefix = row.subnet6 === null ? undefined : readPrefix6(row.subnet6)
+  return prefix ? sayV6(inPrefix6(prefix, 1)) : null
+}
+
+/** The length of a network's IPv4 prefix. */
+export const lengthOf = (row: Pick<NetworkRow, 'subnet'>): number | undefined =>
+  row.subnet === null ? undefined : readRange4(row.subnet)?.length
+
+/** Shows a lease as the API does. */
+export const viewLease = (row: LeaseRow): Lease => ({
+  name: row.name,
+  kind: row.kind,
+  uid: row.vmUid,
+  ip_address: row.address === null ? null : sayV4(row.address),
+  ip6_address: row.address6,
+  mac_address: row.releasedAt === null ? row.mac : '',
+  link: row.releasedAt === null ? row.link : '',
+  released_at: row.releasedAt === null ? null : new Date(row.releasedAt).toISOString(),
+})
+
+const bridgeName = (taken: ReadonlySet<string | null>): string => {
+  for (let number = 0; ; number++) if (!taken.has(`aerie${number}`)) return `aerie${number}`
+}
+
+const isWireless = (link: string): boolean => existsSync(`/sys/class/net/${link}/wireless`)
