@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, lstatSync, readdirSync, readFileSync } from 'node:fs'
 import { cpus, totalmem } from 'node:os'
 import { isAbsolute, join } from 'node:path'
 import { Type, type Static } from '@sinclair/typebox'
@@ -129,6 +129,21 @@ const fromFile = (path: string): Record<string, unknown> => {
   }
 }
 
+/**
+ * Tells where the machines have their sockets: in a place that lasts, where there is one, since whatever cleans the
+ * folder that somebody named knows nothing of vms. Machines of an older release stay where they are until all have ended.
+ */
+const machinesIn = (run: string, lasting: string | undefined): string => {
+  const named = join(run, 'm')
+  if (lasting === undefined) return named
+  try {
+    if (lstatSync(named).isDirectory() && readdirSync(named).length > 0) return named
+  } catch {
+    // There is none.
+  }
+  return join(lasting, 'm')
+}
+
 /** One frozen configuration from all four sources; a value that does not fit names where it came from. */
 export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Environment, uid: number): Config => {
   const user = flags['user'] === true || env['AERIE_USER'] === 'true'
@@ -176,8 +191,8 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
       reason: `"${run}" is too long for Unix sockets: choose a shorter folder with --run`,
     })
   }
-  const lasting = user ? lastingRun(state) : undefined
-  const lastingSocket = lasting === undefined ? undefined : join(lasting, 'aerie.sock')
+  const lasting = user || settings.run !== undefined ? lastingRun(state) : undefined
+  const lastingSocket = user && lasting !== undefined ? join(lasting, 'aerie.sock') : undefined
   return Object.freeze({
     ...settings,
     mode: user ? 'user' : 'system',
@@ -185,7 +200,7 @@ export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Enviro
     run,
     socket,
     ...(lastingSocket !== undefined && lastingSocket !== socket && { lastingSocket }),
-    machines: join(lasting ?? run, 'm'),
+    machines: user ? join(lasting ?? run, 'm') : machinesIn(run, lasting),
     cpus: cpus().length,
     memoryMb: Math.floor(totalmem() / 2 ** 20),
   })

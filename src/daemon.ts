@@ -1,4 +1,4 @@
-import { existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, lstatSync, readFileSync, rmdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { dirname, join } from 'node:path'
 import { Type } from '@sinclair/typebox'
@@ -205,6 +205,19 @@ const makeFolders = (config: Config): void => {
     } catch (error) {
       throw stateUnwritable({ folder, reason: messageOf(error) }, error)
     }
+  }
+  showMachines(config)
+}
+
+/** Leads from the runtime folder to where the sockets of the machines stand, for whoever looks for them there. */
+const showMachines = ({ run, machines }: Config): void => {
+  const link = join(run, 'm')
+  if (link === machines) return
+  try {
+    if (lstatSync(link, { throwIfNoEntry: false })?.isDirectory()) rmdirSync(link)
+    symlinkSync(machines, link)
+  } catch {
+    // It is there, or something else is: nothing of ours goes by it.
   }
 }
 

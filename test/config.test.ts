@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { readConfig } from '../src/config.ts'
 import { Fault } from '../src/lib/fault.ts'
@@ -151,6 +151,20 @@ describe('the folders', () => {
       run: '/srv/a/run',
       socket: '/srv/a/run/aerie.sock',
     })
+  })
+
+  test('of the machines last where a runtime folder was named, and those of an older release stay', () => {
+    const [state, run] = [join(folder, 'l'), join(folder, 'named')]
+    const machines = () => readConfig({ config: none(), state, run }, {}, 0).machines
+    mkdirSync(join(run, 'm'), { recursive: true })
+
+    expect(machines()).toBe(join(state, 'run/m'))
+    mkdirSync(join(run, 'm/1'))
+    expect(machines()).toBe(join(run, 'm'))
+    expect(readConfig({ config: none() }, {}, 0).machines).toBe('/run/aerie/m')
+    expect(readConfig({ config: none(), state: `/srv/${'x'.repeat(80)}`, run: '/run/a' }, {}, 0).machines).toBe(
+      '/run/a/m',
+    )
   })
 
   test("are the user's own with --user, and its file stands under XDG_CONFIG_HOME", () => {

@@ -3,15 +3,23 @@ import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { AERIE, clean, createVm, haveBinary, newFolder, seedFake, startDaemon, until } from '../e2e/daemon.ts'
 
+/** Removes what a cleaner of /tmp removes: whatever is no folder, and follows no link. */
+const removeFiles = (folder: string): void => {
+  for (const entry of readdirSync(folder, { withFileTypes: true }))
+    if (entry.isDirectory()) removeFiles(join(folder, entry.name))
+    else rmSync(join(folder, entry.name))
+}
+
 describe.skipIf(!haveBinary)('a socket that a cleaner took away', () => {
   test.each([
     ['the file', (_run: string, socket: string) => rmSync(socket)],
     ['its folder', (run: string) => rmSync(run, { recursive: true })],
+    ['all files below it', (run: string) => removeFiles(run)],
   ])('comes back, and no vm is lost: %s', async (_, takeAway) => {
     const daemon = await startDaemon({ fake: true, flags: ['--idle-exit-s', '600'] }) // it looks twice a second then
     try {
       await seedFake(daemon)
-      const vm = await createVm(daemon, { name: 'kept' })
+      const vm = await createVm(daemon, { name: 'kept', cmd: ['sleep', '10000'] })
       const events = await fetch('http://aerie/api/v1/events', { unix: daemon.socket })
 
       takeAway(daemon.run, daemon.socket)
@@ -19,6 +27,10 @@ describe.skipIf(!haveBinary)('a socket that a cleaner took away', () => {
 
       expect((await daemon.client.call('vm.list', { query: {} })).map((one) => one.uid)).toEqual([vm.uid])
       expect(events.body?.locked).toBe(false)
+      const run = { params: { name: 'kept' }, body: { argv: ['echo', 'here'] } }
+      expect(await daemon.client.call('vm.exec', run)).toMatchObject({ stdout: 'here\n' })
+      await daemon.client.call('vm.restart', { params: { name: 'kept' }, body: { timeout_s: 0 } })
+      expect(await daemon.client.call('vm.exec', run)).toMatchObject({ stdout: 'here\n' })
       await events.body?.cancel()
       await daemon.client.call('vm.delete', { params: { name: 'kept' } })
     } finally {
