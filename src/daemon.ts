@@ -240,6 +240,6 @@ const stateId = (state: string): string => {
   return readFileSync(path, 'utf8').trim()
 }
 
-/** What this host can do, for a command line that needs no daemon. */
+/** Tells what this host can do, for a command line that needs no daemon. */
 export const examine = (which: 'system' | 'user') =>
   doctor(driverChecks(DRIVERS), configOf(which, process.env, process.getuid?.() ?? 0))

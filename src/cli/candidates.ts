@@ -19,7 +19,7 @@ const named = (flags: Flags, word: string): Flag<unknown> | undefined => {
   return undefined
 }
 
-/** What may stand where the last of these words is being typed. */
+/** Lists what may stand where the last of these words is being typed. */
 export const candidates = async (
   words: readonly string[],
   programs: Programs,

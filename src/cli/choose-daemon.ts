@@ -65,7 +65,7 @@ export interface World {
   readonly startMs?: number
 }
 
-/** Whether somebody accepts at a Unix socket; where not, the reason. */
+/** Tells whether somebody accepts at a Unix socket; where not, the reason. */
 export const answers = async (path: string): Promise<true | string> => {
   try {
     const socket = await Bun.connect({
@@ -86,7 +86,7 @@ export const answers = async (path: string): Promise<true | string> => {
   }
 }
 
-/** A folder in /tmp may be somebody else's, with a socket in it that waits for our secrets. */
+/** Refuses a folder of somebody else: one in /tmp may be there with a socket in it that waits for our secrets. */
 const checkOwn = (folder: string, uid: number): void => {
   let stat: ReturnType<typeof lstatSync>
   try {
@@ -113,8 +113,8 @@ export const readToken = (env: Environment, file: string | undefined): string | 
 }
 
 /**
- * Which daemon serves: the one that was named, else the host's, else this user's own, else (where needed) a new one of
- * this user.
+ * Chooses the daemon that serves: the one that was named, else the host's, else this user's own, else (where needed) a
+ * new one of this user.
  */
 export const reach = async (
   world: World,
@@ -154,7 +154,7 @@ const openLog = (file: string): number => {
   return openSync(file, 'a', 0o600)
 }
 
-/** The last lines of a log, its JSON lines as their messages. */
+/** Takes the last lines of a log, its JSON lines as their messages. */
 export const tailOf = (text: string): string =>
   text
     .split('\n')
@@ -241,6 +241,6 @@ const start = async (world: World, user: DaemonPaths): Promise<string> => {
   }
 }
 
-/** How this program is started again: the compiled file itself, or Bun with our first file. */
+/** Tells how this program is started again: the compiled file itself, or Bun with our first file. */
 export const selfOf = (): readonly string[] =>
   import.meta.dir.startsWith('/$bunfs') ? [process.execPath] : [process.execPath, Bun.main]

@@ -63,7 +63,10 @@ const unknownCommand = (words: readonly string[], after: readonly string[]): Fau
 const isPipe = (error: unknown): boolean =>
   (error as { code?: unknown } | null)?.code === 'EPIPE' && !(error instanceof Fault)
 
-/** An error that no promise of a command led to: said like any other, instead of a page of minified source. */
+/**
+ * Ends the program by an error that no promise of a command led to, said like any other, instead of a page of minified
+ * source.
+ */
 const fatal = (error: unknown): never => {
   if (isPipe(error)) process.exit(EXIT_PIPE)
   complain(sayFault(faultOrDefect(error)))

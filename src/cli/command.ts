@@ -85,7 +85,7 @@ export interface CommandOf<F extends Flags> {
 }
 export type Command = CommandOf<Flags>
 
-/** Every flag of a command that is its own. */
+/** Lists the flags that are a command's own. */
 export const flagsOf = async (it: Command, programs: Programs): Promise<Flags> => ({
   ...it.flags,
   ...(await it.moreFlags?.(programs)),

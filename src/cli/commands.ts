@@ -21,7 +21,7 @@ const SYNONYMS = {
   inspect: ['inspect', 'show', 'get'],
 } as const
 
-/** The names of a verb of a noun, and of the short form of one of the vm's. */
+/** Lists the names of a verb of a noun, and of the short form of one of the vm's. */
 const named = (noun: Noun, verb: keyof typeof SYNONYMS): Pick<Entry, 'names' | 'also'> => {
   const [first, ...others] = SYNONYMS[verb]
   const [before, ...more] = noun === 'vm' ? [first, `${noun} ${first}`] : [`${noun} ${first}`]

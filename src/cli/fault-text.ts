@@ -12,7 +12,7 @@ const defect = fault(
   'This is a defect of aerie; AERIE_DEBUG=1 shows where',
 )
 
-/** A failure as a program reads it: the shape of the API's problems, whoever found it. */
+/** Writes a failure as a program reads it: the shape of the API's problems, whoever found it. */
 export const problemOf = (fault: Fault): Record<string, unknown> => ({
   ...fault.data,
   type: `urn:aerie:fault:${fault.code}`,
@@ -45,7 +45,9 @@ export const sayFault = (fault: Fault): string => {
   ].join('\n')
 }
 
-/** The fault in an error: an error of a clean-up does not hide the one that led there. */
+/**
+ * Finds the fault in an error, or makes a defect of it: an error of a clean-up does not hide the one that led there.
+ */
 export const faultOrDefect = (error: unknown): Fault => {
   if (error instanceof Fault) return error
   if (error instanceof SuppressedError) return faultOrDefect(error.suppressed)

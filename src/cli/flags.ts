@@ -56,7 +56,7 @@ export const text = (help: string, placeholder: string, more: More = {}): Flag<s
   read: (value) => value,
 })
 
-/** A path in the guest, where there is no current folder to be relative to. */
+/** Declares a flag for a path in the guest, where there is no current folder to be relative to. */
 export const absolute = (help: string, placeholder: string, more: More = {}): Flag<string> => ({
   ...more,
   kind: 'one',
@@ -107,7 +107,7 @@ export const integer = (help: string, minimum: number, maximum: number, more: Mo
   },
 })
 
-/** A size in MiB: `512m`, `1.5g`; a bare number is MiB, as in the API. */
+/** Declares a flag for a size in MiB: `512m`, `1.5g`; a bare number is MiB, as in the API. */
 export const mebibytes = (help: string, minimum: number, maximum: number, more: More = {}): Flag<number> => ({
   placeholder: 'SIZE',
   ...more,
@@ -122,7 +122,7 @@ export const mebibytes = (help: string, minimum: number, maximum: number, more: 
   },
 })
 
-/** A rate in bytes a second: `100MB/s`, `512k`. */
+/** Declares a flag for a rate in bytes a second: `100MB/s`, `512k`. */
 export const rate = (help: string, more: More = {}): Flag<number> => ({
   placeholder: 'RATE',
   ...more,
@@ -135,7 +135,7 @@ export const rate = (help: string, more: More = {}): Flag<number> => ({
   },
 })
 
-/** A time in milliseconds: `30`, `500ms`, `5m`; a bare number is seconds. */
+/** Declares a flag for a time in milliseconds: `30`, `500ms`, `5m`; a bare number is seconds. */
 export const duration = (help: string, maximumMs: number, more: More = {}): Flag<number> => ({
   placeholder: 'TIME',
   ...more,
@@ -149,7 +149,7 @@ export const duration = (help: string, maximumMs: number, more: More = {}): Flag
   },
 })
 
-/** The flag of one property of a schema: its bounds, words, default and help are the schema's. */
+/** Makes the flag of one property of a schema: its bounds, words, default and help are the schema's. */
 export const bySchema = <S extends TSchema>(schema: S, more: MoreOfSchema = {}): Flag<Static<S>> =>
   readerOf(schema, more) as Flag<Static<S>>
 
@@ -309,7 +309,7 @@ export const parseFlags = (
   }
 }
 
-/** The lines of help about flags. */
+/** Writes the lines of help about flags. */
 export const flagLines = (flags: Flags): string[] => {
   const rows = Object.entries(flags)
     .filter(([, flag]) => flag.hidden !== true)

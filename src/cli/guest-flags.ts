@@ -33,7 +33,7 @@ export const EXEC_FIELDS = schemaFlags(ExecStart, {
   },
 })
 
-/** -t, -T and their silence, as one choice. */
+/** Reads -t, -T or neither as one choice. */
 export const ttyChoice = (flags: { readonly tty?: boolean; readonly noTty?: boolean }): { readonly tty?: boolean } =>
   flags.noTty === true ? { tty: false } : flags.tty === undefined ? {} : { tty: flags.tty }
 
@@ -54,7 +54,7 @@ const envLines = (file: string): string[] => {
     .filter((line) => line !== '' && !line.startsWith('#'))
 }
 
-/** The environment of files and flags; flags win. */
+/** Reads the environment from files and flags; flags win. */
 export const readEnv = (
   flags: { readonly env?: readonly string[]; readonly envFile?: readonly string[] },
   own: Readonly<Record<string, string | undefined>>,

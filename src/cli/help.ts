@@ -56,7 +56,7 @@ export const commandHelp = (entry: Entry, command: Command, its: Flags): string 
   return `${parts.join('\n')}\n`
 }
 
-/** Every command and flag of the whole program, for people who search and for programs that read. */
+/** Describes every command and flag of the program, for people who search and for programs that read. */
 export const everything = async (programs: Programs): Promise<string> => {
   const parts: string[] = []
   for (const entry of shown) {

@@ -37,6 +37,6 @@ export type Noun = keyof typeof NOUNS
 /** What an argument of a command can be, for completion; a `place` is `VM:PATH` or a path of this host. */
 export type ArgumentNoun = Noun | 'file' | 'place' | 'none'
 
-/** The entry of a word, where it is a noun. */
+/** Finds the noun that a word is; undefined where it is none. */
 export const nounOf = (word: string): NounOf | undefined =>
   Object.hasOwn(NOUNS, word) ? NOUNS[word as Noun] : undefined

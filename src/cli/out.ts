@@ -59,7 +59,7 @@ export class Out {
     return { width: terminal ? terminalSize()?.cols : undefined, colour: wantsColour(this.#env, terminal) }
   }
 
-  /** A line for people and pipes, as it is. */
+  /** Writes a line for people and pipes, as it is. */
   async line(text: string): Promise<void> {
     await writeAll(1, Buffer.from(`${text}\n`))
   }
@@ -68,7 +68,7 @@ export class Out {
     await writeAll(1, Buffer.from(text))
   }
 
-  /** Text for people: as wide as their terminal. */
+  /** Writes text for people, as wide as their terminal. */
   async help(text: string): Promise<void> {
     await this.text(wrap(text, this.look.width))
   }
@@ -89,24 +89,24 @@ export class Out {
     await writeNow(1, Buffer.from(text()))
   }
 
-  /** One of a stream: a line of JSON, a document of YAML, or what people read. */
+  /** Writes one value of a stream: a line of JSON, a document of YAML, or what people read. */
   async item(value: unknown, people: () => string): Promise<void> {
     if (this.format === 'json') await this.line(plainJson(value))
     else if (this.format === 'yaml') await this.text(`---\n${yaml(value)}`)
     else await this.line(people())
   }
 
-  /** A name that a verb has done something to: what Docker's verbs print. */
+  /** Writes the name of what a verb was done to, as Docker's verbs do. */
   async done(value: { readonly name: string }): Promise<void> {
     await this.show(value, { table: () => `${plain(value.name)}\n`, name: () => [value.name] })
   }
 
-  /** What a person has to know even where progress is not wanted. */
+  /** Writes what a person has to know even where progress is not wanted. */
   warn(text: string): void {
     complain(`aerie: ${plain(text)}`)
   }
 
-  /** Progress and pleasantries. */
+  /** Writes progress, which --quiet leaves out. */
   note(text: string): void {
     if (!this.quiet) complain(`aerie: ${plain(text)}`)
   }

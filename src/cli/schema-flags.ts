@@ -47,7 +47,7 @@ export const readArgv = (text: string): string[] => {
   throw new RangeError('expected one program, or a JSON array of strings')
 }
 
-/** A program with its arguments. */
+/** Declares a flag for a program with its arguments. */
 export const argv = (help: string, more: MoreOfSchema): Flag<readonly string[]> => ({
   placeholder: 'PROGRAM',
   ...more,
@@ -56,7 +56,10 @@ export const argv = (help: string, more: MoreOfSchema): Flag<readonly string[]> 
   read: readArgv,
 })
 
-/** One more `KEY=VALUE` of a record; a wrong one is refused under the flag's own name, whichever alias was said. */
+/**
+ * Declares a flag that adds `KEY=VALUE` to a record; a wrong one is refused under the flag's own name, whichever alias
+ * was said.
+ */
 export const pairs = (name: string, help: string, more: MoreOfSchema): Flag<Readonly<Record<string, string>>> => ({
   placeholder: 'KEY=VALUE',
   ...more,
@@ -72,13 +75,13 @@ export const pairs = (name: string, help: string, more: MoreOfSchema): Flag<Read
 const inUnit = (value: number, unit: string): string =>
   unit !== 'mb' ? `${value}${unit}` : value % 1024 === 0 && value > 0 ? `${value / 1024}g` : `${value}m`
 
-/** An object of one field is said as that field. */
+/** Makes an object of one field out of that field. */
 const wrapped = ([name, field]: [string, TSchema], help: string, more: MoreOfSchema): Flag<unknown> => {
   const flag = flagOf(name, field, { ...more, help })
   return { ...flag, read: (text) => ({ [name]: flag.read(text, undefined) }) }
 }
 
-/** The flag of one field: a size, a time, words, a switch, a number, a list or a text, as name and schema say. */
+/** Makes the flag of one field: a size, a time, words, a switch, a number, a list or a text, as name and schema say. */
 const flagOf = (name: string, schema: TSchema, more: MoreOfSchema): Flag<unknown> => {
   const unit = UNIT.exec(name)?.[1]
   const value = schema['default'] as unknown
@@ -126,7 +129,7 @@ export const schemaFlags = <
   }
 }
 
-/** A record without what is undefined: a field that was not said is not sent. */
+/** Leaves out what is undefined of a record: a field that was not said is not sent. */
 export const defined = <T extends object>(
   record: T,
 ): { [K in keyof T as undefined extends T[K] ? never : K]: T[K] } & {

@@ -226,5 +226,5 @@ export const beforeDeadline = async <T>(promise: Promise<T>, deadline: number | 
   }
 }
 
-/** The exit code of a command, as a shell says it. */
+/** Gives the exit code of a command as a shell does. */
 export const codeOf = (ended: Ended): number => (ended.signal === null ? ended.code : 128 + ended.signal)

@@ -1,4 +1,4 @@
-/** How many letters have to be typed otherwise (Damerau-Levenshtein, adjacent swaps count once). */
+/** Counts how many letters have to be typed otherwise (Damerau-Levenshtein, adjacent swaps count once). */
 export const distance = (a: string, b: string): number => {
   const rows: number[][] = [Array.from({ length: b.length + 1 }, (_, at) => at)]
   for (let i = 1; i <= a.length; i++) {
@@ -16,7 +16,7 @@ export const distance = (a: string, b: string): number => {
   return rows[a.length]?.[b.length] ?? 0
 }
 
-/** The word that was probably meant: near enough, or the only one that begins so. */
+/** Finds the word that was probably meant: near enough, or the only one that begins so. */
 export const suggest = (typed: string, words: readonly string[]): string | undefined => {
   const near = words.map((word) => ({ word, far: distance(typed, word) })).sort((a, b) => a.far - b.far)[0]
   if (near && near.far <= Math.max(1, Math.floor(typed.length / 3))) return near.word

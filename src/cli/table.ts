@@ -86,13 +86,13 @@ export const renderTable = (table: Table, look: Look): string => {
   ].join('\n')}\n`
 }
 
-/** `name: value` lines, for one thing. */
+/** Writes one thing as lines of `name: value`. */
 export const renderFields = (fields: readonly (readonly [string, string])[], look: Look): string => {
   const width = Math.max(0, ...fields.map(([name]) => name.length)) + 2
   return `${fields.map(([name, value]) => paint(`${name}:`.padEnd(width), 'bold', look.colour) + plain(value)).join('\n')}\n`
 }
 
-/** How long ago, for people: the largest unit. */
+/** Writes how long ago a time is, for people: the largest unit. */
 export const sayAgo = (timestamp: string, nowMs = Date.now()): string => {
   const seconds = Math.max(0, Math.round((nowMs - Date.parse(timestamp)) / 1000))
   for (const [name, size] of [

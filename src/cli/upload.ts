@@ -13,7 +13,7 @@ export const notAFile = fault(
   (d) => `Cannot use "${d.path}": ${d.reason}`,
 )
 
-/** The first bytes of a file, or a fault that says why it cannot be read. */
+/** Reads the first bytes of a file. @throws a fault that says why it cannot be read. */
 export const headOf = (path: string, bytes: number): Buffer => {
   const buffer = Buffer.alloc(bytes)
   try {
@@ -41,8 +41,8 @@ export const headOf = (path: string, bytes: number): Buffer => {
 }
 
 /**
- * A body for an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners, devices, capabilities and
- * ACLs.
+ * Makes the body of an import: a tar as it is (`-` is stdin), or a folder as a tar with its owners, devices,
+ * capabilities and ACLs.
  */
 export const bodyOf = (
   context: Context,

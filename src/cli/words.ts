@@ -6,8 +6,8 @@ import { usageInvalid } from './flags.ts'
 const REPLACED = '\ufffd'
 
 /**
- * The words of this command line as the kernel has them: Bun has read them as UTF-8 already, and does not say where
- * they are none.
+ * Reads the words of this command line as the kernel has them: Bun has read them as UTF-8 already, and does not say
+ * where they are none.
  */
 export const ownWords = (argv: readonly string[]): readonly string[] => {
   if (!argv.some((word) => word.includes(REPLACED))) return argv

@@ -66,7 +66,7 @@ const readSome = async (response: Response): Promise<string> => {
 
 const text = (value: unknown): string | undefined => (typeof value === 'string' && value !== '' ? value : undefined)
 
-/** A problem object, wherever it came from (an answer, a frame, an event), as the fault that it describes. */
+/** Reads a problem object, wherever it came from (an answer, a frame, an event), as the fault that it describes. */
 export const faultOfProblem = (problem: Readonly<Record<string, unknown>>, kind: FaultKind): Fault => {
   const { type: _type, title, status: _status, error, message, code, hint, ...data } = problem
   return faultOf({
@@ -78,7 +78,7 @@ export const faultOfProblem = (problem: Readonly<Record<string, unknown>>, kind:
   })
 }
 
-/** The fault of a problem that stands alone; undefined where the text is none. */
+/** Reads a problem that stands alone as a fault; undefined where the text is none. */
 export const faultOfText = (body: string): Fault | undefined => {
   try {
     const problem: unknown = JSON.parse(body)
@@ -90,7 +90,7 @@ export const faultOfText = (body: string): Fault | undefined => {
   }
 }
 
-/** The fault of a failed answer: its problem+json where there is one, else its status. */
+/** Reads a failed answer as a fault: its problem+json where there is one, else its status. */
 export const faultOfResponse = async (response: Response, endpoint: string): Promise<Fault> => {
   const kind = kindOfStatus(response.status)
   const body = await readSome(response).catch(() => '')
@@ -109,7 +109,9 @@ export const faultOfResponse = async (response: Response, endpoint: string): Pro
   })
 }
 
-/** What an error of fetch or of a WebSocket says about the connection; undefined where it is about something else. */
+/**
+ * Tells what an error of fetch or of a WebSocket says about the connection; undefined where it is about something else.
+ */
 export const networkCode = (error: unknown): string | undefined => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     const code = (at as { code?: unknown }).code
@@ -154,7 +156,7 @@ export const faultOfNetwork = (error: unknown, endpoint: string): Fault => {
   )
 }
 
-/** A connection that was cut after it had been made: what was asked may or may not have been done. */
+/** Tells whether a connection was cut after it had been made: what was asked may or may not have been done. */
 export const isReset = (error: unknown): boolean => {
   const code = networkCode(error)
   return code === 'ECONNRESET' || code === 'ConnectionClosed' || code === 'EPIPE'

@@ -15,10 +15,10 @@ import { bytesOfName } from './tar-name.ts'
 const O_PATH = 0x20_0000
 export const OPEN_FOLDER = O_PATH | constants.O_DIRECTORY
 
-/** The path of a folder's own descriptor. */
+/** Makes the path of a folder's own descriptor. */
 export const pathOfFd = (fd: number): string => `/proc/self/fd/${fd}`
 
-/** The path of what has this name in a folder. A name is a byte string of one part. */
+/** Makes the path of what has this name in a folder. A name is a byte string of one part. */
 export const pathIn = (folder: number, name: string): Buffer =>
   bytesOfName(`${pathOfFd(folder)}/${name === '' ? '.' : name}`)
 

@@ -5,10 +5,10 @@ import { openSocket } from './websocket.ts'
 
 /** Bytes both ways: one forwarded connection, or a console. */
 export interface Raw {
-  /** What the guest sends. Returns at its end of file or at the end of the connection. */
+  /** Reads what the guest sends. Returns at its end of file or at the end of the connection. */
   bytes(): AsyncGenerator<Uint8Array, void>
   send(bytes: Uint8Array): Promise<void>
-  /** No more will be sent; the other direction stays. */
+  /** Ends our direction; the other direction stays. */
   end(): Promise<void>
   close(): void
 }

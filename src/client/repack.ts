@@ -39,8 +39,8 @@ class Links {
 }
 
 /**
- * A tar on its way from one guest to another, its entries under other names. Every header is read and written anew, and
- * checked as if it were unpacked here: what the first guest says reaches the second one only in this form.
+ * Rewrites a tar on its way from one guest to another, its entries under other names. Every header is read and written
+ * anew, and checked as if it were unpacked here: what the first guest says reaches the second one only in this form.
  */
 export const repack = (
   stream: ReadableStream<Uint8Array>,

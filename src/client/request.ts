@@ -14,7 +14,7 @@ export interface Parts {
 /** Gives the method and path of an operation. */
 export const routeOf = (id: OperationId): Route => ROUTES[id]
 
-/** `/api/v1/vms/:name/stop` and `{name: "web"}` → `/api/v1/vms/web/stop`. */
+/** Fills the parameters of a path: `/api/v1/vms/:name/stop` and `{name: "web"}` → `/api/v1/vms/web/stop`. */
 export const fillPath = (path: string, params: Parts['params'] = {}): string =>
   path.replace(/:(\w+)|\*/g, (_, key: string | undefined) => {
     const value = params[key ?? '*']
@@ -24,7 +24,7 @@ export const fillPath = (path: string, params: Parts['params'] = {}): string =>
       : encodeURIComponent(String(value))
   })
 
-/** A list repeats its key; what is undefined is not said. */
+/** Writes the query of a target. A list repeats its key; what is undefined is not said. */
 export const searchOf = (query: Parts['query'] = {}): string => {
   const search = new URLSearchParams()
   for (const [key, value] of Object.entries(query)) {

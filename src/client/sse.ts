@@ -53,8 +53,8 @@ export async function* parseEvents(body: ReadableStream<Uint8Array>): AsyncGener
 const BACK_OFF_MS = [50, 200, 500, 1000, 2000, 4000, 8000] as const
 
 /**
- * Events of one stream over as many connections as it takes: a cut connection is made again with `Last-Event-ID`, so
- * nothing is lost or said twice. An `error` event ends it as the fault that it holds.
+ * Reads the events of one stream over as many connections as it takes: a cut connection is made again with
+ * `Last-Event-ID`, so nothing is lost or said twice. An `error` event ends it as the fault that it holds.
  */
 export async function* follow(
   open: (lastEventId: string | undefined) => Promise<Response>,

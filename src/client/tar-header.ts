@@ -82,7 +82,7 @@ const block = (header: Omit<Header, 'type'>, flag: string, name: Buffer): Buffer
   return it
 }
 
-/** `LENGTH KEY=VALUE\n`, where the length counts itself. */
+/** Writes a pax record, `LENGTH KEY=VALUE\n`, where the length counts itself. */
 const record = (key: string | Uint8Array, value: string | Uint8Array): Buffer => {
   const rest = Buffer.concat([
     Buffer.from(' '),
@@ -102,8 +102,8 @@ const MAX_7 = 0o7777777
 const MAX_11 = 0o77777777777
 
 /**
- * The map of a sparse file, in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse Files", PAX
- * 1.0).
+ * Writes the map of a sparse file, in front of its data: decimal numbers, each on a line (GNU tar, "Storing Sparse
+ * Files", PAX 1.0).
  */
 const mapOf = ({ size, pieces }: Sparse): Buffer => {
   const last = pieces.at(-1)
@@ -113,13 +113,13 @@ const mapOf = ({ size, pieces }: Sparse): Buffer => {
   return Buffer.concat([text, Buffer.alloc(padding(text.length))])
 }
 
-/** What GNU tar calls a sparse file for readers that know nothing of holes. */
+/** Makes the name that GNU tar gives a sparse file for readers that know nothing of holes. */
 const plainName = (name: Buffer): Buffer => {
   const slash = name.lastIndexOf('/') + 1
   return Buffer.concat([name.subarray(0, slash), Buffer.from('GNUSparseFile.0/'), name.subarray(slash)])
 }
 
-/** A header as it stands in the archive; of a sparse file its map follows. */
+/** Writes a header as it stands in the archive; of a sparse file its map follows. */
 export const encodeHeader = (header: Header): Buffer => {
   const real = bytesOfName(header.name)
   const name = header.sparse ? plainName(real) : real

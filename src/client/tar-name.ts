@@ -26,20 +26,20 @@ export const entryEscapes = fault(
 export const NAME_BYTES_MAX = 4096
 export const DEPTH_MAX = 256
 
-/** The bytes of a byte string. */
+/** Gives the bytes of a byte string. */
 export const bytesOfName = (name: string): Buffer => Buffer.from(name, 'latin1')
 
-/** Some bytes as a byte string. */
+/** Makes a byte string of bytes. */
 export const nameOfBytes = (bytes: Uint8Array): string =>
   Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('latin1')
 
-/** Ordinary text, which is UTF-8 on the disk, as a byte string. */
+/** Makes a byte string of ordinary text, which is UTF-8 on the disk. */
 export const nameOfText = (text: string): string => Buffer.from(text).toString('latin1')
 
-/** A byte string for people, cut to a bearable length: bytes that are not UTF-8 show as U+FFFD. */
+/** Writes a byte string for people, cut to a bearable length: bytes that are not UTF-8 show as U+FFFD. */
 export const sayName = (name: string): string => bytesOfName(name).toString().slice(0, 200)
 
-/** The parts of an entry's name, checked: relative, downwards, of a bounded length. */
+/** Splits an entry's name into its parts, checked: relative, downwards, of a bounded length. */
 export const entryParts = (name: string): string[] => {
   const escapes = (reason: string) => entryEscapes({ entry: sayName(name), reason })
   if (name.includes('\0')) throw archiveInvalid({ reason: 'a name holds a NUL' })

@@ -53,7 +53,7 @@ const untilNul = (field: Buffer): Buffer => {
   return nul < 0 ? field : field.subarray(0, nul)
 }
 
-/** Octal digits, or binary where the first bit is set (GNU). */
+/** Reads a number: octal digits, or binary where the first bit is set (GNU). */
 const number = (field: Buffer): number => {
   const first = field[0] ?? 0
   if ((first & 0x80) !== 0) {
@@ -76,14 +76,14 @@ const natural = (field: Buffer): number => {
   return it
 }
 
-/** A decimal number of a pax record, or of a map. */
+/** Reads a decimal number of a pax record, or of a map. */
 const decimal = (text: string): number => {
   const it = /^[0-9]{1,16}$/.test(text) ? Number(text) : Number.NaN
   if (!Number.isSafeInteger(it)) throw invalid('a pax record holds a number that is none')
   return it
 }
 
-/** The sum of all bytes with the field itself as spaces; old writers took the bytes as signed. */
+/** Checks the sum of all bytes with the field itself as spaces; old writers took the bytes as signed. */
 const isSummed = (block: Buffer): boolean => {
   let unsigned = 8 * 32
   let signed = unsigned
@@ -152,7 +152,7 @@ const paxRecord = (pax: Pax, key: string, value: Buffer): void => {
   }
 }
 
-/** Records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it. */
+/** Reads records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it. */
 const readPax = (pax: Pax, body: Buffer): void => {
   const bad = () => invalid('a pax record is malformed')
   for (let at = 0; at < body.length; ) {
@@ -184,7 +184,7 @@ const sparseOf = (size: number, pieces: readonly (readonly [number, number])[], 
   return { size, pieces: pieces.filter(([, length]) => length > 0) }
 }
 
-/** The names of a plain header; POSIX has a second field for the front of a long one. */
+/** Reads the names of a plain header; POSIX has a second field for the front of a long one. */
 const plainName = (block: Buffer): string => {
   const name = nameOfBytes(untilNul(block.subarray(0, 100)))
   if (block.toString('latin1', 257, 263) !== 'ustar\0') return name
@@ -235,7 +235,7 @@ export class TarReader {
     }
   }
 
-  /** Exactly so many bytes, or all that are left of the stream. */
+  /** Takes exactly so many bytes, or all that are left of the stream. */
   async #take(bytes: number): Promise<Buffer> {
     while (this.#held.length < bytes && (await this.#more()));
     const taken = this.#held.subarray(0, bytes)
@@ -282,7 +282,7 @@ export class TarReader {
     return body
   }
 
-  /** The next entry, undefined at the end. What nobody took of the last one's data is passed over. */
+  /** Reads the next entry, undefined at the end. What nobody took of the last one's data is passed over. */
   async next(): Promise<Entry | undefined> {
     const pax: Pax = { ...this.#global }
     for (;;) {
@@ -328,7 +328,7 @@ export class TarReader {
     }
   }
 
-  /** The map of a GNU header of type S: four pieces in the header, 21 in each block that follows. */
+  /** Reads the map of a GNU header of type S: four pieces in the header, 21 in each block that follows. */
   async #oldMap(block: Buffer, size: number): Promise<Sparse> {
     const pieces: [number, number][] = []
     const collect = (from: Buffer, count: number): void => {
@@ -349,7 +349,7 @@ export class TarReader {
     return sparseOf(natural(block.subarray(483, 495)), pieces, size)
   }
 
-  /** The map of a pax sparse file, which stands in its records (0.0, 0.1) or in front of its data (1.0). */
+  /** Reads the map of a pax sparse file, which stands in its records (0.0, 0.1) or in front of its data (1.0). */
   async #paxMap({ major, size, pieces }: NonNullable<Pax['sparse']>): Promise<Sparse> {
     if (size === undefined) throw invalid('a sparse file has no size')
     if (major === 0) return sparseOf(size, pieces, this.#left)
@@ -379,7 +379,7 @@ export class TarReader {
     return sparseOf(size, map, this.#left)
   }
 
-  /** The data of the current entry, piece by piece; each is good until the next is asked for. */
+  /** Reads the data of the current entry, piece by piece; each is good until the next is asked for. */
   async *data(): AsyncGenerator<Uint8Array, void> {
     while (this.#left > 0) yield await this.#piece()
   }

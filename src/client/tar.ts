@@ -130,7 +130,7 @@ interface Mount {
   readonly id: string | undefined
 }
 
-/** Linux's split of a device number (sysmacros.h). */
+/** Takes the major number out of a device's, as Linux does (sysmacros.h). */
 const major = (device: bigint): number => Number(((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xfffff000n))
 const minor = (device: bigint): number => Number((device & 0xffn) | ((device >> 12n) & 0xffffff00n))
 
@@ -156,7 +156,7 @@ const UNSIZED_BYTES_MAX = 64 * 1024 * 1024
 /** Pieces of a sparse file that are told apart; what is behind the last counts as data. */
 const PIECES_MAX = 65_536
 
-/** Which mount a descriptor is in; undefined where the kernel does not say (proc_pid_fdinfo(5)). */
+/** Tells which mount a descriptor is in; undefined where the kernel does not say (proc_pid_fdinfo(5)). */
 const mountOf = (fd: number): string | undefined =>
   /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1]
 
@@ -243,7 +243,7 @@ class Packer {
     })
   }
 
-  /** What stands at a path of this host, under a name (a byte string) of the archive. */
+  /** Packs what stands at a path of this host, under a name (a byte string) of the archive. */
   async *add(path: string, name: string): AsyncGenerator<Uint8Array, void> {
     const shown = nameOfText(path)
     const folder = trying(shown, () => openSync(dirname(path), OPEN_FOLDER))
@@ -392,7 +392,7 @@ class Packer {
   }
 }
 
-/** Small pieces travel together: a tree of small files would be one write a header. */
+/** Joins small pieces: a tree of small files would be one write a header. */
 async function* gather(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void> {
   let held: Uint8Array[] = []
   let size = 0
@@ -429,7 +429,7 @@ const asWeb = (pieces: AsyncIterable<Uint8Array>, failed: PackOptions['failed'])
   )
 }
 
-/** A stat of what is to be packed, before anything is sent. */
+/** Looks at what is to be packed, before anything is sent. */
 export const statLocal = (path: string): Stats => {
   try {
     return lstatSync(path)
@@ -449,7 +449,7 @@ export const realLocal = (path: string): string => {
   }
 }
 
-/** One path, or several under names of their own, as one archive. */
+/** Packs one path, or several under names of their own, as one archive. */
 export const packPath = (path: string, options: PackOptions = {}): ReadableStream<Uint8Array> =>
   asWeb(new Packer(options).add(path, nameOfText(options.as ?? basename(path))), options.failed)
 

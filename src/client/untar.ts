@@ -93,7 +93,10 @@ export const onDisk = (path: string, error: unknown): Fault => {
   return pathUnwritable({ path, reason: REASON[code] ?? messageOf(error) }, error)
 }
 
-/** What stands at a path; undefined where nothing does, or where it cannot be seen: what is tried next says why. */
+/**
+ * Looks at what stands at a path; undefined where nothing does, or where it cannot be seen: what is tried next says
+ * why.
+ */
 const look = (path: Buffer): Stats | undefined => {
   try {
     return lstatSync(path, { throwIfNoEntry: false })
@@ -102,7 +105,7 @@ const look = (path: Buffer): Stats | undefined => {
   }
 }
 
-/** What a copy does not replace and does not write to: the other end is a program or a device, not a file. */
+/** Tells what a copy does not replace and does not write to: the other end is a program or a device, not a file. */
 export const specialKind = (stat: Stats): string | undefined => {
   if (stat.isFIFO()) return 'a FIFO'
   if (stat.isSocket()) return 'a socket'
@@ -110,7 +113,7 @@ export const specialKind = (stat: Stats): string | undefined => {
   return undefined
 }
 
-/** Seconds of an entry as a time; what is no time is now. */
+/** Reads the seconds of an entry as a time; what is no time is now. */
 const timeOf = (entry: Entry): Date => {
   const time = new Date(entry.mtime * 1000)
   return Number.isNaN(time.getTime()) ? new Date() : time
@@ -147,7 +150,7 @@ class Unpacker implements Disposable {
     this.#walk[Symbol.dispose]()
   }
 
-  /** A path for sentences. */
+  /** Writes a path for sentences. */
   say(key: string): string {
     return join(this.#root, sayName(key))
   }

@@ -33,16 +33,18 @@ const descriptors = (): number => {
 const descriptorsMax = (): number =>
   Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1] ?? 4096)
 
-/** A quarter of the descriptors is the most that callers over TCP have: the rest is the machines' and the Unix socket's. */
+/**
+ * A quarter of the descriptors is the most that callers over TCP have: the rest is the machines' and the Unix socket's.
+ */
 export const defaultLimits = (): ConnectionLimits => ({
   max: Math.min(MAX, Math.floor(descriptorsMax() / 4)),
   idleMs: IDLE_MS,
 })
 
 /**
- * The connections of one TCP listener. Bun has no word in who connects, so they are looked at from outside: who has no request under way
- * for too long goes, and so does whoever was idle longest where there are too many. A connection with a request is never ended; more of
- * those than there may be are refused.
+ * The connections of one TCP listener. Bun has no word in who connects, so they are looked at from outside: who has no
+ * request under way for too long goes, and so does whoever was idle longest where there are too many. A connection with
+ * a request is never ended; more of those than there may be are refused.
  */
 export class Connections {
   readonly #port: number

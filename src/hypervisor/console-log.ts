@@ -13,6 +13,6 @@ export const lastBytes = (path: string, count: number, from = 0): string => {
   }
 }
 
-/** What Linux panicked of, by the end of its console; undefined where it says no such thing. */
+/** Finds what Linux panicked of, by the end of its console; undefined where it says no such thing. */
 export const panicIn = (console: string): string | undefined =>
   /Kernel panic - not syncing: ?([^\r\n]*)/.exec(console)?.[1]

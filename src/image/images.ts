@@ -359,7 +359,7 @@ export class Images {
     }
   }
 
-  /** Whether the file of an image is there and holds what its name says. */
+  /** Tells whether the file of an image is there and holds what its name says. */
   async verify(row: ImageRow): Promise<boolean> {
     return (await sha256File(this.pathOf(row))) === row.erofsDigest
   }

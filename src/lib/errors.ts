@@ -43,8 +43,8 @@ export const diskExhausted = fault(
 )
 
 /**
- * Whether an error says that a disk has no room: the system's own words, SQLite's, or what it makes of a file that it
- * cannot extend.
+ * Tells whether an error says that a disk has no room: the system's own words, SQLite's, or what it makes of a file
+ * that it cannot extend.
  */
 export const isDiskFull = (error: unknown): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {

@@ -1,5 +1,6 @@
 /**
- * How deep arrays and objects are nested in JSON, by its bytes alone: parsers recurse, so this is asked before one is.
+ * Counts how deep arrays and objects are nested in JSON, by its bytes alone: parsers recurse, so this is asked before
+ * one is.
  */
 export const depthOf = (bytes: Uint8Array): number => {
   let depth = 0

@@ -30,9 +30,9 @@ export const osText = (bytes: Uint8Array): string => {
   return text
 }
 
-/** Whether a word is bytes that are no UTF-8. */
+/** Tells whether a word is bytes that are no UTF-8. */
 export const isBytes = (word: string): boolean => !word.isWellFormed()
 
-/** Whether a word is text and bytes alone: a surrogate of another kind stands for nothing. */
+/** Tells whether a word is text and bytes alone: a surrogate of another kind stands for nothing. */
 export const isWord = (word: string): boolean =>
   word.isWellFormed() || word.replaceAll(/[\udc80-\udcff]/gu, '').isWellFormed()

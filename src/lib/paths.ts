@@ -69,7 +69,7 @@ const LONGEST_SOCKET = 'm/zzzzzzz/console.sock'
 /** Tells whether every socket below this folder has a path that a `sockaddr_un` holds (unix(7)). */
 export const fitsSockets = (run: string): boolean => Buffer.byteLength(join(run, LONGEST_SOCKET)) <= SOCKET_PATH_MAX
 
-/** Whether a folder is not there, or belongs to this user and to nobody else. */
+/** Tells whether a folder is not there, or belongs to this user and to nobody else. */
 const usable = (folder: string, uid: number): boolean => {
   try {
     const stat = lstatSync(folder, { throwIfNoEntry: false })

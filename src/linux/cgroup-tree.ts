@@ -92,8 +92,8 @@ const words = (path: string): string[] => {
 }
 
 /**
- * Whether groups below `base` get this controller of v2, now or as soon as we ask for it; undefined if so, else why
- * not.
+ * Tells why groups below `base` do not get this controller of v2, now or as soon as we ask for it; undefined where they
+ * do not.
  */
 const withheld = (base: string, controller: Controller): string | undefined => {
   if (!words(join(base, 'cgroup.controllers')).includes(controller)) return 'cgroup v2 has not been given it here'

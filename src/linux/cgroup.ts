@@ -39,7 +39,7 @@ export interface CgroupSupport {
   readonly reason: string
 }
 
-/** What this host lets us limit. Changes nothing. */
+/** Tells what this host lets us limit. Changes nothing. */
 export const cgroupSupport = ({ hierarchies, missing }: CgroupTree = cgroupTree()): CgroupSupport => {
   const controllers = CONTROLLERS.filter((name) => hierarchies.some((tree) => tree.controllers.includes(name)))
   const where = hierarchies
@@ -69,8 +69,8 @@ const read = (path: string): string | undefined => {
 }
 
 /**
- * The file and the text that set one limit, by version. Kernel's admin-guide: cgroup-v2.rst; cgroup-v1/memory.rst,
- * pids.rst; scheduler/sched-bwc.rst.
+ * Gives the file and the text that set one limit, by version. Kernel's admin-guide: cgroup-v2.rst;
+ * cgroup-v1/memory.rst, pids.rst; scheduler/sched-bwc.rst.
  */
 const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Controller, string, string, string])[] => {
   const { memoryMaxBytes, cpuWeight, cpuMax, pidsMax } = limits
@@ -102,7 +102,7 @@ const settings = (version: 1 | 2, limits: CgroupLimits): readonly (readonly [Con
   return list
 }
 
-/** What a failed write says to a person. */
+/** Tells what a failed write says to a person. */
 const why = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : String(error))
 
 /**
@@ -142,8 +142,8 @@ export const makeCgroup = (name: string, limits: CgroupLimits, tree: CgroupTree 
 }
 
 /**
- * mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody removes
- * meanwhile.
+ * Makes a folder: mkdir(2); one that is there is fine. Not `recursive`: its answer is not to be trusted where somebody
+ * removes meanwhile.
  */
 const ensure = (folder: string): void => {
   try {
@@ -188,7 +188,7 @@ const shareOut = (folder: string, controllers: readonly Controller[]): string[] 
     })
 }
 
-/** The folders of a group that are there. */
+/** Lists the folders of a group that are there. */
 const existing = (name: string, tree: CgroupTree): { readonly hierarchy: Hierarchy; readonly folder: string }[] =>
   tree.hierarchies
     .map((hierarchy) => ({ hierarchy, folder: folderOf(hierarchy, name) }))
@@ -208,7 +208,7 @@ export interface CgroupUsage {
 
 const numberOf = (text: string | undefined): number | undefined =>
   text === undefined || !/^\d+$/.test(text) ? undefined : Number(text)
-/** `key value` lines. */
+/** Reads lines of `key value`. */
 const keyed = (text: string | undefined, key: string): number | undefined =>
   numberOf(
     text
@@ -217,7 +217,7 @@ const keyed = (text: string | undefined, key: string): number | undefined =>
       ?.slice(key.length + 1),
   )
 
-/** What a group takes now; a number that this host does not count is undefined. */
+/** Tells what a group takes now; a number that this host does not count is undefined. */
 export const cgroupUsage = (name: string, tree: CgroupTree = cgroupTree()): CgroupUsage => {
   const of = (controller: Controller, one: string, two: string) => {
     const at = existing(name, tree).find(({ hierarchy }) => hierarchy.controllers.includes(controller))
@@ -240,7 +240,7 @@ export const cgroupUsage = (name: string, tree: CgroupTree = cgroupTree()): Cgro
   }
 }
 
-/** The processes in a group, in whichever tree. */
+/** Lists the processes in a group, in whichever tree. */
 export const cgroupPids = (name: string, tree: CgroupTree = cgroupTree()): number[] => [
   ...new Set(
     existing(name, tree).flatMap(({ folder }) =>
@@ -317,7 +317,7 @@ export const removeCgroup = async (name: string, timeoutMs = 5000, tree: CgroupT
   }
 }
 
-/** The names of all groups of ours that are there. */
+/** Lists the names of all groups of ours that are there. */
 export const listCgroups = (tree: CgroupTree = cgroupTree()): string[] => {
   const names = new Set<string>()
   for (const { base } of tree.hierarchies) {

@@ -88,8 +88,8 @@ const copyData = async (
 }
 
 /**
- * Whether files of this folder's file system can share blocks: `sample` is one that is there, `trial` a name in the
- * same folder for a moment.
+ * Tells whether files of this folder's file system can share blocks: `sample` is one that is there, `trial` a name in
+ * the same folder for a moment.
  */
 export const reflinkSupport = (sample: string, trial: string): boolean => {
   const source = openSync(sample, 'r')

@@ -19,8 +19,8 @@ export interface Embedded {
 const opened = new Map<string, Embedded>()
 
 /**
- * A program that is embedded in this executable, made ready at its first use. It has no path that anybody could replace
- * between two uses, and needs no folder that allows execution; start it as `/proc/self/fd/N`.
+ * Opens a program that is embedded in this executable, made ready at its first use. It has no path that anybody could
+ * replace between two uses, and needs no folder that allows execution; start it as `/proc/self/fd/N`.
  */
 export const embedded = (name: keyof typeof PATHS): Embedded => {
   const known = opened.get(name)

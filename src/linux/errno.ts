@@ -39,11 +39,11 @@ export class SyscallError extends Error {
   }
 }
 
-/** Whether an error, ours or node's, has one of these codes. */
+/** Tells whether an error, ours or node's, has one of these codes. */
 export const hasCode = (error: unknown, ...codes: readonly string[]): boolean =>
   error instanceof Error && 'code' in error && typeof error.code === 'string' && codes.includes(error.code)
 
-/** The result of a call into the host library: itself, or the errno as an error. */
+/** Checks the result of a call into the host library. @throws SyscallError for a negative one */
 export const checked = (result: number | bigint, syscall: string, path?: string): number => {
   if (result < 0) throw new SyscallError(Number(-result), syscall, path)
   if (typeof result === 'bigint') throw new RangeError(`${syscall}: ${result} is beyond what a number holds`)

@@ -54,11 +54,12 @@ export const nextData = (fd: number, offset: number): number | undefined => {
 export const nextHole = (fd: number, offset: number): number =>
   checked(host().aerie_seek_hole(fd, whole(offset)), 'lseek')
 
-/** Bytes on disk, holes not counted; blocks that clones share count for each. */
+/** Counts the bytes on disk, holes not counted; blocks that clones share count for each. */
 export const allocatedBytes = (fd: number): number => checked(host().aerie_allocated_bytes(fd), 'statx')
 
 /**
- * fsync(2): takes the device's time. For small files whose loss would break a promise, and for folders after a rename.
+ * Writes a file out to its device: fsync(2). It takes the device's time, so it is for small files whose loss would
+ * break a promise, and for folders after a rename.
  */
 export const fsync = (fd: number): void => {
   checked(host().aerie_fsync(fd), 'fsync')

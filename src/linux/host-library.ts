@@ -85,5 +85,5 @@ export const openHostLibrary = (path: string): HostLibrary => {
 
 let library: HostLibrary | undefined
 
-/** The library of this build, loaded when it is first asked for: `--version` never needs it. */
+/** Gives the library of this build, loaded when it is first asked for: `--version` never needs it. */
 export const host = (): HostLibrary => (library ??= openHostLibrary(libraryPath))

@@ -2,7 +2,7 @@ import { checked } from './errno.ts'
 import { host } from './host-library.ts'
 
 /**
- * A close-on-exec socket(2), made in the network namespace of a descriptor where one is given. @throws EPERM,
+ * Makes a close-on-exec socket, socket(2), in the network namespace of a descriptor where one is given. @throws EPERM,
  * EAFNOSUPPORT, EMFILE
  */
 export const socketIn = (netns: number | undefined, domain: number, kind: number, protocol: number): number =>

@@ -53,7 +53,7 @@ const FIX: Readonly<Record<string, string>> = {
   ENXIO: FIRMWARE,
 }
 
-/** How /dev/kvm is opened to this user: by its group, where it has one of its own, else by an ACL. */
+/** Tells how /dev/kvm is opened to this user: by its group, where it has one of its own, else by an ACL. */
 const openTo = (user: string, device = '/dev/kvm'): string => {
   const gid = statSync(device, { throwIfNoEntry: false })?.gid ?? 0
   const group = readFileSync('/etc/group', 'utf8')
@@ -70,8 +70,8 @@ const fixOf = (code: string): string =>
 const API_VERSION = 12 // Documentation/virt/kvm/api.rst, 4.1
 
 /**
- * Whether KVM runs an unmodified Linux guest here: the CPU must show `vmx` or `svm` **and** `/dev/kvm` must answer. The
- * device alone proves nothing: a paravirtual KVM opens, makes VMs and vCPUs, and its guests hang for ever.
+ * Tells whether KVM runs an unmodified Linux guest here: the CPU must show `vmx` or `svm` **and** `/dev/kvm` must
+ * answer. The device alone proves nothing: a paravirtual KVM opens, makes VMs and vCPUs, and its guests hang for ever.
  */
 export const kvmSupport = (flags: ReadonlySet<string> = cpuFlags(), ask: () => KvmProbe = kvmProbe): KvmSupport => {
   const extension = ['vmx', 'svm'].find((flag) => flags.has(flag))

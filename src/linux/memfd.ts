@@ -2,7 +2,7 @@ import { checked } from './errno.ts'
 import { host } from './host-library.ts'
 
 /**
- * A memory file with these bytes that nobody can change any more, at position 0, close-on-exec: memfd_create(2).
+ * Makes a memory file with these bytes that nobody can change any more, at position 0, close-on-exec: memfd_create(2).
  *
  * @param name  for people, in `/proc/PID/fd`; 1 to 249 bytes
  * @param executable  a program or a library
@@ -17,7 +17,7 @@ export const memfdSealed = (name: string, content: Uint8Array, { executable = fa
 }
 
 /**
- * A memory file of `size` bytes, all of them holes, that may be sealed later, close-on-exec: memfd_create(2). The
+ * Makes a memory file of `size` bytes, all of them holes, that may be sealed later, close-on-exec: memfd_create(2). The
  * memory of a guest.
  *
  * @param name  for people, in `/proc/PID/fd`; 1 to 249 bytes

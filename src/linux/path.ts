@@ -25,7 +25,7 @@ export interface Space {
   readonly magic: number
 }
 
-/** The file system of a path: statfs(2). @throws ENOENT */
+/** Looks at the file system of a path: statfs(2). @throws ENOENT */
 export const spaceOf = (path: string): Space => {
   const bytes = Buffer.from(path)
   const values = new BigUint64Array(4)

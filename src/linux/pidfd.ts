@@ -10,7 +10,7 @@ export interface Exit {
   readonly signal: number | null
 }
 
-/** The same as a sentence without its subject. */
+/** Writes how a process ended as a sentence without its subject. */
 export const sayExit = (exit: Exit): string =>
   exit.signal === null ? `ended with code ${exit.code ?? '?'}` : `was killed by signal ${exit.signal}`
 
@@ -24,8 +24,8 @@ const readExit = (status: Int32Array): Exit => {
 }
 
 /**
- * A descriptor that means this process for ever, whatever becomes of its number: pidfd_open(2). For a pid from a file
- * or a row, compare the start time (`proc.ts`) **after** this call. The caller closes it.
+ * Opens a descriptor that means this process for ever, whatever becomes of its number: pidfd_open(2). For a pid from a
+ * file or a row, compare the start time (`proc.ts`) **after** this call. The caller closes it.
  *
  * @throws ESRCH: there is none; EINVAL: a thread, or 0
  */
@@ -42,7 +42,7 @@ export const pidfdSignal = (pidfd: number, signal: number): boolean => {
   }
 }
 
-/** How it ended, undefined while it runs. Takes nothing away from whoever waits for it. @throws EBADF */
+/** Tells how a process ended, undefined while it runs. Takes nothing away from whoever waits for it. @throws EBADF */
 export const pidfdExited = (pidfd: number): Exit | undefined => {
   const status = new Int32Array(STATUS_BYTES / 4)
   return checked(host().aerie_pidfd_exited(pidfd, status, STATUS_BYTES), 'waitid') === 0 ? undefined : readExit(status)
@@ -90,7 +90,7 @@ export const whenExited = async (pidfd: number, signal?: AbortSignal): Promise<E
 }
 
 /**
- * A descriptor of the process that was written down with this start time; undefined where it has ended (a zombie too),
+ * Opens the process that was written down with this start time; undefined where it has ended (a zombie too),
  * or where its number belongs to another now. The caller closes it.
  */
 export const holdProcess = (id: { readonly pid: number; readonly startTime: string }): number | undefined => {

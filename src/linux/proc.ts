@@ -3,7 +3,7 @@ import { hasCode } from './errno.ts'
 
 const read = (path: string): string => readFileSync(path, 'utf8')
 
-/** A file of a process; undefined where the process is gone (ESRCH: between open and read). */
+/** Reads a file of a process; undefined where the process is gone (ESRCH: between open and read). */
 const readOf = (pid: number, file: string): string | undefined => {
   try {
     return read(`/proc/${pid}/${file}`)
@@ -23,7 +23,7 @@ export interface ProcessStat {
   readonly startTime: string
 }
 
-/** What the kernel says of a process; undefined where there is none. */
+/** Tells what the kernel says of a process; undefined where there is none. */
 export const processStat = (pid: number): ProcessStat | undefined => {
   const text = readOf(pid, 'stat')
   if (text === undefined) return undefined
@@ -34,13 +34,15 @@ export const processStat = (pid: number): ProcessStat | undefined => {
   return { state, parent: Number(parent), session: Number(session), startTime }
 }
 
-/** Field 22 of /proc/PID/stat, clock ticks after boot; undefined where there is no such process. */
+/** Reads field 22 of /proc/PID/stat, clock ticks after boot; undefined where there is no such process. */
 export const startTimeOf = (pid: number): string | undefined => processStat(pid)?.startTime
 
-/** This boot of this kernel: random(4). */
+/** Reads the id of this boot of this kernel: random(4). */
 export const bootId = (): string => read('/proc/sys/kernel/random/boot_id').trim()
 
-/** The flags of the first CPU, e.g. `vmx`, `svm`; empty on a machine that lists none (arm64 calls them features). */
+/**
+ * Reads the flags of the first CPU, e.g. `vmx`, `svm`; empty on a machine that lists none (arm64 calls them features).
+ */
 export const cpuFlags = (cpuinfo: string = read('/proc/cpuinfo')): ReadonlySet<string> =>
   new Set(/^(?:flags|Features)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1]?.split(' ') ?? [])
 
@@ -57,15 +59,15 @@ export const memory = (meminfo: string = read('/proc/meminfo')): Memory => {
   return { totalBytes: bytes('MemTotal'), availableBytes: bytes('MemAvailable') }
 }
 
-/** Resident bytes of a process (statm, field 2); undefined where there is none. */
+/** Counts the resident bytes of a process (statm, field 2); undefined where there is none. */
 export const residentBytes = (pid: number): number | undefined => {
   const pages = readOf(pid, 'statm')?.split(' ')[1]
   return pages === undefined ? undefined : Number(pages) * 4096
 }
 
 /**
- * The cgroups of a process, by controller; the key of the v2 tree is the empty string (cgroups(7)). The paths are as
- * the process's own cgroup namespace shows them. Undefined where there is no such process.
+ * Reads the cgroups of a process, by controller; the key of the v2 tree is the empty string (cgroups(7)). The paths are
+ * as the process's own cgroup namespace shows them. Undefined where there is no such process.
  */
 export const cgroupsOf = (pid: number): ReadonlyMap<string, string> | undefined => {
   const text = readOf(pid, 'cgroup')
@@ -82,8 +84,8 @@ export const cgroupsOf = (pid: number): ReadonlyMap<string, string> | undefined 
 }
 
 /**
- * One variable of the environment that a process was started with; undefined where it has none, is gone, or belongs to
- * another user.
+ * Reads one variable of the environment that a process was started with; undefined where it has none, is gone, or
+ * belongs to another user.
  */
 export const environmentOf = (pid: number, name: string): string | undefined => {
   try {

@@ -5,7 +5,7 @@ import { host } from './host-library.ts'
 export const MESSAGE_FDS_MAX = 16
 const LEAVE = 0xffff_ffff // chown(2): this id stays as it is
 
-/** Two connected, blocking, close-on-exec sockets: socketpair(2). @throws EMFILE */
+/** Makes two connected, blocking, close-on-exec sockets: socketpair(2). @throws EMFILE */
 export const socketPair = (kind: 'stream' | 'packets' = 'stream'): [number, number] => {
   const pair = new Int32Array(2)
   checked(host().aerie_socketpair(kind === 'packets' ? 1 : 0, pair), 'socketpair')
@@ -24,8 +24,8 @@ export interface ListenOptions {
 }
 
 /**
- * A listening Unix stream socket, for `Bun.listen({ fd })`. A file that a dead process left is replaced; nobody can
- * connect before mode and owner are right.
+ * Makes a listening Unix stream socket, for `Bun.listen({ fd })`. A file that a dead process left is replaced; nobody
+ * can connect before mode and owner are right.
  *
  * @throws EADDRINUSE: somebody listens there; EEXIST: there is something that is not a socket; ENAMETOOLONG: above 107 bytes;
  *   ENOENT: no such folder; EPERM: may not give it to that owner
@@ -42,7 +42,10 @@ export interface Peer {
   readonly gid: number
 }
 
-/** The other end of a Unix socket, as it was when it connected: SO_PEERCRED, unix(7). @throws ENOTSOCK, EBADF */
+/**
+ * Tells who the other end of a Unix socket is, as it was when it connected: SO_PEERCRED, unix(7). @throws ENOTSOCK,
+ * EBADF
+ */
 export const peerOf = (fd: number): Peer => {
   const ids = new Uint32Array(3)
   checked(host().aerie_peer(fd, ids, ids.byteLength), 'getsockopt')

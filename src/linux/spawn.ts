@@ -64,8 +64,8 @@ const SIGKILL = 9
 const SPEC_BYTES_MAX = 2 ** 20
 
 /**
- * A process that an earlier daemon launched, by what was written down of it; undefined where it is gone or its number
- * belongs to another now.
+ * Finds a process that an earlier daemon launched by what was written down of it; undefined where it is gone or its
+ * number belongs to another now.
  */
 export const launchedBefore = (id: Pick<Launched, 'pid' | 'startTime'>): Launched | undefined => {
   const pidfd = holdProcess(id)
@@ -101,8 +101,8 @@ export const launch = async (spec: LaunchSpec, files: LaunchFiles = {}): Promise
 }
 
 /**
- * Everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot wait
- * for the child.
+ * Does everything up to the first wait: what needs the pid happens in one turn of the event loop, in which Bun cannot
+ * wait for the child.
  */
 const start = (spec: LaunchSpec, { stdin, stdout, stderr, fds = [] }: LaunchFiles) => {
   const slots: number[] = []
@@ -151,8 +151,8 @@ const endOf = (code: number, signal: NodeJS.Signals | number | null): Exit =>
     : { code: null, signal: typeof signal === 'number' ? signal : constants.signals[signal] }
 
 /**
- * The program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until we wait
- * for it.
+ * Takes over the program in a new pid namespace: a child of ours that Bun does not know of, so its number is safe until
+ * we wait for it.
  */
 const adoptChild = (pid: number, launcher: Launched): Launched => {
   closeFd(launcher.pidfd) // before the next one is opened: there may be no room for both
@@ -167,7 +167,7 @@ const adoptChild = (pid: number, launcher: Launched): Launched => {
 }
 
 /**
- * The lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the
+ * Reads the lines of `report_fd` until its end: the pid as we see it, and the error where there was one. Closes the
  * descriptor.
  */
 const readReport = async (

@@ -10,7 +10,7 @@ export interface Usage {
   readonly cpuMs: number
 }
 
-/** What a process takes of the host now; undefined where it is gone. */
+/** Tells what a process takes of the host now; undefined where it is gone. */
 export const processUsage = (pid: number): Usage | undefined => {
   const resident = residentBytes(pid)
   if (resident === undefined) return undefined

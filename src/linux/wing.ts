@@ -16,7 +16,9 @@ export class WingError extends Error {
   }
 }
 
-/** The error in what a wing command wrote: its one JSON line, which is the last. Undefined where there is none. */
+/**
+ * Finds the error in what a wing command wrote: its one JSON line, which is the last. Undefined where there is none.
+ */
 export const wingErrorOf = (text: string): WingError | undefined => {
   const line = text.trimEnd().split('\n').at(-1) ?? ''
   let said: unknown
@@ -33,7 +35,7 @@ export const wingErrorOf = (text: string): WingError | undefined => {
   return new WingError(said.code, message, chain, flag)
 }
 
-/** How to start wing with Bun.spawn: its argv and the rest that is the same for every command. */
+/** Makes what Bun.spawn starts wing with: its argv and the rest that is the same for every command. */
 export const wingCommand = (args: readonly string[]) => ({
   cmd: [`/proc/self/fd/${embedded('wing').fd}`, ...args],
   argv0: 'wing',

@@ -13,9 +13,9 @@ const BYTES_MAX = 65_536
 let room: { readonly names: Buffer; readonly value: Buffer } | undefined
 
 /**
- * The extended attributes of a path itself, a link's own included, sorted by name: llistxattr(2), lgetxattr(2). None
- * where the file system has no such thing. One that goes away meanwhile, and one that this user may not read, is not
- * there.
+ * Reads the extended attributes of a path itself, a link's own included, sorted by name: llistxattr(2), lgetxattr(2).
+ * None where the file system has no such thing. One that goes away meanwhile, and one that this user may not read, is
+ * not there.
  *
  * @throws ENOENT, EACCES: the path
  */

@@ -86,7 +86,7 @@ export class Ballast {
     }
   }
 
-  /** Whether a disk in this folder has room for somebody who will go on writing, and the daemon has its own. */
+  /** Tells whether a disk in this folder has room for somebody who will go on writing, and the daemon has its own. */
   async leavesRoom(folder: string): Promise<boolean> {
     await this.make()
     return this.isWhole && freeBytes(folder) >= BALLAST_BYTES

@@ -59,7 +59,7 @@ export class EventLog {
     this.#store = store
   }
 
-  /** Call inside the transaction (`tx`) of what it reports. */
+  /** Adds an event; call it inside the transaction (`tx`) of what it reports. */
   append<T extends string, D extends TObject>(tx: Store, of: NounEvents<T, D>, event: NewEvent<T, D>): void {
     insertEvent(tx).run({
       noun: of.noun,
@@ -128,11 +128,11 @@ export class EventLog {
       }))
   }
 
-  /** The newest sequence number; 0 before the first event. */
+  /** Reads the newest sequence number; 0 before the first event. */
   newest(): number {
     return this.#bound('max')
   }
-  /** The oldest that is still there; 0 where there is none. */
+  /** Reads the oldest number that is still there; 0 where there is none. */
   oldest(): number {
     return this.#bound('min')
   }

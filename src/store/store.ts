@@ -31,7 +31,7 @@ export const whenFull = (store: Store, makeRoom: () => boolean): void => {
   roomMakers.set(store, makeRoom)
 }
 
-/** A query that is built once for a store: building one costs more than running it. */
+/** Prepares a query, which is built once for a store: building one costs more than running it. */
 export const prepared = <T>(build: (store: Store) => T): ((store: Store) => T) => {
   const built = new WeakMap<Store, T>()
   return (store) => {
@@ -43,7 +43,7 @@ export const prepared = <T>(build: (store: Store) => T): ((store: Store) => T) =
   }
 }
 
-/** Whether an error is a breach of a UNIQUE or PRIMARY KEY constraint over this column alone (`table.column`). */
+/** Tells whether an error is a breach of a UNIQUE or PRIMARY KEY constraint over this column alone (`table.column`). */
 export const isDuplicate = (error: unknown, column: string): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     if (/UNIQUE constraint failed: ([\w., ]+)$/m.exec(at.message)?.[1]?.trim() === column) return true
@@ -51,7 +51,7 @@ export const isDuplicate = (error: unknown, column: string): boolean => {
   return false
 }
 
-/** Whether an error says that a row cannot go, since another refers to it. */
+/** Tells whether an error says that a row cannot go, since another refers to it. */
 export const isReferenced = (error: unknown): boolean => {
   for (let at: unknown = error; at instanceof Error; at = at.cause)
     if (at.message.includes('FOREIGN KEY constraint failed')) return true

@@ -44,7 +44,7 @@ const kernel = (): Check => {
     : check('linux', 'fail', `Linux ${release} is older than 5.10`, 'Run a newer kernel')
 }
 
-/** The nearest folder that exists: the state folder itself may come with the first start. */
+/** Finds the nearest folder that exists: the state folder itself may come with the first start. */
 const nearest = (path: string): string => (existsSync(path) ? path : nearest(dirname(path)))
 const SPACE_WARN = 5 * 2 ** 30
 
@@ -140,8 +140,8 @@ const port = async (config: Config): Promise<Check[]> => {
 }
 
 /**
- * The configuration of the daemon that would serve this user: the host's where it answers or was asked for, else the
- * user's own. A fault where the user has no home.
+ * Reads the configuration of the daemon that would serve this user: the host's where it answers or was asked for, else
+ * the user's own. A fault where the user has no home.
  */
 export const configOf = (which: 'system' | 'user', env: Environment, uid: number): Config | Fault => {
   try {
@@ -152,7 +152,7 @@ export const configOf = (which: 'system' | 'user', env: Environment, uid: number
   }
 }
 
-/** What this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
+/** Examines what this host can do, with the fix of what it cannot. Needs no root and no daemon, and changes nothing. */
 export const doctor = async (drivers: DriverChecks, asked: Config | Fault): Promise<Doctor> => {
   const config = asked instanceof Fault ? readConfig({}, {}, process.getuid?.() ?? 0) : asked
   const folderChecks =

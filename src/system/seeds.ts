@@ -32,8 +32,8 @@ const Seed = Type.Object({
 const readSeed = () => Value.Parse(Seed, JSON.parse(readFileSync(manifestPath, 'utf8')))
 
 /**
- * What this executable brings of a kernel and an image; the kernel's configuration is text of its own, empty where none
- * is known.
+ * Tells what this executable brings of a kernel and an image; the kernel's configuration is text of its own, empty
+ * where none is known.
  */
 export const seedContents = () => {
   const { kernel, base } = readSeed()
@@ -51,7 +51,7 @@ export const seedContents = () => {
   }
 }
 
-/** The licences of this program and of everything in its file, as text. */
+/** Reads the licences of this program and of everything in its file, as text. */
 export const licenses = (): string => readFileSync(licensesPath, 'utf8')
 
 /** A kernel or an image that an executable brings, with the files that it is. */

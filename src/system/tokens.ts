@@ -107,7 +107,7 @@ export class Tokens {
   }
 
   /**
-   * What a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever
+   * Tells what a secret allows; undefined where it is unknown or expired. The comparison takes the same time whatever
    * differs.
    */
   scopeOf(secret: string): Scope | undefined {

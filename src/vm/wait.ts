@@ -9,8 +9,8 @@ import { view } from './row/view.ts'
 type Goal = NonNullable<WaitQuery['for']>
 
 /**
- * Whether a vm has got there (true), may yet (false), or never will (a fault). A row that is gone has stopped, and is
- * deleted.
+ * Tells whether a vm has got there (true), may yet (false), or never will (a fault). A row that is gone has stopped,
+ * and is deleted.
  */
 const reached = (row: VmRow, goal: Goal): boolean => {
   const over = row.state === 'stopped' || row.state === 'crashed'

@@ -18,7 +18,7 @@ export class Inbox {
     this.#drained = drained
   }
 
-  /** Whether a client is so far ahead that nothing more should come from it. */
+  /** Tells whether a client is so far ahead that nothing more should come from it. */
   get full(): boolean {
     return this.#waiting > QUEUE_MAX
   }

@@ -78,7 +78,7 @@ export const text = (value: string): Uint8Array => Buffer.from(`${value}\0`)
 
 const padded = (bytes: number): number => (bytes + 3) & ~3
 
-/** What an attribute takes, its own header counted, without what pads it. */
+/** Tells what an attribute takes, its own header counted, without what pads it. */
 export const sizeOf = ([, value]: Attribute): number =>
   4 + (value instanceof Uint8Array ? value.length : value.reduce((sum, one) => sum + padded(sizeOf(one)), 0))
 

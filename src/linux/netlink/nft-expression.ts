@@ -91,7 +91,7 @@ export const compare = (operator: keyof typeof COMPARISON, value: Uint8Array, of
     [3, dataValue(value)],
   ])
 
-/** Whether a register is one of a range, both ends in it. */
+/** Tells whether a register is one of a range, both ends in it. */
 export const within = (first: Uint8Array, last: Uint8Array, of = 0): Expression =>
   expression('range', [
     [1, register(of)],

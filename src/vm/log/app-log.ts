@@ -26,7 +26,7 @@ export interface AppRun {
 const RUN_BYTES_MAX = 16_384
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** What a run held: text where the file has text, else bytes. */
+/** Gives what a run held: text where the file has text, else bytes. */
 export const contentOf = (run: AppRun): string | Buffer => {
   if (run.x !== undefined) return run.x
   if (run.y !== undefined) return Buffer.from(run.y, 'base64')

@@ -99,7 +99,7 @@ export class Beginning {
     return from
   }
 
-  /** How many bytes of a run are before the last lines; undefined where all of it is. */
+  /** Tells how many bytes of a run are before the last lines; undefined where all of it is. */
   skip(run: AppRun, place: Place): number | undefined {
     if (this.#left > 0 || run.s === 0) return 0
     const start = this.#starts.get(run.s)

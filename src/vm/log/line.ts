@@ -17,7 +17,7 @@ export interface Piece {
   readonly ended: boolean
 }
 
-/** What a piece says on the wire: its text, or its bytes in base64 where they are no UTF-8. */
+/** Writes a piece as it stands on the wire: its text, or its bytes in base64 where they are no UTF-8. */
 export const wordsOf = (piece: Piece): Pick<LogLine, 'line' | 'encoding' | 'partial'> => {
   const partial = piece.ended ? {} : { partial: true as const }
   if (piece.parts.every((part) => typeof part === 'string')) return { line: piece.parts.join(''), ...partial }
@@ -33,12 +33,12 @@ export const wordsOf = (piece: Piece): Pick<LogLine, 'line' | 'encoding' | 'part
 export class Lines {
   readonly #held = new Map<StreamId, { parts: (string | Buffer)[]; bytes: number; time: number }>()
 
-  /** Whether something is held back. */
+  /** Tells whether something is held back. */
   get some(): boolean {
     return this.#held.size > 0
   }
 
-  /** The lines that end in a run. Its first `skip` bytes are somebody else's. */
+  /** Reads the lines that end in a run. Its first `skip` bytes are somebody else's. */
   *take(run: AppRun, skip = 0): Generator<Piece> {
     if (run.s === 0) {
       yield* this.rest()
@@ -64,7 +64,7 @@ export class Lines {
     else this.#held.set(run.s, { ...held, time: run.t })
   }
 
-  /** What is held back: nothing more comes, or somebody has waited long enough for its end. */
+  /** Gives what is held back where nothing more comes, or somebody has waited long enough for its end. */
   *rest(): Generator<Piece> {
     const held = [...this.#held]
     this.#held.clear()

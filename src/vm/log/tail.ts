@@ -40,14 +40,14 @@ export class Tail {
     this.#since = since
   }
 
-  /** Whether the start of a line has been read and not shown. */
+  /** Tells whether the start of a line has been read and not shown. */
   get holds(): boolean {
     return this.#lines.some
   }
 
   /**
-   * What the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is kept for
-   * then.
+   * Reads what the log holds: all, or its last `count` lines. Where more is to be read, a line that has not ended is
+   * kept for then.
    */
   async *last(count: number | undefined, more: boolean): AsyncGenerator<LogLine> {
     // Both at once: the file may be turned over while they are read.
@@ -80,7 +80,7 @@ export class Tail {
     }
   }
 
-  /** What was added since. */
+  /** Reads what was added since. */
   async *more(): AsyncGenerator<LogLine> {
     const fd = openIfThere(this.path)
     if (fd === undefined) return
@@ -103,7 +103,7 @@ export class Tail {
     }
   }
 
-  /** What was held back as the start of a line: no more will come, or nobody waits longer for its end. */
+  /** Gives what was held back as the start of a line: no more will come, or nobody waits longer for its end. */
   *rest(): Generator<LogLine> {
     if (this.#isPlain && this.#begun.byteLength > 0) {
       const run = this.#run(this.#begun.toString('utf8'))

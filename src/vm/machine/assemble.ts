@@ -65,7 +65,7 @@ export const assemble = async (
 /** A disk that is slower than this lets no guest boot. */
 const BYTES_PER_S_MIN = 65_536
 
-/** How fast the vm's own disks may be: as the vm says, and as the daemon does where it says nothing. */
+/** Tells how fast the vm's own disks may be: as the vm says, and as the daemon does where it says nothing. */
 export const diskRateOf = (
   config: Pick<Config, 'disk_io_bps' | 'disk_flushes_per_s'>,
   { disk_io_bps: said }: Pick<VmSpec['storage'], 'disk_io_bps'>,

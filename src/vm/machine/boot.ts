@@ -151,7 +151,7 @@ const recordFailedBoot = (host: Pick<Host, 'store'>, uid: string, reason: unknow
   })
 }
 
-/** What a boot that failed throws: why it was cancelled, where it was. */
+/** Makes what a boot that failed throws: why it was cancelled, where it was. */
 const startFault = (
   host: Pick<Host, 'config'>,
   row: VmRow,

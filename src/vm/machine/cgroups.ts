@@ -15,7 +15,7 @@ const DEVICE_CPUS = 1
 /** A VMM may have this many threads: one a vCPU, a pool for disks, the rest. A guest cannot make more of them. */
 const THREADS_MAX = 512
 
-/** The name of a vm's group. */
+/** Names a vm's group. */
 export const cgroupOf = (host: Pick<Host, 'daemon'>, uid: string): string => `${host.daemon.stateId}-${uid}`
 
 /**

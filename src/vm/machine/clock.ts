@@ -42,7 +42,7 @@ export class ClockWatch {
     return wallMs - passedMs
   }
 
-  /** Whether the clock jumped since this was last true. */
+  /** Tells whether the clock jumped since this was last true. */
   hasJumped(): boolean {
     const now = this.#now()
     if (Math.abs(now - this.#offset) < JUMP_MS) return false

@@ -122,7 +122,7 @@ export const recordPendingEnds = async (host: Host): Promise<void> => {
   }
 }
 
-/** The same end, or the limit of memory where the kernel has killed for it. */
+/** Gives the same end, or the limit of memory where the kernel has killed for it. */
 const killedForMemory = (host: Pick<Host, 'daemon'>, row: VmRow, end: End): End => {
   if (end.reason !== 'killed' && end.reason !== 'failed') return end
   if ((cgroupUsage(cgroupOf(host, row.uid)).oomKills ?? 0) === 0) return end
@@ -134,7 +134,7 @@ const killedForMemory = (host: Pick<Host, 'daemon'>, row: VmRow, end: End): End 
   }
 }
 
-/** How an end that is no crash came about. */
+/** Tells how an end that is no crash came about. */
 const ended = (end: End): string => {
   switch (end.reason) {
     case 'poweroff':

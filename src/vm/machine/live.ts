@@ -61,7 +61,7 @@ export class LiveVm {
     this.#hasMachine.resolve(machine)
   }
 
-  /** Aborted when the daemon lets go of this boot. */
+  /** A signal that is aborted when the daemon lets go of this boot. */
   get closed(): AbortSignal {
     return this.#done.signal
   }
@@ -92,7 +92,7 @@ export class LiveVm {
     }
   }
 
-  /** True when the log has ended, false when the stream broke before. */
+  /** Follows the log once: true when it has ended, false when the stream broke before. */
   async #followOnce(signal: AbortSignal): Promise<boolean> {
     const machine = await orAbort(this.#hasMachine.promise, signal)
     const { conversation, ok } = await converse(
@@ -134,7 +134,7 @@ export class LiveVm {
     this.#intake.flush()
   }
 
-  /** The same where the machine may be gone already: what is on its way is taken, nothing new is asked for. */
+  /** Drains the log where the machine may be gone already: what is on its way is taken, nothing new is asked for. */
   async drainIfConnected(): Promise<void> {
     if (this.#followed && !this.#followed.closed) await Promise.race([this.#following, sleep(500)])
     this.#intake.flush()

@@ -18,7 +18,7 @@ const PAUSE_MS_MAX = 60_000
 /** Reboots of a loop, after which its vm is taken for crashed. */
 export const REBOOTS_MAX = 10
 
-/** How long the boot waits that follows so many quick reboots in a row. */
+/** Tells how long the boot waits that follows so many quick reboots in a row. */
 export const pauseOf = (count: number): number => (count <= 1 ? 0 : Math.min(PAUSE_MS * 2 ** (count - 2), PAUSE_MS_MAX))
 
 /**

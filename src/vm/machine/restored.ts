@@ -61,7 +61,7 @@ export const restoreSaved = async (host: Host, uid: string): Promise<Vm> => {
 const changedAt = (host: Pick<Host, 'config'>, row: VmRow): number =>
   statSync(pathsOf(host.config, row).overlay).mtimeMs
 
-/** Whether a vm's disk is still what it was when its memory was saved, as far as files can tell. */
+/** Tells whether a vm's disk is still what it was when its memory was saved, as far as files can tell. */
 export const isAsSaved = (host: Pick<Host, 'config' | 'snapshots'>, row: VmRow): boolean => {
   if (row.snapshot === null) return false
   try {

@@ -7,7 +7,7 @@ import { vms } from '../../store/schema.ts'
 import { type Store, prepared } from '../../store/store.ts'
 import { capacityExhausted } from './errors.ts'
 
-/** Memory that the host keeps for itself: an eighth, between 256 MiB and 2 GiB. */
+/** Counts the memory that the host keeps for itself: an eighth, between 256 MiB and 2 GiB. */
 const reserveMb = (totalMb: number): number => Math.min(2048, Math.max(256, Math.floor(totalMb / 8)))
 
 const selectTaken = prepared((store) =>

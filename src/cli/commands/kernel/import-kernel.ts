@@ -7,14 +7,14 @@ import { defined } from '../../schema-flags.ts'
 import { Progress } from '../../progress.ts'
 import { bodyOf, headOf, notAFile } from '../../upload.ts'
 
-/** What a file is, by its first bytes: an ELF, a bzImage (boot protocol: "HdrS" at 0x202), or something packed. */
+/** Tells what a file is by its first bytes: an ELF, a bzImage (boot protocol: "HdrS" at 0x202), or something packed. */
 const kernelName = (path: string): 'vmlinux' | 'vmlinuz' | undefined => {
   const head = headOf(path, 0x206)
   if (head.subarray(0, 4).equals(Buffer.from('\x7fELF', 'latin1'))) return 'vmlinux'
   return head.subarray(0x202, 0x206).toString('latin1') === 'HdrS' ? 'vmlinuz' : undefined
 }
 
-/** The place of a modules folder in the archive: its name is the version, as in /lib/modules/6.1.0-44. */
+/** Finds the place of a modules folder in the archive: its name is the version, as in /lib/modules/6.1.0-44. */
 const modulesPath = (folder: string): string => {
   const name = basename(folder)
   if (!/^\d+\.\d+/.test(name))

@@ -12,7 +12,7 @@ const MARK: Readonly<Record<Check['status'], readonly [string, Paint]>> = {
   fail: ['FAIL', 'red'],
 }
 
-/** The daemon that would serve this user: the host's where it was named or answers, else the user's own. */
+/** Finds the daemon that would serve this user: the host's where it was named or answers, else the user's own. */
 const whichServes = async ({ env, globals }: Context): Promise<'system' | 'user'> => {
   const named = globals.host ?? env['AERIE_HOST']
   if (named === 'system' || named === `unix://${systemPaths.socket}`) return 'system'

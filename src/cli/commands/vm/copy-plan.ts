@@ -77,13 +77,13 @@ export const planCopy = async (
   return { folder, as: posix.basename(path) }
 }
 
-/** Whether a copy within one vm would write over what it reads, or never come to an end. */
+/** Tells whether a copy within one vm would write over what it reads, or never come to an end. */
 export const isInItself = (source: string, { folder, as }: Plan): boolean => {
   const target = posix.join(folder, as).replace(/(?<=.)\/+$/, '')
   return target === source || target.startsWith(source === '/' ? '/' : `${source}/`)
 }
 
-/** The top of an archive under another name: `etc/passwd` with `etc` → `copy` is `copy/passwd`; → "" is `passwd`. */
+/** Gives the top of an archive another name: `etc/passwd` with `etc` → `copy` is `copy/passwd`; → "" is `passwd`. */
 export const renameTop = (top: string, as: string) => {
   const old = nameOfText(top)
   const fresh = nameOfText(as)
@@ -93,7 +93,7 @@ export const renameTop = (top: string, as: string) => {
   }
 }
 
-/** `vm:/path` or a path of this host; a name with a colon of its own is written ./name. */
+/** Reads `vm:/path` or a path of this host; a name with a colon of its own is written ./name. */
 export const parsePlace = (said: string): { readonly vm: string | undefined; readonly path: string } => {
   const colon = said.indexOf(':')
   if (said === '-' || colon <= 0 || said.startsWith('.') || said.startsWith('/')) return { vm: undefined, path: said }

@@ -46,8 +46,8 @@ const lookHost = (path: string): Promise<Looked> => {
 }
 
 /**
- * What stands at a path of this host that is written to, its links followed; undefined where nothing does. @throws
- * `path_unwritable`
+ * Tells what stands at a path of this host that is written to, its links followed; undefined where nothing does.
+ * @throws `path_unwritable`
  */
 const statTarget = (path: string): Stats | undefined => {
   try {
@@ -60,9 +60,9 @@ const statTarget = (path: string): Stats | undefined => {
   }
 }
 
-/** `dir/.` is what is in it. */
+/** Tells whether a path means what is in a folder: `dir/.`. */
 const isContent = (path: string): boolean => path === '.' || path.endsWith('/.')
-/** Whether a name says that it is a folder's. */
+/** Tells whether a name says that it is a folder's. */
 const meansFolder = (path: string): boolean => path.endsWith('/') || isContent(path)
 
 interface GuestSource extends Source {
@@ -112,7 +112,7 @@ const throughLinks = (plan: Plan): Plan => {
   return { folder, as: basename(path) }
 }
 
-/** A whole tree, or one side of it, from a place to a place. */
+/** Copies a whole tree, or one side of it, from a place to a place. */
 const copyIn = async (
   context: Context,
   client: Client,
@@ -207,7 +207,7 @@ const copyOut = async (
   return 0
 }
 
-/** A vm has several names. */
+/** Tells whether two names are of one vm, which has several. */
 const isSameVm = async (client: Client, name: string, other: { readonly uid: string }): Promise<boolean> =>
   (await client.call('vm.get', { params: { name } })).uid === other.uid
 

@@ -4,7 +4,7 @@ import type { Table } from '../../table.ts'
 
 const kindOf = (stat: FileStat): string => (stat.is_dir ? 'd' : stat.is_symlink ? 'l' : stat.is_file ? '-' : '?')
 
-/** `-rwxr-xr-x`, as ls(1) writes it, with set-id and sticky bits. */
+/** Writes the mode as ls(1) does, `-rwxr-xr-x`, with set-id and sticky bits. */
 export const sayMode = (stat: FileStat): string => {
   const bits = Array.from({ length: 9 }, (_, at) => ((stat.mode >> (8 - at)) & 1 ? ('rwx'[at % 3] ?? '-') : '-'))
   for (const [bit, at, letter] of [

@@ -36,7 +36,7 @@ const listen = (server: Server, local: Local): Promise<Local> =>
     })
   })
 
-/** One connection: bytes both ways, each with its own end; whoever is slow stops the other. */
+/** Joins one connection to the guest: bytes both ways, each with its own end; whoever is slow stops the other. */
 const join = async (client: Client, name: string, remote: Remote, socket: Socket): Promise<void> => {
   const wire = await client.raw('vm.forward', { params: { name }, query: remote })
   socket.once('close', () => {

@@ -9,7 +9,7 @@ import { duration, yes } from '../../flags.ts'
 import { renderTable, type Table } from '../../table.ts'
 import { isTerminal } from '../../stdio.ts'
 
-/** CPUs in use between two looks, or since the boot where there is one look only. */
+/** Counts the CPUs in use between two looks, or since the boot where there is one look only. */
 const cpuPercent = (now: VmStats, before: VmStats | undefined): number => {
   const busy = now.cpu.user_ms + now.cpu.system_ms - (before ? before.cpu.user_ms + before.cpu.system_ms : 0)
   const passed = now.uptime_ms - (before?.uptime_ms ?? 0)

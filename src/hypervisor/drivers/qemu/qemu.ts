@@ -12,7 +12,7 @@ export const qemu: DriverOffer = {
   check: async (ground) => [await checkOf(ground), ...(Bun.which(ground.config.qemu) ? [await walls()] : [])],
 }
 
-/** What a QEMU that a guest broke out of would find between itself and this host. */
+/** Tells what a QEMU that a guest broke out of would find between itself and this host. */
 const walls = async (): Promise<Check> => sayWalls(await hasNamespaces(), process.getuid?.() === 0)
 
 /** Says which walls QEMU has; exported for its test. */

@@ -31,7 +31,7 @@ export class QmpBroken extends Error {
   override name = 'QmpBroken'
 }
 
-/** What an event says of itself where it says it as QEMU does; undefined where not. */
+/** Reads what an event says where it has the shape that QEMU gives it; undefined where not. */
 export const readEvent = <T extends TSchema>(shape: T, data: unknown): Static<T> | undefined =>
   Value.Check(shape, data) ? data : undefined
 

@@ -92,7 +92,7 @@ const readWhole = async (fd: number, bytes: number, from = 0): Promise<Buffer> =
   return buffer
 }
 
-/** What QEMU has written of its devices, from this position on. */
+/** Reads what QEMU has written of its devices, from this position on. */
 export const readDevices = async (fd: number, from: number): Promise<Buffer> => {
   const size = fstatSync(fd).size - from
   if (size <= 0 || size > STATE_BYTES_MAX) throw new Error(`QEMU says ${size} bytes of its devices`)

@@ -51,10 +51,15 @@ const namespaces = (needsNetwork: boolean): NonNullable<LaunchSpec['namespaces']
 
 const PROBE_MS = 5000
 
-/** Some hosts forbid them to whoever is not root, and QEMU is what runs there: `aerie doctor` and each machine's record say so. */
+/**
+ * Some hosts forbid them to whoever is not root, and QEMU is what runs there: `aerie doctor` and each machine's record
+ * say so.
+ */
 let forbidden = false
 
-/** Whether this host lets a machine have namespaces of its own: a process that ends at once is launched in some. */
+/**
+ * Tells whether this host lets a machine have namespaces of its own: a process that ends at once is launched in some.
+ */
 export const hasNamespaces = async (): Promise<boolean> => {
   if (forbidden) return false
   try {

@@ -10,7 +10,7 @@ const check = (name: string, status: Check['status'], message: string, hint: str
   hint,
 })
 
-/** What talon's jail can enforce here, by its own word. */
+/** Tells what talon's jail can enforce here, by its own word. */
 const jail = async ({ kvm, config }: Ground, another: boolean): Promise<Check> => {
   const said = await report()
   if (!said)
@@ -49,7 +49,7 @@ const jail = async ({ kvm, config }: Ground, another: boolean): Promise<Check> =
 const SHMEM = '/sys/kernel/mm/transparent_hugepage/shmem_enabled'
 
 /**
- * Whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it
+ * Tells whether memory that forks share comes in large pages: in small ones a guest of 128 MiB faults 8,000 times as it
  * boots, not 550.
  */
 const sharedMemory = (): Check => {

@@ -34,7 +34,7 @@ export const report = async (): Promise<Report | undefined> => {
 
 let landlock: Promise<boolean> | undefined
 
-/** Whether this kernel has a Landlock for talon's jail; asked once. */
+/** Tells whether this kernel has a Landlock for talon's jail; asked once. */
 export const hasLandlock = (): Promise<boolean> =>
   (landlock ??= report().then((said) => (said?.jail.landlock_abi ?? 0) > 0))
 

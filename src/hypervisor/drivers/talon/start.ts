@@ -110,8 +110,8 @@ const configOf = (spec: MachineSpec, { disks, taps }: Numbers, shared: boolean):
 })
 
 /**
- * What talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a private
- * view of the file.
+ * Makes what talon is launched with: a machine to boot, or one that was saved, on new resources; memory then is a
+ * private view of the file.
  */
 const launchOf = (spec: MachineSpec, numbers: Numbers, from: Saved | undefined): unknown =>
   from
@@ -262,7 +262,7 @@ const openKvm = (): number => {
   }
 }
 
-/** What a talon that failed said last: its one JSON line with the causes, or what else there is. */
+/** Reads what a talon that failed said last: its one JSON line with the causes, or what else there is. */
 const lastWords = (log: string, from: number): string | undefined => {
   let text: string
   try {
