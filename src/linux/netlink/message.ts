@@ -125,6 +125,8 @@ export interface Received {
   readonly type: number
   readonly flags: number
   readonly sequence: number
+  /** The number of the socket that asked for it, or that changed what it tells of. */
+  readonly socket: number
   readonly body: Buffer
 }
 
@@ -138,6 +140,7 @@ export const decode = (datagram: Buffer): Received[] => {
       type: datagram.readUInt16LE(at + 4),
       flags: datagram.readUInt16LE(at + 6),
       sequence: datagram.readUInt32LE(at + 8),
+      socket: datagram.readUInt32LE(at + 12),
       body: datagram.subarray(at + HEADER_BYTES, at + size),
     })
     at += padded(size)

@@ -13,7 +13,10 @@ const SOCK_RAW = 3
 const SOL_NETLINK = 270
 const OPTION = { addMembership: 1, capAck: 10, extAck: 11, strictCheck: 12 } as const
 const SOL_SOCKET = 1
+const SO_SNDBUFFORCE = 32
 const SO_RCVBUFFORCE = 33
+/** What a socket sends at once without being told to, at least (net.core.wmem_default). */
+const SEND_BYTES = 200 * 1024
 /** Room for acknowledgements and dumps, bytes; the kernel keeps one byte of book for each. */
 const RECEIVE_BYTES = 4 * 2 ** 20
 /** A dump's datagram has at most 32 KiB (net/netlink/af_netlink.c). */
@@ -52,6 +55,7 @@ export class NetlinkError extends SyscallError {
 export class Netlink implements Disposable {
   readonly #fd: number
   #sequence = 1
+  #sendBytes = SEND_BYTES
 
   private constructor(fd: number) {
     this.#fd = fd
@@ -126,7 +130,10 @@ export class Netlink implements Disposable {
 
   /** Asks for a list. @throws NetlinkError; EINTR: it changed while it was read (ask again) */
   dump(doing: string, message: Message): Received[] {
-    const first = this.#send([{ ...message, flags: (message.flags ?? 0) | FLAG.dump }])
+    return this.#listed(doing, this.#send([{ ...message, flags: (message.flags ?? 0) | FLAG.dump }]))
+  }
+
+  #listed(doing: string, first: number): Received[] {
     const found: Received[] = []
     for (;;) {
       const answers = this.#pending().filter(({ sequence }) => sequence === first)
@@ -140,17 +147,33 @@ export class Netlink implements Disposable {
     }
   }
 
+  /**
+   * The same for a list that the kernel takes its time for; others may use the socket again when it has resolved. Only
+   * what it finds is read on this thread.
+   */
+  async dumpAside(doing: string, message: Message): Promise<Received[]> {
+    const first = this.#number(1)
+    await writeAside(this.#fd, encode([{ ...message, flags: (message.flags ?? 0) | FLAG.dump }], first))
+    return this.#listed(doing, first)
+  }
+
   /** Asks for one thing; undefined where the kernel has no such thing. @throws NetlinkError */
   get(doing: string, message: Message): Received | undefined {
+    return this.getAll(doing, message)?.[0]
+  }
+
+  /** The same where the answer is several messages. @throws NetlinkError */
+  getAll(doing: string, message: Message): Received[] | undefined {
     const first = this.#send([message])
+    const found: Received[] = []
     for (const one of this.#pending()) {
       if (one.sequence !== first) continue
       const error = failureOf(one)
       if (error?.errno === 2 || error?.errno === 19) return undefined // ENOENT, ENODEV
       if (error) throw new NetlinkError(error.errno, doing, 0, error.said)
-      if (one.type !== TYPE.error) return one
+      if (one.type !== TYPE.error) found.push(one)
     }
-    return undefined
+    return found
   }
 
   /** Reads what is there, of one datagram. @throws EAGAIN: nothing; ENOBUFS: some was lost */
@@ -170,6 +193,10 @@ export class Netlink implements Disposable {
   #send(messages: readonly Message[]): number {
     const first = this.#number(messages.length)
     const bytes = encode(messages, first)
+    if (bytes.length > this.#sendBytes) {
+      setOption(this.#fd, SOL_SOCKET, SO_SNDBUFFORCE, u32(bytes.length))
+      this.#sendBytes = bytes.length
+    }
     checked(host().aerie_send(this.#fd, bytes, bytes.length), 'send')
     return first
   }

@@ -166,10 +166,12 @@ export const masquerade = (): Expression => expression('masq', [])
 export const redirect = (port: number): Expression => expression('redir', [[1, register(port)]])
 
 /** A counter of the rule's own. */
-export const counter = (): Expression =>
+export const counter = (
+  from: { readonly packets: number; readonly bytes: number } = { packets: 0, bytes: 0 },
+): Expression =>
   expression('counter', [
-    [1, u64be(0)],
-    [2, u64be(0)],
+    [1, u64be(from.bytes)],
+    [2, u64be(from.packets)],
   ])
 
 /** Counts into a named counter. */
@@ -201,6 +203,13 @@ export const limitPerSecond = (packets: number, burst = 5): Expression =>
     [3, u32be(burst)],
     [4, u32be(0)],
     [5, u32be(0)],
+  ])
+
+/** Marks a packet with the number in a register. */
+export const setMark = (of = 0): Expression =>
+  expression('meta', [
+    [2, u32be(META.mark)],
+    [3, register(of)],
   ])
 
 /** Loads a field of an IPv6 extension header; false where there is none. */

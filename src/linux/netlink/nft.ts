@@ -4,6 +4,7 @@ import {
   attributesOf,
   FLAG,
   type Message,
+  type Received,
   sizeOf as attributeSize,
   text,
   textOf,
@@ -33,6 +34,7 @@ const TYPE = {
   newElement: 12,
   getElement: 13,
   deleteElement: 14,
+  getGeneration: 16,
   newObject: 18,
   getObject: 19,
   deleteObject: 20,
@@ -247,6 +249,16 @@ export interface Element {
   readonly last?: Uint8Array
   readonly data?: Uint8Array | { readonly verdict: Verdict }
   readonly timeoutMs?: number
+  /** What its counter begins with, in a set whose elements count. */
+  readonly count?: Count | undefined
+  /** A word to whoever reads the table. */
+  readonly comment?: string
+}
+
+/** What a counter says. */
+export interface Count {
+  readonly packets: number
+  readonly bytes: number
 }
 
 const ELEMENT = 1
@@ -261,12 +273,14 @@ const oneMore = (bytes: Uint8Array): Uint8Array | undefined => {
   return undefined
 }
 
-const elementOf = ({ key, data, timeoutMs, last }: Element, concatenated: boolean): Attribute => [
+const elementOf = ({ key, data, timeoutMs, last, count, comment }: Element, concatenated: boolean): Attribute => [
   ELEMENT,
   [
     [1, dataValue(key)],
     ...(data === undefined ? [] : [[2, 'verdict' in data ? dataVerdict(data.verdict) : dataValue(data)] as const]),
     ...(timeoutMs === undefined ? [] : [[4, u64be(timeoutMs)] as const]),
+    ...(comment === undefined ? [] : [[6, userdata(0, text(comment))] as const]),
+    ...(count === undefined ? [] : [[7, bare(counter(count))] as const]),
     ...(last !== undefined && concatenated ? [[10, dataValue(last)] as const] : []),
   ],
 ]
@@ -331,12 +345,6 @@ export const deleteElements = (table: Table, set: SetShape, elements: readonly E
     set,
     elements.map(({ key, last }) => (last ? { key, last } : { key })),
   )
-
-/** What a counter says. */
-export interface Count {
-  readonly packets: number
-  readonly bytes: number
-}
 
 const COUNTER = 1
 
@@ -412,7 +420,22 @@ export interface FoundElement {
 
 const valueIn = (bytes: Buffer | undefined): Buffer | undefined => bytes && attributesOf(bytes).get(1)
 
-/** Reads the elements of a set. @throws NetlinkError: ENOENT: there is no such set */
+const foundElements = (body: Buffer): FoundElement[] =>
+  attributeList(attributesOf(body.subarray(4)).get(3) ?? Buffer.alloc(0)).map(([, bytes]) => {
+    const attributes = attributesOf(bytes)
+    const expression = attributes.get(7)
+    const counted = expression && attributesOf(expression).get(2)
+    const expires = attributes.get(5)?.readBigUInt64BE(0)
+    return {
+      key: valueIn(attributes.get(1)) ?? Buffer.alloc(0),
+      last: valueIn(attributes.get(10)),
+      data: valueIn(attributes.get(2)),
+      expiresMs: expires === undefined ? undefined : Number(expires),
+      count: counted && countOf(counted),
+    }
+  })
+
+/** Reads all elements of a set. @throws NetlinkError: ENOENT: there is no such set */
 export const elements = (netlink: Netlink, table: Table, set: string): FoundElement[] =>
   netlink
     .dump(
@@ -422,20 +445,20 @@ export const elements = (netlink: Netlink, table: Table, set: string): FoundElem
         [2, text(set)],
       ]),
     )
-    .flatMap(({ body }) => attributeList(attributesOf(body.subarray(4)).get(3) ?? Buffer.alloc(0)))
-    .map(([, bytes]) => {
-      const attributes = attributesOf(bytes)
-      const expression = attributes.get(7)
-      const counted = expression && attributesOf(expression).get(2)
-      const expires = attributes.get(5)?.readBigUInt64BE(0)
-      return {
-        key: valueIn(attributes.get(1)) ?? Buffer.alloc(0),
-        last: valueIn(attributes.get(10)),
-        data: valueIn(attributes.get(2)),
-        expiresMs: expires === undefined ? undefined : Number(expires),
-        count: counted && countOf(counted),
-      }
-    })
+    .flatMap(({ body }) => foundElements(body))
+
+/** Reads some elements of a set, each by its key; none where one of them is not there. */
+export const elementsNamed = (
+  netlink: Netlink,
+  table: Table,
+  set: SetShape,
+  wanted: readonly Element[],
+): FoundElement[] => {
+  const [message] = elementMessages(table, TYPE.getElement, set, wanted)
+  return (
+    (message && netlink.getAll('read elements of a set', message))?.flatMap(({ body }) => foundElements(body)) ?? []
+  )
+}
 
 /** A table as the kernel has it. */
 export interface FoundTable extends Table {
@@ -477,6 +500,37 @@ export const chains = (netlink: Netlink): FoundChain[] =>
       policy: policy === undefined ? undefined : policy === 0 ? 'drop' : 'accept',
     }
   })
+
+/** The multicast group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). */
+const CHANGES_GROUP = 7
+const TABLE_CHANGES: readonly number[] = [
+  TYPE.newTable,
+  TYPE.deleteTable,
+  TYPE.newChain,
+  TYPE.deleteChain,
+  TYPE.newRule,
+  TYPE.deleteRule,
+  TYPE.newSet,
+  TYPE.deleteSet,
+  TYPE.newElement,
+  TYPE.deleteElement,
+  TYPE.newObject,
+  TYPE.deleteObject,
+]
+
+/** Hears what is changed in any table: `receive` has it. */
+export const hearChanges = (netlink: Netlink): void => netlink.join(CHANGES_GROUP)
+
+/** The table that what was heard is about. */
+export const changedTable = ({ type, body }: Received): Table | undefined => {
+  if ((type & 0xff00) !== SUBSYSTEM || !TABLE_CHANGES.includes(type & 0xff) || body.length < 4) return undefined
+  const name = attributesOf(body.subarray(4)).get(1)
+  return name && { family: body[0] ?? 0, name: textOf(name) }
+}
+
+/** The number of a socket, as messages about what it changed carry it. */
+export const socketNumber = (netlink: Netlink): number =>
+  netlink.get('ask for the generation', { type: SUBSYSTEM | TYPE.getGeneration, head: head(0) })?.socket ?? 0
 
 /** Checks the name of a link before the kernel does with fewer words. @throws RangeError */
 export const checkedInterface = (name: string): string => {

@@ -1,4 +1,5 @@
-import { type Element, keyOf } from '../../linux/netlink/nft.ts'
+import type { Tuple } from '../../linux/netlink/conntrack.ts'
+import { type Element, keyOf, type SetShape } from '../../linux/netlink/nft.ts'
 import { port } from '../../linux/netlink/nft-expression.ts'
 import type { Allow } from './description.ts'
 import { addressBytes, type Range, readRange } from './range.ts'
@@ -10,9 +11,13 @@ import { type Elements, protocolsOf, readPorts, SETS } from './sets.ts'
  * before it was dialled.
  */
 
-const TTL_SECONDS_MIN = 30
+export interface Hold {
+  readonly least: number
+  readonly grace: number
+}
+
+const HOLD: Hold = { least: 30, grace: 60 }
 const TTL_SECONDS_MAX = 24 * 60 * 60
-const GRACE_SECONDS = 60
 /** Ports of a named line stand in the set one by one. */
 export const NAMED_PORTS_MAX = 256
 
@@ -73,9 +78,8 @@ const fits = (rule: Allow, address: Range): boolean => {
   return rule.cidr === undefined ? !inside(address, PRIVATE) : inside(address, [readRange(rule.cidr)])
 }
 
-/** Tells how long an address that was learned stays, ms, by the TTL of its answer. */
-export const timeoutMsOf = (ttlSeconds: number): number =>
-  (Math.min(Math.max(ttlSeconds, TTL_SECONDS_MIN), TTL_SECONDS_MAX) + GRACE_SECONDS) * 1000
+export const timeoutMsOf = (ttlSeconds: number, { least, grace }: Hold = HOLD): number =>
+  (Math.min(Math.max(ttlSeconds, least), TTL_SECONDS_MAX) + grace) * 1000
 
 /** The protocols of a line that names none and has no ports. */
 const WHOLE = { 4: [6, 17, 1], 6: [6, 17, 58] } as const
@@ -98,12 +102,6 @@ export const checkNamed = (rule: Allow): void => {
     throw new RangeError(
       `${rule.name}: ${count} ports; a line with a name has at most ${NAMED_PORTS_MAX}, or none for all of them`,
     )
-}
-
-/** An address that a name was answered with, and whether any line lets it through. */
-export interface Learned {
-  readonly address: string
-  readonly elements: Elements
 }
 
 /** The elements that an answer adds for the addresses of one guest; nothing where no line fits. */
@@ -135,4 +133,96 @@ export const learnedElements = (
         return [[set, list]]
       }),
   )
+}
+
+/** An element that goes by itself. */
+interface Timed {
+  readonly set: SetShape
+  readonly element: Element
+  readonly endsAtMs: number
+}
+
+interface Answer {
+  readonly name: string
+  readonly address: string
+  readonly endsAtMs: number
+}
+
+/** So many elements are let through for one guest at once: names below `*.` are as many as somebody outside likes. */
+const LEARNED_MAX = 4096
+/** Elements that are about to end by themselves cannot be told from those that have. */
+const ENDING_MS = 1000
+
+const elementKey = (set: SetShape, { key }: Element): string => `${set.name} ${Buffer.from(key).toString('latin1')}`
+
+/** What one guest was told, for as long as that holds. */
+export class Learned {
+  readonly #answers = new Map<string, Answer>()
+  readonly #elements = new Map<string, Timed>()
+  #sweepAt = 64
+
+  /** Those of elements that are there already, so that their time must be set anew. */
+  known(elements: Elements): Elements {
+    return elements.map(([set, list]) => [set, list.filter((element) => this.#elements.has(elementKey(set, element)))])
+  }
+
+  /** Whether there is room for elements. */
+  hasRoom(elements: Elements, nowMs: number): boolean {
+    const count = elements.reduce((sum, [, list]) => sum + list.length, 0)
+    if (this.#elements.size + count > LEARNED_MAX) this.#sweep(nowMs)
+    return this.#elements.size + count <= LEARNED_MAX
+  }
+
+  note(name: string, address: string, elements: Elements, nowMs: number, timeoutMs: number): void {
+    const endsAtMs = nowMs + timeoutMs
+    this.#answers.set(`${plain(name)} ${address}`, { name, address, endsAtMs })
+    for (const [set, list] of elements)
+      for (const element of list) this.#elements.set(elementKey(set, element), { set, element, endsAtMs })
+    if (this.#elements.size > this.#sweepAt) {
+      this.#sweep(nowMs)
+      this.#sweepAt = 64 + 2 * this.#elements.size
+    }
+  }
+
+  /** The elements that are there for certain. */
+  there(nowMs: number): Elements {
+    return [...this.#elements.values()]
+      .filter(({ endsAtMs }) => endsAtMs > nowMs + ENDING_MS)
+      .map(({ set, element }) => [set, [element]] as const)
+  }
+
+  /** All elements with what is left of their time. */
+  remaining(nowMs: number): Elements {
+    return [...this.#elements.values()]
+      .filter(({ endsAtMs }) => endsAtMs > nowMs)
+      .map(({ set, element, endsAtMs }) => [set, [{ ...element, timeoutMs: endsAtMs - nowMs }]] as const)
+  }
+
+  /** The same answers for another list, or for other addresses of the guest. */
+  under(sources: readonly Uint8Array[], allow: readonly Allow[], nowMs: number): Learned {
+    const learned = new Learned()
+    for (const { name, address, endsAtMs } of this.#answers.values()) {
+      if (endsAtMs <= nowMs) continue
+      const timeoutMs = endsAtMs - nowMs
+      const elements = learnedElements(sources, allow, name, address, timeoutMs)
+      if (elements.length > 0) learned.note(name, address, elements, nowMs, timeoutMs)
+    }
+    return learned
+  }
+
+  /** Whether a flow goes where a name led. */
+  lets(source: Uint8Array, { destination, protocol, destinationPort }: Tuple): boolean {
+    const version = destination.length === 4 ? 4 : 6
+    const fields = [source, destination, Uint8Array.of(protocol), port(destinationPort)]
+    const [exact, whole] = [SETS.learned[version], SETS.learnedWhole[version]]
+    return (
+      this.#elements.has(elementKey(exact, { key: keyOf(exact.key, fields) })) ||
+      this.#elements.has(elementKey(whole, { key: keyOf(whole.key, fields.slice(0, 3)) }))
+    )
+  }
+
+  #sweep(nowMs: number): void {
+    for (const [key, { endsAtMs }] of this.#elements) if (endsAtMs <= nowMs) this.#elements.delete(key)
+    for (const [key, { endsAtMs }] of this.#answers) if (endsAtMs <= nowMs) this.#answers.delete(key)
+  }
 }

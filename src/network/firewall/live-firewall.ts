@@ -1,21 +1,17 @@
 import { hasCode } from '../../linux/errno.ts'
+import { flowsFrom, forgetFlows, type Tuple } from '../../linux/netlink/conntrack.ts'
 import { links, openLinks } from '../../linux/netlink/links.ts'
 import type { Message } from '../../linux/netlink/message.ts'
-import { Netlink, NetlinkError, PROTOCOL } from '../../linux/netlink/netlink.ts'
-import {
-  counterNamed,
-  type Element,
-  type SetShape,
-  TABLE_OWNED,
-  TABLE_PERSISTS,
-  type Table,
-} from '../../linux/netlink/nft.ts'
+import { Netlink, PROTOCOL } from '../../linux/netlink/netlink.ts'
+import { TABLE_OWNED, TABLE_PERSISTS, type Table } from '../../linux/netlink/nft.ts'
 import type { Description, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
-import { counterName, DROP_KINDS, type Drops, guard, guardTable, reguard, unguard } from './guard.ts'
-import { checkNamed, learnedElements, timeoutMsOf } from './learned.ts'
+import { allDrops, type Drops, dropsOf, guard, guardTable, reguard, unguard } from './guard.ts'
+import { checkNamed, type Hold, Learned, learnedElements, timeoutMsOf } from './learned.ts'
+import { Lists, listLets } from './lists.ts'
 import { bytesOf } from './range.ts'
-import { added, rebuild, removed, rulesTable } from './rules.ts'
-import { egressOf, type Elements, nicElements, publishedElements } from './sets.ts'
+import { added, type Carried, nicAdded, nicRemoved, rebuild, removed, removeTables, rulesTable } from './rules.ts'
+import { egressOf, publishedElements } from './sets.ts'
+import { Watch } from './watch.ts'
 
 /** The place of a firewall. */
 export interface FirewallOptions {
@@ -23,44 +19,45 @@ export interface FirewallOptions {
   readonly table: string
   /** Descriptor of the network namespace that it stands in. */
   readonly netns?: number | undefined
+  /** False: the kernel is not asked to keep others from changing the table, and what they change is made good. */
+  readonly isOwned?: boolean
+  /** How long an answer of the resolver holds: no shorter than `least`, and `grace` longer than it says. Seconds. */
+  readonly hold?: Hold
+  /** Called when somebody else changed the table and it was made anew; with the error where it could not be. */
+  readonly onForeignChange?: (failed?: unknown) => void
 }
-
-/** An element that goes by itself, as long as it is there. */
-interface Timed {
-  readonly set: SetShape
-  readonly element: Element
-  readonly endsAtMs: number
-}
-
-const NO_DROPS = { packets: 0, bytes: 0 } as const
-/** Elements that are about to end by themselves cannot be told from those that have. */
-const ENDING_MS = 1000
 
 const publishedKey = ({ proto, address, port }: Published): string => `${proto} ${address} ${port}`
-const elementKey = (set: SetShape, { key }: Element): string => `${set.name} ${Buffer.from(key).toString('latin1')}`
+
+const NOBODY: Description = { networks: [], nics: [], published: [] }
 
 /**
  * The firewall of a network namespace: its table, and the one socket that owns that. Every change is one batch, made
  * when the method returns, or refused whole. What was asked for is kept here, so that a table which somebody else took
- * away is made again with the next change.
+ * away is made again.
  */
 export class Firewall implements Disposable {
   readonly #netlink: Netlink
   readonly #options: FirewallOptions
   readonly #rules: Table
   readonly #guards: Table
-  #flags = TABLE_OWNED | TABLE_PERSISTS
+  #flags: number
+  #watch: Watch | undefined
   #networks = new Map<string, FirewallNetwork>()
   #nics = new Map<string, FirewallNic>()
   #published = new Map<string, Published>()
-  /** What was learned, by the link whose guest asked, then by set and key. */
-  readonly #learned = new Map<string, Map<string, Timed>>()
+  #lists = new Lists()
+  /** What was learned, by the link whose guest asked. */
+  #learned = new Map<string, Learned>()
+  /** Settles when no flow is left that was to end. */
+  #cutting: Promise<void> = Promise.resolve()
 
   private constructor(netlink: Netlink, options: FirewallOptions) {
     this.#netlink = netlink
     this.#options = options
     this.#rules = rulesTable(options.table)
     this.#guards = guardTable(options.table)
+    this.#flags = options.isOwned === false ? 0 : TABLE_OWNED | TABLE_PERSISTS
   }
 
   /**
@@ -69,10 +66,11 @@ export class Firewall implements Disposable {
    * @throws NetlinkError: EPERM: no right to, or another process owns the table; EPROTONOSUPPORT: no nf_tables here.
    * RangeError: the description holds what is no address, no port, no name of a link
    */
-  static open(options: FirewallOptions, description: Description): Firewall {
+  static open(options: FirewallOptions, description: Description = NOBODY): Firewall {
     const firewall = new Firewall(Netlink.open(PROTOCOL.netfilter, options.netns), options)
     try {
       firewall.rebuild(description)
+      if (!firewall.isOwned) firewall.#startWatch()
       return firewall
     } catch (error) {
       firewall[Symbol.dispose]()
@@ -80,9 +78,17 @@ export class Firewall implements Disposable {
     }
   }
 
-  /** Lets go of the table; where the kernel can, it stays and does its work. */
+  /** Lets go of the table, which stays and does its work. */
   [Symbol.dispose](): void {
+    this.#watch?.[Symbol.dispose]()
     this.#netlink[Symbol.dispose]()
+  }
+
+  /** Takes the table away: for a daemon that leaves its host for good. */
+  remove(): void {
+    this.#watch?.[Symbol.dispose]()
+    this.#watch = undefined
+    this.#netlink.commit('remove the table', removeTables(this.#options.table))
   }
 
   /** Whether others are kept from changing the table. */
@@ -100,18 +106,30 @@ export class Firewall implements Disposable {
 
   /**
    * Makes everything anew, from another description or from the one that is known, in one batch: at no moment there is
-   * no table.
+   * no table. What was learned and counted is carried over.
    */
   rebuild(description: Description = this.description): void {
     for (const { egress } of [...description.networks, ...description.nics]) check(egress)
+    const networks = new Map(description.networks.map((network) => [network.name, network]))
     const nics = new Map(description.nics.map((nic) => [nic.link, nic]))
-    const drops = new Map([...nics.keys()].map((link) => [link, this.counters(link)]))
-    const learned = [...this.#learned].flatMap(([link, timed]) => (nics.has(link) ? [...timed.values()] : []))
-    this.#commitWhole(description, { learned: remaining(learned), drops })
-    this.#networks = new Map(description.networks.map((network) => [network.name, network]))
+    const now = Date.now()
+    const learned = new Map<string, Learned>()
+    for (const [link, known] of this.#learned) {
+      const nic = nics.get(link)
+      const egress = nic && egressOf(nic, networks.get(nic.network))
+      if (nic && egress) learned.set(link, known.under(nic.addresses.map(bytesOf), namedIn(egress), now))
+    }
+    const lists = this.#commitWhole(description, {
+      learned: [...learned.values()].flatMap((one) => one.remaining(now)),
+      drops: allDrops(this.#netlink, this.#guards),
+    })
+    const narrowed = this.#narrowed(networks, nics)
+    this.#networks = networks
     this.#nics = nics
     this.#published = new Map(description.published.map((one) => [publishedKey(one), one]))
-    for (const link of this.#learned.keys()) if (!nics.has(link)) this.#learned.delete(link)
+    this.#learned = learned
+    this.#lists = lists
+    this.#cutLater(narrowed)
   }
 
   /** Makes or changes a network: by everything anew, since its rules are among all the others. */
@@ -129,63 +147,58 @@ export class Firewall implements Disposable {
   attach(nic: FirewallNic): void {
     check(nic.egress)
     const known = this.#nics.get(nic.link)
-    const elements = this.#elementsOf(nic)
-    this.#change(
-      'attach a port',
-      known
-        ? [...removed(this.#rules, this.#elementsOf(known)), ...reguard(this.#guards, nic)]
-        : guard(this.#guards, nic),
-      added(this.#rules, elements),
-      { nics: [...this.#nics.values()].filter(({ link }) => link !== nic.link).concat(nic) },
-    )
-    this.#nics.set(nic.link, nic)
+    if (known) this.#replace(known, nic)
+    else {
+      const lists = new Lists(this.#lists)
+      const messages = nicAdded(this.#rules, nic, this.#networks.get(nic.network), lists)
+      this.#change('attach a port', [...guard(this.#guards, [nic]), ...messages], lists, () => ({
+        nics: [...this.#nics.values(), nic],
+      }))
+      this.#nics.set(nic.link, nic)
+    }
   }
 
   /** Forgets a port of a bridge; nothing where it is not known. */
   detach(link: string): void {
     const nic = this.#nics.get(link)
     if (!nic) return
-    this.#change(
-      'detach a port',
-      [...removed(this.#rules, [...this.#elementsOf(nic), ...this.#learnedOf(link)]), ...unguard(this.#guards, link)],
-      [],
-      { nics: [...this.#nics.values()].filter((one) => one.link !== link) },
-    )
+    const lists = new Lists(this.#lists)
+    const learned = removed(this.#rules, this.#learned.get(link)?.there(Date.now()) ?? [])
+    const messages = [...this.#removed(nic, lists), ...learned, ...unguard(this.#guards, nic)]
+    this.#change('detach a port', messages, lists, () => ({
+      nics: [...this.#nics.values()].filter((one) => one.link !== link),
+    }))
     this.#nics.delete(link)
     this.#learned.delete(link)
   }
 
-  /** Changes what the guest of a port may reach; null: what its network's may. */
+  /**
+   * Changes what the guest of a port may reach; null: what its network's may. Flows that are no longer allowed end, by
+   * `settled`; those to names that it still may reach go on.
+   */
   setEgress(link: string, egress: Egress | null): void {
     check(egress)
     const nic = this.#nics.get(link)
     if (!nic) throw new RangeError(`no such port: ${link}`)
-    const changed = { ...nic, egress }
-    this.#change(
-      'change what a guest may reach',
-      removed(this.#rules, [...this.#elementsOf(nic), ...this.#learnedOf(link)]),
-      added(this.#rules, this.#elementsOf(changed)),
-      { nics: [...this.#nics.values()].map((one) => (one.link === link ? changed : one)) },
-    )
-    this.#nics.set(link, changed)
-    this.#learned.delete(link)
+    this.#replace(nic, { ...nic, egress })
   }
 
   /** @throws NetlinkError: EEXIST: one of them is published already */
   publish(published: readonly Published[]): void {
-    this.#change('publish ports', [], added(this.#rules, published.flatMap(publishedElements)), {
+    this.#change('publish ports', added(this.#rules, published.flatMap(publishedElements)), this.#lists, () => ({
       published: [...this.#published.values(), ...published],
-    })
+    }))
     for (const one of published) this.#published.set(publishedKey(one), one)
   }
 
-  /** Takes published ports back; those that are not known are no matter. */
+  /** Takes published ports back; those that are not known are no matter. Connections that are open stay so. */
   unpublish(published: readonly Published[]): void {
     const keys = new Set(published.map(publishedKey))
-    const known = [...this.#published].filter(([key]) => keys.has(key)).map(([, one]) => one)
-    this.#change('take published ports back', removed(this.#rules, known.flatMap(publishedElements)), [], {
+    const known = [...keys].flatMap((key) => this.#published.get(key) ?? [])
+    const elements = known.flatMap(publishedElements)
+    this.#change('take published ports back', removed(this.#rules, elements), this.#lists, () => ({
       published: [...this.#published].filter(([key]) => !keys.has(key)).map(([, one]) => one),
-    })
+    }))
     for (const key of keys) this.#published.delete(key)
   }
 
@@ -200,80 +213,154 @@ export class Firewall implements Disposable {
     const egress = nic && egressOf(nic, this.#networks.get(nic.network))
     if (!nic || !egress || egress.policy === 'none') return []
     if (egress.policy === 'all') return [...addresses]
-    const timeoutMs = timeoutMsOf(ttlSeconds)
-    const sources = nic.addresses.map(bytesOf)
-    const found = addresses.map((address) => ({
-      address,
-      elements: learnedElements(sources, egress.allow, name, address, timeoutMs),
-    }))
-    const elements = found.flatMap((one) => one.elements)
-    const timed = this.#learned.get(link) ?? new Map<string, Timed>()
+    const timeoutMs = timeoutMsOf(ttlSeconds, this.#options.hold)
     const now = Date.now()
-    for (const [key, { endsAtMs }] of timed) if (endsAtMs <= now) timed.delete(key)
-    const again = elements.map(
-      ([set, list]) => [set, list.filter((element) => timed.has(elementKey(set, element)))] as const,
-    )
+    const sources = nic.addresses.map(bytesOf)
+    const learned = this.#learned.get(link) ?? new Learned()
+    const found = addresses
+      .map((address) => ({ address, elements: learnedElements(sources, egress.allow, name, address, timeoutMs) }))
+      .filter(({ elements }) => elements.length > 0)
+    const elements = found.flatMap((one) => one.elements)
+    if (elements.length === 0 || !learned.hasRoom(elements, now)) return []
     // The time of an element that is there is not changed by adding it: it is taken away and added, once it is there
     // for certain.
-    this.#change(
-      'let a name through',
-      [...added(this.#rules, again), ...removed(this.#rules, again)],
-      added(this.#rules, elements),
-      {},
-    )
-    for (const [set, list] of elements)
-      for (const element of list) timed.set(elementKey(set, element), { set, element, endsAtMs: now + timeoutMs })
-    this.#learned.set(link, timed)
-    return found.filter((one) => one.elements.some(([, list]) => list.length > 0)).map(({ address }) => address)
+    const again = learned.known(elements)
+    const messages = [...added(this.#rules, again), ...removed(this.#rules, again), ...added(this.#rules, elements)]
+    if (!this.#change('let a name through', messages, this.#lists, () => ({})))
+      this.#netlink.commit('let a name through', added(this.#rules, elements))
+    for (const one of found) learned.note(name, one.address, one.elements, now, timeoutMs)
+    this.#learned.set(link, learned)
+    return found.map(({ address }) => address)
   }
 
-  /** Says what a port was kept from sending. */
-  counters(link: string): Drops {
-    return Object.fromEntries(
-      DROP_KINDS.map((kind) => [kind, counterNamed(this.#netlink, this.#guards, counterName(link, kind)) ?? NO_DROPS]),
-    ) as unknown as Drops
+  /** Says what a port was kept from sending; undefined where it is not known. */
+  counters(link: string): Drops | undefined {
+    return dropsOf(this.#netlink, this.#guards, link)
   }
 
-  #elementsOf(nic: FirewallNic): Elements {
-    return nicElements(nic, this.#networks.get(nic.network))
+  /**
+   * Resolves when the flows that earlier changes forbade have ended. @throws NetlinkError: the kernel did not say which
+   * there are
+   */
+  async settled(): Promise<void> {
+    await this.#cutting
   }
 
-  #learnedOf(link: string): Elements {
+  /** Ends all flows from and to addresses, which somebody else is about to have. */
+  async forget(addresses: readonly string[]): Promise<void> {
+    const bytes = addresses.map(bytesOf)
+    await this.#aside(async (netlink) => {
+      for (const way of ['original', 'reply'] as const) forgetFlows(netlink, await flowsFrom(netlink, bytes, way))
+    })
+  }
+
+  #replace(known: FirewallNic, nic: FirewallNic): void {
+    const network = this.#networks.get(nic.network)
+    const lists = new Lists(this.#lists)
     const now = Date.now()
-    return [...(this.#learned.get(link)?.values() ?? [])]
-      .filter(({ endsAtMs }) => endsAtMs > now + ENDING_MS)
-      .map(({ set, element }) => [set, [element]] as const)
+    const learned = this.#learned.get(nic.link) ?? new Learned()
+    const still = learned.under(nic.addresses.map(bytesOf), namedIn(egressOf(nic, network)), now)
+    const old = [...this.#removed(known, lists), ...removed(this.#rules, learned.there(now))]
+    const fresh = [...nicAdded(this.#rules, nic, network, lists), ...added(this.#rules, still.remaining(now))]
+    const guards = isSameGuard(known, nic) ? [] : reguard(this.#guards, known, nic)
+    this.#change('change a port', [...old, ...fresh, ...guards], lists, () => ({
+      nics: [...this.#nics.values()].map((one) => (one.link === nic.link ? nic : one)),
+    }))
+    const narrowed = this.#narrowed(this.#networks, new Map([[nic.link, nic]]))
+    this.#nics.set(nic.link, nic)
+    this.#learned.set(nic.link, still)
+    this.#cutLater(narrowed)
   }
 
-  /** Makes a change; where the kernel does not have what it should, everything, as it will be. */
-  #change(doing: string, first: Message[], second: Message[], becomes: Partial<Description>): void {
+  #removed(nic: FirewallNic, lists: Lists): Message[] {
+    return nicRemoved(this.#rules, nic, this.#networks.get(nic.network), lists)
+  }
+
+  /** Ports whose guests may reach something else than before, all not being what they may. */
+  #narrowed(networks: ReadonlyMap<string, FirewallNetwork>, nics: ReadonlyMap<string, FirewallNic>): FirewallNic[] {
+    return [...nics.values()].filter((nic) => {
+      const known = this.#nics.get(nic.link)
+      if (!known) return false
+      const egress = egressOf(nic, networks.get(nic.network))
+      const was = egressOf(known, this.#networks.get(known.network))
+      return egress.policy !== 'all' && JSON.stringify(egress) !== JSON.stringify(was)
+    })
+  }
+
+  /** Ends the flows that guests began and may no longer have. */
+  #cutLater(nics: readonly FirewallNic[]): void {
+    if (nics.length === 0) return
+    const byAddress = new Map(
+      nics.flatMap((nic) => nic.addresses.map((address) => [Buffer.from(bytesOf(address)).toString('hex'), nic])),
+    )
+    const addresses = [...byAddress.keys()].map((hex) => Buffer.from(hex, 'hex'))
+    const cut = this.#aside(async (netlink) => {
+      const flows = await flowsFrom(netlink, addresses, 'original')
+      forgetFlows(
+        netlink,
+        flows.filter(({ original }) => !this.#lets(byAddress.get(original.source.toString('hex')), original)),
+      )
+    })
+    cut.catch(() => undefined) // whoever wants to know asks `settled`
+  }
+
+  /** Whether a guest may have a flow, as things are now. */
+  #lets(was: FirewallNic | undefined, flow: Tuple): boolean {
+    const nic = was && this.#nics.get(was.link)
+    const egress = nic && egressOf(nic, this.#networks.get(nic.network))
+    if (!nic || !egress || egress.policy === 'none') return false
+    if (egress.policy === 'all') return true
+    return listLets(egress.allow, flow) || this.#learned.get(nic.link)?.lets(flow.source, flow) === true
+  }
+
+  /** Does what takes its time with a socket of its own, one after the other. */
+  #aside(work: (netlink: Netlink) => Promise<void>): Promise<void> {
+    const done = this.#cutting
+      .catch(() => undefined)
+      .then(async () => {
+        using netlink = Netlink.open(PROTOCOL.netfilter, this.#options.netns)
+        await work(netlink)
+      })
+    this.#cutting = done
+    return done
+  }
+
+  /**
+   * Makes a change; where the kernel does not have what it should, everything is made anew, as it will be.
+   *
+   * @returns whether it was made by itself
+   */
+  #change(doing: string, messages: Message[], lists: Lists, becomes: () => Partial<Description>): boolean {
     try {
-      this.#netlink.commit(doing, [...first, ...second])
+      this.#netlink.commit(doing, messages)
+      this.#lists = lists
+      return true
     } catch (error) {
       if (!hasCode(error, 'ENOENT')) throw error
-      this.rebuild({ ...this.description, ...becomes })
-      const only = second.length > 0 && Object.keys(becomes).length === 0
-      if (only) this.#netlink.commit(doing, second)
+      this.rebuild({ ...this.description, ...becomes() })
+      return false
     }
   }
 
-  #commitWhole(description: Description, carried: Parameters<typeof rebuild>[3]): void {
-    const commit = (what: Description): void =>
-      this.#netlink.commit('make the table', rebuild(this.#options.table, what, this.#flags, carried))
+  #commitWhole(description: Description, carried: Carried): Lists {
+    const commit = (what: Description): Lists => {
+      const lists = new Lists()
+      this.#netlink.commit('make the table', rebuild(this.#options.table, what, this.#flags, lists, carried))
+      return lists
+    }
     try {
-      commit(description)
+      return commit(description)
     } catch (error) {
-      if (hasCode(error, 'EOPNOTSUPP') && this.#flags !== 0) {
+      if (hasCode(error, 'EOPNOTSUPP', 'EINVAL') && this.#flags !== 0) {
         this.#flags = 0
-        this.#commitWhole(description, carried)
-        return
+        return this.#commitWhole(description, carried)
       }
       // Before Linux 6.16 or so a port is guarded only where it is there.
-      if (!(error instanceof NetlinkError) || !hasCode(error, 'ENOENT')) throw error
+      if (!hasCode(error, 'ENOENT')) throw error
       const there = this.#present()
       const nics = description.nics.filter(({ link }) => there.has(link))
       if (nics.length === description.nics.length) throw error
-      commit({ ...description, nics })
+      return commit({ ...description, nics })
     }
   }
 
@@ -281,16 +368,25 @@ export class Firewall implements Disposable {
     using netlink = openLinks(this.#options.netns)
     return new Set(links(netlink).map(({ name }) => name))
   }
+
+  #startWatch(): void {
+    const { table, netns, onForeignChange } = this.#options
+    this.#watch = Watch.open({ table, netns, except: this.#netlink }, () => {
+      try {
+        this.rebuild()
+        onForeignChange?.()
+      } catch (error) {
+        onForeignChange?.(error)
+      }
+    })
+  }
 }
 
 const check = (egress: Egress | null | undefined): void => {
   for (const rule of egress?.allow ?? []) checkNamed(rule)
 }
 
-/** What is left of the time of each; those whose time is over are left out. */
-const remaining = (timed: readonly Timed[]): Elements => {
-  const now = Date.now()
-  return timed
-    .filter(({ endsAtMs }) => endsAtMs > now)
-    .map(({ set, element, endsAtMs }) => [set, [{ ...element, timeoutMs: endsAtMs - now }]] as const)
-}
+const namedIn = ({ policy, allow }: Egress): Egress['allow'] => (policy === 'allow-list' ? allow : [])
+
+const isSameGuard = (a: FirewallNic, b: FirewallNic): boolean =>
+  a.mac === b.mac && a.dhcp === b.dhcp && a.addresses.join() === b.addresses.join()

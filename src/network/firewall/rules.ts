@@ -1,4 +1,4 @@
-import type { Message } from '../../linux/netlink/message.ts'
+import { type Message, u32 } from '../../linux/netlink/message.ts'
 import {
   addElements,
   deleteElements,
@@ -35,11 +35,12 @@ import {
   type Verdict,
   verdict,
 } from '../../linux/netlink/nft-expression.ts'
-import { u32 } from '../../linux/netlink/message.ts'
-import type { Description, FirewallNetwork } from './description.ts'
-import { type Drops, guard, guardTable } from './guard.ts'
+import type { Description, FirewallNetwork, FirewallNic } from './description.ts'
+import { type Drops, guard, guards, guardTable } from './guard.ts'
+import type { Lists } from './lists.ts'
 import {
   ALL_SETS,
+  egressOf,
   type Elements,
   isBehindBridge,
   metadataElements,
@@ -109,7 +110,11 @@ const then = (what: Verdict): Expression => verdict(what)
 const accept = then('accept')
 const refuse = then({ goto: 'refuse' })
 
+/** A port that somebody took out of its bridge is nobody's. */
+const STRAY: Rule = [[meta('iifname'), lookup(SETS.ports.name), then('drop')], 'a port that is in no bridge']
+
 const FORWARD: readonly Rule[] = [
+  STRAY,
   [[...state(CT_STATE.established | CT_STATE.related), accept]],
   [[...fromBridge, then({ goto: 'from-guest' })]],
   [[...toBridge, then({ goto: 'to-guest' })]],
@@ -126,7 +131,7 @@ const FROM_GUEST: readonly Rule[] = [
   ],
   ...VERSIONS.flatMap((v): Rule[] => [
     [[...ip(v), source(v), lookup(SETS.none[v].name), refuse]],
-    [[...ip(v), source(v), lookup(SETS.listed[v].name), then({ goto: 'listed' })]],
+    [[...ip(v), source(v), lookup(SETS.limited[v].name), then({ goto: 'listed' })]],
     [[...ip(v), source(v), lookup(SETS.all[v].name), then({ goto: 'out' })]],
   ]),
   [[meta('iifname'), lookup(SETS.unrestricted.name), then({ goto: 'out' })]],
@@ -141,7 +146,7 @@ const LISTED: readonly Rule[] = [
     return [
       [[...where, lookup(SETS.learned[v].name), out]],
       [[...toWhom, lookup(SETS.learnedWhole[v].name), out]],
-      [[...where, lookup(SETS.allowed[v].name), out]],
+      [[...ip(v), source(v), lookup(SETS.lists[v].name, { into: 'verdict' })]],
     ]
   }),
   [[refuse]],
@@ -157,7 +162,7 @@ const TO_GUEST: readonly Rule[] = [[[...isPublished, accept]], [[counter(), then
 
 const REFUSE: readonly Rule[] = [[[...protocol(TCP), counter(), rejectTcp()]], [[counter(), rejectProhibited()]]]
 
-const INPUT: readonly Rule[] = [[[...fromBridge, then({ goto: 'to-host' })]]]
+const INPUT: readonly Rule[] = [STRAY, [[...fromBridge, then({ goto: 'to-host' })]]]
 
 const icmp6 = (type: number): Rule => [
   [...protocol(ICMP6), payload('transport', 0, 1), compare('==', Uint8Array.of(type)), accept],
@@ -302,15 +307,58 @@ export const added = (table: Table, elements: Elements): Message[] =>
 export const removed = (table: Table, elements: Elements): Message[] =>
   gathered(elements).flatMap(([set, list]) => deleteElements(table, set, list))
 
-/** All elements of a description, but for those that were learned. */
-const elementsOf = ({ networks, nics, published }: Description): Elements => {
-  const byName = new Map(networks.map((network) => [network.name, network]))
+/** What a port of a bridge needs among the rules: what is to be made, and elements that lead to it. */
+interface Parts {
+  readonly first: Message[]
+  readonly elements: Elements
+}
+
+const partsOf = (table: Table, nic: FirewallNic, network: FirewallNetwork | undefined, lists: Lists): Parts => {
+  const egress = egressOf(nic, network)
+  if (egress.policy !== 'allow-list') return { first: [], elements: nicElements(nic, egress) }
+  const { chain, first } = lists.use(table, egress.allow)
+  return { first, elements: nicElements(nic, egress, chain) }
+}
+
+/** Adds a port of a bridge. @throws RangeError: what is no address, no range, no port */
+export const nicAdded = (
+  table: Table,
+  nic: FirewallNic,
+  network: FirewallNetwork | undefined,
+  lists: Lists,
+): Message[] => {
+  const { first, elements } = partsOf(table, nic, network, lists)
+  return [...first, ...added(table, elements)]
+}
+
+/** Takes it away. */
+export const nicRemoved = (
+  table: Table,
+  nic: FirewallNic,
+  network: FirewallNetwork | undefined,
+  lists: Lists,
+): Message[] => {
+  const egress = egressOf(nic, network)
+  const isListed = egress.policy === 'allow-list'
   return [
-    ...metadataElements(),
-    ...networks.flatMap(networkElements),
-    ...nics.flatMap((nic) => nicElements(nic, byName.get(nic.network))),
-    ...published.flatMap(publishedElements),
+    ...removed(table, nicElements(nic, egress, isListed ? '' : undefined)),
+    ...(isListed ? lists.leave(table, egress.allow) : []),
   ]
+}
+
+/** All elements of a description and what those of ports lead to, but for what was learned. */
+const allParts = (table: Table, { networks, nics, published }: Description, lists: Lists): Parts => {
+  const byName = new Map(networks.map((network) => [network.name, network]))
+  const ports = nics.map((nic) => partsOf(table, nic, byName.get(nic.network), lists))
+  return {
+    first: ports.flatMap(({ first }) => first),
+    elements: [
+      ...metadataElements(),
+      ...networks.flatMap(networkElements),
+      ...ports.flatMap(({ elements }) => elements),
+      ...published.flatMap(publishedElements),
+    ],
+  }
 }
 
 /** What is carried over a rebuild. */
@@ -322,7 +370,7 @@ export interface Carried {
 }
 
 /**
- * Makes the whole table anew in one batch, so that at no moment there is none.
+ * Makes the whole table anew in one batch, so that at no moment there is none. `lists` is one that is empty.
  *
  * @throws RangeError: the description has something that is no address, no name of a link
  */
@@ -330,19 +378,27 @@ export const rebuild = (
   name: string,
   description: Description,
   flags: number,
+  lists: Lists,
   { learned = [], drops }: Carried = {},
 ): Message[] => {
   const rules = rulesTable(name)
-  const guards = guardTable(name)
+  const ports = guardTable(name)
+  const { first, elements } = allParts(rules, description, lists)
   return [
     // One that is not there cannot be deleted; and without flags one of ours or of nobody's is left as it is.
-    ...[rules, guards].flatMap((table) => [newTable(table), deleteTable(table), newTable(table, flags)]),
+    ...[rules, ports].flatMap((table) => [newTable(table), deleteTable(table), newTable(table, flags)]),
     ...ALL_SETS.map((set) => newSet(rules, set)),
     ...chainsOf(description.networks).map(([chain, base]) => newChain(rules, chain, base)),
     ...chainsOf(description.networks).flatMap(([chain, , list]) =>
       list.map(([expressions, comment]) => newRule(rules, chain, expressions, comment)),
     ),
-    ...added(rules, [...elementsOf(description), ...learned]),
-    ...description.nics.flatMap((nic) => guard(guards, nic, drops?.get(nic.link))),
+    ...first,
+    ...added(rules, [...elements, ...learned]),
+    ...guards(ports),
+    ...guard(ports, description.nics, drops),
   ]
 }
+
+/** Takes the table away, be it there or not. */
+export const removeTables = (name: string): Message[] =>
+  [rulesTable(name), guardTable(name)].flatMap((table) => [newTable(table), deleteTable(table)])

@@ -1,7 +1,7 @@
 import { DATATYPE, type Element, interfaceBytes, keyOf, type SetShape } from '../../linux/netlink/nft.ts'
 import { port } from '../../linux/netlink/nft-expression.ts'
 import type { Allow, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
-import { addressBytes, BITS, type Box, bytesOf, disjoint, readRange } from './range.ts'
+import { addressBytes, BITS, bytesOf, readRange } from './range.ts'
 
 /*
  * What changes while the rules stay: which bridges there are, who may go where, what is published. Every network, port
@@ -28,13 +28,15 @@ export const SETS = {
   unrestricted: { name: 'unrestricted', key: [link] },
   /** A bridge and the host's address on it. */
   gateways: versioned('gateways', (type) => ({ key: [link, type] })),
+  /** Ports of bridges: what comes in by one itself comes from a port that is no longer in its bridge. */
+  ports: { name: 'ports', key: [link] },
   /** Guests by what they may reach. */
   all: versioned('all', (type) => ({ key: [type] })),
   none: versioned('none', (type) => ({ key: [type] })),
-  listed: versioned('listed', (type) => ({ key: [type] })),
-  /** Guest, destination, protocol, port. */
-  allowed: versioned('allowed', (type) => ({ key: [type, type, protocol, portType], interval: true })),
-  /** The same for what a name turned out to be, for its time. */
+  limited: versioned('limited', (type) => ({ key: [type] })),
+  /** Those of them that have a list, to its chain (`lists.ts`). */
+  lists: versioned('lists', (type) => ({ key: [type], data: 'verdict' })),
+  /** Guest, destination, protocol and port of what a name turned out to be, for its time. */
   learned: versioned('learned', (type) => ({ key: [type, type, protocol, portType], timeout: true })),
   /** The same for names with all their ports. */
   learnedWhole: versioned('learned-whole', (type) => ({ key: [type, type, protocol], timeout: true })),
@@ -127,50 +129,19 @@ export const protocolsOf = ({ proto, ports }: Allow, version: 4 | 6): readonly (
   return [[0, 255]]
 }
 
-const EVERYWHERE = ['0.0.0.0/0', '::/0'] as const
-
-const allowedOf = (source: Uint8Array, allow: readonly Allow[]): Element[] => {
-  const version = versionOf(source)
-  const boxes = allow.flatMap((rule): Box[] => {
-    if (rule.name !== undefined) return []
-    const ranges = (rule.cidr === undefined ? EVERYWHERE : [rule.cidr]).map(readRange)
-    const ports = rule.ports && rule.ports.length > 0 ? rule.ports.map(readPorts) : [[0, 65535] as const]
-    return ranges
-      .filter((range) => range.version === version)
-      .flatMap(({ first, last }) =>
-        protocolsOf(rule, version).flatMap((protocols) =>
-          ports.map(
-            (range) =>
-              [
-                [first, last],
-                [BigInt(protocols[0]), BigInt(protocols[1])],
-                [BigInt(range[0]), BigInt(range[1])],
-              ] satisfies Box,
-          ),
-        ),
-      )
-  })
-  const set = SETS.allowed[version]
-  const corner = (box: Box, at: 0 | 1): Uint8Array =>
-    keyOf(set.key, [
-      source,
-      addressBytes(version, box[0]?.[at] ?? 0n),
-      Uint8Array.of(Number(box[1]?.[at] ?? 0n)),
-      port(Number(box[2]?.[at] ?? 0n)),
-    ])
-  return disjoint(boxes).map((box) => ({ key: corner(box, 0), last: corner(box, 1) }))
-}
-
-/** Lists the elements that a network card puts into the sets. */
-export const nicElements = (nic: FirewallNic, network: FirewallNetwork | undefined): Elements => {
-  const egress = egressOf(nic, network)
-  return nic.addresses.map(bytesOf).flatMap((source): Elements => {
+/** What a port of a bridge needs but for the list of its guest. */
+export const nicElements = (nic: FirewallNic, { policy }: Egress, list?: string): Elements => [
+  [SETS.ports, [element(SETS.ports, interfaceBytes(nic.link))]],
+  ...nic.addresses.map(bytesOf).flatMap((source): Elements => {
     const version = versionOf(source)
-    const set = { all: SETS.all, none: SETS.none, 'allow-list': SETS.listed }[egress.policy][version]
-    const list = egress.policy === 'allow-list' ? allowedOf(source, egress.allow) : []
-    return [[set, [element(set, source)]], ...(list.length > 0 ? [[SETS.allowed[version], list] as const] : [])]
-  })
-}
+    const set = { all: SETS.all, none: SETS.none, 'allow-list': SETS.limited }[policy][version]
+    const key = element(set, source)
+    return [
+      [set, [key]],
+      ...(list === undefined ? [] : [[SETS.lists[version], [{ ...key, data: { verdict: { goto: list } } }]] as const]),
+    ]
+  }),
+]
 
 /** @throws RangeError: addresses of two kinds, a range that does not fit */
 export const publishedElements = (published: Published): Elements => {

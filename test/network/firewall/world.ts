@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { Firewall } from '../../../src/network/firewall/live-firewall.ts'
+import { Firewall, type FirewallOptions } from '../../../src/network/firewall/live-firewall.ts'
 import type { Description, FirewallNetwork, FirewallNic } from '../../../src/network/firewall/description.ts'
 import { Netns } from '../../linux/netns.ts'
 
@@ -35,7 +35,7 @@ export class Place implements AsyncDisposable {
   }
 
   listen = (kind: 'tcp' | 'udp', address: string, port: number) => this.ask('listen', kind, address, port)
-  tcp = (address: string, port: number, timeout = 1) => this.ask('tcp', address, port, timeout)
+  tcp = (address: string, port: number, timeout = 4) => this.ask('tcp', address, port, timeout)
   udp = (address: string, port: number, timeout = 0.3) => this.ask('udp', address, port, timeout)
   ping = (address: string, timeout = 1) => this.ask('ping', address, timeout)
   send = (...frames: string[]) => this.ask('send', frames)
@@ -59,6 +59,16 @@ export const NETWORK: FirewallNetwork = {
   peer: 'open',
   nat: true,
   egress: { policy: 'all', allow: [] },
+}
+
+export const OTHER: FirewallNetwork = {
+  ...NETWORK,
+  name: 'other',
+  bridge: 'aerie1',
+  subnet: '10.43.0.0/24',
+  gateway: '10.43.0.1',
+  subnet6: 'fd43::/64',
+  gateway6: 'fd43::1',
 }
 
 export const nicOf = (number: number, more: Partial<FirewallNic> = {}): FirewallNic => ({
@@ -92,7 +102,12 @@ export class World implements AsyncDisposable {
       ip(place, 'addr', 'add', `2001:db8::${last}/64`, 'dev', link, 'nodad')
       ip(place, 'link', 'set', link, 'up')
     }
+    // Names and clouds: addresses of the outside that are everybody's, and one that is not.
+    for (const address of ['93.184.216.34', '93.184.216.35', '169.254.169.254'])
+      ip(outside, 'addr', 'add', `${address}/32`, 'dev', 'lo')
+    ip(outside, 'addr', 'add', '2606:2800::34/128', 'dev', 'lo', 'nodad')
     ip(host, 'route', 'add', 'default', 'via', '192.0.2.2')
+    ip(host, 'route', 'add', 'default', 'via', '2001:db8::2')
     for (const [bridge, subnet, prefix] of [
       ['aerie0', '10.42.0', 'fd42'],
       ['aerie1', '10.43.0', 'fd43'],
@@ -133,31 +148,26 @@ export class World implements AsyncDisposable {
   }
 
   /** Puts a firewall, or another one, before this host. */
-  protect(description: Partial<Description> = {}): Firewall {
+  protect(description: Partial<Description> = {}, options: Partial<FirewallOptions> = {}): Firewall {
     const whole = {
-      networks: [
-        NETWORK,
-        {
-          ...NETWORK,
-          name: 'other',
-          bridge: 'aerie1',
-          subnet: '10.43.0.0/24',
-          gateway: '10.43.0.1',
-          subnet6: 'fd43::/64',
-          gateway6: 'fd43::1',
-        },
-      ],
+      networks: [NETWORK, OTHER],
       nics: [nicOf(2), nicOf(3), nicOf(4, { network: 'other', addresses: ['10.43.0.4', 'fd43::4'] })],
       published: [],
       ...description,
     }
     if (this.#firewall) this.#firewall.rebuild(whole)
-    else this.#firewall = Firewall.open({ table: 'aerie', netns: this.host.netns.fd }, whole)
+    else this.#firewall = Firewall.open({ table: 'aerie', netns: this.host.netns.fd, ...options }, whole)
     return this.#firewall
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Lets go of the firewall, as a daemon that ends does. */
+  leave(): void {
     this.#firewall?.[Symbol.dispose]()
+    this.#firewall = undefined
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.leave()
     for (const place of [this.host, this.outside, ...Object.values(this.guests)]) await place[Symbol.asyncDispose]()
   }
 }
