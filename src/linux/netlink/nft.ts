@@ -28,6 +28,7 @@ const TYPE = {
   getChain: 4,
   deleteChain: 5,
   newRule: 6,
+  getRule: 7,
   deleteRule: 8,
   newSet: 9,
   deleteSet: 11,
@@ -498,6 +499,30 @@ export const chains = (netlink: Netlink): FoundChain[] =>
       hook: inner?.get(1)?.readUInt32BE(0),
       priority: inner?.get(2)?.readInt32BE(0) ?? 0,
       policy: policy === undefined ? undefined : policy === 0 ? 'drop' : 'accept',
+    }
+  })
+
+/** What a rule of whomever does, as far as its expressions can be read: each its name and its attributes. */
+export interface FoundRule {
+  readonly table: Table
+  readonly chain: string
+  readonly expressions: readonly { readonly name: string; readonly attributes: ReadonlyMap<number, Buffer> }[]
+}
+
+/** Lists the rules of all tables. */
+export const rules = (netlink: Netlink): FoundRule[] =>
+  netlink.dump('list rules', { type: SUBSYSTEM | TYPE.getRule, head: head(0) }).map(({ body }) => {
+    const attributes = attributesOf(body.subarray(4))
+    return {
+      table: { family: body[0] ?? 0, name: textOf(attributes.get(1) ?? Buffer.alloc(0)) },
+      chain: textOf(attributes.get(2) ?? Buffer.alloc(0)),
+      expressions: attributeList(attributes.get(4) ?? Buffer.alloc(0)).map(([, bytes]) => {
+        const parts = attributesOf(bytes)
+        return {
+          name: textOf(parts.get(1) ?? Buffer.alloc(0)),
+          attributes: attributesOf(parts.get(2) ?? Buffer.alloc(0)),
+        }
+      }),
     }
   })
 

@@ -3,6 +3,7 @@ import json, socket, sys, threading
 
 held = {}
 frames = []
+sniffs = []
 
 def family(address):
     return socket.AF_INET6 if ':' in address else socket.AF_INET
@@ -88,13 +89,17 @@ def send(hexes):
             raw.send(bytes.fromhex(one))
     return 'sent'
 
+def hear(raw):
+    while True:
+        frames.append(raw.recv(4096).hex())
+
 def sniff():
-    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    raw.bind(('eth0', 0))
-    def run():
-        while True:
-            frames.append(raw.recv(4096).hex())
-    threading.Thread(target=run, daemon=True).start()
+    if not sniffs:
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        raw.bind(('eth0', 0))
+        sniffs.append(threading.Thread(target=hear, args=(raw,), daemon=True))
+        sniffs[0].start()
+    frames.clear()
     return 'sniffs'
 
 def seen(part):

@@ -147,6 +147,10 @@ export class World implements AsyncDisposable {
     return this.#firewall
   }
 
+  get isProtected(): boolean {
+    return this.#firewall !== undefined
+  }
+
   /** Puts a firewall, or another one, before this host. */
   protect(description: Partial<Description> = {}, options: Partial<FirewallOptions> = {}): Firewall {
     const whole = {
