@@ -12,6 +12,7 @@
 
 mod bed;
 
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use aerie_protocol::message::{
@@ -23,8 +24,8 @@ use aerie_protocol::{Frame, Kind, encode, parse_json};
 
 use bed::{Bed, Got, Setup, Talk, exec_default, finish, program};
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
 }
 
 fn shell_exec(script: &str) -> Exec {

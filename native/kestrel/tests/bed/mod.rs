@@ -1,6 +1,7 @@
 //! The host's side of a guest, as small as it can be.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -479,7 +480,7 @@ impl Bed {
 
     pub fn shell(&self, script: &str) -> String {
         let done = self.exec(&Exec {
-            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            argv: ["sh", "-c", script].map(OsString::from).to_vec(),
             ..exec_default()
         });
         String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
@@ -512,7 +513,7 @@ impl Bed {
             let mut talk = self.open(
                 Kind::Exec,
                 &Exec {
-                    argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+                    argv: ["sh", "-c", script].map(OsString::from).to_vec(),
                     ..exec_default()
                 },
             );
