@@ -502,6 +502,16 @@ export const chains = (netlink: Netlink): FoundChain[] =>
     }
   })
 
+/** Whether a table has a chain. @throws NetlinkError */
+export const hasChain = (netlink: Netlink, table: Table, name: string): boolean =>
+  netlink.get(
+    'look for a chain',
+    message(table, TYPE.getChain, 0, [
+      [1, text(table.name)],
+      [3, text(name)],
+    ]),
+  ) !== undefined
+
 /** What a rule of whomever does, as far as its expressions can be read: each its name and its attributes. */
 export interface FoundRule {
   readonly table: Table

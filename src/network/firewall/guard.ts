@@ -246,16 +246,13 @@ export const guard = (
   ...all(nics.flatMap((nic) => [ownElements(nic), droppedElements(nic.link, from?.get(nic.link))])).flatMap(
     ([set, list]) => addElements(table, set, list),
   ),
-  ...nics.flatMap((nic) => [
-    newChain(table, nic.link, {
-      kind: 'filter',
-      hook: 'ingress',
-      priority: 0,
-      policy: 'drop',
-      device: nic.link,
-    }),
-    newRule(table, nic.link, [verdict({ goto: CHAIN })]),
-  ]),
+  ...nics.flatMap(({ link }) => guardChain(table, link)),
+]
+
+/** Leads what comes in by a port to the rules for ports. */
+const guardChain = (table: Table, port: string): Message[] => [
+  newChain(table, port, { kind: 'filter', hook: 'ingress', priority: 0, policy: 'drop', device: port }),
+  newRule(table, port, [verdict({ goto: CHAIN })]),
 ]
 
 /** Changes what a guarded port may send; its counters go on. */

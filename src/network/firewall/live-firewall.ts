@@ -2,8 +2,8 @@ import { hasCode } from '../../linux/errno.ts'
 import { flowsFrom, forgetFlows, type Tuple } from '../../linux/netlink/conntrack.ts'
 import { links, openLinks } from '../../linux/netlink/links.ts'
 import type { Message } from '../../linux/netlink/message.ts'
-import { Netlink, PROTOCOL } from '../../linux/netlink/netlink.ts'
-import { TABLE_OWNED, TABLE_PERSISTS, type Table } from '../../linux/netlink/nft.ts'
+import { Netlink, NetlinkError, PROTOCOL } from '../../linux/netlink/netlink.ts'
+import { hasChain, TABLE_OWNED, TABLE_PERSISTS, type Table } from '../../linux/netlink/nft.ts'
 import type { Description, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
 import { allDrops, type Drops, dropsOf, guard, guardTable, reguard, unguard } from './guard.ts'
 import { checkNamed, type Hold, Learned, learnedElements, timeoutMsOf } from './learned.ts'
@@ -29,6 +29,7 @@ export interface FirewallOptions {
 
 const publishedKey = ({ proto, address, port }: Published): string => `${proto} ${address} ${port}`
 
+const ENOENT = 2
 const NOBODY: Description = { networks: [], nics: [], published: [] }
 
 /**
@@ -143,7 +144,13 @@ export class Firewall implements Disposable {
     this.rebuild({ ...rest, networks: networks.filter((network) => network.name !== name) })
   }
 
-  /** Guards a port of a bridge and lets its guest go where it may; of one that is known what is new is taken over. */
+  /**
+   * Guards a port of a bridge and lets its guest go where it may; of one that is known what is new is taken over. Where
+   * the kernel guards only what is there (before Linux 6.16 or so), the link is made before this, comes up after it, and
+   * is attached again when it was made anew.
+   *
+   * @throws NetlinkError: ENOENT: this kernel wants the link to be there
+   */
   attach(nic: FirewallNic): void {
     check(nic.egress)
     const known = this.#nics.get(nic.link)
@@ -155,6 +162,9 @@ export class Firewall implements Disposable {
         nics: [...this.#nics.values(), nic],
       }))
       this.#nics.set(nic.link, nic)
+      if (this.#isGuarded(nic.link)) return
+      this.detach(nic.link)
+      throw new NetlinkError(ENOENT, 'guard a port', 0, `there is no link ${nic.link}`)
     }
   }
 
@@ -262,7 +272,10 @@ export class Firewall implements Disposable {
     const still = learned.under(nic.addresses.map(bytesOf), namedIn(egressOf(nic, network)), now)
     const old = [...this.#removed(known, lists), ...removed(this.#rules, learned.there(now))]
     const fresh = [...nicAdded(this.#rules, nic, network, lists), ...added(this.#rules, still.remaining(now))]
-    const guards = isSameGuard(known, nic) ? [] : reguard(this.#guards, known, nic)
+    const guards = [
+      ...(isSameGuard(known, nic) ? [] : reguard(this.#guards, known, nic)),
+      ...(this.#isGuarded(nic.link) ? [] : guard(this.#guards, [nic])),
+    ]
     this.#change('change a port', [...old, ...fresh, ...guards], lists, () => ({
       nics: [...this.#nics.values()].map((one) => (one.link === nic.link ? nic : one)),
     }))
@@ -270,6 +283,10 @@ export class Firewall implements Disposable {
     this.#nics.set(nic.link, nic)
     this.#learned.set(nic.link, still)
     this.#cutLater(narrowed)
+  }
+
+  #isGuarded(link: string): boolean {
+    return hasChain(this.#netlink, this.#guards, link)
   }
 
   #removed(nic: FirewallNic, lists: Lists): Message[] {
