@@ -102,12 +102,33 @@ describe.skipIf(!haveBinary)('the life of a vm', () => {
   test('a vm that somebody runs goes with them, and not with whoever looks at it', async () => {
     await createVm(daemon, { name: 'owned', cmd: ['sleep', '100'], hold: true, auto_remove: true })
     const params = { name: 'owned' }
-    const lookers = async (stdin: boolean) => await daemon.client.process('vm.attach', { params }, { stdin })
-    const owner = await lookers(true)
-    for (const stdin of [false, true]) {
-      const looker = await lookers(stdin)
-      looker.close()
+    /** Attaches, and has been told so: who goes away before that has not been there. */
+    const attached = async (stdin: boolean): Promise<WebSocket> => {
+      const ws = new WebSocket(`ws+unix://${daemon.socket}:/api/v1/vms/owned/attach`)
+      ws.binaryType = 'arraybuffer'
+      const started = new Promise<void>((resolve, reject) => {
+        ws.onmessage = ({ data }: MessageEvent<ArrayBuffer>) => {
+          if (Buffer.from(data).toString().includes('"started"')) resolve()
+        }
+        ws.onclose = () => {
+          reject(new Error('it was closed'))
+        }
+      })
+      ws.onopen = () => {
+        ws.send(JSON.stringify({ stdin }))
+      }
+      await started
+      return ws
     }
+    const gone = async (ws: WebSocket, leave: (ws: WebSocket) => void) => {
+      const closed = new Promise((resolve) => (ws.onclose = resolve))
+      leave(ws)
+      await closed
+    }
+    const owner = await attached(true)
+    for (const stdin of [false, true])
+      for (const leave of [(ws: WebSocket) => ws.close(), (ws: WebSocket) => ws.terminate()])
+        await gone(await attached(stdin), leave)
     const waited = daemon.client.call('vm.wait', { params, query: { for: 'exit', timeout_s: 4 } })
 
     await expect(waited).rejects.toMatchObject({ code: 'wait_timeout' })

@@ -32,8 +32,14 @@ const command = (): string[] =>
 /** The most bytes of a saved file: the guest's memory as text, and beside it whose it is and its digest. */
 const MEMORY_MAX = 16 * 2 ** 20
 const SavedText = Type.Object({ shape: Type.String(), memory: Type.String() })
+/** What was saved of machines without cards stays readable: releases that knew none wrote no part of them. */
 const shapeOf = (spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>): string =>
-  [spec.vcpus, spec.memoryMib, spec.disks.map((disk) => disk.serial), spec.nics.map((nic) => nic.kind)].join(':')
+  [
+    spec.vcpus,
+    spec.memoryMib,
+    spec.disks.map((disk) => disk.serial),
+    ...(spec.nics.length === 0 ? [] : [spec.nics.map((nic) => nic.kind)]),
+  ].join(':')
 
 const start = (spec: MachineSpec, signal: AbortSignal): Promise<Machine> => launch(spec, undefined, signal)
 

@@ -22,7 +22,7 @@ import { connectVsock } from '../../vsock.ts'
 import { endProcesses } from '../end-processes.ts'
 import { punchHole } from '../../../linux/file.ts'
 import { fsync } from '../../../linux/positional.ts'
-import { DEVICES_SET } from './argv.ts'
+import { DEVICES_SET, FD } from './argv.ts'
 import { copyMemory, openMemory } from './memory.ts'
 import { QemuVersion, readDevices, sayVersion, Shape, shapeOfToday, writeState } from './saved.ts'
 import {
@@ -44,6 +44,9 @@ const HELPER_MS = 1000
 const FINISH_MS = 10_000
 /** A device that was taken out holds its socket for a moment; each refusal waits for that. */
 const PLUG_TRIES = 10
+
+/** The answer to `query-fdsets`. */
+const FdSets = Type.Array(Type.Object({ 'fdset-id': Type.Integer() }), { maxItems: 1000 })
 
 /** The environment variable of QEMU's that says what it was started as: for a daemon that adopts it. */
 export const SHAPE_VARIABLE = 'AERIE_SHAPE'
@@ -322,20 +325,29 @@ export class QemuMachine implements Machine {
     return shape
   }
 
+  /** Under which name QEMU writes its devices, and from which position of the file on. */
+  async #devicesFile(signal: AbortSignal): Promise<{ readonly filename: string; readonly from: number }> {
+    const sets = await this.#call('query-fdsets', FdSets, signal)
+    // One of an older aerie has no such set, but a /proc, by which it opens the file anew and empties it (open(2), O_TRUNC).
+    if (!sets.some((set) => set['fdset-id'] === DEVICES_SET))
+      return { filename: `/proc/self/fd/${FD.devices}`, from: 0 }
+    // QEMU goes on writing where it stopped the last time: it has one open file, and its position.
+    return { filename: `/dev/fdset/${DEVICES_SET}`, from: statSync(this.#file(FILE.devices)).size }
+  }
+
   /** What has begun here is finished, or the guest would go on without its vsock device. */
   async #saveDevices(signal: AbortSignal): Promise<{ readonly devices: Buffer; readonly vsock: VirtioRegisters }> {
     signal.throwIfAborted()
     const finish = AbortSignal.timeout(FINISH_MS)
     const qtest = await Qtest.connect(this.#file(FILE.qtest), finish)
-    // QEMU goes on writing where it stopped the last time: it has one open file, and its position.
-    const from = statSync(this.#file(FILE.devices)).size
+    const { filename, from } = await this.#devicesFile(signal)
     try {
       const vsock = await readRegisters(qtest)
       if (!Value.Check(VirtioRegisters, vsock)) throw new Error('its vsock device cannot be read')
       writeFileSync(this.#file(FILE.unplugged), JSON.stringify(vsock), { mode: 0o600 })
       try {
         await eject(qtest)
-        await this.#do('xen-save-devices-state', finish, { filename: `/dev/fdset/${DEVICES_SET}`, live: false })
+        await this.#do('xen-save-devices-state', finish, { filename, live: false })
       } finally {
         await plugVsock(await this.#reach(finish), qtest, vsock, finish)
         rmSync(this.#file(FILE.unplugged))
