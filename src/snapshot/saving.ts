@@ -14,7 +14,7 @@ const NO_ROOM = /No space left|os error 28\b|[Qq]uota exceeded|os error 122\b/
 
 /** Aborts when saving the machine of a vm takes too long. */
 /** Aborts when saving the machine of a vm takes too long. */
-export const saveDeadline = (row: VmRow): AbortSignal =>
+export const saveDeadline = (row: Pick<VmRow, 'memoryMb'>): AbortSignal =>
   AbortSignal.timeout(SAVE_MS + (row.memoryMb / SAVE_MIB_S) * 1000)
 
 /** Turns what went wrong while a machine was saved into a fault. */

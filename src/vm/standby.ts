@@ -5,8 +5,9 @@ import { undoing } from '../lib/undo.ts'
 import { undoFailed } from './machine/boot.ts'
 import { closeSaved, durable } from '../snapshot/snapshots.ts'
 import { immediate } from '../store/store.ts'
-import { saveDeadline, saveFault } from '../snapshot/saving.ts'
+import { saveFault } from '../snapshot/saving.ts'
 import { freeze, unfreeze } from './machine/freeze.ts'
+import { saving } from './machine/save.ts'
 import { tearDown } from './machine/teardown.ts'
 import { vmWrongState } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -49,7 +50,7 @@ export const standby = async (host: Host, ref: string): Promise<Vm> => {
         host.snapshots.discard(made.id)
       })
       try {
-        await machine.snapshot?.(made, saveDeadline(row))
+        await saving(row, machine, 'standby', async (deadline) => await machine.snapshot?.(made, deadline))
       } finally {
         closeSaved(made)
       }

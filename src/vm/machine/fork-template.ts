@@ -5,7 +5,7 @@ import { hypervisorUnable } from '../../hypervisor/errors.ts'
 import { cloneFile } from '../../linux/clone-file.ts'
 import { closeSaved } from '../../snapshot/snapshots.ts'
 import { immediate, type Store } from '../../store/store.ts'
-import { saveDeadline, saveFault } from '../../snapshot/saving.ts'
+import { saveFault } from '../../snapshot/saving.ts'
 import type { BootRow, VmRow } from '../../store/schema.ts'
 import { diskFault, makeFolder } from './vm-folder.ts'
 import { freeze, unfreeze } from './freeze.ts'
@@ -14,6 +14,7 @@ import { vmDeleted, vmWrongState } from '../row/errors.ts'
 import { pathsOf } from '../row/layout.ts'
 import { byUid } from '../row/lookup.ts'
 import { change } from '../row/moves.ts'
+import { saving } from './save.ts'
 
 /** What the source's agent knows, and what it acknowledged. */
 type Session = Partial<Pick<BootRow, 'sessionSecret' | 'ackedSeq'>>
@@ -107,9 +108,11 @@ const ofHeld = async (
 const saveForNow = async (host: Pick<Host, 'snapshots'>, source: VmRow, machine: Machine): Promise<Saved> => {
   const into = host.snapshots.unnamed()
   try {
-    if (machine.fork) return await machine.fork(into, saveDeadline(source))
-    await machine.snapshot?.(into, saveDeadline(source))
-    return into
+    return await saving(source, machine, 'fork', async (deadline) => {
+      if (machine.fork) return await machine.fork(into, deadline)
+      await machine.snapshot?.(into, deadline)
+      return into
+    })
   } catch (error) {
     closeSaved(into)
     throw saveFault(error)
@@ -126,7 +129,7 @@ const saveForLater = async (
   try {
     const made = host.snapshots.create()
     try {
-      await machine.snapshot?.(made, saveDeadline(source))
+      await saving(source, machine, 'fork', async (deadline) => await machine.snapshot?.(made, deadline))
       await host.snapshots.keep(made.id)
     } catch (error) {
       host.snapshots.discard(made.id)

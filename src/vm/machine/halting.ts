@@ -26,7 +26,8 @@ const MEND_MS_MAX = 30_000
 /** What the row of a machine is taken for: `running` also where a verb wrote `paused` and took it back. */
 export type Wanted = 'as its row says' | 'running'
 
-const stateOf = (machine: Machine): Promise<'running' | 'paused' | 'ended' | undefined> =>
+/** What a machine does; undefined where it does not say. */
+export const stateOf = (machine: Machine): Promise<'running' | 'paused' | 'ended' | undefined> =>
   machine.state(AbortSignal.timeout(STATE_MS)).catch(() => undefined)
 
 /** Halts a machine. One that does not is kept running. @throws `machine_silent` */
