@@ -325,7 +325,7 @@ export class QemuMachine implements Machine {
     return shape
   }
 
-  /** Under which name QEMU writes its devices, and from which position of the file on. */
+  /** The name under which QEMU writes its devices, and the position in the file from which on it does. */
   async #devicesFile(signal: AbortSignal): Promise<{ readonly filename: string; readonly from: number }> {
     const sets = await this.#call('query-fdsets', FdSets, signal)
     // One of an older aerie has no such set, but a /proc, by which it opens the file anew and empties it (open(2), O_TRUNC).
