@@ -15,7 +15,7 @@ import { newId } from '../lib/id.ts'
 import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
 import { hasCode } from '../linux/errno.ts'
 import { type LeaseRow, leases, type NetworkRow, networks } from '../store/schema.ts'
-import { immediate, type Store } from '../store/store.ts'
+import { immediate, prepared, type Store } from '../store/store.ts'
 import { sayV4, inPrefix6, readPrefix6, sayV6, readRange4 } from './address.ts'
 import {
   networkAmbiguous,
@@ -32,6 +32,24 @@ import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
 export const DEFAULT_NETWORK = 'default'
+
+const selectDefault = prepared((store) =>
+  store.select().from(networks).where(eq(networks.isDefault, true)).limit(1).prepare(),
+)
+const selectByUid = prepared((store) =>
+  store
+    .select()
+    .from(networks)
+    .where(eq(networks.uid, sql.placeholder('uid')))
+    .prepare(),
+)
+const selectByName = prepared((store) =>
+  store
+    .select()
+    .from(networks)
+    .where(eq(networks.name, sql.placeholder('name')))
+    .prepare(),
+)
 
 /** The networks of this host: their rows, and the links that make them true. */
 export class Networks {
@@ -92,7 +110,7 @@ export class Networks {
 
   /** The network of a vm that asks for none, made at its first use. @throws as `create` */
   default(): NetworkRow {
-    const find = () => this.#store.select().from(networks).where(eq(networks.isDefault, true)).get()
+    const find = () => selectDefault(this.#store).get()
     const known = find()
     if (known) return known
     this.create({ name: DEFAULT_NETWORK }, true)
@@ -121,7 +139,7 @@ export class Networks {
   }
 
   byUid(uid: string): NetworkRow | undefined {
-    return this.#store.select().from(networks).where(eq(networks.uid, uid)).get()
+    return selectByUid(this.#store).get({ uid })
   }
 
   /** @throws `network_not_found`, `network_ambiguous` */
@@ -130,7 +148,7 @@ export class Networks {
     return lookUp(
       ref,
       {
-        exact: [() => select(sql`${networks.uid} = ${ref}`), () => select(sql`${networks.name} = ${ref}`)],
+        exact: [() => selectByUid(tx).all({ uid: ref }), () => selectByName(tx).all({ name: ref })],
         beginning: () =>
           new RegExp(`^net_[0-9a-z]{${ID_BEGINNING_MIN},20}$`).test(ref)
             ? select(sql`${networks.uid} GLOB ${`${ref}*`}`)
