@@ -52,7 +52,7 @@ export const createdBefore = (host: Pick<Host, 'store'>, [made]: readonly Made[]
   return row && view(row)
 }
 
-/** The row of a new vm, with its key. */
+/** Reserves the row of a new vm, with its key. */
 const reserve = (host: MachineHost, want: VmCreate, claim: Claim | undefined): VmRow => {
   const { name, ...fields } = fill(VmCreate, want)
   const spec = specOf({ ...fields, network: fields.network ?? defaultCard(host) })

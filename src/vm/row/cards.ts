@@ -33,11 +33,12 @@ interface Planned {
   readonly network: NetworkRow
 }
 
-/** Whether the host makes a link for a card: Volant's `needsTapDevice`. */
+/** Tells whether the host makes a link for a card: Volant's `needsTapDevice`. */
 export const needsTap = ({ mode }: Pick<VmNetwork, 'mode'>): boolean => mode === 'bridged' || mode === 'dhcp'
 
 /**
- * Finds the networks of a vm's cards, and makes the default one where it is asked for and not there yet. Call it before the transaction.
+ * Finds the networks of a vm's cards, and makes the default one where it is asked for and not there yet. Call it before
+ * the transaction.
  *
  * @throws `network_not_found`, `network_ambiguous`, `network_unable`, `request_invalid`
  */
@@ -54,7 +55,8 @@ export const planCards = (host: CardHost, { network, nics }: Pick<VmSpec, 'netwo
 }
 
 /**
- * Gives a vm its cards: addresses are reserved, and written into what the vm is. Call it in the transaction that makes the vm.
+ * Gives a vm its cards: addresses are reserved, and written into what the vm is. Call it in the transaction that makes
+ * the vm.
  *
  * @throws `network_exhausted`, `network_address_taken`
  */

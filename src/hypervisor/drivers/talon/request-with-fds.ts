@@ -19,8 +19,8 @@ const fdOf = (socket: unknown): number => {
 }
 
 /**
- * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end
- * (`connection: close`), of at most `bytesMax`.
+ * Sends one PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to
+ * its end (`connection: close`), of at most `bytesMax`.
  *
  * @throws Error: nobody answers, or no HTTP; the signal's reason
  */
