@@ -60,8 +60,8 @@ const TICK_MS = 5000
 const HALTED_MS = 1000
 
 /**
- * Runs the daemon. This is the composition root, the only file that names a concrete driver. Resolves with the exit
- * code when it was asked to end; guests run on.
+ * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was
+ * asked to end; guests run on.
  *
  * Order of a start: lock → store → what was left by the last one is settled → API.
  *
@@ -100,10 +100,11 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
-    networks: new Networks(store, config.run),
+    networks: new Networks({ store, config, stateId: stateId(config.state), log }),
     vms: { queue: new Serial(), live: new Map() },
   }
   await adoptSeeds(host)
+  await host.networks.start()
   await adoptAll(host)
 
   const ending = Promise.withResolvers<void>()
@@ -155,6 +156,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
       void ballast.make()
       void recordPendingEnds(host)
       punchConsoles(host)
+      void host.networks.look()
       keepSocket()
       if (
         config.idle_exit_s > 0 &&
@@ -182,6 +184,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
   await Promise.race([host.vms.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
   await api.stop()
   for (const live of host.vms.live.values()) live.close()
+  host.networks.close()
   store.$client.close()
   log.info('aerie has ended; guests run on')
   return 0
@@ -226,17 +229,14 @@ const showMachines = ({ run, machines }: Config): void => {
  */
 const LOCK_MS = 2000
 
-/** Takes the lock of a state folder. @throws `daemon_running` */
+/** @throws `daemon_running` */
 const takeLock = async (state: string): Promise<void> => {
   for (const end = Date.now() + LOCK_MS; tryLock(join(state, 'lock')) === undefined; await sleep(50)) {
     if (Date.now() > end) throw daemonRunning({ state })
   }
 }
 
-/**
- * Reads the random name of this state folder, which is made once: two daemons on one host know their own processes by
- * it.
- */
+/** A random name of this state folder, made once: two daemons on one host know their own processes by it. */
 const stateId = (state: string): string => {
   const path = join(state, 'id')
   if (!existsSync(path)) writeFileSync(path, randomBytes(8).toString('hex'), { mode: 0o600, flag: 'wx' })

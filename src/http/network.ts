@@ -7,9 +7,7 @@ export const networkHandlers = ({ networks }: Host) =>
     'network.list': () => networks.list(),
     'network.get': ({ params }) => networks.get(params.name),
     'network.update': ({ params, body }) => networks.update(params.name, body),
-    'network.delete': ({ params }) => {
-      networks.delete(params.name)
-    },
+    'network.delete': ({ params }) => networks.delete(params.name),
     'network.import': ({ body }) => networks.import(body),
     'network.export': ({ params }) => networks.export(params.name),
   }) satisfies Partial<Handlers>

@@ -1,3 +1,5 @@
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 import { checked } from './errno.ts'
 import { host } from './host-library.ts'
 
@@ -75,4 +77,13 @@ export const receiveFds = (socket: number, data: Uint8Array): { readonly bytes: 
   const count = Uint32Array.of(MESSAGE_FDS_MAX)
   const bytes = checked(host().aerie_recv_fds(socket, data, data.length, fds, count), 'recvmsg')
   return { bytes, fds: [...fds.subarray(0, count[0] ?? 0)] }
+}
+
+/** Bun's sockets have their descriptor here, as Node's have. */
+const WithHandle = Type.Object({ _handle: Type.Object({ fd: Type.Integer({ minimum: 0 }) }) })
+
+/** Tells the descriptor of a socket of `node:net`. */
+export const descriptorOf = (socket: unknown): number => {
+  if (!Value.Check(WithHandle, socket)) throw new Error('the socket has no descriptor')
+  return socket._handle.fd
 }

@@ -34,8 +34,8 @@ interface Place {
 const HOST = ''
 
 /**
- * The links of this host that are ours: bridges, the host's ends of cards, namespaces of isolated networks. What is
- * made here is made again after a crash or a reboot from the rows alone, and making twice is fine.
+ * The links of this host that are ours: bridges, the host's ends of cards, namespaces of isolated networks. What is made here is made again
+ * after a crash or a reboot from the rows alone, and making twice is fine.
  */
 export class HostLinks implements Disposable {
   readonly #run: string
@@ -96,8 +96,8 @@ export class HostLinks implements Disposable {
   }
 
   /**
-   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called
-   * when the link is there and still down.
+   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called when the link is there
+   * and still down.
    */
   openTap(
     network: NetworkRow & { readonly bridge: string },
@@ -113,7 +113,8 @@ export class HostLinks implements Disposable {
       if (!tap) throw new Error(`the tap ${lease.link} has gone`)
       before(tap)
       netlink.apply('attach a tap', [
-        setLink(tap.index, { master, mtu: network.mtu, up: true, bare: true }),
+        setLink(tap.index, { master, mtu: network.mtu, bare: true }),
+        setLink(tap.index, { up: true }),
         ...(network.spec.peer === 'closed' ? [setPort(tap.index, { isolated: true })] : []),
       ])
       return fds
@@ -168,9 +169,14 @@ export class HostLinks implements Disposable {
     rmSync(path, { force: true })
   }
 
+  /** The socket for the host's own links. */
+  hostNetlink(): Netlink {
+    return this.#place({ uid: HOST, type: 'bridged' }).netlink
+  }
+
   /** A link of the host's by its name. */
   hostLink(name: string): Link | undefined {
-    return linkByName(this.#place({ uid: HOST, type: 'bridged' }).netlink, name)
+    return linkByName(this.hostNetlink(), name)
   }
 
   /** Every link of a network's place. */
@@ -180,11 +186,10 @@ export class HostLinks implements Disposable {
 
   /** The IPv4 ranges that this host routes, but for the default route. */
   routed(): Range4[] {
-    return routes(this.#place({ uid: HOST, type: 'bridged' }).netlink).flatMap(
-      ({ family, destination, prefix, table }) =>
-        family === 4 && prefix > 0 && table !== LOCAL_TABLE
-          ? (readRange4(`${[...destination].join('.')}/${prefix}`) ?? [])
-          : [],
+    return routes(this.hostNetlink()).flatMap(({ family, destination, prefix, table }) =>
+      family === 4 && prefix > 0 && table !== LOCAL_TABLE
+        ? (readRange4(`${[...destination].join('.')}/${prefix}`) ?? [])
+        : [],
     )
   }
 

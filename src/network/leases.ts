@@ -1,7 +1,9 @@
 import { and, asc, eq, isNull, sql } from 'drizzle-orm'
 import { createHash, randomBytes } from 'node:crypto'
+import { Egress } from '../contract/network.ts'
+import { fill } from '../contract/schema.ts'
 import { type LeaseRow, leases, type NetworkRow } from '../store/schema.ts'
-import { isDuplicate, prepared, type Store } from '../store/store.ts'
+import { isDuplicate, type Store } from '../store/store.ts'
 import { inPrefix6, readPrefix6, readRange4, readV4, sayV4, sayV6 } from './address.ts'
 import { networkAddressTaken, networkExhausted } from './errors.ts'
 
@@ -22,22 +24,18 @@ export interface Wanted {
   readonly mac?: string | undefined
   /** The IPv4 address that was asked for. */
   readonly address?: string | undefined
+  readonly egress?: Egress | undefined
 }
 
 /** Makes a locally administered unicast address (IEEE 802, bit 1 of the first octet). */
 export const newMac = (): string =>
   `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
 
-/**
- * Names the host's end of a card: `tap-` and what of the vm's id is random, and the number of the card; 15 bytes at
- * most.
- */
+/** Names the host's end of a card: `tap-` and what of the vm's id is random, and the number of the card; 15 bytes at most. */
 export const tapName = (vmUid: string, nic: number): string =>
   `tap-${vmUid.slice(-9)}${nic === 0 ? '' : nic.toString(36)}`
 
-/**
- * Names the two ends of a container's pair: `veth-…-h` in the bridge, `veth-…-c` in the container; 15 bytes at most.
- */
+/** Names the two ends of a container's pair: `veth-…-h` in the bridge, `veth-…-c` in the container; 15 bytes at most. */
 export const vethNames = (
   networkUid: string,
   container: string,
@@ -62,11 +60,12 @@ export const poolSize = (network: NetworkRow): number => {
   return pool.end - pool.start + 1 - (gateway !== undefined && gateway >= pool.start && gateway <= pool.end ? 1 : 0)
 }
 
-const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] => leasesIn(tx, network.uid)
+const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] =>
+  tx.select().from(leases).where(eq(leases.networkUid, network.uid)).orderBy(asc(leases.address)).all()
 
 /**
- * Gives a vm or a container its card in a network: the address that it asks for, that is reserved for its name, or that
- * its name had a moment ago, else the first that is free. Call it in the transaction that makes its owner.
+ * Gives a vm or a container its card in a network: the address that it asks for, that is reserved for its name, or that its name had a
+ * moment ago, else the first that is free. Call it in the transaction that makes its owner.
  *
  * @throws `network_exhausted`, `network_address_taken`
  */
@@ -83,6 +82,7 @@ export const allocate = (tx: Store, network: NetworkRow, wanted: Wanted): LeaseR
     link,
     address,
     address6: address === null ? null : address6Of(network, address),
+    egress: wanted.egress ? fill(Egress, wanted.egress) : null,
     createdAt: Date.now(),
   }
   for (let attempt = 0; ; attempt++) {
@@ -173,10 +173,7 @@ export const unfit = (network: Pick<NetworkRow, 'subnet' | 'gateway'>, address: 
   return network.gateway !== null && address === readV4(network.gateway) ? 'it is the gateway' : undefined
 }
 
-/**
- * Lets go of what a vm had; its name gets its addresses again if it comes back soon. Call it in the transaction that
- * deletes the vm.
- */
+/** Lets go of what a vm had; its name gets its addresses again if it comes back soon. Call it in the transaction that deletes the vm. */
 export const release = (tx: Store, vmUid: string): void => {
   tx.delete(leases)
     .where(and(eq(leases.vmUid, vmUid), isNull(leases.address)))
@@ -187,25 +184,10 @@ export const release = (tx: Store, vmUid: string): void => {
     .run()
 }
 
-const selectOfVm = prepared((store) =>
-  store
-    .select()
-    .from(leases)
-    .where(eq(leases.vmUid, sql.placeholder('vmUid')))
-    .orderBy(asc(leases.nic))
-    .prepare(),
-)
-const selectOfNetwork = prepared((store) =>
-  store
-    .select()
-    .from(leases)
-    .where(eq(leases.networkUid, sql.placeholder('networkUid')))
-    .orderBy(asc(leases.address))
-    .prepare(),
-)
-
 /** Reads the cards of a vm, in their order. */
-export const leasesOf = (store: Store, vmUid: string): LeaseRow[] => selectOfVm(store).all({ vmUid })
+export const leasesOf = (store: Store, vmUid: string): LeaseRow[] =>
+  store.select().from(leases).where(eq(leases.vmUid, vmUid)).orderBy(asc(leases.nic)).all()
 
 /** Reads who is in a network, the names that may come back too. */
-export const leasesIn = (store: Store, networkUid: string): LeaseRow[] => selectOfNetwork(store).all({ networkUid })
+export const leasesIn = (store: Store, networkUid: string): LeaseRow[] =>
+  store.select().from(leases).where(eq(leases.networkUid, networkUid)).orderBy(asc(leases.address)).all()

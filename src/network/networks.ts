@@ -11,12 +11,15 @@ import {
   type NetworkUpdate,
 } from '../contract/network.ts'
 import { fill } from '../contract/schema.ts'
+import { chain } from '../lib/fault.ts'
+import type { Log } from '../lib/log.ts'
+import type { Config } from '../config.ts'
 import { newId } from '../lib/id.ts'
 import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
 import { hasCode } from '../linux/errno.ts'
 import { type LeaseRow, leases, type NetworkRow, networks } from '../store/schema.ts'
-import { immediate, prepared, type Store } from '../store/store.ts'
-import { sayV4, inPrefix6, readPrefix6, sayV6, readRange4 } from './address.ts'
+import { immediate, type Store } from '../store/store.ts'
+import { sayV4 } from './address.ts'
 import {
   networkAmbiguous,
   networkConflict,
@@ -27,42 +30,71 @@ import {
   networkUnable,
 } from './errors.ts'
 import { HostLinks } from './host-links.ts'
+import { gateway6Of, hasBridge } from './network-row.ts'
+import { NetworkService } from './service/network-service.ts'
 import { leasesIn, newMac, poolSize } from './leases.ts'
 import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
 export const DEFAULT_NETWORK = 'default'
 
-const selectDefault = prepared((store) =>
-  store.select().from(networks).where(eq(networks.isDefault, true)).limit(1).prepare(),
-)
-const selectByUid = prepared((store) =>
-  store
-    .select()
-    .from(networks)
-    .where(eq(networks.uid, sql.placeholder('uid')))
-    .prepare(),
-)
-const selectByName = prepared((store) =>
-  store
-    .select()
-    .from(networks)
-    .where(eq(networks.name, sql.placeholder('name')))
-    .prepare(),
-)
+/** What networks are made of. */
+export interface NetworksHost {
+  readonly store: Store
+  readonly config: Pick<Config, 'run' | 'state'>
+  readonly stateId: string
+  readonly log: Log
+}
 
 /** The networks of this host: their rows, and the links that make them true. */
 export class Networks {
   readonly links: HostLinks
+  readonly service: NetworkService
   readonly #store: Store
+  readonly #log: Log
+  /** The default network while it is made: two vms at once want one. */
+  #looking = false
+  #making: Promise<Network> | undefined
 
-  constructor(store: Store, run: string) {
+  constructor({ store, config, stateId, log }: NetworksHost) {
     this.#store = store
-    this.links = new HostLinks(run)
+    this.links = new HostLinks(config.run)
+    this.service = new NetworkService({ store, links: this.links, run: config.run, state: config.state, stateId, log })
+    this.#log = log
+  }
+
+  /** Makes every network whole again, after the daemon or the host was away. One that cannot be is told in the log. */
+  async start(): Promise<void> {
+    for (const row of this.all()) {
+      if (!hasBridge(row)) continue
+      try {
+        await this.service.bring(row)
+      } catch (error) {
+        this.#log.error({ network: row.name, reasons: chain(error) }, 'cannot bring a network up')
+      }
+    }
+  }
+
+  /** Looks at what no event tells. */
+  async look(): Promise<void> {
+    if (this.#looking) return
+    this.#looking = true
+    try {
+      await this.service.look()
+    } catch (error) {
+      this.#log.error({ reasons: chain(error) }, 'cannot look after the networks')
+    } finally {
+      this.#looking = false
+    }
+  }
+
+  close(): void {
+    this.service.close()
+    this.links[Symbol.dispose]()
   }
 
   /** @throws `network_exists`, `network_invalid`, `network_conflict`, `network_unable` */
-  create(want: NetworkCreate, isDefault = false): Network {
+  async create(want: NetworkCreate, isDefault = false): Promise<Network> {
     const filled = fill(NetworkCreate, want)
     const facts = this.#able(() => ({
       routed: this.links.routed(),
@@ -100,23 +132,24 @@ export class Networks {
       return made
     })
     try {
-      this.ensure(row)
+      await this.#bring(row)
     } catch (error) {
-      this.#forget(row)
+      await this.#forget(row)
       throw error
     }
     return this.#view(row)
   }
 
   /** The network of a vm that asks for none, made at its first use. @throws as `create` */
-  default(): NetworkRow {
-    const find = () => selectDefault(this.#store).get()
-    const known = find()
-    if (known) return known
-    this.create({ name: DEFAULT_NETWORK }, true)
-    const made = find()
-    if (!made) throw new Error('the default network has gone')
-    return made
+  async default(): Promise<void> {
+    const known = this.#store.select().from(networks).where(eq(networks.isDefault, true)).get()
+    if (known) return
+    if (!existsSync('/dev/net/tun'))
+      throw networkUnable({ reason: 'it has no /dev/net/tun', hint: 'Load the module tun, or use --network vsock' })
+    this.#making ??= this.create({ name: DEFAULT_NETWORK }, true).finally(() => {
+      this.#making = undefined
+    })
+    await this.#making
   }
 
   list(): Network[] {
@@ -135,11 +168,15 @@ export class Networks {
   /** @throws `network_not_found`, `network_ambiguous` */
   get(ref: string): NetworkDetail {
     const row = this.find(ref, 'read')
-    return { ...this.#view(row), leases: leasesIn(this.#store, row.uid).map(viewLease), dropped: {} }
+    const members = leasesIn(this.#store, row.uid)
+    const dropped = members.flatMap(({ link, releasedAt }) =>
+      releasedAt === null && hasBridge(row) ? [[link, this.service.dropped(row, link)] as const] : [],
+    )
+    return { ...this.#view(row), leases: members.map(viewLease), dropped: Object.fromEntries(dropped) }
   }
 
   byUid(uid: string): NetworkRow | undefined {
-    return selectByUid(this.#store).get({ uid })
+    return this.#store.select().from(networks).where(eq(networks.uid, uid)).get()
   }
 
   /** @throws `network_not_found`, `network_ambiguous` */
@@ -148,7 +185,7 @@ export class Networks {
     return lookUp(
       ref,
       {
-        exact: [() => selectByUid(tx).all({ uid: ref }), () => selectByName(tx).all({ name: ref })],
+        exact: [() => select(sql`${networks.uid} = ${ref}`), () => select(sql`${networks.name} = ${ref}`)],
         beginning: () =>
           new RegExp(`^net_[0-9a-z]{${ID_BEGINNING_MIN},20}$`).test(ref)
             ? select(sql`${networks.uid} GLOB ${`${ref}*`}`)
@@ -163,7 +200,7 @@ export class Networks {
   }
 
   /** @throws `network_not_found`, `network_ambiguous`, `network_invalid` */
-  update(ref: string, want: NetworkUpdate): Network {
+  async update(ref: string, want: NetworkUpdate): Promise<Network> {
     const row = immediate(this.#store, (tx) => {
       const before = this.find(ref, 'change', tx)
       const spec = { ...before.spec, ...want, ...(want.egress && { egress: fill(Egress, want.egress) }) }
@@ -183,12 +220,12 @@ export class Networks {
       return after
     })
     if (!row) throw new Error('the network has gone')
-    this.ensure(row)
+    await this.#bring(row)
     return this.#view(row)
   }
 
   /** @throws `network_not_found`, `network_ambiguous`, `network_in_use` */
-  delete(ref: string): void {
+  async delete(ref: string): Promise<void> {
     const row = immediate(this.#store, (tx) => {
       const found = this.find(ref, 'change', tx)
       const users = leasesIn(tx, found.uid).filter(({ releasedAt }) => releasedAt === null)
@@ -196,12 +233,12 @@ export class Networks {
         throw networkInUse({ name: found.name, users: users.map(({ kind, name }) => `${kind} "${name}"`) })
       return found
     })
-    this.#forget(row, true)
+    await this.#forget(row, true)
   }
 
   /** @throws as `create` */
-  import({ network, subnet, gateway, pool, reservations }: IpamFile): Network {
-    return this.create({ name: network, subnet, gateway, pool, ...(reservations && { reservations }) })
+  async import({ network, subnet, gateway, pool, reservations }: IpamFile): Promise<Network> {
+    return await this.create({ name: network, subnet, gateway, pool, ...(reservations && { reservations }) })
   }
 
   /** @throws `network_not_found`, `network_ambiguous`, `network_invalid` */
@@ -212,16 +249,23 @@ export class Networks {
     return { network: name, subnet, gateway, pool: spec.pool, reservations: spec.reservations }
   }
 
-  /** Makes the links of a network what its row says. @throws `network_unable` */
-  ensure(row: NetworkRow): void {
-    if (hasBridge(row)) this.#able(() => this.links.ensureBridge(row))
+  /** Makes a network what its row says. @throws `network_unable` */
+  async #bring(row: NetworkRow): Promise<void> {
+    if (!hasBridge(row)) return
+    try {
+      await this.service.bring(row)
+    } catch (error) {
+      throw unableOf(error)
+    }
   }
 
   /** Makes the host's end of a card and opens it. @throws `network_unable` */
   openTap(row: NetworkRow, lease: LeaseRow, queues: number): number[] {
     return this.#able(() =>
       hasBridge(row)
-        ? this.links.openTap(row, lease, queues, () => undefined)
+        ? this.links.openTap(row, lease, queues, () => {
+            this.service.attach(row, lease)
+          })
         : this.links.openMacvtap(row, lease, queues),
     )
   }
@@ -229,10 +273,13 @@ export class Networks {
   /** Takes back what does not go with the last descriptor of a card. */
   closeTap(lease: LeaseRow): void {
     const row = this.byUid(lease.networkUid)
-    if (row?.type === 'macvtap') this.links.removeLink(row, lease.link)
+    if (!row) return
+    if (hasBridge(row)) this.service.detach(row, lease)
+    else this.links.removeLink(row, lease.link)
   }
 
-  #forget(row: NetworkRow, told = false): void {
+  async #forget(row: NetworkRow, told = false): Promise<void> {
+    if (hasBridge(row)) await this.service.drop(row)
     this.#able(() => {
       this.links.removeNetwork(row)
     })
@@ -267,12 +314,7 @@ export class Networks {
     try {
       return work()
     } catch (error) {
-      if (hasCode(error, 'EPERM', 'EACCES'))
-        throw networkUnable(
-          { reason: 'this daemon may not change its links', hint: 'Run it as root, or with CAP_NET_ADMIN' },
-          error,
-        )
-      throw error
+      throw unableOf(error)
     }
   }
 
@@ -308,19 +350,6 @@ export class Networks {
   }
 }
 
-/** Whether a network stands on a bridge of its own. */
-export const hasBridge = (row: NetworkRow): row is NetworkRow & { readonly bridge: string } => row.bridge !== null
-
-/** The host's IPv6 address in a network. */
-export const gateway6Of = (row: Pick<NetworkRow, 'subnet6'>): string | null => {
-  const prefix = row.subnet6 === null ? undefined : readPrefix6(row.subnet6)
-  return prefix ? sayV6(inPrefix6(prefix, 1)) : null
-}
-
-/** The length of a network's IPv4 prefix. */
-export const lengthOf = (row: Pick<NetworkRow, 'subnet'>): number | undefined =>
-  row.subnet === null ? undefined : readRange4(row.subnet)?.length
-
 /** Shows a lease as the API does. */
 export const viewLease = (row: LeaseRow): Lease => ({
   name: row.name,
@@ -338,3 +367,21 @@ const bridgeName = (taken: ReadonlySet<string | null>): string => {
 }
 
 const isWireless = (link: string): boolean => existsSync(`/sys/class/net/${link}/wireless`)
+
+/** Says what this host lacks, where it is that which made a change fail; else the error itself. */
+const unableOf = (error: unknown): unknown => {
+  if (hasCode(error, 'EPERM', 'EACCES', 'EROFS'))
+    return networkUnable(
+      { reason: 'this daemon may not change its links', hint: 'Run it as root, or with CAP_NET_ADMIN' },
+      error,
+    )
+  if (hasCode(error, 'EPROTONOSUPPORT', 'EAFNOSUPPORT', 'EOPNOTSUPP', 'ENOENT'))
+    return networkUnable(
+      {
+        reason: `its kernel lacks what networks are made of (${error instanceof Error ? error.message : String(error)})`,
+        hint: 'Bridges, taps and nf_tables are needed: load the modules bridge, tun and nf_tables',
+      },
+      error,
+    )
+  return error
+}

@@ -184,6 +184,8 @@ export const leases = sqliteTable(
     /** IPv4 as a number, so that the order is that of the numbers. */
     address: integer(),
     address6: text(),
+    /** What it may reach outside, where that is not what its network says. */
+    egress: json('egress', Egress),
     releasedAt: integer('released_at'),
     createdAt: integer('created_at').notNull(),
   },

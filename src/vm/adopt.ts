@@ -211,7 +211,10 @@ const sweep = async (host: MachineHost): Promise<void> => {
   const rows = all(host.store)
   await endMarked(
     `${host.daemon.stateId}/`,
-    new Set(rows.filter((row) => host.vms.live.has(row.uid)).map((row) => markOf(host, row))),
+    new Set([
+      ...rows.filter((row) => host.vms.live.has(row.uid)).map((row) => markOf(host, row)),
+      ...host.networks.all().map(({ uid }) => host.networks.service.markOf(uid)),
+    ]),
   )
   removeOthers(join(host.config.state, 'vms'), new Set(rows.map((row) => row.uid)))
   removeOthers(

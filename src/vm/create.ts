@@ -10,7 +10,7 @@ import { argvOf, fits } from './machine/configuration.ts'
 import { undoing } from '../lib/undo.ts'
 import { takeBack, viewMade } from './machine/creation.ts'
 import { diskFault, makeFolder } from './machine/vm-folder.ts'
-import { defaultCard, giveCards, needsTap, planCards } from './row/cards.ts'
+import { defaultCard, ensureDefault, giveCards, needsTap, planCards } from './row/cards.ts'
 import { admit } from './row/capacity.ts'
 import { workloadMissing } from './row/errors.ts'
 import { pathsOf } from './row/layout.ts'
@@ -32,7 +32,7 @@ import { writeTemplate } from '../volume/template.ts'
  * `vm_start_failed`
  */
 export const create = async (host: Host, want: VmCreate, claim?: Claim): Promise<Vm> => {
-  const row = reserve(host, want, claim)
+  const row = await reserve(host, want, claim)
   host.daemon.step('row-inserted')
   return await host.vms.queue.run(row.uid, () =>
     undoing({ failed: undoFailed(host, row) }, async (undo) => {
@@ -52,10 +52,11 @@ export const createdBefore = (host: Pick<Host, 'store'>, [made]: readonly Made[]
   return row && view(row)
 }
 
-/** Reserves the row of a new vm, with its key. */
-const reserve = (host: MachineHost, want: VmCreate, claim: Claim | undefined): VmRow => {
+/** The row of a new vm, with its key. */
+const reserve = async (host: MachineHost, want: VmCreate, claim: Claim | undefined): Promise<VmRow> => {
   const { name, ...fields } = fill(VmCreate, want)
-  const spec = specOf({ ...fields, network: fields.network ?? defaultCard(host) })
+  const spec = specOf({ ...fields, network: fields.network ?? (await defaultCard(host)) })
+  await ensureDefault(host, spec)
   const cards = planCards(host, spec)
   const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
   host.hypervisors.need(hypervisor)

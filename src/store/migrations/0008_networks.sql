@@ -27,6 +27,7 @@ CREATE TABLE leases (
   mac TEXT NOT NULL UNIQUE,
   address INTEGER,
   address6 TEXT,
+  egress TEXT,
   released_at INTEGER,
   created_at INTEGER NOT NULL
 ) STRICT;

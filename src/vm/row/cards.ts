@@ -5,6 +5,7 @@ import { requestInvalid } from '../../lib/errors.ts'
 import { Fault } from '../../lib/fault.ts'
 import { sayV4 } from '../../network/address.ts'
 import { networkInvalid } from '../../network/errors.ts'
+import { DEFAULT_NETWORK } from '../../network/networks.ts'
 import { allocate, tapName } from '../../network/leases.ts'
 import { type LeaseRow, type NetworkRow, type VmRow, vms } from '../../store/schema.ts'
 import type { Store } from '../../store/store.ts'
@@ -12,13 +13,13 @@ import type { Store } from '../../store/store.ts'
 type CardHost = Pick<Host, 'config' | 'log' | 'networks'>
 
 /** Tells how a vm is connected that asks for nothing: by the default network where this daemon can have one. */
-export const defaultCard = (host: CardHost): VmNetwork => {
+export const defaultCard = async (host: CardHost): Promise<VmNetwork> => {
   const { default_network: choice, mode } = host.config
   if (choice === 'vsock') return { mode: 'vsock' }
   if (choice !== 'auto') return { mode: 'bridged', network: choice }
   if (mode === 'user') return { mode: 'vsock' }
   try {
-    host.networks.default()
+    await host.networks.default()
     return { mode: 'bridged' }
   } catch (error) {
     if (!(error instanceof Fault) || error.code !== 'network_unable') throw error
@@ -27,18 +28,27 @@ export const defaultCard = (host: CardHost): VmNetwork => {
   }
 }
 
+/** Makes the default network where a card is in it and it is not there yet. @throws `network_unable`, `network_conflict` */
+export const ensureDefault = async (
+  host: CardHost,
+  { network, nics }: Pick<VmSpec, 'network' | 'nics'>,
+): Promise<void> => {
+  const isInIt = (card: VmNetwork | VmCard): boolean =>
+    needsTap(card) && (card.network === undefined || card.network === DEFAULT_NETWORK)
+  if ([network, ...nics].some(isInIt)) await host.networks.default()
+}
+
 /** One card of a vm that is to be, with its network. */
 interface Planned {
   readonly card: VmNetwork | VmCard
   readonly network: NetworkRow
 }
 
-/** Tells whether the host makes a link for a card: Volant's `needsTapDevice`. */
+/** Whether the host makes a link for a card: Volant's `needsTapDevice`. */
 export const needsTap = ({ mode }: Pick<VmNetwork, 'mode'>): boolean => mode === 'bridged' || mode === 'dhcp'
 
 /**
- * Finds the networks of a vm's cards, and makes the default one where it is asked for and not there yet. Call it before
- * the transaction.
+ * Finds the networks of a vm's cards.
  *
  * @throws `network_not_found`, `network_ambiguous`, `network_unable`, `request_invalid`
  */
@@ -47,7 +57,7 @@ export const planCards = (host: CardHost, { network, nics }: Pick<VmSpec, 'netwo
   if (!needsTap(network) && (nics.length > 0 || (named !== undefined && network.mode !== 'user')))
     throw requestInvalid({ field: 'network', reason: `mode "${network.mode}" has no card of a network` })
   return [network, ...nics].filter(needsTap).map((card) => {
-    const found = card.network === undefined ? host.networks.default() : host.networks.find(card.network, 'read')
+    const found = host.networks.find(card.network ?? DEFAULT_NETWORK, 'read')
     if (found.subnet === null && card.ip_address !== undefined)
       throw networkInvalid({ name: found.name, reason: 'it gives out no addresses', hint: 'Leave the address out' })
     return { card, network: found }
@@ -55,8 +65,7 @@ export const planCards = (host: CardHost, { network, nics }: Pick<VmSpec, 'netwo
 }
 
 /**
- * Gives a vm its cards: addresses are reserved, and written into what the vm is. Call it in the transaction that makes
- * the vm.
+ * Gives a vm its cards: addresses are reserved, and written into what the vm is. Call it in the transaction that makes the vm.
  *
  * @throws `network_exhausted`, `network_address_taken`
  */
@@ -72,6 +81,7 @@ export const giveCards = (tx: Store, row: VmRow, planned: readonly Planned[]): V
       link: tapName(row.uid, nic),
       mac: card.mac_address?.toLowerCase() ?? (nic === 0 ? row.mac : undefined),
       address: card.ip_address,
+      egress: card.egress,
     })
     return { lease, card: { ...card, network: network.name, ...addressesOf(lease) } }
   })

@@ -3,6 +3,7 @@ import type { ImageConfig } from '../../../src/contract/image.ts'
 import { fill } from '../../../src/contract/schema.ts'
 import { specOf as grouped, type VmCreate, VmFields, type VmSpec } from '../../../src/contract/vm-spec.ts'
 import { Networks } from '../../../src/network/networks.ts'
+import { newLog } from '../../../src/lib/log.ts'
 import { openStore } from '../../../src/store/open.ts'
 import { argvOf, configure, fits } from '../../../src/vm/machine/configuration.ts'
 
@@ -17,7 +18,14 @@ const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
   ...config,
 })
 /** No vm here has a card of a network. */
-const HOST = { networks: new Networks(openStore(':memory:'), '/nowhere') }
+const HOST = {
+  networks: new Networks({
+    store: openStore(':memory:'),
+    config: { run: '/nowhere', state: '/nowhere' },
+    stateId: '0',
+    log: newLog('silent'),
+  }),
+}
 const specOf = (want: VmCreate = {}): VmSpec => grouped(fill(VmFields, want))
 const configured = (want: VmCreate = {}, config: Partial<ImageConfig> = {}) =>
   configure(HOST, { name: 'web', machineId: 'a'.repeat(32), spec: specOf(want) }, image(config))

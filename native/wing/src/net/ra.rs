@@ -2,7 +2,6 @@
 //! they are the daemon's to give.
 
 use std::{
-    ffi::CStr,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::{AsRawFd, OwnedFd},
@@ -197,15 +196,22 @@ fn bound_device(socket: &OwnedFd) -> io::Result<u32> {
     if got < 0 {
         return Err(io::Error::last_os_error());
     }
-    let name = CStr::from_bytes_until_nul(&name).map_err(io::Error::other)?;
-    if name.is_empty() {
+    if name[0] == 0 {
         return Err(io::Error::other("the socket is bound to no device"));
     }
-    // SAFETY: the name ends with a zero.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
+    // SAFETY: ifreq is plain data; zero is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
     }
+    // The socket's own namespace is asked, which may be another than this process's: netdevice(7).
+    const SIOCGIFINDEX: libc::Ioctl = 0x8933;
+    // SAFETY: a valid ifreq, which the kernel writes.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFINDEX, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: SIOCGIFINDEX has written this member.
+    u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(io::Error::other)
 }
 
 fn set_up(socket: &OwnedFd, device: u32) -> io::Result<()> {

@@ -63,10 +63,7 @@ export class Qmp extends EventEmitter<{ event: [name: string, data: Data]; close
     )
   }
 
-  /**
-   * Connects to QEMU's monitor. @throws QmpBroken: nobody answers as QEMU does; Error: nobody answers; the signal's
-   * reason
-   */
+  /** @throws QmpBroken: nobody answers as QEMU does; Error: nobody answers; the signal's reason */
   static async connect(path: string, signal: AbortSignal): Promise<Qmp> {
     const socket = connect(path)
     const refused = new Promise<never>((_, reject) => {
@@ -137,7 +134,7 @@ export class Qmp extends EventEmitter<{ event: [name: string, data: Data]; close
   }
 }
 
-/** Reads one line of QEMU's. @throws QmpBroken */
+/** @throws QmpBroken */
 const parse = (line: string): Message => {
   let message: unknown
   try {

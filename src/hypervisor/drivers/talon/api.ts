@@ -63,9 +63,7 @@ export class VmmApi {
     return this.#ask('GET', 'vm.info', VmInfo, ms, signal)
   }
 
-  /**
-   * Reads the events after a sequence number: at once where there are some, else when there are or the time is over.
-   */
+  /** The events after a sequence number: at once where there are some, else when there are or the time is over. */
   events(after: number, waitMs: number, signal: AbortSignal): Promise<VmEvents> {
     return this.#ask('GET', `vm.events?after=${after}&timeout_ms=${waitMs}`, VmEvents, waitMs + WAIT_SLACK_MS, signal)
   }
@@ -119,7 +117,7 @@ export class VmmApi {
   }
 }
 
-/** Reads the answer of a verb. @throws VerbRefused; Error: it is not what this verb answers */
+/** @throws VerbRefused; Error: it is not what this verb answers */
 const understand = <T extends TSchema>(status: number, text: string, shape: T): Static<T> => {
   let said: unknown
   try {

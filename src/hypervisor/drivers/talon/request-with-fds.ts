@@ -1,8 +1,6 @@
 import { connect } from 'node:net'
-import { Type } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
 import { orAbort } from '../../../lib/promise.ts'
-import { sendFds } from '../../../linux/socket.ts'
+import { descriptorOf, sendFds } from '../../../linux/socket.ts'
 
 /** An HTTP answer before anything of it is believed. */
 export interface RawAnswer {
@@ -10,17 +8,9 @@ export interface RawAnswer {
   readonly body: string
 }
 
-/** Bun's sockets have their descriptor here, as Node's have. */
-const WithHandle = Type.Object({ _handle: Type.Object({ fd: Type.Integer({ minimum: 0 }) }) })
-
-const fdOf = (socket: unknown): number => {
-  if (!Value.Check(WithHandle, socket)) throw new Error('the socket has no descriptor')
-  return socket._handle.fd
-}
-
 /**
- * Sends one PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to
- * its end (`connection: close`), of at most `bytesMax`.
+ * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end
+ * (`connection: close`), of at most `bytesMax`.
  *
  * @throws Error: nobody answers, or no HTTP; the signal's reason
  */
@@ -44,7 +34,7 @@ export const requestWithFds = (
       try {
         // The descriptors travel with the first byte; a new socket takes a request this small whole.
         const request = Buffer.concat([head, bytes])
-        const sent = sendFds(fdOf(socket), request, fds)
+        const sent = sendFds(descriptorOf(socket), request, fds)
         if (sent < request.length) socket.write(request.subarray(sent))
       } catch (error) {
         reject(error as Error)

@@ -1,0 +1,334 @@
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { join } from 'node:path'
+import { eq, isNull, and } from 'drizzle-orm'
+import type { Egress } from '../../contract/network.ts'
+import { chain } from '../../lib/fault.ts'
+import type { Log } from '../../lib/log.ts'
+import { Serial } from '../../lib/serial.ts'
+import { closeFd } from '../../linux/fd.ts'
+import { replaceFile } from '../../linux/file.ts'
+import { endMarked } from '../../linux/marked.ts'
+import { type LeaseRow, leases, type NetworkRow, networks } from '../../store/schema.ts'
+import type { Store } from '../../store/store.ts'
+import { sayV4 } from '../address.ts'
+import type { Egress as FirewallEgress, FirewallNetwork, FirewallNic } from '../firewall/description.ts'
+import { type ChangedSetting, forward, undoForwarding, uplinks } from '../firewall/forwarding.ts'
+import { Firewall } from '../firewall/live-firewall.ts'
+import type { HostLinks } from '../host-links.ts'
+import { type Bridged, gateway6Of, hasBridge } from '../network-row.ts'
+import { openHelperSockets } from './helper-sockets.ts'
+import { type HelperLease, type HelperState, NetHelper } from './net-helper.ts'
+
+const RESOLV_CONF = '/etc/resolv.conf'
+/** The domain below which every network has its own. */
+const DOMAIN = 'aerie'
+const LEASE_S = 3600
+
+/** What a network service is made of. */
+export interface ServiceHost {
+  readonly store: Store
+  readonly links: HostLinks
+  readonly run: string
+  readonly state: string
+  readonly stateId: string
+  readonly log: Log
+}
+
+/**
+ * What keeps networks alive beside their links: the firewall in front of every port, the helper that answers DHCP and DNS, and forwarding.
+ * All of it is made again from the rows at the daemon's start.
+ */
+export class NetworkService {
+  readonly #host: ServiceHost
+  readonly #folder: string
+  /** The firewall of each place, by `placeOf`. */
+  readonly #firewalls = new Map<string, Firewall>()
+  /** The helper of each network, by its uid. */
+  readonly #helpers = new Map<string, NetHelper>()
+  /** What is done to the helper of a network goes in order. */
+  readonly #queue = new Serial()
+  #generation = Date.now()
+  #upstreamsAt = ''
+
+  constructor(host: ServiceHost) {
+    this.#host = host
+    this.#folder = join(host.run, 'net')
+  }
+
+  /** Makes a network whole: bridge, firewall, forwarding, helper. @throws what the kernel says */
+  async bring(row: Bridged): Promise<void> {
+    this.#host.links.ensureBridge(row)
+    this.#firewall(row).setNetwork(firewallNetwork(row))
+    this.#forward()
+    await this.#queue.run(row.uid, () => this.#bringHelper(row))
+  }
+
+  /** Takes a network away, but for its links. */
+  async drop(row: Bridged): Promise<void> {
+    this.#firewalls.get(placeOf(row))?.removeNetwork(row.name)
+    if (row.type === 'isolated') {
+      this.#firewalls.get(row.uid)?.[Symbol.dispose]()
+      this.#firewalls.delete(row.uid)
+    }
+    await this.#queue.run(row.uid, async () => {
+      this.#helpers.get(row.uid)?.close()
+      this.#helpers.delete(row.uid)
+      await endMarked(this.markOf(row.uid))
+      rmSync(this.#pathOf(row.uid), { force: true })
+    })
+    this.#forward(row.uid)
+  }
+
+  /** Guards the port of a card, before it is up, and lets its owner be found. */
+  attach(row: Bridged, lease: LeaseRow): void {
+    this.#firewall(row).attach(firewallNic(row, lease))
+    this.#tellLease(row, lease, true)
+  }
+
+  /** Forgets the port of a card that has gone. */
+  detach(row: Bridged, lease: LeaseRow): void {
+    this.#firewalls.get(placeOf(row))?.detach(lease.link)
+    this.#tellLease(row, lease, false)
+  }
+
+  /** Says why frames of a port were dropped, and how many. */
+  dropped(row: Bridged, link: string): Record<string, number> {
+    const counters = this.#firewalls.get(placeOf(row))?.counters(link)
+    return Object.fromEntries(Object.entries(counters ?? {}).map(([kind, { packets }]) => [kind, Number(packets)]))
+  }
+
+  /** The firewall that a network's ports stand behind. */
+  firewallOf(row: Bridged): Firewall {
+    return this.#firewall(row)
+  }
+
+  /** The helper of a network; undefined while there is none. */
+  helperOf(row: Pick<NetworkRow, 'uid'>): NetHelper | undefined {
+    const helper = this.#helpers.get(row.uid)
+    return helper?.isOpen === true ? helper : undefined
+  }
+
+  /** The mark of a helper's process. */
+  markOf(uid: string): string {
+    return `${this.#host.stateId}/${uid}`
+  }
+
+  /** Looks at what no event tells: helpers that ended, resolvers of the host that changed. */
+  async look(): Promise<void> {
+    const changed = this.#upstreamsAt !== upstreamsAt()
+    for (const row of this.#host.store.select().from(networks).all()) {
+      if (!hasBridge(row)) continue
+      const helper = this.helperOf(row)
+      if (!helper) await this.#queue.run(row.uid, () => this.#bringHelper(row))
+      else if (changed) await helper.tell({ type: 'upstreams', upstreams: upstreamsFor(row) })
+    }
+    this.#upstreamsAt = upstreamsAt()
+  }
+
+  close(): void {
+    for (const helper of this.#helpers.values()) helper.close()
+    for (const firewall of this.#firewalls.values()) firewall[Symbol.dispose]()
+    this.#helpers.clear()
+    this.#firewalls.clear()
+  }
+
+  #firewall(row: NetworkRow): Firewall {
+    const place = placeOf(row)
+    const known = this.#firewalls.get(place)
+    if (known) return known
+    const there = this.#host.store.select().from(networks).all().filter(hasBridge)
+    const ours = there.filter((one) => placeOf(one) === place)
+    const links = new Set(this.#host.links.linksOf(row).map(({ name }) => name))
+    const nics = ours.flatMap((network) =>
+      this.#members(network)
+        .filter(({ link }) => links.has(link))
+        .map((lease) => firewallNic(network, lease)),
+    )
+    const firewall = Firewall.open(
+      { table: `aerie-${this.#host.stateId.slice(0, 8)}`, netns: this.#host.links.netnsOf(row) },
+      { networks: ours.map(firewallNetwork), nics, published: [] },
+    )
+    this.#firewalls.set(place, firewall)
+    return firewall
+  }
+
+  #members(row: NetworkRow): LeaseRow[] {
+    return this.#host.store
+      .select()
+      .from(leases)
+      .where(and(eq(leases.networkUid, row.uid), isNull(leases.releasedAt)))
+      .all()
+  }
+
+  /** Lets bridges and uplinks forward; what was changed for it is written down, and put back with the last network. */
+  #forward(gone?: string): void {
+    const path = join(this.#host.state, 'forwarding.json')
+    const before = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as ChangedSetting[]) : []
+    const rows = this.#host.store.select().from(networks).all().filter(hasBridge)
+    const bridges = rows.filter(({ type, uid }) => type !== 'isolated' && uid !== gone)
+    if (bridges.length === 0) {
+      undoForwarding(before.filter(({ path: setting }) => !/\/aerie\d+\//.test(setting)))
+      rmSync(path, { force: true })
+      return
+    }
+    const changed = forward({
+      bridges: bridges.map(({ bridge }) => bridge),
+      bridges6: bridges.filter(({ subnet6 }) => subnet6 !== null).map(({ bridge }) => bridge),
+      uplinks: uplinks(this.#host.links.hostNetlink()),
+    })
+    const fresh = changed.filter(({ path: setting }) => !before.some((one) => one.path === setting))
+    if (fresh.length > 0) replaceFile(path, JSON.stringify([...before, ...fresh]))
+  }
+
+  #pathOf(uid: string): string {
+    return join(this.#folder, uid)
+  }
+
+  async #bringHelper(row: Bridged): Promise<void> {
+    this.#helpers.get(row.uid)?.close()
+    this.#helpers.delete(row.uid)
+    const path = this.#pathOf(row.uid)
+    const learn = (client: string, name: string, found: readonly string[], ttl: number): boolean => {
+      const lease = this.#members(row).find((one) => addressesOf(one).includes(client))
+      return lease !== undefined && this.#firewall(row).learn(lease.link, name, found, ttl).length === found.length
+    }
+    let helper = await NetHelper.connect(path, this.#host.log, learn)
+    if (!helper) {
+      await this.#launchHelper(row, path)
+      helper = await NetHelper.connect(path, this.#host.log, learn)
+      if (!helper) throw new Error('the network helper does not answer')
+    }
+    this.#helpers.set(row.uid, helper)
+    await helper.state(++this.#generation, this.#stateOf(row))
+  }
+
+  async #launchHelper(row: Bridged, path: string): Promise<void> {
+    mkdirSync(this.#folder, { recursive: true, mode: 0o700 })
+    const { sockets, taken } = openHelperSockets(row, this.#host.links.netnsOf(row))
+    if (taken.length > 0)
+      this.#host.log.warn({ network: row.name, taken }, 'another program of this host has what its guests ask')
+    const log = openSync(`${path}.log`, 'a', 0o600)
+    try {
+      await NetHelper.launch(path, this.markOf(row.uid), sockets, log)
+    } finally {
+      closeSync(log)
+      for (const { fd } of sockets) closeFd(fd)
+    }
+  }
+
+  #stateOf(row: Bridged): HelperState {
+    const links = new Set(this.#host.links.linksOf(row).map(({ name }) => name))
+    const members = this.#members(row)
+    const hasWayOut = row.type !== 'isolated'
+    const domain = `${row.name}.${DOMAIN}`
+    return {
+      network: {
+        name: row.name,
+        domain,
+        subnet: row.subnet,
+        gateway: hasWayOut ? row.gateway : null,
+        subnet6: row.subnet6,
+        gateway6: hasWayOut ? gateway6Of(row) : null,
+        mtu: row.mtu,
+        dhcp: row.spec.dhcp,
+        lease_s: LEASE_S,
+        search: [domain],
+      },
+      leases: members.map((lease) => helperLease(row, lease, links.has(lease.link))),
+      names: members
+        .filter(({ link }) => links.has(link))
+        .map((lease) => ({ name: lease.name, addresses: addressesOf(lease) })),
+      upstreams: upstreamsFor(row),
+    }
+  }
+
+  #tellLease(row: Bridged, lease: LeaseRow, running: boolean): void {
+    const { name } = lease
+    const told = this.#queue.run(row.uid, async () => {
+      const helper = this.helperOf(row)
+      await helper?.tell({ type: 'lease_put', lease: helperLease(row, lease, running) })
+      if (lease.nic > 0) return
+      await helper?.tell(
+        running ? { type: 'name_put', name, addresses: addressesOf(lease) } : { type: 'name_remove', name },
+      )
+    })
+    told.catch((error: unknown) => {
+      this.#host.log.warn({ network: row.name, reasons: chain(error) }, 'cannot tell the network helper')
+    })
+  }
+}
+
+/** Names the place of a network's links: its own, or the host's. */
+const placeOf = ({ type, uid }: Pick<NetworkRow, 'type' | 'uid'>): string => (type === 'isolated' ? uid : '')
+
+const firewallEgress = ({ policy, allow = [] }: Egress): FirewallEgress => ({
+  policy,
+  allow: allow.map(({ cidr, name, protocol, ports }) => ({
+    cidr,
+    name,
+    proto: protocol,
+    ports: ports === undefined ? undefined : [ports],
+  })),
+})
+
+const firewallNetwork = (row: Bridged): FirewallNetwork => ({
+  name: row.name,
+  bridge: row.bridge,
+  kind: row.type,
+  subnet: row.subnet,
+  gateway: row.gateway,
+  subnet6: row.subnet6,
+  gateway6: gateway6Of(row),
+  peer: row.spec.peer,
+  nat: row.type !== 'isolated',
+  egress: firewallEgress(row.spec.egress),
+})
+
+const addressesOf = ({ address, address6 }: Pick<LeaseRow, 'address' | 'address6'>): string[] => [
+  ...(address === null ? [] : [sayV4(address)]),
+  ...(address6 === null ? [] : [address6]),
+]
+
+const firewallNic = (row: Bridged, lease: LeaseRow): FirewallNic => ({
+  link: lease.link,
+  network: row.name,
+  mac: lease.mac,
+  addresses: addressesOf(lease),
+  dhcp: row.spec.dhcp,
+  egress: lease.egress && firewallEgress(lease.egress),
+})
+
+const helperLease = (row: Bridged, lease: LeaseRow, running: boolean): HelperLease => {
+  const { policy, allow = [] } = lease.egress ?? row.spec.egress
+  return {
+    mac: lease.mac,
+    address: lease.address === null ? null : sayV4(lease.address),
+    address6: lease.address6,
+    hostname: lease.name,
+    running,
+    egress: policy === 'all' ? null : { names: policy === 'none' ? [] : allow.flatMap(({ name }) => name ?? []) },
+  }
+}
+
+/** Tells when the resolvers of this host were last written. */
+const upstreamsAt = (): string => {
+  const there = statSync(RESOLV_CONF, { throwIfNoEntry: false })
+  return there ? `${there.ino} ${there.mtimeMs} ${there.size}` : ''
+}
+
+/** Reads the resolvers of this host, three at most (resolv.conf(5)); a network without a way out has none. */
+const upstreamsFor = ({ type }: Pick<NetworkRow, 'type'>): string[] => {
+  if (type === 'isolated') return []
+  let text: string
+  try {
+    text = readFileSync(RESOLV_CONF, 'utf8')
+  } catch {
+    return []
+  }
+  return [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)]
+    .flatMap(([, address = '']) =>
+      isIP(address) === 4 ? [`${address}:53`] : isIP(address) === 6 ? [`[${address}]:53`] : [],
+    )
+    .slice(0, 3)
+}
