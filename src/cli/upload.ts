@@ -1,6 +1,6 @@
-import { closeSync, openSync, readSync } from 'node:fs'
+import { closeSync, openSync, readSync, statSync } from 'node:fs'
 import { Type } from '@sinclair/typebox'
-import { packPath, pathUnreadable, realLocal, statLocal } from '../client/tar.ts'
+import { packPath, pathUnreadable, realLocal } from '../client/tar.ts'
 import { fault } from '../lib/fault.ts'
 import type { Context } from './command.ts'
 import type { Progress } from './progress.ts'
@@ -52,7 +52,7 @@ export const bodyOf = (
 ): ReadableStream<Uint8Array> => {
   if (path === '-') return progress.count(stdin(failed))
   const real = realLocal(path)
-  const stat = statLocal(real)
+  const stat = statSync(real)
   if (stat.isDirectory()) {
     return packPath(real, {
       as: '',

@@ -5,7 +5,7 @@
  * folder. What cannot be read ends the stream with a fault, so that whoever unpacks it never takes half a tree for a
  * whole one.
  */
-import { basename, dirname } from 'node:path'
+import { basename, dirname, resolve } from 'node:path'
 import {
   closeSync,
   constants,
@@ -17,6 +17,7 @@ import {
   readlinkSync,
   readSync,
   realpathSync,
+  statSync,
   type BigIntStats,
   type Stats,
 } from 'node:fs'
@@ -439,11 +440,26 @@ export const statLocal = (path: string): Stats => {
   }
 }
 
-/** Follows the symbolic links of a path of this host. */
+/** Tells whether a path of this host leads to anything. */
+const isThere = (path: string): boolean => {
+  try {
+    return statSync(path, { throwIfNoEntry: false }) !== undefined
+  } catch {
+    return false
+  }
+}
+
+/**
+ * Follows the symbolic links of a path of this host. What a shell's `<(…)` makes is a link of /proc to something without a path: it leads
+ * there all the same (proc(5)), and stays as it is.
+ */
 export const realLocal = (path: string): string => {
   try {
-    return realpathSync(path)
+    const real = realpathSync(path)
+    // Bun hands out the text of such a link ("pipe:[1]") without a look at whether it is a path.
+    return real.startsWith('/') ? real : resolve(path)
   } catch (error) {
+    if (isThere(path)) return resolve(path)
     if ((error as { code?: unknown }).code === 'ENOENT') throw pathMissing({ path }, error)
     throw unreadable(nameOfText(path), error)
   }

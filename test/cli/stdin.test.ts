@@ -269,3 +269,24 @@ test('a run says on a terminal what it does when that takes longer than a second
 
   expect(person.seen).toMatch(/\x1b\[Khi\r\n$/)
 })
+
+test.each([
+  'image import x <(printf said)',
+  'image import x /dev/stdin < <(printf said)',
+  'image import x /proc/self/fd/9 9< <(printf said)',
+  'kernel import <(printf said)',
+])('the shell may make the file of: %s', async (words) => {
+  const got: string[] = []
+  await using daemon = new FakeDaemon((request, path) =>
+    path.endsWith('/import')
+      ? request.text().then((text) => {
+          got.push(text)
+          return Response.json({ name: 'x', digest: 'sha256:0' }, { status: 201 })
+        })
+      : undefined,
+  )
+
+  const said = await script(`${A} ${words}`, daemon)
+
+  expect([said.code, said.err?.includes('Cannot'), got]).toEqual([0, false, ['said']])
+})
