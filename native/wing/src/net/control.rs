@@ -228,3 +228,67 @@ impl Control {
         poll.change(fd, Kind::Controller, controller.number, wanted);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn frame(json: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(json.len()).unwrap();
+        [&length.to_be_bytes()[..], json].concat()
+    }
+
+    fn fd() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_they_came_in() {
+        let stream = [frame(b"{}"), frame(b"{\"a\":1}"), frame(b"x")].concat();
+        for size in 1..stream.len() {
+            let mut frames = Frames::default();
+            let mut found = Vec::new();
+            for piece in stream.chunks(size) {
+                frames.push(piece, vec![]);
+                while let Some(json) = frames.next().unwrap() {
+                    found.push(json);
+                }
+            }
+            assert_eq!(found, [&b"{}"[..], b"{\"a\":1}", b"x"], "{size}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_belongs_to_the_frame_that_it_came_with() {
+        let mut frames = Frames::default();
+        let whole = frame(b"{}");
+        frames.push(&whole[..1], vec![fd()]);
+        assert!(frames.next().unwrap().is_none());
+        frames.push(&whole[1..], vec![]);
+        assert!(frames.next().unwrap().is_some());
+        assert!(frames.take_fd().is_some() && frames.take_fd().is_none());
+
+        // What nobody took of an earlier frame is gone when the next is read.
+        frames.push(&whole, vec![fd()]);
+        assert!(frames.next().unwrap().is_some());
+        frames.push(&whole, vec![]);
+        assert!(frames.next().unwrap().is_some());
+        assert!(frames.take_fd().is_none());
+    }
+
+    #[test]
+    fn no_bytes_are_held_beyond_a_frame_that_may_be() {
+        for head in [[0; 4], [0xff; 4], [0, 0x10, 0, 1]] {
+            let mut frames = Frames::default();
+            frames.push(&head, vec![]);
+            assert!(frames.next().is_err(), "{head:?}");
+        }
+        let mut frames = Frames::default();
+        for _ in 0..100 {
+            frames.push(&[0], vec![fd()]);
+        }
+        assert_eq!(frames.fds.len(), FDS_MAX);
+    }
+}

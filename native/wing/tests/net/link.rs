@@ -62,16 +62,12 @@ fn tap() -> File {
     const TUNSETIFF: u64 = 0x4004_54ca;
     const TUNSETOFFLOAD: u64 = 0x4004_54d0;
     // SAFETY: the request is a struct ifreq and lives through the call.
-    assert_eq!(
-        unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, request.as_ptr()) },
-        0
-    );
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, request.as_ptr()) };
+    assert_eq!(made, 0, "{}", io::Error::last_os_error());
     // As with a VMM that leaves checksums to its guest.
     // SAFETY: takes numbers only.
-    assert_eq!(
-        unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD as _, 1) },
-        0
-    );
+    let set = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD as _, 1) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
     ip("addr add 10.42.0.1/24 dev tap0");
     ip("addr add fd00:1::1/64 dev tap0 nodad");
     ip("link set tap0 up addrgenmode none");

@@ -286,8 +286,24 @@ fn connections_and_listeners_outlive_the_daemon() {
     );
 }
 
+/// Two thousand sockets do not fit in the usual soft limit of 1,024.
+fn raise_descriptors() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` lives through both calls.
+    let set = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    assert_eq!(set, 0);
+}
+
 #[test]
 fn more_connections_than_a_port_may_have_are_reset_and_said() {
+    raise_descriptors();
     let (_helper, mut controller) = Helper::told(&[]);
     let (guest, target) = guest();
     let address = published(&mut controller, "p", Some(target));

@@ -9,6 +9,7 @@ use std::{
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::question::QUESTION_BYTES_MAX;
 use crate::net::{
     poll::{Kind, Poll},
     sys,
@@ -22,8 +23,6 @@ const WAITING_MAX: u32 = 16;
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one read: a client needs no more to say what it may.
 const READ_BYTES: usize = 4096;
-/// A question is never longer; what claims to be ends the connection.
-const QUESTION_BYTES_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub struct Client {

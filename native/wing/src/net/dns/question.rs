@@ -16,6 +16,8 @@ pub const HEADER_BYTES: usize = 12;
 const UDP_BYTES: u16 = 512;
 /// What we send by UDP at most: it fits every link without fragments.
 pub const UDP_BYTES_MAX: u16 = 1232;
+/// Longest question: a name, a few numbers, and what EDNS may carry beside them.
+pub const QUESTION_BYTES_MAX: usize = 4096;
 /// Time for which a guest may keep what we say of our own names, in seconds.
 pub const OWN_TTL: u32 = 5;
 /// Extended errors (RFC 8914): why a name is not there.
@@ -121,7 +123,7 @@ pub fn read(packet: &[u8], limit: Option<usize>) -> Asked {
         return Asked::Nothing;
     };
     let is_answer = header[2] & 0x80 != 0;
-    if is_answer {
+    if is_answer || packet.len() > QUESTION_BYTES_MAX {
         return Asked::Nothing;
     }
     let wrong = |code: u8| {
@@ -269,6 +271,9 @@ pub mod tests {
         assert!(matches!(read(&with(2, 0x81), None), Asked::Nothing));
         assert!(matches!(read(&good[..11], None), Asked::Nothing));
         assert!(matches!(read(&[], None), Asked::Nothing));
+        let mut long = good.clone();
+        long.resize(QUESTION_BYTES_MAX + 1, 0);
+        assert!(matches!(read(&long, None), Asked::Nothing));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
@@ -84,6 +85,8 @@ pub struct Dns {
     turn: usize,
     /// Connections that were answered: they may have asked more already, which was not read until then.
     unserved: Vec<u64>,
+    /// A listener waits until there are descriptors again.
+    is_paused: bool,
     pub stats: DnsStats,
 }
 
@@ -105,6 +108,7 @@ impl Dns {
             next: 0,
             turn: 0,
             unserved: Vec::new(),
+            is_paused: false,
             stats: DnsStats::default(),
         })
     }
@@ -141,7 +145,16 @@ impl Dns {
             let (fd, address) = match sys::accept(fd) {
                 Ok((fd, Some(address))) => (fd, address),
                 Ok(_) => continue,
-                Err(_) => return,
+                Err(error) if sys::is_later(&error) => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                // It would be found so again at once: it is left alone for a while.
+                Err(_) => {
+                    let fd = fd.as_raw_fd();
+                    let number = socket as u64;
+                    ctx.poll.change(fd, Kind::DnsTcp, number, EventSet::empty());
+                    self.is_paused = true;
+                    return;
+                }
             };
             let of_address = self
                 .clients
@@ -487,7 +500,7 @@ impl Dns {
     }
 
     pub fn needs_ticks(&self) -> bool {
-        !(self.waiting.is_empty() && self.clients.is_empty())
+        self.is_paused || !(self.waiting.is_empty() && self.clients.is_empty())
     }
 
     pub fn on_tick(&mut self, ctx: &mut Context) {
@@ -508,6 +521,12 @@ impl Dns {
             }
         }
         self.clients.retain(|_, client| !client.is_idle(ctx.now));
+        if std::mem::take(&mut self.is_paused) {
+            for (number, socket) in (0..).zip(&self.tcp) {
+                let fd = socket.as_raw_fd();
+                ctx.poll.change(fd, Kind::DnsTcp, number, EventSet::IN);
+            }
+        }
         self.settle(ctx);
     }
 

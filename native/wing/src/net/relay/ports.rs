@@ -26,9 +26,12 @@ const DIAL: Duration = Duration::from_secs(10);
 /// How long a client by UDP is remembered without a datagram.
 const QUIET: Duration = Duration::from_secs(60);
 const LISTENERS_MAX: usize = 4096;
-const CONNECTIONS_OF_ALL_MAX: usize = 4096;
-/// Descriptors that are not for connections: listeners, sockets of DNS, and what a process has.
-const DESCRIPTORS_KEPT: usize = 512;
+/// Descriptors of all connections and clients: 4,096 by TCP.
+const DESCRIPTORS_MAX: usize = 8192;
+/// Descriptors that are not for connections: listeners, questions on their way, guests that ask, and what a process has.
+const DESCRIPTORS_KEPT: usize = 1536;
+/// What is used all the same where the limit of open files is very low.
+const DESCRIPTORS_MIN: usize = 128;
 /// Connections or datagrams before others have their turn.
 const TURN: usize = 64;
 
@@ -65,13 +68,13 @@ pub struct Ports {
     /// Pairs whose target has not answered yet.
     dialling: HashSet<u64>,
     next: u64,
-    connections_max: usize,
+    descriptors_max: usize,
 }
 
 impl Ports {
     /// `descriptors` is how many the process may have.
     pub fn new(descriptors: usize) -> Self {
-        let for_connections = descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2;
+        let left = descriptors.saturating_sub(DESCRIPTORS_KEPT);
         Self {
             listeners: HashMap::new(),
             pairs: HashMap::new(),
@@ -80,7 +83,7 @@ impl Ports {
             ready: Vec::new(),
             dialling: HashSet::new(),
             next: 0,
-            connections_max: for_connections.clamp(64, CONNECTIONS_OF_ALL_MAX),
+            descriptors_max: left.clamp(DESCRIPTORS_MIN, DESCRIPTORS_MAX),
         }
     }
 
@@ -157,6 +160,10 @@ impl Ports {
         all
     }
 
+    fn descriptors(&self) -> usize {
+        self.pairs.len() * 2 + self.flows.len()
+    }
+
     fn number_of(&self, id: &str) -> Option<u64> {
         self.listeners
             .iter()
@@ -199,7 +206,7 @@ impl Ports {
     }
 
     fn accepted(&mut self, number: u64, client: OwnedFd, ctx: &Context) {
-        let is_full = self.pairs.len() >= self.connections_max;
+        let is_full = self.descriptors() + 2 > self.descriptors_max;
         let Some(listener) = self.listeners.get_mut(&number) else {
             return;
         };
@@ -389,7 +396,7 @@ impl Ports {
             self.flows.get_mut(number)?.last = ctx.now;
             return Some(*number);
         }
-        let is_full = self.flows.len() >= self.connections_max;
+        let is_full = self.descriptors() + 1 > self.descriptors_max;
         if is_full || self.listeners.get(&listener)?.connections >= CONNECTIONS_MAX {
             let quietest = self
                 .flows
