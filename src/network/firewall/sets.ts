@@ -90,7 +90,7 @@ export const networkElements = (network: FirewallNetwork): Elements => {
   const isolated = network.kind === 'isolated'
   return [
     [SETS.bridges, [element(SETS.bridges, bridge)]],
-    ...(network.peer === 'open' && !isolated ? [[SETS.open, [element(SETS.open, bridge, bridge)]] as const] : []),
+    ...(network.peer === 'open' ? [[SETS.open, [element(SETS.open, bridge, bridge)]] as const] : []),
     ...(network.egress.policy === 'all' && !isolated
       ? [[SETS.unrestricted, [element(SETS.unrestricted, bridge)]] as const]
       : []),

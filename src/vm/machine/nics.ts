@@ -15,16 +15,19 @@ const guestNic = (host: GuestHost, card: VmNetwork | VmCard, first: boolean): Gu
   const network = host.networks.find(card.network ?? '', 'read')
   const mac = card.mac_address
   const known = { ...(mac !== undefined && { mac }), mtu: network.mtu }
-  if (card.mode === 'dhcp') return { ...known, dhcp: true }
   if (card.ip_address === undefined) return { ...known, ...(network.type === 'macvtap' && { dhcp: true }) }
   const gateway6 = gateway6Of(network)
   const hasWayOut = first && network.type !== 'isolated'
+  const six = {
+    ...(card.ip6_address !== undefined && { address6: `${card.ip6_address}/64` }),
+    ...(hasWayOut && gateway6 !== null && card.ip6_address !== undefined && { gateway6 }),
+  }
+  if (card.mode === 'dhcp') return { ...known, ...six, dhcp: true }
   return {
     ...known,
     address: `${card.ip_address}/${lengthOf(network)}`,
-    ...(card.ip6_address !== undefined && { address6: `${card.ip6_address}/64` }),
+    ...six,
     ...(hasWayOut && network.gateway !== null && { gateway: network.gateway }),
-    ...(hasWayOut && gateway6 !== null && card.ip6_address !== undefined && { gateway6 }),
     ...(network.gateway !== null && { dns: [network.gateway] }),
     search: [`${network.name}.aerie`],
   }

@@ -1,0 +1,279 @@
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
+import type { Vm } from '../../src/contract/vm.ts'
+import type { VmCreate } from '../../src/contract/vm-spec.ts'
+import { clean, createVm, haveBinary, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+import { Netns } from '../linux/netns.ts'
+import { isRoot } from '../linux/support.ts'
+
+const at = (name: string) => ({ params: { name } })
+const refused = (code: string, words: string) =>
+  expect.objectContaining({ code, message: expect.stringContaining(words) as unknown }) as unknown as Error
+
+/** The compiled file on the fake driver, whose machines hold real taps, in a network namespace of the test's own. */
+describe.skipIf(!haveBinary || !isRoot)('networks', () => {
+  let netns: Netns
+  let daemon: Daemon
+  const create = (body: VmCreate): Promise<Vm> => createVm(daemon, { memory_mb: 64, cmd: ['sleep', '1000'], ...body })
+  const network = (body: Parameters<typeof daemon.client.call<'network.create'>>[1]['body']) =>
+    daemon.client.call('network.create', { body })
+  const linkNames = (): string[] => netns.ip('link').map(({ ifname }) => String(ifname))
+  const tableNames = (): string => netns.run('nft', 'list', 'tables')
+
+  beforeAll(async () => {
+    netns = new Netns()
+    netns.run('ip', 'link', 'set', 'lo', 'up')
+    daemon = await startDaemon({
+      fake: true,
+      netns: netns.path,
+      flags: ['--memory-limit-mb', '8192', '--cpu-oversubscription', '64'],
+    })
+    await seedFake(daemon)
+  })
+  afterEach(async () => {
+    const vms = await daemon.client.call('vm.list', {})
+    await Promise.all(vms.map((vm) => daemon.client.call('vm.delete', at(vm.name))))
+    await until(() => linkNames().every((name) => !name.startsWith('tap-')))
+    for (const { name } of await daemon.client.call('network.list', {}))
+      await daemon.client.call('network.delete', at(name))
+    expect(linkNames().filter((name) => name !== 'lo')).toEqual([])
+  })
+  afterAll(async () => {
+    await clean(daemon)
+    netns[Symbol.dispose]()
+  })
+
+  test('a vm that asks for nothing is in the default network, which is made for it', async () => {
+    const vm = await create({ name: 'web' })
+
+    expect(vm.ip_address).toBe('10.42.0.2')
+    expect(vm.network).toMatchObject({ mode: 'bridged', network: 'default', ip_address: '10.42.0.2' })
+    expect(await daemon.client.call('network.get', at('default'))).toMatchObject({
+      default: true,
+      bridge: 'aerie0',
+      subnet: '10.42.0.0/24',
+      gateway: '10.42.0.1',
+      pool: { start: '10.42.0.2', end: '10.42.0.254' },
+      addresses_used: 1,
+      addresses_total: 253,
+      leases: [{ name: 'web', kind: 'vm', ip_address: '10.42.0.2', mac_address: vm.mac_address }],
+    })
+    const tap = linkNames().find((name) => name.startsWith('tap-'))
+    expect(tap?.length).toBeLessThanOrEqual(15)
+    expect(netns.ip('link', 'show', tap ?? '')[0]).toMatchObject({ master: 'aerie0' })
+    expect(tableNames()).toMatch(/table inet aerie-[0-9a-f]{8}/)
+  })
+
+  test('a range that this host routes already is passed over', async () => {
+    netns.run('ip', 'link', 'add', 'other', 'type', 'veth', 'peer', 'name', 'other2')
+    try {
+      netns.run('ip', 'addr', 'add', '10.42.0.9/16', 'dev', 'other')
+      netns.run('ip', 'link', 'set', 'other', 'up')
+      expect((await create({ name: 'web' })).ip_address).toBe('10.43.0.2')
+    } finally {
+      netns.run('ip', 'link', 'del', 'other')
+    }
+  })
+
+  test('vms at once have addresses of their own, and keep them when the daemon has been killed', async () => {
+    const vms = await Promise.all(Array.from({ length: 40 }, (_, index) => create({ name: `vm-${index}` })))
+    const addresses = new Map(vms.map((vm) => [vm.name, vm.ip_address]))
+    expect(new Set(addresses.values()).size).toBe(40)
+    expect([...addresses.values()].every((one) => /^10\.42\.0\.\d+$/.test(one))).toBe(true)
+    expect(new Set(vms.map((vm) => vm.mac_address)).size).toBe(40)
+
+    await daemon.crash()
+    daemon = await startDaemon({
+      fake: true,
+      netns: netns.path,
+      folder: daemon.folder,
+      flags: ['--memory-limit-mb', '8192', '--cpu-oversubscription', '64'],
+    })
+
+    for (const vm of await daemon.client.call('vm.list', {})) expect(vm.ip_address).toBe(addresses.get(vm.name) ?? '')
+    expect(linkNames().filter((name) => name.startsWith('tap-'))).toHaveLength(40)
+    expect((await create({ name: 'late' })).ip_address).toBe('10.42.0.42')
+  })
+
+  test('a reserved address is kept for its name, and a static one is given where it is free', async () => {
+    await network({ name: 'lab', subnet: '10.50.0.0/24', reservations: { db: '10.50.0.2' } })
+
+    expect((await create({ name: 'a', network: { network: 'lab' } })).ip_address).toBe('10.50.0.3')
+    expect((await create({ name: 'db', network: { network: 'lab' } })).ip_address).toBe('10.50.0.2')
+    expect((await create({ name: 'b', network: { network: 'lab', ip_address: '10.50.0.77' } })).ip_address).toBe(
+      '10.50.0.77',
+    )
+    for (const [ip_address, words] of [
+      ['10.50.0.2', 'it is reserved for "db"'],
+      ['10.50.0.77', '"b" has it'],
+      ['10.50.0.1', 'it is the gateway'],
+      ['10.50.0.255', 'it is the broadcast address'],
+      ['10.51.0.2', 'it is outside of 10.50.0.0/24'],
+    ] as const)
+      await expect(create({ name: 'c', network: { network: 'lab', ip_address } })).rejects.toThrow(
+        refused('network_address_taken', words),
+      )
+    await until(async () => (await daemon.client.call('vm.list', {})).length === 3)
+  })
+
+  test('a name that comes back soon has its address again, and others get the next', async () => {
+    expect((await create({ name: 'one' })).ip_address).toBe('10.42.0.2')
+    await daemon.client.call('vm.delete', at('one'))
+
+    expect((await create({ name: 'two' })).ip_address).toBe('10.42.0.3')
+    expect((await create({ name: 'one' })).ip_address).toBe('10.42.0.2')
+  })
+
+  test('a network that is full says so, with its size and use; a name that may come back holds nobody up', async () => {
+    await network({ name: 'tiny', subnet: '10.60.0.0/29', pool: { start: '10.60.0.2', end: '10.60.0.3' } })
+    await create({ name: 'a', network: { network: 'tiny' } })
+    await create({ name: 'b', network: { network: 'tiny' } })
+
+    await expect(create({ name: 'c', network: { network: 'tiny' } })).rejects.toThrow(
+      refused('network_exhausted', 'Network "tiny" has no address left: 2 of 2 are in use'),
+    )
+    await daemon.client.call('vm.delete', at('a'))
+    expect((await create({ name: 'c', network: { network: 'tiny' } })).ip_address).toBe('10.60.0.2')
+  })
+
+  test('a vm may have several cards, each in a network of its own', async () => {
+    await network({ name: 'back', type: 'isolated' })
+
+    const vm = await create({ name: 'web', network: { mode: 'bridged' }, nics: [{ network: 'back' }] })
+
+    expect(vm.nics).toMatchObject([{ network: 'back', ip_address: expect.stringMatching(/^10\.42\.0\./) as unknown }])
+    expect(linkNames().filter((name) => name.startsWith('tap-'))).toHaveLength(1) // the other is in its network's namespace
+    expect(await daemon.client.call('network.get', at('back'))).toMatchObject({ leases: [{ name: 'web' }] })
+  })
+
+  test('a stop takes the link away and keeps the address, a start brings it back', async () => {
+    const { ip_address } = await create({ name: 'web' })
+    await daemon.client.call('vm.stop', { ...at('web'), body: { timeout_s: 0 } })
+    await until(() => linkNames().every((name) => !name.startsWith('tap-')))
+
+    expect((await daemon.client.call('vm.start', at('web'))).ip_address).toBe(ip_address)
+    expect(linkNames().filter((name) => name.startsWith('tap-'))).toHaveLength(1)
+  })
+
+  test('clones have addresses of their own, in the networks of their mother', async () => {
+    await network({ name: 'lab', subnet: '10.50.0.0/24' })
+    await create({ name: 'mother', network: { network: 'lab', ip_address: '10.50.0.40' } })
+
+    const { vms } = await daemon.client.call('vm.fork', { ...at('mother'), body: { name: 'child', count: 3 } })
+
+    expect(vms.map((vm) => vm.ip_address)).toEqual(['10.50.0.2', '10.50.0.3', '10.50.0.4'])
+    expect(vms.every((vm) => vm.network?.network === 'lab')).toBe(true)
+  })
+
+  test('a network in use stays, and its file goes out and comes in as it was', async () => {
+    const file = {
+      network: 'volt0',
+      subnet: '10.70.0.0/24',
+      gateway: '10.70.0.1',
+      pool: { start: '10.70.0.2', end: '10.70.0.254' },
+      reservations: { 'vm-web': '10.70.0.10', 'container-db': '10.70.0.20' },
+    }
+    await daemon.client.call('network.import', { body: file })
+    expect(await daemon.client.call('network.export', at('volt0'))).toEqual(file)
+    await create({ name: 'vm-web', network: { network: 'volt0' } })
+
+    await expect(daemon.client.call('network.delete', at('volt0'))).rejects.toThrow(
+      refused('network_in_use', 'vm "vm-web" is in it'),
+    )
+    await expect(daemon.client.call('network.import', { body: file })).rejects.toThrow(
+      refused('network_exists', 'there is one'),
+    )
+  })
+
+  const BAD: readonly (readonly [string, object, string, string])[] = [
+    ['a range that overlaps', { subnet: '10.50.0.128/25' }, 'network_conflict', 'overlaps network "lab"'],
+    ['a /31', { subnet: '10.90.0.0/31' }, 'network_invalid', 'no room for a gateway and a vm'],
+    ['bits behind the length', { subnet: '10.90.0.1/24' }, 'network_invalid', 'is no range'],
+    ['a loopback range', { subnet: '127.0.0.0/24' }, 'network_invalid', 'no range for hosts'],
+    ['the range of metadata', { subnet: '169.254.0.0/24' }, 'network_invalid', 'link-local'],
+    [
+      'a gateway outside',
+      { subnet: '10.90.0.0/24', gateway: '10.91.0.1' },
+      'network_invalid',
+      'outside of 10.90.0.0/24',
+    ],
+    [
+      'a pool outside',
+      { subnet: '10.90.0.0/24', pool: { start: '10.90.0.2', end: '10.91.0.9' } },
+      'network_invalid',
+      'its pool cannot have 10.91.0.9',
+    ],
+    [
+      'a pool backwards',
+      { subnet: '10.90.0.0/24', pool: { start: '10.90.0.9', end: '10.90.0.2' } },
+      'network_invalid',
+      'before it begins',
+    ],
+    [
+      'a gateway in the pool',
+      { subnet: '10.90.0.0/24', pool: { start: '10.90.0.1', end: '10.90.0.9' } },
+      'network_invalid',
+      'has the gateway',
+    ],
+    [
+      'a foreign reservation',
+      { subnet: '10.90.0.0/24', reservations: { a: '10.91.0.2' } },
+      'network_invalid',
+      '"a" cannot have 10.91.0.2',
+    ],
+    [
+      'a reservation twice',
+      { subnet: '10.90.0.0/24', reservations: { a: '10.90.0.2', b: '10.90.0.2' } },
+      'network_invalid',
+      'reserved for "a" and for "b"',
+    ],
+    ['a name that means something else', { name: 'vsock' }, 'network_invalid', 'stands for a way'],
+    ['a name of digits', { name: '17' }, 'network_invalid', 'digits alone'],
+    ['a missing parent', { type: 'macvtap', parent: 'nic9' }, 'network_conflict', 'no NIC "nic9"'],
+    ['no parent at all', { type: 'macvtap' }, 'network_invalid', 'needs a parent'],
+    ['a parent that is of no use', { parent: 'lo' }, 'network_invalid', 'has no parent'],
+    [
+      'an egress list without a policy for it',
+      { egress: { policy: 'all', allow: [{ name: 'a.b' }] } },
+      'network_invalid',
+      'has a list',
+    ],
+    [
+      'an egress entry of nothing',
+      { egress: { policy: 'allow-list', allow: [{ ports: '80' }] } },
+      'network_invalid',
+      'needs a cidr or a name',
+    ],
+    ['a prefix that is none', { ipv6: 'fd00:1:2:3:4::/64' }, 'network_invalid', 'no prefix of 64 bits'],
+  ]
+  test('what cannot be is refused in words, and changes nothing', async () => {
+    await network({ name: 'lab', subnet: '10.50.0.0/24' })
+    const before = [linkNames(), netns.run('nft', 'list', 'tables')]
+    for (const [, body, code, words] of BAD)
+      expect(await network({ name: 'bad', ...body }).then(String, (error: unknown) => error)).toEqual(
+        refused(code, words),
+      )
+    expect((await daemon.client.call('network.list', {})).map(({ name }) => name)).toEqual(['lab'])
+    expect([linkNames(), netns.run('nft', 'list', 'tables')]).toEqual(before)
+  })
+
+  test('what a card cannot be is refused before there is a vm', async () => {
+    for (const [body, code, words] of [
+      [{ network: { network: 'nowhere' } }, 'network_not_found', 'There is no network "nowhere"'],
+      [{ network: { mode: 'vsock' }, nics: [{}] }, 'request_invalid', 'has no card'],
+      [{ network: { mode: 'vsock', ip_address: '10.42.0.9' } }, 'request_invalid', 'has no card'],
+    ] as const)
+      expect(await create({ name: 'bad', ...(body as VmCreate) }).then(String, (error: unknown) => error)).toEqual(
+        refused(code, words),
+      )
+    expect(await daemon.client.call('vm.list', {})).toEqual([])
+  })
+
+  test('any number of vms without a card cost no link', async () => {
+    await Promise.all(
+      Array.from({ length: 10 }, (_, index) => create({ name: `v${index}`, network: { mode: 'vsock' } })),
+    )
+
+    expect(linkNames()).toEqual(['lo'])
+    expect((await daemon.client.call('vm.list', {})).every((vm) => vm.ip_address === '')).toBe(true)
+  })
+})
