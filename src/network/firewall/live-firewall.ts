@@ -146,8 +146,8 @@ export class Firewall implements Disposable {
 
   /**
    * Guards a port of a bridge and lets its guest go where it may; of one that is known what is new is taken over. Where
-   * the kernel guards only what is there (before Linux 6.16 or so), the link is made before this, comes up after it, and
-   * is attached again when it was made anew.
+   * the kernel guards only what is there (before Linux 6.16 or so), the link is made before this, comes up after it,
+   * and is attached again when it was made anew.
    *
    * @throws NetlinkError: ENOENT: this kernel wants the link to be there
    */

@@ -3,7 +3,7 @@ import { contentOf } from './app-log.ts'
 import type { StreamId } from './line.ts'
 
 /** A run of a log: the file that it is in, and the offset of its line there. */
-export interface Place {
+export interface Position {
   readonly file: number
   readonly at: number
 }
@@ -13,11 +13,11 @@ export interface Place {
  */
 const OPEN_BYTES_MAX = 1_048_576
 
-const isBefore = (a: Place, b: Place): boolean => a.file < b.file || (a.file === b.file && a.at < b.at)
+const isBefore = (a: Position, b: Position): boolean => a.file < b.file || (a.file === b.file && a.at < b.at)
 
 /**
- * Finds where the last lines of a log begin, of runs that come newest first. It keeps one place a stream and no line: a
- * log holds millions.
+ * Finds where the last lines of a log begin, of runs that come newest first. It keeps one position a stream and no
+ * line: a log holds millions.
  *
  * A line counts where it ends, whichever stream it is of; one that has begun before the others is still wanted whole.
  */
@@ -29,8 +29,8 @@ export class Beginning {
   /** Streams that are in the middle of a wanted line: its end has been seen, and not its start. */
   readonly #inLine = new Set<StreamId>()
   readonly #seen = new Set<StreamId>()
-  readonly #starts = new Map<StreamId, Place & { readonly bytes: number }>()
-  #place: Place = { file: 0, at: 0 }
+  readonly #starts = new Map<StreamId, Position & { readonly bytes: number }>()
+  #position: Position = { file: 0, at: 0 }
 
   /** @param more  a line that has not ended is wanted in any case, since its end will be read */
   constructor(streams: readonly StreamId[], count: number, more: boolean) {
@@ -43,11 +43,11 @@ export class Beginning {
    * Takes the run before the last one; true when no older one matters. Lines of a run that is not `wanted` do not
    * count.
    */
-  take(run: AppRun, place: Place, size: number, wanted: boolean): boolean {
-    this.#place = place
+  take(run: AppRun, position: Position, size: number, wanted: boolean): boolean {
+    this.#position = position
     if (run.s === 0) {
       // What has not ended there never will, and what is older is of another boot.
-      for (const stream of this.#inLine) this.#starts.set(stream, { ...place, bytes: 0 })
+      for (const stream of this.#inLine) this.#starts.set(stream, { ...position, bytes: 0 })
       this.#inLine.clear()
       for (const stream of this.#streams) this.#seen.add(stream)
       if (this.#left > 0) this.#starts.clear()
@@ -55,11 +55,11 @@ export class Beginning {
       return this.#isDone
     }
     if (this.#left === 0) this.#beyond -= size
-    if (!this.#starts.has(run.s)) this.#walk(run, place, wanted)
+    if (!this.#starts.has(run.s)) this.#walk(run, position, wanted)
     return this.#isDone
   }
 
-  #walk(run: AppRun, place: Place, wanted: boolean): void {
+  #walk(run: AppRun, position: Position, wanted: boolean): void {
     const content = contentOf(run)
     const bytes = typeof content === 'string' ? Buffer.from(content) : content
     const newest = !this.#seen.has(run.s)
@@ -68,7 +68,7 @@ export class Beginning {
     if (newest && newline !== bytes.byteLength - 1) {
       // A line without its end.
       if (!this.#more && this.#left === 0) {
-        this.#starts.set(run.s, { ...place, bytes: bytes.byteLength })
+        this.#starts.set(run.s, { ...position, bytes: bytes.byteLength })
         return
       }
       if (!this.#more && wanted) this.#left--
@@ -77,7 +77,7 @@ export class Beginning {
     for (; newline >= 0; newline = newline === 0 ? -1 : bytes.lastIndexOf(10, newline - 1)) {
       this.#inLine.delete(run.s)
       if (this.#left === 0) {
-        this.#starts.set(run.s, { ...place, bytes: newline + 1 })
+        this.#starts.set(run.s, { ...position, bytes: newline + 1 })
         return
       }
       if (wanted) this.#left--
@@ -91,20 +91,20 @@ export class Beginning {
     return !this.#more || this.#beyond <= 0 || this.#streams.every((stream) => this.#seen.has(stream))
   }
 
-  /** The place to read on from, forwards. */
-  get from(): Place {
+  /** The position to read on from, forwards. */
+  get from(): Position {
     if (this.#left > 0) return { file: 0, at: 0 }
-    let from = this.#place
+    let from = this.#position
     for (const start of this.#starts.values()) if (isBefore(start, from)) from = start
     return from
   }
 
   /** Tells how many bytes of a run are before the last lines; undefined where all of it is. */
-  skip(run: AppRun, place: Place): number | undefined {
+  skip(run: AppRun, position: Position): number | undefined {
     if (this.#left > 0 || run.s === 0) return 0
     const start = this.#starts.get(run.s)
     if (!start) return this.#inLine.has(run.s) ? 0 : undefined
-    if (isBefore(place, start)) return undefined
-    return isBefore(start, place) ? 0 : start.bytes
+    if (isBefore(position, start)) return undefined
+    return isBefore(start, position) ? 0 : start.bytes
   }
 }

@@ -28,7 +28,7 @@ const BACK_MAX = 1_048_576
 const BACK_CHUNK = 65_536
 
 /** A line of a file, and where it begins. */
-export interface PlacedLine {
+export interface LineAt {
   readonly at: number
   readonly text: string
 }
@@ -37,7 +37,7 @@ export interface PlacedLine {
  * The lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of the
  * file; none in one that holds the middle of a long line. Empty lines are left out.
  */
-export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generator<readonly PlacedLine[], void> {
+export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generator<readonly LineAt[], void> {
   const from = firstByte(fd)
   /** The line that is being put together, its parts in order, and how long it is. */
   let parts: Buffer[] = []
@@ -45,7 +45,7 @@ export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generat
   for (let at = size; at > from; ) {
     const wanted = Math.min(BACK_CHUNK, at - from)
     const chunk = Buffer.alloc(wanted)
-    const lines: PlacedLine[] = []
+    const lines: LineAt[] = []
     at -= wanted
     readSync(fd, chunk, 0, wanted, at)
     let end = wanted

@@ -20,7 +20,7 @@ const openIfThere = (path: string): number | undefined => {
   }
 }
 
-/** A place in one log of a vm, a file of lines that grows and may be turned over (`.1`). */
+/** A position in one log of a vm, a file of lines that grows and may be turned over (`.1`). */
 export class Tail {
   readonly path: string
   readonly #name: string
@@ -71,7 +71,7 @@ export class Tail {
             one,
             at,
             ends[file] ?? 0,
-            (run, place) => beginning?.skip(run, { file, at: place }) ?? (beginning ? undefined : 0),
+            (run, position) => beginning?.skip(run, { file, at: position }) ?? (beginning ? undefined : 0),
           )
       }
       if (!more) yield* this.rest()
@@ -127,15 +127,15 @@ export class Tail {
       const read = readSync(fd, chunk, 0, Math.min(CHUNK, to - at), at)
       if (read === 0) return
       let bytes = Buffer.concat([this.#begun, chunk.subarray(0, read)])
-      let place = at - this.#begun.byteLength
+      let position = at - this.#begun.byteLength
       at += read
       for (let end = bytes.indexOf(10); end >= 0; end = bytes.indexOf(10)) {
         const run = this.#run(bytes.subarray(0, end).toString('utf8'))
         if (run) {
-          const bytes = skip(run, place)
+          const bytes = skip(run, position)
           if (bytes !== undefined) yield* this.#show(this.#lines.take(run, bytes))
         }
-        place += end + 1
+        position += end + 1
         bytes = bytes.subarray(end + 1)
         const turn = share()
         if (turn) await turn

@@ -53,7 +53,7 @@ const environment = (
 })
 
 /** Tells where and as whom the programs of a vm run. */
-const placeOf = (
+const runAs = (
   workload: Pick<Workload, 'workdir' | 'user'>,
   image: Pick<ImageConfig, 'working_dir' | 'user'>,
 ): { readonly cwd: string; readonly user: string } => ({
@@ -70,7 +70,7 @@ export const execOf = (
   image: ImageConfig,
   want: Pick<ExecStart, 'env' | 'cwd' | 'user' | 'tty'>,
 ): { readonly env: Record<string, string>; readonly cwd: string; readonly user: string } => {
-  const own = placeOf(vm.spec.workload, image)
+  const own = runAs(vm.spec.workload, image)
   return {
     env: { ...environment(vm.spec.workload, image, vm.name, want.tty === true), ...want.env },
     cwd: want.cwd === undefined ? own.cwd : resolve(own.cwd, want.cwd),
@@ -95,7 +95,7 @@ export const configure = (host: GuestHost, vm: GuestOf, image: ImageConfig): Con
         : {
             argv,
             env: environment(spec.workload, image, vm.name, spec.workload.tty),
-            ...placeOf(spec.workload, image),
+            ...runAs(spec.workload, image),
             tty: spec.workload.tty,
             hold: spec.workload.hold,
             stop_signal: stopSignal(image.stop_signal),

@@ -19,9 +19,9 @@ export type HaltingHost = Pick<Host, 'log' | 'store' | 'vms'>
 const VERB_MS = 10_000
 /** How long it may take to say what it does. */
 const STATE_MS = 5000
-/** The time between two attempts, ms, to mend a machine that does not answer, at first and at most. */
-const MEND_MS = 200
-const MEND_MS_MAX = 30_000
+/** The time between two attempts, ms, to reconcile a machine that does not answer, at first and at most. */
+const RECONCILE_MS = 200
+const RECONCILE_MS_MAX = 30_000
 
 /** What the row of a machine is taken for: `running` also where a verb wrote `paused` and took it back. */
 export type Wanted = 'as its row says' | 'running'
@@ -37,7 +37,7 @@ export const haltMachine = async (host: HaltingHost, live: LiveVm, machine: Mach
   } catch (error) {
     const state = await stateOf(machine)
     if (state === 'paused') return // it came late
-    if (state !== 'ended') mendLater(host, live, machine, 'as its row says')
+    if (state !== 'ended') reconcileLater(host, live, machine, 'as its row says')
     throw machineSilent({ name: live.name, verb }, error)
   }
 }
@@ -57,27 +57,27 @@ export const runMachine = async (
     await machine.resume(AbortSignal.timeout(VERB_MS))
   } catch (error) {
     if ((await stateOf(machine)) !== 'running') {
-      mendLater(host, live, machine, wanted)
+      reconcileLater(host, live, machine, wanted)
       throw machineSilent({ name: live.name, verb }, error)
     }
   }
   await setClock(live)
 }
 
-const mendLater = (host: HaltingHost, live: LiveVm, machine: Machine, wanted: Wanted): void => {
-  if (live.isMending) return
-  live.isMending = true
-  void mend(host, live, machine, wanted)
+const reconcileLater = (host: HaltingHost, live: LiveVm, machine: Machine, wanted: Wanted): void => {
+  if (live.isReconciling) return
+  live.isReconciling = true
+  void reconcile(host, live, machine, wanted)
     .catch((error: unknown) => {
       host.log.error({ vm: live.name, err: error }, 'cannot mend a machine that did not answer')
     })
     .finally(() => {
-      live.isMending = false
+      live.isReconciling = false
     })
 }
 
-const mend = async (host: HaltingHost, live: LiveVm, machine: Machine, wanted: Wanted): Promise<void> => {
-  for (let wait = MEND_MS; await sleep(wait, live.closed); wait = Math.min(wait * 2, MEND_MS_MAX)) {
+const reconcile = async (host: HaltingHost, live: LiveVm, machine: Machine, wanted: Wanted): Promise<void> => {
+  for (let wait = RECONCILE_MS; await sleep(wait, live.closed); wait = Math.min(wait * 2, RECONCILE_MS_MAX)) {
     const done = await host.vms.queue.run(live.uid, () => agree(host, live, machine, wanted))
     if (!done) continue
     host.log.warn({ vm: live.name }, 'a machine that did not answer in time answers again')

@@ -32,7 +32,7 @@ export class LiveVm {
   #machine: Machine | undefined
   readonly #hasMachine: Deferred<Machine> = deferred()
   /** Somebody sees to it that the machine does what the row says. */
-  isMending = false
+  isReconciling = false
   /** Somebody attached at least once; a held vm that nobody attaches to is not kept for ever. */
   attached = false
   readonly halts = new HaltState()

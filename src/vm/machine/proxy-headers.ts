@@ -46,8 +46,8 @@ const OF_ORIGIN = [
   'origin-agent-cluster',
   'x-request-id',
 ]
-/** Headers that name a place: below the proxy's own path, or not at all. */
-const PLACES = ['location', 'content-location']
+/** Headers that name a location: below the proxy's own path, or not at all. */
+const LOCATION_HEADERS = ['location', 'content-location']
 /** The guest's pages share the origin of the API: they run without it. */
 const SANDBOX = 'sandbox allow-scripts allow-forms'
 
@@ -69,15 +69,15 @@ export const forGuest = (headers: Headers, { port, base }: Proxied): Record<stri
 
 /** The headers of the workload's answer that reach the caller. */
 export const forCaller = (headers: IncomingHttpHeaders, to: Proxied): Headers => {
-  const dropped = new Set([...HOP_BY_HOP, ...OF_ORIGIN, ...PLACES, ...ofConnection(headers.connection)])
+  const dropped = new Set([...HOP_BY_HOP, ...OF_ORIGIN, ...LOCATION_HEADERS, ...ofConnection(headers.connection)])
   const out = new Headers()
   for (const [name, value] of Object.entries(headers)) {
     if (value === undefined || dropped.has(name)) continue
     for (const one of Array.isArray(value) ? value : [value]) out.append(name, one)
   }
-  for (const name of PLACES) {
-    const place = placeOf(headers[name], to)
-    if (place !== undefined) out.set(name, place)
+  for (const name of LOCATION_HEADERS) {
+    const location = locationOf(headers[name], to)
+    if (location !== undefined) out.set(name, location)
   }
   out.set('content-security-policy', SANDBOX)
   return out
@@ -86,10 +86,10 @@ export const forCaller = (headers: IncomingHttpHeaders, to: Proxied): Headers =>
 const WORKLOAD = new Set(['localhost', '127.0.0.1', '[::1]'])
 
 /**
- * Writes a place that the workload names as the caller sees it: below the proxy's path. A workload that heeds
- * X-Forwarded-Prefix has put it there itself. A place elsewhere is undefined.
+ * Writes a location that the workload names as the caller sees it: below the proxy's path. A workload that heeds
+ * X-Forwarded-Prefix has put it there itself. One elsewhere is undefined.
  */
-const placeOf = (said: string | string[] | undefined, { port, base, rest }: Proxied): string | undefined => {
+const locationOf = (said: string | string[] | undefined, { port, base, rest }: Proxied): string | undefined => {
   if (typeof said !== 'string') return undefined
   let url: URL
   try {

@@ -15,8 +15,8 @@ const hasEnded = async (machine: Machine): Promise<boolean> => {
 }
 
 /**
- * Saves a machine that is paused. A guest may end by itself until the very moment that it is halted in: then there is nothing to save, and
- * what its row says in a moment is said.
+ * Saves a machine that is paused. A guest may end by itself until the very moment that it is halted in: then there is
+ * nothing to save, and what its row says in a moment is said.
  *
  * @throws `vm_wrong_state`; whatever else the driver throws
  */

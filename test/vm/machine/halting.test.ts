@@ -81,7 +81,7 @@ const bedOf = async (state: VmState, machine: SlowMachine, boot: Partial<BootRow
     halt: () => haltMachine(host, live, live.machine as Machine, 'restore'),
     /** Waits until nobody mends the machine any more. */
     settled: async () => {
-      while (live.isMending) await Bun.sleep(10)
+      while (live.isReconciling) await Bun.sleep(10)
     },
     [Symbol.asyncDispose]: async () => {
       live.close()

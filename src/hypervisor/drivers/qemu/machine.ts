@@ -328,7 +328,8 @@ export class QemuMachine implements Machine {
   /** The name under which QEMU writes its devices, and the position in the file from which on it does. */
   async #devicesFile(signal: AbortSignal): Promise<{ readonly filename: string; readonly from: number }> {
     const sets = await this.#call('query-fdsets', FdSets, signal)
-    // One of an older aerie has no such set, but a /proc, by which it opens the file anew and empties it (open(2), O_TRUNC).
+    // One of an older aerie has no such set, but a /proc, by which it opens the file anew and empties it (open(2),
+    // O_TRUNC).
     if (!sets.some((set) => set['fdset-id'] === DEVICES_SET))
       return { filename: `/proc/self/fd/${FD.devices}`, from: 0 }
     // QEMU goes on writing where it stopped the last time: it has one open file, and its position.
