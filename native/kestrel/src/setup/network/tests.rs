@@ -549,6 +549,8 @@ fn a_client_that_is_stopped_changes_nothing_any_more() {
         let mut network = Network::default();
         ask(&mut network, &asking(), &link);
         let waiters = network.waiters();
+        // Nobody answers, and nobody who boots waits longer than he wants.
+        assert!(!waiters.iter().any(|waiter| waiter.wait(Instant::now())));
         let fixed = cards(&[Nic {
             address: text("10.42.0.5/24"),
             ..Nic::default()
