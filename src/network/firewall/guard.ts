@@ -261,10 +261,9 @@ export const reguard = (table: Table, was: FirewallNic, becomes: FirewallNic): M
   ...ownElements(becomes).flatMap(([set, list]) => addElements(table, set, list)),
 ]
 
-/** Takes a guard away. */
-export const unguard = (table: Table, nic: FirewallNic): Message[] => [
-  deleteRules(table, nic.link),
-  deleteChain(table, nic.link),
+/** Takes a guard away; the chain is not there where an older kernel took it away with its link. */
+export const unguard = (table: Table, nic: FirewallNic, isThere: boolean): Message[] => [
+  ...(isThere ? [deleteRules(table, nic.link), deleteChain(table, nic.link)] : []),
   ...[...ownElements(nic), ...droppedElements(nic.link)].flatMap(([set, list]) => deleteElements(table, set, list)),
 ]
 

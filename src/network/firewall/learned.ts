@@ -184,6 +184,11 @@ export class Learned {
     }
   }
 
+  /** Takes over an element that an earlier daemon let through; nobody knows its name any more. */
+  adopt(set: SetShape, key: Uint8Array, endsAtMs: number): void {
+    this.#elements.set(elementKey(set, { key }), { set, element: { key }, endsAtMs })
+  }
+
   /** The elements that are there for certain. */
   there(nowMs: number): Elements {
     return [...this.#elements.values()]

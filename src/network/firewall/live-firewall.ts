@@ -3,14 +3,21 @@ import { flowsFrom, forgetFlows, type Tuple } from '../../linux/netlink/conntrac
 import { links, openLinks } from '../../linux/netlink/links.ts'
 import type { Message } from '../../linux/netlink/message.ts'
 import { Netlink, NetlinkError, PROTOCOL } from '../../linux/netlink/netlink.ts'
-import { hasChain, TABLE_OWNED, TABLE_PERSISTS, type Table } from '../../linux/netlink/nft.ts'
+import {
+  elements,
+  type FoundElement,
+  hasChain,
+  TABLE_OWNED,
+  TABLE_PERSISTS,
+  type Table,
+} from '../../linux/netlink/nft.ts'
 import type { Description, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
 import { allDrops, type Drops, dropsOf, guard, guardTable, reguard, unguard } from './guard.ts'
 import { checkNamed, type Hold, Learned, learnedElements, timeoutMsOf } from './learned.ts'
 import { Lists, listLets } from './lists.ts'
 import { bytesOf } from './range.ts'
 import { added, type Carried, nicAdded, nicRemoved, rebuild, removed, removeTables, rulesTable } from './rules.ts'
-import { egressOf, publishedElements } from './sets.ts'
+import { egressOf, publishedElements, SETS } from './sets.ts'
 import { Watch } from './watch.ts'
 
 /** The place of a firewall. */
@@ -70,6 +77,7 @@ export class Firewall implements Disposable {
   static open(options: FirewallOptions, description: Description = NOBODY): Firewall {
     const firewall = new Firewall(Netlink.open(PROTOCOL.netfilter, options.netns), options)
     try {
+      firewall.#adopt(description)
       firewall.rebuild(description)
       if (!firewall.isOwned) firewall.#startWatch()
       return firewall
@@ -117,8 +125,12 @@ export class Firewall implements Disposable {
     const learned = new Map<string, Learned>()
     for (const [link, known] of this.#learned) {
       const nic = nics.get(link)
+      const was = this.#nics.get(link)
       const egress = nic && egressOf(nic, networks.get(nic.network))
-      if (nic && egress) learned.set(link, known.under(nic.addresses.map(bytesOf), namedIn(egress), now))
+      if (!nic || !egress) continue
+      const isSame =
+        !was || (isSameGuard(was, nic) && isSameEgress(egress, egressOf(was, this.#networks.get(was.network))))
+      learned.set(link, isSame ? known : known.under(nic.addresses.map(bytesOf), namedIn(egress), now))
     }
     const lists = this.#commitWhole(description, {
       learned: [...learned.values()].flatMap((one) => one.remaining(now)),
@@ -131,6 +143,32 @@ export class Firewall implements Disposable {
     this.#learned = learned
     this.#lists = lists
     this.#cutLater(narrowed)
+  }
+
+  /** Takes over what an earlier daemon let guests through to by name: their programs go on with it. */
+  #adopt({ networks, nics }: Description): void {
+    const byName = new Map(networks.map((network) => [network.name, network]))
+    const listed = nics.filter((nic) => egressOf(nic, byName.get(nic.network)).policy === 'allow-list')
+    const now = Date.now()
+    for (const version of [4, 6] as const)
+      for (const set of [SETS.learned[version], SETS.learnedWhole[version]])
+        for (const { key, expiresMs } of this.#elementsLeft(set.name)) {
+          const source = key.subarray(0, version === 4 ? 4 : 16)
+          const nic = listed.find(({ addresses }) => addresses.some((address) => source.equals(bytesOf(address))))
+          if (!nic || expiresMs === undefined) continue
+          const learned = this.#learned.get(nic.link) ?? new Learned()
+          learned.adopt(set, key, now + expiresMs)
+          this.#learned.set(nic.link, learned)
+        }
+  }
+
+  #elementsLeft(set: string): readonly FoundElement[] {
+    try {
+      return elements(this.#netlink, this.#rules, set)
+    } catch (error) {
+      if (hasCode(error, 'ENOENT')) return []
+      throw error
+    }
   }
 
   /** Makes or changes a network: by everything anew, since its rules are among all the others. */
@@ -174,7 +212,8 @@ export class Firewall implements Disposable {
     if (!nic) return
     const lists = new Lists(this.#lists)
     const learned = removed(this.#rules, this.#learned.get(link)?.there(Date.now()) ?? [])
-    const messages = [...this.#removed(nic, lists), ...learned, ...unguard(this.#guards, nic)]
+    const guards = unguard(this.#guards, nic, this.#isGuarded(link))
+    const messages = [...this.#removed(nic, lists), ...learned, ...guards]
     this.#change('detach a port', messages, lists, () => ({
       nics: [...this.#nics.values()].filter((one) => one.link !== link),
     }))
@@ -230,14 +269,14 @@ export class Firewall implements Disposable {
     const found = addresses
       .map((address) => ({ address, elements: learnedElements(sources, egress.allow, name, address, timeoutMs) }))
       .filter(({ elements }) => elements.length > 0)
-    const elements = found.flatMap((one) => one.elements)
-    if (elements.length === 0 || !learned.hasRoom(elements, now)) return []
+    const wanted = found.flatMap((one) => one.elements)
+    if (wanted.length === 0 || !learned.hasRoom(wanted, now)) return []
     // The time of an element that is there is not changed by adding it: it is taken away and added, once it is there
     // for certain.
-    const again = learned.known(elements)
-    const messages = [...added(this.#rules, again), ...removed(this.#rules, again), ...added(this.#rules, elements)]
+    const again = learned.known(wanted)
+    const messages = [...added(this.#rules, again), ...removed(this.#rules, again), ...added(this.#rules, wanted)]
     if (!this.#change('let a name through', messages, this.#lists, () => ({})))
-      this.#netlink.commit('let a name through', added(this.#rules, elements))
+      this.#netlink.commit('let a name through', added(this.#rules, wanted))
     for (const one of found) learned.note(name, one.address, one.elements, now, timeoutMs)
     this.#learned.set(link, learned)
     return found.map(({ address }) => address)
@@ -300,7 +339,7 @@ export class Firewall implements Disposable {
       if (!known) return false
       const egress = egressOf(nic, networks.get(nic.network))
       const was = egressOf(known, this.#networks.get(known.network))
-      return egress.policy !== 'all' && JSON.stringify(egress) !== JSON.stringify(was)
+      return egress.policy !== 'all' && !isSameEgress(egress, was)
     })
   }
 
@@ -402,6 +441,8 @@ export class Firewall implements Disposable {
 const check = (egress: Egress | null | undefined): void => {
   for (const rule of egress?.allow ?? []) checkNamed(rule)
 }
+
+const isSameEgress = (a: Egress, b: Egress): boolean => JSON.stringify(a) === JSON.stringify(b)
 
 const namedIn = ({ policy, allow }: Egress): Egress['allow'] => (policy === 'allow-list' ? allow : [])
 

@@ -58,7 +58,7 @@ import {
   within,
 } from '../../../src/linux/netlink/nft-expression.ts'
 import { Netns } from '../netns.ts'
-import { isRoot } from '../support.ts'
+import { isRoot, kernelAtLeast } from '../support.ts'
 
 const TABLE = { family: FAMILY.inet, name: 'tried' }
 const { ipv4, ipv6, protocol, port: portType, interface: link, mark } = DATATYPE
@@ -347,7 +347,7 @@ describe.skipIf(!isRoot)('nf_tables', () => {
     ).toEqual([['table']])
   })
 
-  test('a table with an owner is nobody else’s, until that goes', () => {
+  test.skipIf(!kernelAtLeast(6, 9))('a table with an owner is nobody else’s, until that goes', () => {
     const owned = { family: FAMILY.netdev, name: 'owned' }
     {
       using owner = Netlink.open(PROTOCOL.netfilter, netns.fd)

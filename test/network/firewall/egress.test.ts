@@ -213,6 +213,7 @@ describe.skipIf(!isRoot)('what a guest may reach', () => {
     const { firewall, host } = world
     const elements = () => host.netns.run('nft', 'list', 'ruleset').replaceAll(/packets \d+ bytes \d+/g, '')
     const before = elements()
+    host.netns.run('ip', 'link', 'add', 'veth-g9-h', 'type', 'veth')
 
     for (const egress of [null, NONE, list({ cidr: SITE }, { name: 'site.example' })]) {
       firewall.attach(nicOf(9, { egress, dhcp: true }))
@@ -221,6 +222,7 @@ describe.skipIf(!isRoot)('what a guest may reach', () => {
       firewall.detach('veth-g9-h')
     }
 
+    host.netns.run('ip', 'link', 'del', 'veth-g9-h')
     expect(elements()).toBe(before)
   })
 })
