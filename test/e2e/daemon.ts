@@ -47,6 +47,8 @@ export interface Options {
   readonly mayFail?: boolean
   /** Where the network namespace is mounted in which it serves. */
   readonly netns?: string
+  /** What it finds at /etc/resolv.conf. */
+  readonly resolvers?: string
 }
 
 /** A short folder, removed with all that runs in it by `clean`. */
@@ -62,6 +64,9 @@ export const startDaemon = async (options: Options = {}): Promise<Daemon> => {
   const child = Bun.spawn(
     [
       ...(options.netns === undefined ? [] : ['nsenter', `--net=${options.netns}`, '--']),
+      ...(options.resolvers === undefined
+        ? []
+        : ['unshare', '-m', 'sh', '-c', `mount --bind ${options.resolvers} /etc/resolv.conf && exec "$@"`, 'sh']),
       AERIE,
       'serve',
       '--state',

@@ -13,6 +13,7 @@ import {
   until,
   type Daemon,
 } from './daemon.ts'
+import { Netns } from '../linux/netns.ts'
 
 const { usable, reason } = kvmSupport()
 const missing = !haveBinary
@@ -161,6 +162,31 @@ describe.skipIf(missing !== undefined)(
       for (const vm of vms) expect(readFileSync(`/proc/${vm.pid}/maps`, 'utf8')).toContain('/memfd:aerie-ram')
       await Promise.all(all.map((name) => daemon.client.call('vm.delete', at(name))))
       expect(machinesOf(daemon.state)).toEqual([])
+    }, 240_000)
+
+    test('guests in one network speak by name, on talon too, before and after a standby', async () => {
+      using netns = new Netns()
+      const other = await startDaemon({ netns: netns.path, flags: ['--cpu-oversubscription', '32'] })
+      try {
+        const [a, b] = await Promise.all(
+          ['a', 'b'].map((name) => createVm(other, { name, memory_mb: 192, cmd: ['sleep', '100000'] })),
+        )
+        expect([a?.hypervisor, new Set([a?.ip_address, b?.ip_address]).size]).toEqual(['talon', 2])
+        const ping = (from: string, to: string) => cli(other, ['exec', from, '--', 'ping', '-c', '2', to])
+        expect((await ping('a', 'b')).code).toBe(0)
+        expect((await ping('b', '10.42.0.1')).code).toBe(0)
+
+        await other.client.call('vm.standby', at('b'))
+        await other.client.call('vm.restore', at('b'))
+
+        expect((await ping('b', 'a')).code).toBe(0)
+        const { vms } = await other.client.call('vm.fork', { ...at('a'), body: { name: 'c' } })
+        expect((await ping('c', 'b')).code).toBe(0)
+        expect(new Set([a?.ip_address, b?.ip_address, vms[0]?.ip_address]).size).toBe(3)
+        expect((await ping('a', 'c')).code).toBe(0)
+      } finally {
+        await clean(other)
+      }
     }, 240_000)
   },
 )
