@@ -172,6 +172,11 @@ export interface Machine {
   state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
   powerButton(signal: AbortSignal): Promise<void>
   /**
+   * Raises the links of the cards of a machine that was restored, and whose guest knows by now who it is. Absent: they
+   * are up all the time.
+   */
+  linkUp?(signal: AbortSignal): Promise<void>
+  /**
    * Writes a paused machine into two new, empty files; both have reached the disk when it resolves. Absent: the driver
    * cannot.
    */

@@ -10,6 +10,7 @@ import { undoing } from '../../lib/undo.ts'
 import { type Launched, launchMachine, undoFailed } from './boot.ts'
 import { setClock } from './clock.ts'
 import { type HaltingHost, haltMachine } from './halting.ts'
+import { hasTaps } from '../row/cards.ts'
 import { sendIdentity } from './identity.ts'
 import { admit } from '../row/capacity.ts'
 import type { LiveVm } from './live.ts'
@@ -113,6 +114,7 @@ export const resumeRestored = async (
         throw new Error(`the machine ended (${end.reason}) ${end.message}`)
       }),
     ])
+    if (hasTaps(row)) await machine.linkUp?.(signal)
   } catch (error) {
     await haltMachine(host, live, machine, 'restore').catch(() => undefined) // what does not halt now does later
     throw error instanceof Fault ? error : restoreFault(row, error)

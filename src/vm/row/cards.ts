@@ -47,6 +47,10 @@ interface Planned {
 /** Whether the host makes a link for a card: Volant's `needsTapDevice`. */
 export const needsTap = ({ mode }: Pick<VmNetwork, 'mode'>): boolean => mode === 'bridged' || mode === 'dhcp'
 
+/** Whether a vm has a card that is a link of the host's. */
+export const hasTaps = ({ spec }: { readonly spec: Pick<VmSpec, 'network' | 'nics'> }): boolean =>
+  [spec.network, ...spec.nics].some(needsTap)
+
 /**
  * Finds the networks of a vm's cards.
  *

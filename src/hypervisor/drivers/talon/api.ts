@@ -72,6 +72,11 @@ export class VmmApi {
     await this.#ask('PUT', verb, Type.Unknown(), VERB_MS, signal)
   }
 
+  /** Shows the guest that the links of all its cards are up. */
+  async linkUp(signal: AbortSignal): Promise<void> {
+    await this.#ask('PUT', 'vm.link', Type.Unknown(), VERB_MS, signal, { up: true })
+  }
+
   /** @throws VerbRefused; Error: it does not answer, or not what this verb answers; the signal's reason */
   async #ask<T extends TSchema>(
     method: string,
@@ -79,6 +84,7 @@ export class VmmApi {
     shape: T,
     ms: number,
     signal: AbortSignal,
+    body?: unknown,
   ): Promise<Static<T>> {
     const extra: BunFetchRequestInit & { readonly unix: string; readonly timeout: boolean } = {
       unix: this.#path,
@@ -89,7 +95,8 @@ export class VmmApi {
       method,
       keepalive: false,
       redirect: 'error',
-      headers: { connection: 'close' },
+      headers: { connection: 'close', ...(body !== undefined && { 'content-type': 'application/json' }) },
+      ...(body !== undefined && { body: JSON.stringify(body) }),
       signal: AbortSignal.any([signal, AbortSignal.timeout(ms)]),
     })
     return understand(answer.status, await bounded(answer), shape)

@@ -148,6 +148,9 @@ export class TalonMachine implements Machine {
   resume(signal: AbortSignal): Promise<void> {
     return this.#changeState('running', 'vm.resume', signal)
   }
+  async linkUp(signal: AbortSignal): Promise<void> {
+    await this.#api.linkUp(signal)
+  }
   powerButton(signal: AbortSignal): Promise<void> {
     return this.#api.put('vm.power-button', signal)
   }
