@@ -85,17 +85,23 @@ pub fn check(fd: RawFd, expected: Expected) -> io::Result<()> {
     }
 }
 
-/// Sets the flags of a socket, which has no others than this one.
+/// Sets the flags of a socket, which has no others than this one. The call is made without the library, which in musl adds
+/// a flag of files to it that the confined process may not set.
 pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: takes numbers only.
-    checked(unsafe {
-        libc::fcntl(
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_fcntl,
             fd.as_raw_fd(),
             libc::F_SETFL,
             libc::O_RDWR | libc::O_NONBLOCK,
         )
-    })
-    .map(drop)
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// An integer option of a socket (socket(7)).
