@@ -502,15 +502,22 @@ export const chains = (netlink: Netlink): FoundChain[] =>
     }
   })
 
-/** Whether a table has a chain. @throws NetlinkError */
-export const hasChain = (netlink: Netlink, table: Table, name: string): boolean =>
-  netlink.get(
+/**
+ * Names the links that a chain of the family `netdev` stands at, as far as they are there where the kernel goes by
+ * links and not by names; undefined where there is no such chain. @throws NetlinkError
+ */
+export const devicesOf = (netlink: Netlink, table: Table, name: string): string[] | undefined => {
+  const found = netlink.get(
     'look for a chain',
     message(table, TYPE.getChain, 0, [
       [1, text(table.name)],
       [3, text(name)],
     ]),
-  ) !== undefined
+  )
+  const hook = found && attributesOf(found.body.subarray(4)).get(4)
+  const devices = hook && attributesOf(hook).get(4)
+  return found && attributeList(devices ?? Buffer.alloc(0)).map(([, device]) => textOf(device))
+}
 
 /** What a rule of whomever does, as far as its expressions can be read: each its name and its attributes. */
 export interface FoundRule {

@@ -242,11 +242,12 @@ export const guard = (
   table: Table,
   nics: readonly FirewallNic[],
   from?: ReadonlyMap<string, Partial<Drops>>,
+  there?: ReadonlySet<string>,
 ): Message[] => [
   ...all(nics.flatMap((nic) => [ownElements(nic), droppedElements(nic.link, from?.get(nic.link))])).flatMap(
     ([set, list]) => addElements(table, set, list),
   ),
-  ...nics.flatMap(({ link }) => guardChain(table, link)),
+  ...nics.flatMap(({ link }) => (there && !there.has(link) ? [] : guardChain(table, link))),
 ]
 
 /** Leads what comes in by a port to the rules for ports. */
@@ -261,9 +262,17 @@ export const reguard = (table: Table, was: FirewallNic, becomes: FirewallNic): M
   ...ownElements(becomes).flatMap(([set, list]) => addElements(table, set, list)),
 ]
 
+const unchain = (table: Table, port: string): Message[] => [deleteRules(table, port), deleteChain(table, port)]
+
+/** Leads to the guard again, for a link that was made anew; `isThere` where the chain of the one before is left. */
+export const guardAgain = (table: Table, port: string, isThere: boolean): Message[] => [
+  ...(isThere ? unchain(table, port) : []),
+  ...guardChain(table, port),
+]
+
 /** Takes a guard away; the chain is not there where an older kernel took it away with its link. */
 export const unguard = (table: Table, nic: FirewallNic, isThere: boolean): Message[] => [
-  ...(isThere ? [deleteRules(table, nic.link), deleteChain(table, nic.link)] : []),
+  ...(isThere ? unchain(table, nic.link) : []),
   ...[...ownElements(nic), ...droppedElements(nic.link)].flatMap(([set, list]) => deleteElements(table, set, list)),
 ]
 

@@ -6,13 +6,13 @@ import { Netlink, NetlinkError, PROTOCOL } from '../../linux/netlink/netlink.ts'
 import {
   elements,
   type FoundElement,
-  hasChain,
+  devicesOf,
   TABLE_OWNED,
   TABLE_PERSISTS,
   type Table,
 } from '../../linux/netlink/nft.ts'
 import type { Description, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
-import { allDrops, type Drops, dropsOf, guard, guardTable, reguard, unguard } from './guard.ts'
+import { allDrops, type Drops, dropsOf, guard, guardAgain, guardTable, reguard, unguard } from './guard.ts'
 import { checkNamed, type Hold, Learned, learnedElements, timeoutMsOf } from './learned.ts'
 import { Lists, listLets } from './lists.ts'
 import { bytesOf } from './range.ts'
@@ -212,7 +212,7 @@ export class Firewall implements Disposable {
     if (!nic) return
     const lists = new Lists(this.#lists)
     const learned = removed(this.#rules, this.#learned.get(link)?.there(Date.now()) ?? [])
-    const guards = unguard(this.#guards, nic, this.#isGuarded(link))
+    const guards = unguard(this.#guards, nic, this.#guardedLinks(link) !== undefined)
     const messages = [...this.#removed(nic, lists), ...learned, ...guards]
     this.#change('detach a port', messages, lists, () => ({
       nics: [...this.#nics.values()].filter((one) => one.link !== link),
@@ -313,7 +313,7 @@ export class Firewall implements Disposable {
     const fresh = [...nicAdded(this.#rules, nic, network, lists), ...added(this.#rules, still.remaining(now))]
     const guards = [
       ...(isSameGuard(known, nic) ? [] : reguard(this.#guards, known, nic)),
-      ...(this.#isGuarded(nic.link) ? [] : guard(this.#guards, [nic])),
+      ...this.#guardedAgain(nic.link),
     ]
     this.#change('change a port', [...old, ...fresh, ...guards], lists, () => ({
       nics: [...this.#nics.values()].map((one) => (one.link === nic.link ? nic : one)),
@@ -324,8 +324,18 @@ export class Firewall implements Disposable {
     this.#cutLater(narrowed)
   }
 
+  #guardedLinks(link: string): string[] | undefined {
+    return devicesOf(this.#netlink, this.#guards, link)
+  }
+
   #isGuarded(link: string): boolean {
-    return hasChain(this.#netlink, this.#guards, link)
+    return this.#guardedLinks(link)?.includes(link) === true
+  }
+
+  /** Guards a link that was made anew, where the kernel let its guard go with the one before. */
+  #guardedAgain(link: string): Message[] {
+    const links = this.#guardedLinks(link)
+    return links?.includes(link) ? [] : guardAgain(this.#guards, link, links !== undefined)
   }
 
   #removed(nic: FirewallNic, lists: Lists): Message[] {
@@ -399,13 +409,14 @@ export class Firewall implements Disposable {
   }
 
   #commitWhole(description: Description, carried: Carried): Lists {
-    const commit = (what: Description): Lists => {
+    const commit = (there?: ReadonlySet<string>): Lists => {
       const lists = new Lists()
-      this.#netlink.commit('make the table', rebuild(this.#options.table, what, this.#flags, lists, carried))
+      const messages = rebuild(this.#options.table, description, this.#flags, lists, { ...carried, there })
+      this.#netlink.commit('make the table', messages)
       return lists
     }
     try {
-      return commit(description)
+      return commit()
     } catch (error) {
       if (hasCode(error, 'EOPNOTSUPP', 'EINVAL') && this.#flags !== 0) {
         this.#flags = 0
@@ -414,9 +425,8 @@ export class Firewall implements Disposable {
       // Before Linux 6.16 or so a port is guarded only where it is there.
       if (!hasCode(error, 'ENOENT')) throw error
       const there = this.#present()
-      const nics = description.nics.filter(({ link }) => there.has(link))
-      if (nics.length === description.nics.length) throw error
-      return commit({ ...description, nics })
+      if (description.nics.every(({ link }) => there.has(link))) throw error
+      return commit(there)
     }
   }
 

@@ -367,6 +367,8 @@ export interface Carried {
   readonly learned?: Elements
   /** What each port's counters said. */
   readonly drops?: ReadonlyMap<string, Partial<Drops>>
+  /** The links that are there, where the kernel guards no others; all where left out. */
+  readonly there?: ReadonlySet<string> | undefined
 }
 
 /**
@@ -379,7 +381,7 @@ export const rebuild = (
   description: Description,
   flags: number,
   lists: Lists,
-  { learned = [], drops }: Carried = {},
+  { learned = [], drops, there }: Carried = {},
 ): Message[] => {
   const rules = rulesTable(name)
   const ports = guardTable(name)
@@ -395,7 +397,7 @@ export const rebuild = (
     ...first,
     ...added(rules, [...elements, ...learned]),
     ...guards(ports),
-    ...guard(ports, description.nics, drops),
+    ...guard(ports, description.nics, drops, there),
   ]
 }
 

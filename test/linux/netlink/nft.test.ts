@@ -13,10 +13,10 @@ import {
   deleteRules,
   deleteSet,
   deleteTable,
+  devicesOf,
   elements,
   elementsNamed,
   FAMILY,
-  hasChain,
   interfaceBytes,
   keyOf,
   newChain,
@@ -102,9 +102,9 @@ describe.skipIf(!isRoot)('nf_tables', () => {
     expect(() => netlink.commit('try', batch)).toThrow(
       expect.objectContaining({ code: 'ENOENT', index: 1 }) as unknown as NetlinkError,
     )
-    expect(hasChain(netlink, TABLE, 'one')).toBe(false)
+    expect(devicesOf(netlink, TABLE, 'one')).toBeUndefined()
     netlink.commit('make a chain', [newChain(TABLE, 'one')])
-    expect(hasChain(netlink, TABLE, 'one')).toBe(true)
+    expect(devicesOf(netlink, TABLE, 'one')).toEqual([])
   })
 
   test('sets and maps are printed as they were meant', () => {

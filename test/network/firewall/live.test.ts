@@ -186,6 +186,7 @@ describe.skipIf(!isRoot)('the table that a daemon keeps', () => {
     await stands()
 
     world.guests[2].netns.run('ip', 'route', 'del', '10.42.0.3/32')
+    world.guests[2].netns.run('ip', 'neigh', 'flush', 'dev', 'eth0')
     for (const link of ['veth-g2-h', 'veth-g3-h'])
       links.apply('isolate', [setPort(linkByName(links, link)?.index ?? 0, { isolated: false })])
   })
@@ -290,6 +291,12 @@ describe.skipIf(!isRoot)('the table that a daemon keeps', () => {
     await isGuarded()
 
     ip('link', 'del', 'veth-g2-h')
+    make()
+    firewall.attach(nicOf(2))
+    await isGuarded()
+
+    ip('link', 'del', 'veth-g2-h')
+    firewall.rebuild()
     make()
     firewall.attach(nicOf(2))
     await isGuarded()
