@@ -28,6 +28,17 @@ export const VmStats = named(
       Type.Object({ mount: Type.String(), size: Type.Integer(), used: Type.Integer(), available: Type.Integer() }),
     ),
     processes: Type.Integer(),
+    network: Type.Array(
+      Type.Object({
+        network: Type.String(),
+        mac_address: Type.String(),
+        rx_bytes: Type.Integer(),
+        tx_bytes: Type.Integer(),
+        rx_packets: Type.Integer(),
+        tx_packets: Type.Integer(),
+      }),
+      { description: 'What each card in a network received and sent since it was last made, counted on the host' },
+    ),
     host: Type.Object({
       memory_bytes: Type.Union([Type.Integer(), Type.Null()], {
         description: 'Resident on the host, all processes of the vm',

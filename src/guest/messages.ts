@@ -44,7 +44,7 @@ export const ExitMessage = Type.Object({ code: ExitCode, signal: orNull(Signal),
 export const ANSWERS = {
   stat: FileStat,
   list: FileList,
-  metrics: Type.Omit(VmStats, ['name', 'host']),
+  metrics: Type.Omit(VmStats, ['name', 'network', 'host']),
   copyIn: Type.Object({ entries: Type.Integer(), bytes: Type.Integer() }),
   copyOut: Type.Object({ name: Type.String({ maxLength: 4096 }), is_dir: Type.Boolean() }),
   logs: Type.Object({ oldest: Offset, next: Offset }),

@@ -8,6 +8,8 @@ import {
   deleteLink,
   type Link,
   linkByName,
+  type LinkCounters,
+  linkCounters,
   links,
   newAddress,
   newBridge,
@@ -177,6 +179,11 @@ export class HostLinks implements Disposable {
   /** A link of the host's by its name. */
   hostLink(name: string): Link | undefined {
     return linkByName(this.hostNetlink(), name)
+  }
+
+  /** What has gone over a link of a network's; undefined where it is not there. */
+  counters(network: Pick<NetworkRow, 'uid' | 'type'>, name: string): LinkCounters | undefined {
+    return linkCounters(this.#place(network).netlink, name)
   }
 
   /** Every link of a network's place. */

@@ -11,6 +11,7 @@ import {
   type NetworkUpdate,
 } from '../contract/network.ts'
 import { fill } from '../contract/schema.ts'
+import type { VmStats } from '../contract/stats.ts'
 import { chain } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 import type { Config } from '../config.ts'
@@ -37,6 +38,8 @@ import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
 export const DEFAULT_NETWORK = 'default'
+
+type Traffic = VmStats['network'][number]
 
 /** What networks are made of. */
 export interface NetworksHost {
@@ -276,6 +279,19 @@ export class Networks {
     if (!row) return
     if (hasBridge(row)) this.service.detach(row, lease)
     else this.links.removeLink(row, lease.link)
+  }
+
+  /** What a card has sent and received, as its guest sees it; undefined where its link is not there. */
+  traffic(lease: LeaseRow): Traffic | undefined {
+    const row = this.byUid(lease.networkUid)
+    const seen = row && this.#able(() => this.links.counters(row, lease.link))
+    if (!row || !seen) return undefined
+    const { rxBytes, txBytes, rxPackets, txPackets } = seen
+    const name = { network: row.name, mac_address: lease.mac }
+    // A macvtap is the guest's own end; of a tap the host has the other.
+    return hasBridge(row)
+      ? { ...name, rx_bytes: txBytes, tx_bytes: rxBytes, rx_packets: txPackets, tx_packets: rxPackets }
+      : { ...name, rx_bytes: rxBytes, tx_bytes: txBytes, rx_packets: rxPackets, tx_packets: txPackets }
   }
 
   async #forget(row: NetworkRow, told = false): Promise<void> {

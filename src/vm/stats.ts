@@ -4,6 +4,7 @@ import { converse } from '../guest/conversation.ts'
 import { patiently } from '../guest/patience.ts'
 import type { Host } from '../host.ts'
 import { processUsage } from '../linux/usage.ts'
+import { leasesOf } from '../network/leases.ts'
 import { running } from './machine/running.ts'
 import { pathsOf } from './row/layout.ts'
 
@@ -15,7 +16,10 @@ const STAT_BLOCK = 512
  * Measures a running vm: what its agent says of the guest, and what the host spends on it. @throws `vm_wrong_state`,
  * `agent_unavailable`
  */
-export const stats = async (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: string): Promise<VmStats> => {
+export const stats = async (
+  host: Pick<Host, 'config' | 'networks' | 'store' | 'vms'>,
+  ref: string,
+): Promise<VmStats> => {
   const { row, machine } = running(host, ref, 'measure', 'read')
   const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>
     converse(machine, 'metrics', {}, signal),
@@ -34,6 +38,7 @@ export const stats = async (host: Pick<Host, 'config' | 'store' | 'vms'>, ref: s
     memory,
     disks,
     processes,
+    network: leasesOf(host.store, row.uid).flatMap((lease) => host.networks.traffic(lease) ?? []),
     host: {
       memory_bytes: sum(usage.map((one) => one?.residentBytes)),
       cpu_ms: sum(usage.map((one) => one?.cpuMs)),

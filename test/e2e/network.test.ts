@@ -90,6 +90,32 @@ describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
     expect(said).toContain('1500')
   }, 120_000)
 
+  test('stats count what a guest received and sent, as the guest itself does', async () => {
+    const own = async () => {
+      const [rx = 0, tx = 0] = (await say('a', 'cd /sys/class/net/eth0/statistics; cat rx_bytes tx_bytes'))
+        .trim()
+        .split('\n')
+        .map(Number)
+      return { rx, tx }
+    }
+    const seen = async () => (await daemon.client.call('vm.stats', at('a'))).network[0]
+    const [guestBefore, before] = [await own(), await seen()]
+    await say('a', 'ping -q -c 20 -A -s 1000 10.42.0.1; ping -q -c 1 -W 1 -s 40000 203.0.113.9')
+    const [guest, after] = [await own(), await seen()]
+
+    expect(after).toMatchObject({
+      network: 'default',
+      mac_address: (await daemon.client.call('vm.get', at('a'))).mac_address,
+    })
+    const sent = (after?.tx_bytes ?? 0) - (before?.tx_bytes ?? 0)
+    const received = (after?.rx_bytes ?? 0) - (before?.rx_bytes ?? 0)
+    expect(sent).toBeGreaterThan(received + 20_000) // so that one is not taken for the other
+    expect(received).toBeGreaterThanOrEqual(20 * 1000)
+    expect(Math.abs(sent - (guest.tx - guestBefore.tx))).toBeLessThan(4000)
+    expect(Math.abs(received - (guest.rx - guestBefore.rx))).toBeLessThan(4000)
+    expect((await cli(daemon, ['stats', '--no-stream', 'a'])).stdout).toContain('NET I/O')
+  }, 120_000)
+
   test('guests of one network speak by name, and names are told both ways', async () => {
     const b = await daemon.client.call('vm.get', at('b'))
     expect(await code('a', 'ping -c 1 b && ping -c 1 b.default.aerie')).toBe(0)

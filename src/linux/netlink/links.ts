@@ -26,6 +26,7 @@ const IFLA = {
   link: 5,
   master: 10,
   linkInfo: 18,
+  stats64: 23,
   netNsPid: 19,
   group: 27,
   netNsFd: 28,
@@ -332,6 +333,29 @@ export const linkByName = (netlink: Netlink, name: string): Link | undefined => 
     attributes: [[IFLA.name, text(name)]],
   })
   return found && linkOf(found.body)
+}
+
+/** What has gone over a link, as its host sees it. */
+export interface LinkCounters {
+  readonly rxPackets: number
+  readonly txPackets: number
+  readonly rxBytes: number
+  readonly txBytes: number
+}
+
+/** Reads what has gone over a link (`struct rtnl_link_stats64`); undefined where there is no such link. */
+export const linkCounters = (netlink: Netlink, name: string): LinkCounters | undefined => {
+  const found = netlink.get('read the counters of a link', {
+    type: RTM.getLink,
+    head: linkHead(0),
+    attributes: [[IFLA.name, text(name)]],
+  })
+  const bytes = found && attributesOf(found.body.subarray(16)).get(IFLA.stats64)
+  if (!bytes || bytes.length < 32) return undefined
+  const [rxPackets = 0, txPackets = 0, rxBytes = 0, txBytes = 0] = [0, 8, 16, 24].map((at) =>
+    Number(bytes.readBigUInt64LE(at)),
+  )
+  return { rxPackets, txPackets, rxBytes, txBytes }
 }
 
 /** Lists the addresses of all links. */

@@ -5,6 +5,7 @@ import {
   deleteGroup,
   deleteLink,
   linkByName,
+  linkCounters,
   links,
   MACVTAP_MODE,
   newAddress,
@@ -106,6 +107,27 @@ describe.skipIf(!isRoot)('links, addresses and routes', () => {
       })
       netlink.apply('delete', [deleteLink(index('mv0'))])
     }
+  })
+
+  test('the counters of a link are those that `ip` reads', () => {
+    netlink.apply('make a pair', [newVeth({ name: 'c0' }, { name: 'c1' })])
+    netlink.apply('raise it', [setLink(index('c0'), { up: true }), setLink(index('c1'), { up: true })])
+    netlink.apply('address it', [newAddress(index('c0'), Uint8Array.of(10, 98, 0, 1), 24)])
+    netns.run('ip', 'neigh', 'add', '10.98.0.2', 'lladdr', '02:00:00:00:00:77', 'dev', 'c0')
+    netns.run('bash', '-c', 'for n in 1 2 3; do printf %01000d 0 >/dev/udp/10.98.0.2/9; done')
+
+    const [said] = netns.ip('-s', 'link', 'show', 'c1') as unknown as [
+      { stats64: Record<'rx' | 'tx', { bytes: number; packets: number }> },
+    ]
+    const { rx, tx } = said.stats64
+    expect(rx.bytes).toBeGreaterThanOrEqual(3 * 1042)
+    expect(linkCounters(netlink, 'c1')).toEqual({
+      rxBytes: rx.bytes,
+      rxPackets: rx.packets,
+      txBytes: tx.bytes,
+      txPackets: tx.packets,
+    })
+    expect(linkCounters(netlink, 'c9')).toBeUndefined()
   })
 
   test('routes go over a gateway or a link', () => {

@@ -16,6 +16,13 @@ const cpuPercent = (now: VmStats, before: VmStats | undefined): number => {
   return passed <= 0 ? 0 : Math.max(0, (100 * busy) / passed)
 }
 
+/** Says what a vm received and sent, all its cards together. */
+const netIo = ({ network }: VmStats): string => {
+  if (network.length === 0) return '-'
+  const sum = (way: 'rx_bytes' | 'tx_bytes'): string => sayBytes(network.reduce((all, card) => all + card[way], 0))
+  return `${sum('rx_bytes')} / ${sum('tx_bytes')}`
+}
+
 const statsTable = (all: readonly VmStats[], before: ReadonlyMap<string, VmStats>): Table => ({
   columns: [
     { title: 'NAME' },
@@ -23,6 +30,7 @@ const statsTable = (all: readonly VmStats[], before: ReadonlyMap<string, VmStats
     { title: 'MEMORY', right: true },
     { title: 'LIMIT', right: true },
     { title: 'DISK', right: true },
+    { title: 'NET I/O', right: true },
     { title: 'LOAD', right: true },
     { title: 'PROCESSES', right: true },
     { title: 'HOST MEMORY', right: true },
@@ -34,6 +42,7 @@ const statsTable = (all: readonly VmStats[], before: ReadonlyMap<string, VmStats
     sayBytes(one.memory.used),
     sayBytes(one.memory.total),
     one.disks[0] ? sayBytes(one.disks[0].used) : '-',
+    netIo(one),
     one.load[0]?.toFixed(2) ?? '-',
     String(one.processes),
     one.host.memory_bytes === null ? '-' : sayBytes(one.host.memory_bytes),
