@@ -238,6 +238,11 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/network/networks.ts').then((file) => file.remove),
   },
   {
+    ...named('port', 'list'),
+    summary: 'List published ports',
+    load: () => import('./commands/port/ports.ts').then((file) => file.list),
+  },
+  {
     names: ['network import'],
     summary: 'Make a network of an address management file',
     load: () => import('./commands/network/networks.ts').then((file) => file.importFile),

@@ -26,6 +26,7 @@ export const NOUNS = {
     summary: 'Networks of vms and containers',
     names: async (client, signal) => (await client.call('network.list', {}, { signal })).map((network) => network.name),
   },
+  port: { summary: 'Ports of this host that lead into vms' },
   system: { summary: 'The daemon and this host' },
   token: {
     summary: 'Tokens of the API',

@@ -1,5 +1,5 @@
 import { VmCreate } from '../contract/vm-spec.ts'
-import { absolute, type Flag, rate, usageInvalid, type Values } from './flags.ts'
+import { absolute, type Flag, list, rate, usageInvalid, type Values } from './flags.ts'
 import { ENV_FLAGS, readEnv } from './guest-flags.ts'
 import { defined, schemaFlags } from './schema-flags.ts'
 
@@ -32,9 +32,18 @@ const NETWORK: Flag<readonly Card[]> = {
   read: (said, before = []) => [...before, readCard(said)],
 }
 
+/** Ports of the host, one a flag. */
+const PUBLISH = list(
+  'A port of the host that leads into it; 0 picks one; the loopback where no address is said',
+  '[ADDR:]HOST:GUEST[/udp]',
+  {
+    short: 'p',
+  },
+)
+
 /** What a new vm can be told, read off the contract; here stands only what a flag says otherwise than its field. */
 const FIELDS = schemaFlags(VmCreate, {
-  omit: ['image', 'cmd', 'env', 'tty', 'hold', 'auto_remove', 'plugin', 'runtime', 'network', 'nics'],
+  omit: ['image', 'cmd', 'env', 'tty', 'hold', 'auto_remove', 'plugin', 'runtime', 'network', 'nics', 'publish'],
   more: {
     name: { placeholder: 'NAME', help: 'Name of the vm: a-z, 0-9, inner dashes, at most 63, not digits alone' },
     cpu_cores: { aliases: ['cpus'] },
@@ -42,7 +51,7 @@ const FIELDS = schemaFlags(VmCreate, {
     workdir: { flag: absolute('Folder that the command starts in', 'DIR', { short: 'w', aliases: ['cwd'] }) },
     user: { short: 'u', placeholder: 'USER' },
     entrypoint: { help: 'Program instead of the image\'s; a JSON array gives it arguments, "" none' },
-    port: { short: 'p', placeholder: 'PORT' },
+    port: { placeholder: 'PORT' },
     metadata: { help: 'A label', short: 'l', aliases: ['label'] },
     kernel: { placeholder: 'KERNEL' },
     hypervisor: { help: "Driver (the daemon's)" },
@@ -51,7 +60,7 @@ const FIELDS = schemaFlags(VmCreate, {
     },
   },
 })
-export const VM_FLAGS = { ...FIELDS.flags, ...ENV_FLAGS, network: NETWORK }
+export const VM_FLAGS = { ...FIELDS.flags, ...ENV_FLAGS, network: NETWORK, publish: PUBLISH }
 
 const cardsOf = (cards: readonly Card[] | undefined): Pick<VmCreate, 'network' | 'nics'> => {
   const [network, ...others] = cards ?? []
@@ -73,5 +82,6 @@ export const vmCreateOf = (
   image,
   ...FIELDS.said(flags),
   ...cardsOf(flags.network),
+  ...(flags.publish && { publish: [...flags.publish] }),
   ...defined({ cmd: cmd?.length === 0 ? undefined : cmd && [...cmd], env: readEnv(flags, own) }),
 })

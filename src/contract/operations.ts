@@ -6,6 +6,7 @@ import { imageOperations } from './image.ts'
 import { kernelOperations } from './kernel.ts'
 import { logOperations } from './log.ts'
 import { networkOperations } from './network.ts'
+import { portOperations } from './port.ts'
 import type { Operation } from './operation.ts'
 import { statsOperations } from './stats.ts'
 import { systemOperations } from './system.ts'
@@ -22,6 +23,7 @@ export const operations = {
   ...imageOperations,
   ...kernelOperations,
   ...networkOperations,
+  ...portOperations,
   ...systemOperations,
 }
 export type OperationId = keyof typeof operations

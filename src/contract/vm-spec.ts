@@ -3,6 +3,7 @@ import { HypervisorName } from './hypervisor.ts'
 import { Argv, Env, GuestPath, GuestUser } from './guest.ts'
 import { oneOf } from './operation.ts'
 import { Egress, IpAddress, Mac, NetworkName } from './network.ts'
+import { Publish } from './port.ts'
 import { defaulted, fill, type Filled, named } from './schema.ts'
 
 /** Bounds of one vm, as its schema says them. The host's own capacity is checked apart. */
@@ -157,6 +158,7 @@ const FIELDS = {
   ...Storage.properties,
   ...Policy.properties,
   network: Type.Optional({ ...Network, description: "The first card; by the daemon's default where absent" }),
+  publish: defaulted(Type.Array(Publish, { maxItems: 64, description: 'Ports of the host that lead into it' }), []),
   nics: defaulted(Type.Array(Card, { maxItems: CARDS_MAX - 1, description: 'Further cards' }), []),
 } as const
 
@@ -184,6 +186,7 @@ export interface VmSpec {
   readonly policy: Filled<typeof Policy>
   readonly network: VmNetwork
   readonly nics: readonly VmCard[]
+  readonly publish: readonly string[]
 }
 
 /** Each field with its group. */
@@ -203,22 +206,24 @@ export const specOf = (fields: VmFields): VmSpec => {
     const value = (fields as Readonly<Record<string, unknown>>)[name]
     if (value !== undefined) groups[group][name] = value
   }
-  const { network = { mode: 'vsock' }, nics } = fields
+  const { network = { mode: 'vsock' }, nics, publish } = fields
   return {
-    ...(groups as unknown as Omit<VmSpec, 'network' | 'nics'>),
+    ...(groups as unknown as Omit<VmSpec, 'network' | 'nics' | 'publish'>),
     network: fill(Network, network),
     nics: nics.map((one) => fill(Card, one)),
+    publish,
   }
 }
 
 /** Takes a specification out of its groups: what the wire shows and a row keeps. */
-export const fieldsOf = ({ compute, workload, storage, policy, network, nics }: VmSpec): VmFields => ({
+export const fieldsOf = ({ compute, workload, storage, policy, network, nics, publish }: VmSpec): VmFields => ({
   ...compute,
   ...workload,
   ...storage,
   ...policy,
   network,
   nics: [...nics],
+  publish: [...publish],
 })
 
 /** Fields that are not shown of a vm: what may hold secrets, and what only a boot uses. */

@@ -161,6 +161,8 @@ const CARD_FAULTS = [
   'network_unable',
   'network_exhausted',
   'network_address_taken',
+  'port_in_use',
+  'port_denied',
 ] as const
 
 const admin = { params: VmRef, scope: 'admin' as const }

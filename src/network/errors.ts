@@ -68,3 +68,19 @@ export const networkAddressTaken = fault(
   (d) => `Cannot use ${d.address} in network "${d.network}": ${d.by}`,
   'Leave the address out to get one that is free',
 )
+
+const PortData = { port: Type.Integer(), protocol: Type.String(), address: Type.String(), by: Type.String() }
+export const portInUse = fault(
+  'port_in_use',
+  'conflict',
+  PortData,
+  (d) => `Cannot publish port ${d.port}/${d.protocol} of ${d.address}: ${d.by} has it`,
+  'Choose another port, or 0 for one that is free; "aerie port ls" lists those of vms',
+)
+export const portDenied = fault(
+  'port_denied',
+  'forbidden',
+  { port: Type.Integer() },
+  (d) => `Cannot publish port ${d.port}: this daemon may not use ports below 1024`,
+  'Choose a higher port, or run the daemon as root',
+)

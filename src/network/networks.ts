@@ -10,6 +10,7 @@ import {
   networkEvents,
   type NetworkUpdate,
 } from '../contract/network.ts'
+import type { Port } from '../contract/port.ts'
 import { fill } from '../contract/schema.ts'
 import type { VmStats } from '../contract/stats.ts'
 import { chain } from '../lib/fault.ts'
@@ -18,7 +19,7 @@ import type { Config } from '../config.ts'
 import { newId } from '../lib/id.ts'
 import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
 import { hasCode } from '../linux/errno.ts'
-import { type LeaseRow, leases, type NetworkRow, networks } from '../store/schema.ts'
+import { type LeaseRow, leases, type NetworkRow, networks, type PortRow } from '../store/schema.ts'
 import { immediate, type Store } from '../store/store.ts'
 import { sayV4 } from './address.ts'
 import {
@@ -31,9 +32,10 @@ import {
   networkUnable,
 } from './errors.ts'
 import { HostLinks } from './host-links.ts'
-import { gateway6Of, hasBridge } from './network-row.ts'
+import { type HeldPort, ledPorts, letGo } from './ports.ts'
+import { type Bridged, gateway6Of, hasBridge } from './network-row.ts'
 import { NetworkService } from './service/network-service.ts'
-import { leasesIn, newMac, poolSize } from './leases.ts'
+import { leasesOf, leasesIn, newMac, poolSize } from './leases.ts'
 import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
@@ -271,6 +273,43 @@ export class Networks {
           })
         : this.links.openMacvtap(row, lease, queues),
     )
+  }
+
+  /** Leads ports of the host, which are held and written down, into a vm. */
+  async publish(vmUid: string, held: readonly HeldPort[]): Promise<void> {
+    const row = this.#homeOf(vmUid)
+    if (row) await this.service.publish(row, vmUid, held)
+    else letGo(held)
+  }
+
+  /** Takes back what a vm published; `row` is its first card's network. */
+  async unpublish(row: NetworkRow | undefined, gone: readonly PortRow[]): Promise<void> {
+    if (row && hasBridge(row)) await this.service.unpublish(row, gone)
+  }
+
+  /** The network of a vm's first card, where that stands on a bridge. */
+  homeOf(vmUid: string): NetworkRow | undefined {
+    return this.#homeOf(vmUid)
+  }
+
+  #homeOf(vmUid: string): Bridged | undefined {
+    const [first] = leasesOf(this.#store, vmUid)
+    const row = first && this.byUid(first.networkUid)
+    return row && hasBridge(row) ? row : undefined
+  }
+
+  /** The ports of this host that lead into vms, or into one. */
+  ports(vmUid?: string): Port[] {
+    return ledPorts(this.#store)
+      .filter((one) => vmUid === undefined || one.vmUid === vmUid)
+      .map(({ vm, protocol, address, port, guestPort, guest }) => ({
+        vm,
+        protocol,
+        host_address: address,
+        host_port: port,
+        guest_port: guestPort,
+        ip_address: guest,
+      }))
   }
 
   /** Takes back what does not go with the last descriptor of a card. */

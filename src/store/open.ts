@@ -13,9 +13,10 @@ import idempotency from './migrations/0005_idempotency.sql' with { type: 'text' 
 import events from './migrations/0006_events.sql' with { type: 'text' }
 import reboots from './migrations/0007_reboots.sql' with { type: 'text' }
 import networks from './migrations/0008_networks.sql' with { type: 'text' }
+import ports from './migrations/0009_ports.sql' with { type: 'text' }
 
 /** The migrations in their order; a released one never changes, a change of the schema is the next file. */
-const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots, idempotency, events, reboots, networks]
+const MIGRATIONS: readonly string[] = [first, saved, snapshots, boots, idempotency, events, reboots, networks, ports]
 
 export const storeNewer = fault(
   'state_newer',

@@ -1,4 +1,4 @@
-import { index, integer, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
+import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
 import { Type, type Static } from '@sinclair/typebox'
 import { sql } from 'drizzle-orm'
 import { ImageConfig } from '../contract/image.ts'
@@ -192,6 +192,22 @@ export const leases = sqliteTable(
   (t) => [uniqueIndex('leases_address').on(t.networkUid, t.address), uniqueIndex('leases_nic').on(t.vmUid, t.nic)],
 )
 export type LeaseRow = typeof leases.$inferSelect
+
+/** A port of the host that leads into a vm. */
+export const ports = sqliteTable(
+  'ports',
+  {
+    protocol: text().$type<'tcp' | 'udp'>().notNull(),
+    address: text().notNull(),
+    port: integer().notNull(),
+    guestPort: integer('guest_port').notNull(),
+    vmUid: text('vm_uid')
+      .notNull()
+      .references(() => vms.uid),
+  },
+  (t) => [primaryKey({ columns: [t.protocol, t.address, t.port] }), index('ports_vm').on(t.vmUid)],
+)
+export type PortRow = typeof ports.$inferSelect
 
 /**
  * What one boot of a vm is, from its start to its end: replaced whole when the next one begins. A vm that never booted

@@ -18,6 +18,9 @@ import { byUid } from './row/lookup.ts'
 import { move } from './row/moves.ts'
 import { insert } from './row/reserve.ts'
 import { view } from './row/view.ts'
+import { type HeldPort, letGo, recordPorts, sayPublished } from '../network/ports.ts'
+import type { Store } from '../store/store.ts'
+import { holdPublished } from './row/published.ts'
 import { writeTemplate } from '../volume/template.ts'
 
 /**
@@ -32,11 +35,13 @@ import { writeTemplate } from '../volume/template.ts'
  * `vm_start_failed`
  */
 export const create = async (host: Host, want: VmCreate, claim?: Claim): Promise<Vm> => {
-  const row = await reserve(host, want, claim)
+  const { row, held } = await reserve(host, want, claim)
   host.daemon.step('row-inserted')
   return await host.vms.queue.run(row.uid, () =>
     undoing({ failed: undoFailed(host, row) }, async (undo) => {
       undo.push('vm', (reason) => takeBack(host, row, reason))
+      await host.networks.publish(row.uid, held)
+      host.daemon.step('published')
       prepare(host, row)
       move(host.store, row.uid, 'prepared', { newBoot: {} })
       host.daemon.step('prepared')
@@ -52,22 +57,29 @@ export const createdBefore = (host: Pick<Host, 'store'>, [made]: readonly Made[]
   return row && view(row)
 }
 
+/** A vm that is to be, and the ports of the host that it holds. */
+interface Reserved {
+  readonly row: VmRow
+  readonly held: readonly HeldPort[]
+}
+
 /** The row of a new vm, with its key. */
-const reserve = async (host: MachineHost, want: VmCreate, claim: Claim | undefined): Promise<VmRow> => {
+const reserve = async (host: MachineHost, want: VmCreate, claim: Claim | undefined): Promise<Reserved> => {
   const { name, ...fields } = fill(VmCreate, want)
   const spec = specOf({ ...fields, network: fields.network ?? (await defaultCard(host)) })
   await ensureDefault(host, spec)
   const cards = planCards(host, spec)
   const hypervisor = spec.compute.hypervisor ?? host.hypervisors.nameFor(nicOf(spec))
   host.hypervisors.need(hypervisor)
-  return immediate(host.store, (tx) => {
+  const held = holdPublished(host, spec, cards)
+  const work = (tx: Store): VmRow => {
     const image = host.images.resolve(spec.storage.image, tx)
     const kernel = host.kernels.resolve(spec.compute.kernel)
     if (spec.workload.hold && argvOf(spec.workload, image.config).length === 0)
       throw workloadMissing({ image: spec.storage.image })
     admit(tx, host.config, { cpuCores: spec.compute.cpu_cores, memoryMb: spec.compute.memory_mb })
     const row = insert(tx, name, {
-      spec,
+      spec: { ...spec, publish: sayPublished(held) },
       runtime: spec.policy.runtime ?? spec.policy.plugin ?? 'vm',
       plugin: spec.policy.plugin ?? null,
       hypervisor,
@@ -77,10 +89,17 @@ const reserve = async (host: MachineHost, want: VmCreate, claim: Claim | undefin
       memoryMb: spec.compute.memory_mb,
     })
     const whole = giveCards(tx, row, cards)
+    recordPorts(tx, row.uid, held)
     fits(host, whole, image.config)
     claim?.(tx, [whole])
     return whole
-  })
+  }
+  try {
+    return { row: immediate(host.store, work), held }
+  } catch (error) {
+    letGo(held)
+    throw error
+  }
 }
 
 /** Tells the kind of network card that the vm's network asks for. */

@@ -100,6 +100,7 @@ const reserve = (
       const metadata = want.metadata ?? policy.metadata
       const spec = {
         ...rest,
+        publish: [],
         ...cardsOfClone(rest),
         workload: { ...workload, hold: false },
         policy: { ...policy, metadata },

@@ -122,6 +122,7 @@ export class FakeDaemon implements AsyncDisposable {
       walls: null,
       network: { mode: 'vsock' as const },
       nics: [],
+      publish: [],
       port: null,
       tty: body.tty ?? false,
       auto_remove: body.auto_remove ?? false,

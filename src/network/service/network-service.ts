@@ -9,12 +9,13 @@ import { Serial } from '../../lib/serial.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { replaceFile } from '../../linux/file.ts'
 import { endMarked } from '../../linux/marked.ts'
-import { type LeaseRow, leases, type NetworkRow, networks } from '../../store/schema.ts'
+import { type LeaseRow, leases, type NetworkRow, networks, type PortRow } from '../../store/schema.ts'
 import type { Store } from '../../store/store.ts'
 import { sayV4 } from '../address.ts'
-import type { Egress as FirewallEgress, FirewallNetwork, FirewallNic } from '../firewall/description.ts'
+import type { Egress as FirewallEgress, FirewallNetwork, FirewallNic, Published } from '../firewall/description.ts'
 import { type ChangedSetting, forward, undoForwarding, uplinks } from '../firewall/forwarding.ts'
 import { Firewall } from '../firewall/live-firewall.ts'
+import { bindPort, type HeldPort, isLoopback, type LedPort, ledPorts } from '../ports.ts'
 import type { HostLinks } from '../host-links.ts'
 import { type Bridged, gateway6Of, hasBridge } from '../network-row.ts'
 import { openHelperSockets } from './helper-sockets.ts'
@@ -46,6 +47,8 @@ export class NetworkService {
   readonly #firewalls = new Map<string, Firewall>()
   /** The helper of each network, by its uid. */
   readonly #helpers = new Map<string, NetHelper>()
+  /** Sockets of ports that are held here. */
+  readonly #held = new Map<string, number>()
   /** What is done to the helper of a network goes in order. */
   readonly #queue = new Serial()
   #generation = Date.now()
@@ -92,6 +95,75 @@ export class NetworkService {
     this.#tellLease(row, lease, false)
   }
 
+  /**
+   * Leads held ports of the host into a guest: those of the loopback by the helper, which takes their sockets over, others by the firewall,
+   * while this daemon holds their sockets.
+   */
+  async publish(row: Bridged, vmUid: string, held: readonly HeldPort[]): Promise<void> {
+    const led = ledPorts(this.#host.store).filter((one) => one.vmUid === vmUid)
+    for (const { protocol, address, port, fd } of held) {
+      const one = led.find((other) => keyOf(other) === keyOf({ protocol, address, port }))
+      if (!one) closeFd(fd)
+      else if (isLoopback(address)) await this.#queue.run(row.uid, () => this.#listen(row, one, fd))
+      else {
+        this.#firewall(row).publish(publishedOf(one))
+        this.#held.set(keyOf(one), fd)
+      }
+    }
+  }
+
+  /** Takes back ports that led into a guest. */
+  async unpublish(row: Bridged, gone: readonly PortRow[]): Promise<void> {
+    for (const one of gone) {
+      if (isLoopback(one.address)) {
+        await this.#queue.run(row.uid, async () => {
+          await this.helperOf(row)?.unlisten(keyOf(one))
+        })
+        continue
+      }
+      this.#firewalls
+        .get(placeOf(row))
+        ?.unpublish([{ proto: one.protocol, address: one.address, port: one.port, target: '0.0.0.0', targetPort: 1 }])
+      const fd = this.#held.get(keyOf(one))
+      this.#held.delete(keyOf(one))
+      if (fd !== undefined) closeFd(fd)
+    }
+  }
+
+  async #listen(row: Bridged, one: LedPort, fd: number): Promise<void> {
+    try {
+      await this.helperOf(row)?.listen(keyOf(one), one.protocol, `${one.guest}:${one.guestPort}`, fd)
+    } finally {
+      closeFd(fd)
+    }
+  }
+
+  /** Holds again what this daemon should, after it or the helper was away. What somebody else has by now is told in the log. */
+  async #holdAgain(row: Bridged): Promise<void> {
+    const led = ledPorts(this.#host.store).filter(({ networkUid }) => networkUid === row.uid)
+    const helper = this.helperOf(row)
+    const listening = new Set(await helper?.listeners())
+    for (const id of listening) if (!led.some((one) => keyOf(one) === id)) await helper?.unlisten(id)
+    for (const one of led) {
+      if (listening.has(keyOf(one)) || this.#held.has(keyOf(one))) continue
+      try {
+        const fd = bindPort(one.protocol, one.address, one.port)
+        if (fd === undefined) continue
+        if (isLoopback(one.address)) await this.#listen(row, one, fd)
+        else {
+          this.#held.set(keyOf(one), fd)
+          this.#firewall(row).unpublish(publishedOf(one))
+          this.#firewall(row).publish(publishedOf(one))
+        }
+      } catch (error) {
+        this.#host.log.error(
+          { vm: one.vm, port: one.port, reasons: chain(error) },
+          'cannot have a published port again',
+        )
+      }
+    }
+  }
+
   /** Says why frames of a port were dropped, and how many. */
   dropped(row: Bridged, link: string): Record<string, number> {
     const counters = this.#firewalls.get(placeOf(row))?.counters(link)
@@ -129,8 +201,10 @@ export class NetworkService {
   close(): void {
     for (const helper of this.#helpers.values()) helper.close()
     for (const firewall of this.#firewalls.values()) firewall[Symbol.dispose]()
+    for (const fd of this.#held.values()) closeFd(fd)
     this.#helpers.clear()
     this.#firewalls.clear()
+    this.#held.clear()
   }
 
   #firewall(row: NetworkRow): Firewall {
@@ -201,6 +275,7 @@ export class NetworkService {
     }
     this.#helpers.set(row.uid, helper)
     await helper.state(++this.#generation, this.#stateOf(row))
+    await this.#holdAgain(row)
   }
 
   async #launchHelper(row: Bridged, path: string): Promise<void> {
@@ -257,6 +332,16 @@ export class NetworkService {
       this.#host.log.warn({ network: row.name, reasons: chain(error) }, 'cannot tell the network helper')
     })
   }
+}
+
+/** Names a port of the host. */
+const keyOf = ({ protocol, address, port }: Pick<PortRow, 'protocol' | 'address' | 'port'>): string =>
+  `${protocol} ${address} ${port}`
+
+/** A port as the firewall leads it on; none where the guest has no address of its family. */
+const publishedOf = ({ protocol, address, port, guest, guest6, guestPort }: LedPort): Published[] => {
+  const target = isIP(address) === 6 ? guest6 : guest
+  return target === null ? [] : [{ proto: protocol, address, port, target, targetPort: guestPort }]
 }
 
 /** Names the place of a network's links: its own, or the host's. */

@@ -2,8 +2,9 @@ import { rmSync } from 'node:fs'
 import { eq, sql } from 'drizzle-orm'
 import { vmEvents } from '../../contract/vm.ts'
 import type { MachineHost } from '../../host.ts'
+import { forgetPorts } from '../../network/ports.ts'
 import { release } from '../../network/leases.ts'
-import { vms } from '../../store/schema.ts'
+import { type PortRow, vms } from '../../store/schema.ts'
 import { immediate, prepared } from '../../store/store.ts'
 import { removeRuntime } from './teardown.ts'
 import { pathsOf } from '../row/layout.ts'
@@ -23,7 +24,10 @@ export const purge = async (host: MachineHost, uid: string): Promise<void> => {
   host.daemon.step('before-files-removed')
   rmSync(pathsOf(host.config, row).folder, { recursive: true, force: true })
   host.daemon.step('files-removed')
+  const home = host.networks.homeOf(uid)
+  const gone: PortRow[] = []
   const removeSnapshot = immediate(host.store, (tx) => {
+    gone.push(...forgetPorts(tx, uid))
     release(tx, uid)
     deleteVm(tx).run({ uid })
     host.store.events.append(tx, vmEvents, {
@@ -36,4 +40,5 @@ export const purge = async (host: MachineHost, uid: string): Promise<void> => {
     return host.snapshots.release(tx, row.snapshot)
   })
   removeSnapshot()
+  await host.networks.unpublish(home, gone)
 }

@@ -39,7 +39,7 @@ export const ensureDefault = async (
 }
 
 /** One card of a vm that is to be, with its network. */
-interface Planned {
+export interface Planned {
   readonly card: VmNetwork | VmCard
   readonly network: NetworkRow
 }
