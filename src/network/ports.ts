@@ -170,7 +170,7 @@ export const bindPort = (protocol: 'tcp' | 'udp', address: string, port: number)
 const refusal = (
   store: Store,
   error: unknown,
-  { protocol, address, port }: Omit<PortRow, 'guestPort' | 'vmUid'>,
+  { protocol, address, port }: Pick<PortRow, 'protocol' | 'address' | 'port'>,
 ): unknown => {
   if (hasCode(error, 'EADDRINUSE'))
     return portInUse({ port, protocol, address, by: holderOf(store, protocol, port) ?? 'another program' })

@@ -1,4 +1,4 @@
-import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
+import { index, integer, sqliteTable, text, uniqueIndex } from 'drizzle-orm/sqlite-core'
 import { Type, type Static } from '@sinclair/typebox'
 import { sql } from 'drizzle-orm'
 import { ImageConfig } from '../contract/image.ts'
@@ -197,6 +197,7 @@ export type LeaseRow = typeof leases.$inferSelect
 export const ports = sqliteTable(
   'ports',
   {
+    id: integer().primaryKey({ autoIncrement: true }),
     protocol: text().$type<'tcp' | 'udp'>().notNull(),
     address: text().notNull(),
     port: integer().notNull(),
@@ -205,7 +206,7 @@ export const ports = sqliteTable(
       .notNull()
       .references(() => vms.uid),
   },
-  (t) => [primaryKey({ columns: [t.protocol, t.address, t.port] }), index('ports_vm').on(t.vmUid)],
+  (t) => [uniqueIndex('ports_place').on(t.protocol, t.address, t.port), index('ports_vm').on(t.vmUid)],
 )
 export type PortRow = typeof ports.$inferSelect
 

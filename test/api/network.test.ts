@@ -6,6 +6,11 @@ import { Netns } from '../linux/netns.ts'
 import { isRoot } from '../linux/support.ts'
 
 const at = (name: string) => ({ params: { name } })
+/** Listens at a port until it is ended. */
+const LISTENER = `import socket, time
+s = socket.socket(); s.bind(('127.0.0.1', 7999)); s.listen(); print('on', flush=True); time.sleep(1000)`
+/** Room for many vms at once. */
+const FLAGS = ['--memory-limit-mb', '8192', '--cpu-oversubscription', '64']
 const refused = (code: string, words: string) =>
   expect.objectContaining({ code, message: expect.stringContaining(words) as unknown }) as unknown as Error
 
@@ -25,7 +30,7 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     daemon = await startDaemon({
       fake: true,
       netns: netns.path,
-      flags: ['--memory-limit-mb', '8192', '--cpu-oversubscription', '64'],
+      flags: FLAGS,
     })
     await seedFake(daemon)
   })
@@ -86,7 +91,7 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
       fake: true,
       netns: netns.path,
       folder: daemon.folder,
-      flags: ['--memory-limit-mb', '8192', '--cpu-oversubscription', '64'],
+      flags: FLAGS,
     })
 
     for (const vm of await daemon.client.call('vm.list', {})) expect(vm.ip_address).toBe(addresses.get(vm.name) ?? '')
@@ -182,6 +187,65 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     await expect(daemon.client.call('network.import', { body: file })).rejects.toThrow(
       refused('network_exists', 'there is one'),
     )
+  })
+
+  test('ports of the host lead into a vm for as long as it is there, and nobody else has them', async () => {
+    const busy = Bun.spawn(['nsenter', `--net=${netns.path}`, 'python3', '-c', LISTENER], {
+      stdout: 'pipe',
+      stderr: 'ignore',
+    })
+    try {
+      await busy.stdout.getReader().read()
+      const web = await create({ name: 'web', publish: ['8080:80', '0.0.0.0:9000-9001:90-91', '0:53/udp'] })
+      expect(web.publish).toEqual([
+        '8080:80/tcp',
+        '0.0.0.0:9000:90/tcp',
+        '0.0.0.0:9001:91/tcp',
+        expect.stringMatching(/^[1-9]\d+:53\/udp$/),
+      ] as never)
+      expect(netns.run('ss', '-Hltn')).toContain('127.0.0.1:8080')
+      expect(netns.run('ss', '-Hltn')).toContain('[::1]:8080')
+      expect(netns.run('nft', 'list', 'ruleset')).toMatch(/9000 : 10\.42\.0\.2 \. 90/)
+
+      for (const [publish, by] of [
+        [['8080:81'], 'vm "web" has it'],
+        [['9000:1'], 'vm "web" has it'],
+        [['127.0.0.1:7999:80'], /python3 \(pid \d+\) has it/],
+      ] as const)
+        expect(
+          await create({ name: 'b', publish: [...publish] }).then(String, (error: Error) => error.message),
+        ).toMatch(by)
+      expect(
+        await create({ name: 'b', publish: ['203.0.113.9:80:80'] }).then(String, (error: unknown) => error),
+      ).toEqual(refused('request_invalid', 'this host has no address 203.0.113.9'))
+      expect(
+        await create({ name: 'b', network: { mode: 'vsock' }, publish: ['80'] }).then(
+          String,
+          (error: unknown) => error,
+        ),
+      ).toEqual(refused('request_invalid', 'bridged or host-only'))
+
+      await daemon.crash()
+      daemon = await startDaemon({ fake: true, netns: netns.path, folder: daemon.folder, flags: FLAGS })
+      expect(
+        (await daemon.client.call('port.list', { query: { vm: 'web' } })).map((one) => one.guest_port).sort(),
+      ).toEqual([53, 53, 80, 80, 90, 91])
+      expect(netns.run('ss', '-Hltn')).toContain('127.0.0.1:8080')
+      expect(await create({ name: 'b', publish: ['9001:1'] }).then(String, (error: Error) => error.message)).toContain(
+        'vm "web" has it',
+      )
+
+      await daemon.client.call('vm.delete', at('web'))
+      expect(await daemon.client.call('port.list', {})).toEqual([])
+      await until(() => !netns.run('ss', '-Hltn').includes('127.0.0.1:8080'))
+      expect(netns.run('nft', 'list', 'ruleset')).not.toContain('10.42.0.2 . 90')
+      expect((await create({ name: 'b', publish: ['8080:80', '9000:90'] })).publish).toEqual([
+        '8080:80/tcp',
+        '9000:90/tcp',
+      ])
+    } finally {
+      busy.kill()
+    }
   })
 
   const BAD: readonly (readonly [string, object, string, string])[] = [

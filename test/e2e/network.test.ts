@@ -196,6 +196,29 @@ describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
     expect(await code('b', 'ping -c 1 a')).toBe(0)
   }, 120_000)
 
+  test('a published port leads into the guest: from the host, from outside, and from guests', async () => {
+    const p = await createVm(daemon, {
+      name: 'p',
+      memory_mb: 192,
+      publish: ['8088:80', '0.0.0.0:8090:80', '[::]:8090:80'],
+      cmd: ['sh', '-c', 'mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 80 -h /www'],
+    })
+    const get = (netns: Netns, url: string) =>
+      Bun.spawnSync(['nsenter', `--net=${netns.path}`, 'curl', '-s', '-m', '5', '-g', url]).stdout.toString()
+    await until(() => get(host, 'http://127.0.0.1:8088/') === 'hello\n')
+
+    expect(get(host, 'http://[::1]:8088/')).toBe('hello\n')
+    expect(get(host, 'http://192.0.2.2:8090/')).toBe('hello\n')
+    expect(get(world, 'http://192.0.2.2:8090/')).toBe('hello\n')
+    expect(get(world, 'http://192.0.2.2:8088/')).toBe('')
+    world.run('ip', 'route', 'add', '10.42.0.0/24', 'via', '192.0.2.2')
+    expect(get(world, `http://${p.ip_address}/`)).toBe('') // its own address is nobody's outside
+    expect(await say('a', 'wget -q -O - http://192.0.2.2:8090/')).toBe('hello\n')
+    expect(await say('p', 'wget -q -O - http://192.0.2.2:8090/')).toBe('hello\n')
+    await daemon.client.call('vm.delete', at('p'))
+    expect(get(host, 'http://127.0.0.1:8088/')).toBe('')
+  }, 120_000)
+
   test('what sleeps is not found by name, and wakes with its address; a clone has its own', async () => {
     const b = await daemon.client.call('vm.get', at('b'))
     await daemon.client.call('vm.standby', at('b'))
