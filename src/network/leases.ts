@@ -3,7 +3,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { Egress } from '../contract/network.ts'
 import { fill } from '../contract/schema.ts'
 import { type LeaseRow, leases, type NetworkRow } from '../store/schema.ts'
-import { isDuplicate, type Store } from '../store/store.ts'
+import { isDuplicate, prepared, type Store } from '../store/store.ts'
 import { inPrefix6, readPrefix6, readRange4, readV4, sayV4, sayV6 } from './address.ts'
 import { networkAddressTaken, networkExhausted } from './errors.ts'
 
@@ -60,8 +60,7 @@ export const poolSize = (network: NetworkRow): number => {
   return pool.end - pool.start + 1 - (gateway !== undefined && gateway >= pool.start && gateway <= pool.end ? 1 : 0)
 }
 
-const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] =>
-  tx.select().from(leases).where(eq(leases.networkUid, network.uid)).orderBy(asc(leases.address)).all()
+const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] => leasesIn(tx, network.uid)
 
 /**
  * Gives a vm or a container its card in a network: the address that it asks for, that is reserved for its name, or that its name had a
@@ -184,10 +183,25 @@ export const release = (tx: Store, vmUid: string): void => {
     .run()
 }
 
+const selectOfVm = prepared((store) =>
+  store
+    .select()
+    .from(leases)
+    .where(eq(leases.vmUid, sql.placeholder('vmUid')))
+    .orderBy(asc(leases.nic))
+    .prepare(),
+)
+const selectOfNetwork = prepared((store) =>
+  store
+    .select()
+    .from(leases)
+    .where(eq(leases.networkUid, sql.placeholder('networkUid')))
+    .orderBy(asc(leases.address))
+    .prepare(),
+)
+
 /** Reads the cards of a vm, in their order. */
-export const leasesOf = (store: Store, vmUid: string): LeaseRow[] =>
-  store.select().from(leases).where(eq(leases.vmUid, vmUid)).orderBy(asc(leases.nic)).all()
+export const leasesOf = (store: Store, vmUid: string): LeaseRow[] => selectOfVm(store).all({ vmUid })
 
 /** Reads who is in a network, the names that may come back too. */
-export const leasesIn = (store: Store, networkUid: string): LeaseRow[] =>
-  store.select().from(leases).where(eq(leases.networkUid, networkUid)).orderBy(asc(leases.address)).all()
+export const leasesIn = (store: Store, networkUid: string): LeaseRow[] => selectOfNetwork(store).all({ networkUid })

@@ -20,7 +20,7 @@ import { newId } from '../lib/id.ts'
 import { ID_BEGINNING_MIN, lookUp, MATCHES_MAX, type Use } from '../lib/reference.ts'
 import { hasCode } from '../linux/errno.ts'
 import { type LeaseRow, leases, type NetworkRow, networks, type PortRow } from '../store/schema.ts'
-import { immediate, type Store } from '../store/store.ts'
+import { immediate, prepared, type Store } from '../store/store.ts'
 import { sayV4 } from './address.ts'
 import {
   networkAmbiguous,
@@ -40,6 +40,24 @@ import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
 export const DEFAULT_NETWORK = 'default'
+
+const selectDefault = prepared((store) =>
+  store.select().from(networks).where(eq(networks.isDefault, true)).limit(1).prepare(),
+)
+const selectByUid = prepared((store) =>
+  store
+    .select()
+    .from(networks)
+    .where(eq(networks.uid, sql.placeholder('uid')))
+    .prepare(),
+)
+const selectByName = prepared((store) =>
+  store
+    .select()
+    .from(networks)
+    .where(eq(networks.name, sql.placeholder('name')))
+    .prepare(),
+)
 
 type Traffic = VmStats['network'][number]
 
@@ -147,7 +165,7 @@ export class Networks {
 
   /** The network of a vm that asks for none, made at its first use. @throws as `create` */
   async default(): Promise<void> {
-    const known = this.#store.select().from(networks).where(eq(networks.isDefault, true)).get()
+    const known = selectDefault(this.#store).get()
     if (known) return
     if (!existsSync('/dev/net/tun'))
       throw networkUnable({ reason: 'it has no /dev/net/tun', hint: 'Load the module tun, or use --network vsock' })
@@ -181,7 +199,7 @@ export class Networks {
   }
 
   byUid(uid: string): NetworkRow | undefined {
-    return this.#store.select().from(networks).where(eq(networks.uid, uid)).get()
+    return selectByUid(this.#store).get({ uid })
   }
 
   /** @throws `network_not_found`, `network_ambiguous` */
@@ -190,7 +208,7 @@ export class Networks {
     return lookUp(
       ref,
       {
-        exact: [() => select(sql`${networks.uid} = ${ref}`), () => select(sql`${networks.name} = ${ref}`)],
+        exact: [() => selectByUid(tx).all({ uid: ref }), () => selectByName(tx).all({ name: ref })],
         beginning: () =>
           new RegExp(`^net_[0-9a-z]{${ID_BEGINNING_MIN},20}$`).test(ref)
             ? select(sql`${networks.uid} GLOB ${`${ref}*`}`)
