@@ -131,7 +131,8 @@ const fromFile = (path: string): Record<string, unknown> => {
 
 /**
  * Tells where the machines have their sockets: in a place that lasts, where there is one, since whatever cleans the
- * folder that somebody named knows nothing of vms. Machines of an older release stay where they are until all have ended.
+ * folder that somebody named knows nothing of vms. Machines of an older release stay where they are until all have
+ * ended.
  */
 const machinesIn = (run: string, lasting: string | undefined): string => {
   const named = join(run, 'm')
@@ -144,7 +145,7 @@ const machinesIn = (run: string, lasting: string | undefined): string => {
   return join(lasting, 'm')
 }
 
-/** One frozen configuration from all four sources; a value that does not fit names where it came from. */
+/** Reads one frozen configuration from all four sources; a value that does not fit names where it came from. */
 export const readConfig = (flags: Readonly<Record<string, unknown>>, env: Environment, uid: number): Config => {
   const user = flags['user'] === true || env['AERIE_USER'] === 'true'
   const defaults = () => (user ? userPaths(env, uid) : systemPaths)

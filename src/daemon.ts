@@ -60,8 +60,8 @@ const TICK_MS = 5000
 const HALTED_MS = 1000
 
 /**
- * The daemon: the composition root, the only file that names a concrete driver. Resolves with the exit code when it was
- * asked to end; guests run on.
+ * Runs the daemon. This is the composition root, the only file that names a concrete driver. Resolves with the exit
+ * code when it was asked to end; guests run on.
  *
  * Order of a start: lock → store → what was left by the last one is settled → API.
  *
@@ -229,14 +229,17 @@ const showMachines = ({ run, machines }: Config): void => {
  */
 const LOCK_MS = 2000
 
-/** @throws `daemon_running` */
+/** Takes the lock of a state folder. @throws `daemon_running` */
 const takeLock = async (state: string): Promise<void> => {
   for (const end = Date.now() + LOCK_MS; tryLock(join(state, 'lock')) === undefined; await sleep(50)) {
     if (Date.now() > end) throw daemonRunning({ state })
   }
 }
 
-/** A random name of this state folder, made once: two daemons on one host know their own processes by it. */
+/**
+ * Reads the random name of this state folder, which is made once: two daemons on one host know their own processes by
+ * it.
+ */
 const stateId = (state: string): string => {
   const path = join(state, 'id')
   if (!existsSync(path)) writeFileSync(path, randomBytes(8).toString('hex'), { mode: 0o600, flag: 'wx' })

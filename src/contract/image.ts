@@ -40,7 +40,7 @@ export const Image = named(
 )
 export type Image = Static<typeof Image>
 
-/** A limit of what an archive unpacks to, in MiB: the largest is 16 TiB. */
+/** Declares a limit of what an archive unpacks to, in MiB: the largest is 16 TiB. */
 export const maxSize = (description: string) =>
   Type.Optional(Type.Integer({ minimum: 1, maximum: 16_777_216, description }))
 

@@ -39,7 +39,7 @@ export type Scope = 'read' | 'exec' | 'admin'
 /** Declares an operation; its type keeps every word that it is written with. */
 export const operation = <const T extends Operation>(it: T): T => it
 
-/** A string that is one of these words. */
+/** Declares a string that is one of these words. */
 export const oneOf = <const T extends readonly string[]>(...words: T) =>
   Type.Union(words.map((word) => Type.Literal(word))) as unknown as TUnion<
     { [K in keyof T]: TLiteral<T[K]> } & TSchema[]

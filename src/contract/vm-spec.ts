@@ -39,8 +39,8 @@ export const Metadata = named(
 )
 
 /**
- * How a card is connected: by a network with an address that the host sets (`bridged`) or that the guest asks for (`dhcp`), by QEMU's own
- * network (`user`), or not at all (`vsock`).
+ * How a card is connected: by a network with an address that the host sets (`bridged`) or that the guest asks for
+ * (`dhcp`), by QEMU's own network (`user`), or not at all (`vsock`).
  */
 export const NetworkMode = oneOf('vsock', 'user', 'bridged', 'dhcp')
 
@@ -236,7 +236,7 @@ type Shown = {
 }
 const shownFields = Object.entries(FIELDS).filter(([name]) => !(HIDDEN as readonly string[]).includes(name))
 
-/** A field as it is shown: always there, null where it has no default and was not said. */
+/** Makes the schema of a field as it is shown: always there, null where it has no default and was not said. */
 const shown = ({ [OptionalKind]: _optional, default: value, ...field }: TSchema): TSchema =>
   value === undefined ? Type.Union([field as TSchema, Type.Null()]) : (field as TSchema)
 

@@ -86,8 +86,8 @@ export class Conversation {
   }
 
   /**
-   * The bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other (kind
-   * proxy).
+   * Gives the bytes that follow an `ok`, as a stream of their own: data frames one way, data and end of file the other
+   * (kind proxy).
    */
   raw(): Duplex {
     const conversation = this
@@ -138,7 +138,7 @@ const sendParts = async (conversation: Conversation, bytes: Buffer): Promise<voi
     await conversation.send(encode(FRAME.stdin, bytes.subarray(at, at + RAW_CHUNK)))
 }
 
-/** The agent's `error` as a fault of ours. What it says is the guest's word: shown, never trusted. */
+/** Makes a fault of ours of the agent's `error`. What it says is the guest's word: shown, never trusted. */
 export const agentFault = (body: Record<string, unknown>, path: string | undefined): Fault => {
   const code = String(body['code'] ?? 'internal')
   const message = String(body['message'] ?? 'no reason given').slice(0, 1000)
@@ -205,7 +205,7 @@ export const open = async (
 }
 
 /**
- * The body of the agent's `ok`.
+ * Reads the body of the agent's `ok`.
  *
  * @throws the agent's own refusal as `guest_*`; `agent_unavailable` where it says anything else, or goes away. The
  * connection is closed then

@@ -20,7 +20,7 @@ export const guestRefused = fault(
   { reason: Type.String(), agent_code: Type.String() },
   (d) => `The agent in the guest refused: ${d.reason}`,
 )
-/** A request that is larger than an agent takes. */
+/** Refuses a request that is larger than an agent takes. */
 export const requestTooLarge = ({ limit }: { readonly limit: number }, cause?: unknown): Fault =>
   requestInvalid({ limit, reason: `what the guest is told of it is larger than ${limit} bytes` }, cause)
 export const guestBusy = fault(

@@ -110,7 +110,7 @@ export class FrameError extends Error {
 
 const named = (type: number): string => `frame 0x${type.toString(16).padStart(2, '0')}`
 
-/** @throws FrameError where a header promises what its type never has */
+/** Checks the header of a frame. @throws FrameError where it promises what its type never has */
 const checkHeader = (type: number, length: number, all = BOUNDS): void => {
   const bounds = all.get(type)
   if (!bounds) throw new FrameError('frame_type_unknown', `${named(type)} is unknown`)
@@ -122,7 +122,7 @@ const checkHeader = (type: number, length: number, all = BOUNDS): void => {
   )
 }
 
-/** @throws FrameError where the other side would refuse it */
+/** Writes a frame. @throws FrameError where the other side would refuse it */
 export const encode = (type: FrameType, payload: Uint8Array): Buffer => {
   checkHeader(type, payload.byteLength, BOUNDS_SENT)
   const frame = Buffer.allocUnsafe(HEADER + payload.byteLength)
@@ -168,7 +168,7 @@ export const encodeAck = (seq: number): Buffer => {
   return encode(FRAME.ack, payload)
 }
 
-/** Any JSON value of a frame. @throws FrameError where its payload is none, or is nested too deep */
+/** Reads any JSON value of a frame. @throws FrameError where its payload is none, or is nested too deep */
 export const decodeBody = ({ type, payload }: Frame): unknown => {
   let text: string
   try {
@@ -185,7 +185,7 @@ export const decodeBody = ({ type, payload }: Frame): unknown => {
   }
 }
 
-/** The JSON object of a frame. @throws FrameError */
+/** Reads the JSON object of a frame. @throws FrameError */
 export const decodeJson = (frame: Frame): Record<string, unknown> => {
   const body = decodeBody(frame)
   if (typeof body === 'object' && body !== null && !Array.isArray(body)) return body as Record<string, unknown>
@@ -200,7 +200,8 @@ export interface Open {
 }
 
 /**
- * The first frame of a connection. The body of another generation is not read: its answer says which ones there are.
+ * Reads the first frame of a connection. The body of another generation is not read: its answer says which ones there
+ * are.
  * @throws FrameError
  */
 export const decodeOpen = (frame: Frame): Open => {
@@ -266,7 +267,7 @@ export class FrameReader {
   }
 
   /**
-   * The frames that are whole now. A payload is a view of `chunk`, or of memory that is not used again.
+   * Reads the frames that are whole now. A payload is a view of `chunk`, or of memory that is not used again.
    *
    * @throws FrameError after which the stream has no known boundary: its connection must be closed
    */
@@ -302,7 +303,7 @@ export class FrameReader {
     this.#size += part.byteLength
   }
 
-  /** @throws FrameError when the stream ended inside a frame */
+  /** Hears that the stream has ended. @throws FrameError when it ended inside a frame */
   end(): void {
     if (this.#size > 0) throw new FrameError('frame_truncated', `the stream ended ${this.#size} bytes into a frame`)
   }

@@ -53,7 +53,7 @@ export const ANSWERS = {
   identity: Type.Object({}),
 } as const
 
-/** @throws FrameError where a body does not have the shape */
+/** Reads a body by its schema. @throws FrameError where it does not have the shape */
 export const readAs = <S extends TSchema>(schema: S, body: unknown): Static<S> => {
   const cleaned = Value.Clean(schema, body)
   const wrong = Value.Errors(schema, cleaned).First()
@@ -65,7 +65,7 @@ export const readAs = <S extends TSchema>(schema: S, body: unknown): Static<S> =
   return cleaned as Static<S>
 }
 
-/** The agent's `ok` to a question. @throws `agent_unavailable` where it does not have the shape */
+/** Reads the agent's `ok` to a question. @throws `agent_unavailable` where it does not have the shape */
 export const answerOf = <K extends keyof typeof ANSWERS>(kind: K, body: unknown): Static<(typeof ANSWERS)[K]> => {
   try {
     return readAs(ANSWERS[kind], body)

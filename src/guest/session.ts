@@ -76,9 +76,9 @@ export interface Configuration {
 export interface SessionOwner {
   /** Makes and stores a new configuration, for an agent that has none yet. */
   configure(): Configuration
-  /** SHA-256, hex, of the secret of the last configuration; undefined before the first. */
+  /** Gives the SHA-256, in hex, of the secret of the last configuration; undefined before the first. */
   secretHash(): string | undefined
-  /** The newest event that was taken. */
+  /** Gives the number of the newest event that was taken. */
   acked(): number
   /** Takes one event; resolves when it is durable. */
   event(event: AgentEvent): Promise<void>
@@ -246,7 +246,7 @@ export class GuestSession {
     }
   }
 
-  /** What was asked over the connection that is gone is not answered any more. */
+  /** Forgets what was asked over the connection that is gone: nothing answers it any more. */
   #disconnect(): void {
     this.#current?.close()
     this.#current = undefined

@@ -2,12 +2,12 @@ import { FRAMED, frame } from '../contract/framed.ts'
 import type { Log } from '../lib/log.ts'
 import { faultOrInternal, problem } from './problem.ts'
 
-/** The body of a request that is an upload. */
+/** Gives the body of a request that is an upload. */
 export const bodyOf = (request: Request): ReadableStream<Uint8Array> => request.body ?? new Blob([]).stream()
 
 /**
- * A tar stream, with the name and the kind of what is in it. Who accepts frames is told why it ends where it does so
- * too early.
+ * Answers with a tar stream, with the name and the kind of what is in it. Who accepts frames is told why it ends where
+ * it does so too early.
  */
 export const tar = (
   out: { readonly stream: ReadableStream<Uint8Array>; readonly name: string; readonly isDir: boolean },
@@ -40,7 +40,9 @@ export interface SseMessage {
   readonly data: unknown
 }
 
-/** Server-sent events from a generator. The client's speed is the generator's: nothing is queued for it. */
+/**
+ * Answers with server-sent events from a generator. The client's speed is the generator's: nothing is queued for it.
+ */
 export const sse = <T>(items: AsyncGenerator<T>, client: AbortSignal, say: (item: T) => SseMessage): Response => {
   const encoder = new TextEncoder()
   let waiting: Promise<IteratorResult<T>> | undefined

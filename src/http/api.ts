@@ -46,7 +46,7 @@ interface Matched {
   readonly params: Readonly<Record<string, string | null>>
 }
 
-/** @throws `request_invalid` */
+/** Decodes the parameters of a path. @throws `request_invalid` */
 const decoded = (params: Matched['params']): Record<string, string | null> => {
   const lost = Object.keys(params).find((name) => params[name] === null)
   if (lost !== undefined) {
@@ -113,7 +113,7 @@ export const api = (host: Host, tokens: Tokens): Api => {
     const edge = edgeOf(request)
     return problem(code === 'NOT_FOUND' ? unmatched(edge, request) : faultOrInternal(error), edge.requestId, host.log)
   })
-  /** What is no operation is refused like one that only reads, so that a stranger does not learn the routes. */
+  /** Refuses what is no operation like one that only reads, so that a stranger does not learn the routes. */
   const unmatched = (edge: Edge, request: Request) => {
     try {
       edge.known = check(edge.listener, request, undefined, tokens)

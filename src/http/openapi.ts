@@ -19,7 +19,7 @@ const parameter = (name: string, where: 'path' | 'query', required: boolean, sch
 /** Writes a path as OpenAPI does; what `*` stands for may hold slashes. */
 const templateOf = (path: string): string => path.replaceAll(/:(\w+)/g, '{$1}').replace('*', '{path}')
 
-/** Every part of a path that is no constant, whether the operation checks it or hands it on. */
+/** Lists every part of a path that is no constant, whether the operation checks it or hands it on. */
 const pathParameters = ({ path, params }: Operation) =>
   [...templateOf(path).matchAll(/\{(\w+)\}/g)].map(([, name = '']) =>
     parameter(name, 'path', true, ((params ?? {}) as ObjectSchema).properties?.[name] ?? Type.String()),
@@ -113,8 +113,8 @@ const referring = (value: unknown, components: Record<string, unknown>): unknown
 }
 
 /**
- * OpenAPI 3.1 of the whole API, read off the table of operations. A golden file holds it, so a change of the API is a
- * diff in review.
+ * Writes the OpenAPI 3.1 document of the whole API, read off the table of operations. A golden file holds it, so a
+ * change of the API is a diff in review.
  */
 export const openapi = (version: string, table: Readonly<Record<string, Operation>> = operations) => {
   const paths: Record<string, Record<string, unknown>> = {}

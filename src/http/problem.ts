@@ -24,10 +24,10 @@ export const routeNotFound = fault(
   'The routes stand under /openapi',
 )
 
-/** The fault in an error. What nobody declared is a full disk, or a defect, which says nothing of its reason. */
+/** Finds the fault in an error. What nobody declared is a full disk, or a defect, which says nothing of its reason. */
 export const faultOrInternal = (cause: unknown): Fault => (cause instanceof Fault ? cause : unexpected(cause))
 
-/** A fault as RFC 9457 has it, with Volant's `error`. */
+/** Writes a fault as RFC 9457 has it, with Volant's `error`. */
 export const problemOf = (fault: Fault) => ({
   ...fault.data,
   type: `urn:aerie:fault:${fault.code}`,

@@ -215,7 +215,7 @@ export const serveApi = async (
   }
 }
 
-/** An answer that says when its body has ended or was left. */
+/** Makes an answer that says when its body has ended or was left. */
 const counted = (answer: Response, ended: () => void): Response => {
   const reader = (answer.body as ReadableStream<Uint8Array>).getReader()
   let over = false

@@ -24,14 +24,17 @@ import { wait } from '../vm/wait.ts'
 import { bodyOf, sse, tar } from './answer.ts'
 import type { Handlers } from './handler.ts'
 
-/** @throws `request_invalid` where a forward names no end in the guest */
+/** Finds the end of a forward in the guest. @throws `request_invalid` where it names no end in the guest */
 const targetOf = ({ port, unix }: { readonly port?: number; readonly unix?: string }): number | string => {
   const target = unix ?? port
   if (target === undefined) throw requestInvalid({ reason: 'it names neither a port nor a Unix socket' })
   return target
 }
 
-/** No logic: a handler calls one verb. A WebSocket's looks the vm up first, so that one that is not there is a 404. */
+/**
+ * Handles the operations of vms without logic: a handler calls one verb. A WebSocket's looks the vm up first, so that
+ * one that is not there is a 404.
+ */
 export const vmHandlers = (host: Host) => {
   const uidOf = (name: string): string => find(host.store, name, 'read').uid
   return {

@@ -1,6 +1,6 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 
-/** The last bytes of a log as text, none of them before `from`. */
+/** Reads the last bytes of a log as text, none of them before `from`. */
 export const lastBytes = (path: string, count: number, from = 0): string => {
   const fd = openSync(path, 'r')
   try {

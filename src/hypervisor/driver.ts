@@ -40,7 +40,10 @@ export interface DiskSpec {
   readonly serial: string
 }
 
-/** What a guest's network card leads to: `user` is the VMM's own network, through the host's sockets; `tap` a link of the host's. */
+/**
+ * What a guest's network card leads to: `user` is the VMM's own network, through the host's sockets; `tap` a link of
+ * the host's.
+ */
 export type NicKind = 'user' | 'tap'
 
 /** One network card. */
@@ -51,8 +54,8 @@ export type NicSpec =
       readonly mac: string
       readonly mtu: number
       /**
-       * Makes the link and opens that many of its queues, whose packets carry a `virtio_net_hdr_v1`. The descriptors are the driver's to close
-       * once the VMM has its own; the link goes with the last of them.
+       * Makes the link and opens that many of its queues, whose packets carry a `virtio_net_hdr_v1`. The descriptors
+       * are the driver's to close once the VMM has its own; the link goes with the last of them.
        */
       open(queues: number): number[]
     }
@@ -125,7 +128,7 @@ export interface MachineIdentity {
   readonly walls?: readonly Wall[]
 }
 
-/** The walls that a machine has of its specification, whatever its driver. */
+/** Lists the walls that a machine has of its specification, whatever its driver. */
 export const commonWalls = (spec: Pick<MachineSpec, 'jail' | 'cgroups'>): Wall[] => [
   ...(spec.jail ? (['own-user'] as const) : []),
   ...(spec.cgroups.length > 0 ? (['cgroup'] as const) : []),
@@ -164,10 +167,10 @@ export interface Machine {
   readonly ended: Promise<End>
   /** Unix socket of the serial console: bytes both ways, one client at a time. */
   readonly consoleSocket: string
-  /** A stream to a vsock port of the guest. @throws `agent_unavailable` where nobody listens there */
+  /** Opens a stream to a vsock port of the guest. @throws `agent_unavailable` where nobody listens there */
   connect(port: number, signal: AbortSignal): Promise<Duplex>
   pause(signal: AbortSignal): Promise<void>
-  /** The processors run on; the agent of a guest that was restored can be reached when it resolves. */
+  /** Lets the processors run on; the agent of a guest that was restored can be reached when it resolves. */
   resume(signal: AbortSignal): Promise<void>
   state(signal: AbortSignal): Promise<'running' | 'paused' | 'ended'>
   powerButton(signal: AbortSignal): Promise<void>
@@ -208,7 +211,7 @@ export interface HypervisorDriver {
   readonly unlimited?: true
   /** What `MachineSpec.kernel` must be; absent: a bzImage or a vmlinux. */
   readonly boots?: 'vmlinux'
-  /** @throws `hypervisor_unavailable`, `machine_failed` */
+  /** Starts a machine. @throws `hypervisor_unavailable`, `machine_failed` */
   start(spec: MachineSpec, signal: AbortSignal): Promise<Machine>
   /**
    * A paused machine of what was saved, of the same shape (processors, memory, disks). Absent: the driver cannot.
@@ -217,7 +220,7 @@ export interface HypervisorDriver {
    * version or processor)
    */
   restore?(spec: MachineSpec, from: Saved, signal: AbortSignal): Promise<Machine>
-  /** A machine that outlived the daemon; undefined where it is gone. */
+  /** Finds a machine that outlived the daemon; undefined where it is gone. */
   adopt(identity: MachineIdentity, signal: AbortSignal): Promise<Machine | undefined>
 }
 

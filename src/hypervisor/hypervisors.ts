@@ -34,12 +34,12 @@ export class Hypervisors {
     this.checks = checks
   }
 
-  /** A driver by its name; undefined where this host cannot run it. */
+  /** Finds a driver by its name; undefined where this host cannot run it. */
   get(name: string): HypervisorDriver | undefined {
     return this.#drivers.get(name)
   }
 
-  /** A driver by its name. @throws `hypervisor_unavailable` */
+  /** Finds a driver by its name. @throws `hypervisor_unavailable` */
   need(name: string): HypervisorDriver {
     const driver = this.#drivers.get(name)
     if (driver) return driver
@@ -49,7 +49,7 @@ export class Hypervisors {
     })
   }
 
-  /** The default, or the first other driver that has a network card of this kind where the default has none. */
+  /** Names the default, or the first other driver that has a network card of this kind where the default has none. */
   nameFor(nic: NicKind | undefined): HypervisorName {
     const can = (driver: HypervisorDriver | undefined) => nic === undefined || driver?.nics.includes(nic) === true
     const able = can(this.get(this.default.name)) ? undefined : [...this.#drivers.values()].find(can)

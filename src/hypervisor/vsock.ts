@@ -5,8 +5,8 @@ import { agentUnavailable } from './errors.ts'
 const LINE_MAX = 32
 
 /**
- * A stream to a vsock port of a guest over its Unix socket, in Firecracker's dialect: `CONNECT <port>\n`, `OK <n>\n`.
- * The first bytes of the conversation may be written at once; they wait in the socket.
+ * Opens a stream to a vsock port of a guest over its Unix socket, in Firecracker's dialect: `CONNECT <port>\n`, `OK
+ * <n>\n`. The first bytes of the conversation may be written at once; they wait in the socket.
  *
  * @throws `agent_unavailable`; the signal's reason
  */

@@ -59,7 +59,7 @@ const BY_CODE = new Map<string, Failure>([
   ['wing_died', packFailed],
 ])
 
-/** The limits of a request as flags of `wing pack`, whose defaults stand in native/README.md. */
+/** Writes the limits of a request as flags of `wing pack`, whose defaults stand in native/README.md. */
 export const limitsOf = (asked: { readonly max_size_mb?: number; readonly max_entries?: number }): string[] => [
   ...(asked.max_size_mb === undefined ? [] : ['--max-bytes', String(asked.max_size_mb * 2 ** 20)]),
   ...(asked.max_entries === undefined ? [] : ['--max-entries', String(asked.max_entries)]),
@@ -73,7 +73,7 @@ export const archiveFault = (error: unknown): Fault => {
   return made({ reason, problem: error.code, ...(error.flag !== undefined && { flag: error.flag }) }, error)
 }
 
-/** SHA-256 of a file, hex, streamed. */
+/** Hashes a file with SHA-256, streamed; the hash is hex. */
 export const sha256File = async (path: string): Promise<string> => {
   const hash = createHash('sha256')
   for await (const chunk of Bun.file(path).stream()) hash.update(chunk)

@@ -243,7 +243,7 @@ export class Images {
   }
 
   /**
-   * The image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`,
+   * Finds the image that a person means, by name, digest or the beginning of a digest. @throws `image_not_found`,
    * `image_ambiguous`, `image_damaged`
    */
   resolve(ref: string, tx = this.#store): ImageRow {
@@ -251,7 +251,7 @@ export class Images {
   }
 
   /**
-   * The same with the name by which it was found; null where that was a digest. @throws `image_not_found`,
+   * Finds an image with the name by which it was found; null where that was a digest. @throws `image_not_found`,
    * `image_ambiguous`
    */
   find(ref: string, use: Use, tx = this.#store): Found {
@@ -305,7 +305,7 @@ export class Images {
       .map((row) => row.name)
   }
 
-  /** A row by the digest that a vm keeps. @throws `image_damaged` */
+  /** Reads a row by the digest that a vm keeps. @throws `image_damaged` */
   byDigest(digest: string): ImageRow {
     const row = selectByDigest(this.#store).get({ digest })
     if (!row) throw imageNotFound({ image: digest })

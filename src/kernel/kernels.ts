@@ -233,8 +233,8 @@ export class Kernels {
   }
 
   /**
-   * The kernel that a person means, by digest, name, version or the beginning of a digest; the default where nothing is
-   * named.
+   * Finds the kernel that a person means, by digest, name, version or the beginning of a digest; the default where
+   * nothing is named.
    *
    * @throws `kernel_not_found`, `kernel_ambiguous`
    */
@@ -300,7 +300,7 @@ export class Kernels {
     this.sweep()
   }
 
-  /** The initramfs for a kernel. */
+  /** Gives the initramfs for a kernel, made at its first use. */
   initramfs(digest: string): Promise<string> {
     const agent = embedded('kestrel')
     return this.#once(join(this.#cache, `${digest.slice(7, 39)}-${agent.digest.slice(0, 16)}.cpio`), async (out) => {
@@ -320,7 +320,7 @@ export class Kernels {
     })
   }
 
-  /** The kernel as an ELF, for a VMM that boots nothing else. @throws `archive_invalid` */
+  /** Gives the kernel as an ELF, for a VMM that boots nothing else. @throws `archive_invalid` */
   async vmlinux(digest: string): Promise<string> {
     const image = this.imageOf(digest)
     if (this.byDigest(digest).format === 'vmlinux') return image
@@ -335,7 +335,7 @@ export class Kernels {
     })
   }
 
-  /** A file of the cache: built at its first use, by any number of askers at once only once. */
+  /** Gives a file of the cache, built at its first use, by any number of askers at once only once. */
   #once(path: string, build: (out: number) => Promise<void>): Promise<string> {
     if (existsSync(path)) return Promise.resolve(path)
     const running = this.#building.get(path)

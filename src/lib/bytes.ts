@@ -1,6 +1,9 @@
 const UNITS: Readonly<Record<string, number>> = { '': 1, b: 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 }
 
-/** `512`, `64k`, `1.5GiB`, `10g` → bytes (binary units, as Docker reads them); undefined where it is no size. */
+/**
+ * Reads a size, `512`, `64k`, `1.5GiB`, `10g`, in bytes (binary units, as Docker reads them); undefined where it is no
+ * size.
+ */
 export const parseBytes = (text: string): number | undefined => {
   const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim())
   if (!match) return undefined
@@ -8,10 +11,10 @@ export const parseBytes = (text: string): number | undefined => {
   return Number.isSafeInteger(Math.round(bytes)) ? Math.round(bytes) : undefined
 }
 
-/** `100MB/s`, `512k`, `1048576` → bytes a second, as sizes are read; undefined where it is no rate. */
+/** Reads a rate, `100MB/s`, `512k`, `1048576`, in bytes a second, as sizes are read; undefined where it is no rate. */
 export const parseRate = (text: string): number | undefined => parseBytes(text.trim().replace(/\/s$/i, ''))
 
-/** Bytes for people: three digits and a binary unit. */
+/** Writes bytes for people: three digits and a binary unit. */
 export const sayBytes = (bytes: number): string => {
   let at = 0
   let n = bytes
@@ -22,7 +25,10 @@ export const sayBytes = (bytes: number): string => {
   return `${at === 0 || n >= 100 ? Math.round(n) : n.toPrecision(3)} ${['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][at]}`
 }
 
-/** `30`, `500ms`, `5m`, `1h30m` → milliseconds; a bare number is seconds; undefined where it is no duration. */
+/**
+ * Reads a duration, `30`, `500ms`, `5m`, `1h30m`, in milliseconds; a bare number is seconds; undefined where it is no
+ * duration.
+ */
 export const parseDuration = (text: string): number | undefined => {
   const ms = durationOf(text)
   return ms !== undefined && Number.isSafeInteger(ms) ? ms : undefined

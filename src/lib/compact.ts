@@ -3,7 +3,7 @@ const EVERY_MS = 10_000
 /** A process that spends less of one processor than this is quiet. */
 const QUIET_SHARE = 0.01
 
-/** Processor time of this process so far, in milliseconds. */
+/** Counts the processor time of this process so far, in milliseconds. */
 const spentMs = (): number => {
   const { user, system } = process.cpuUsage()
   return (user + system) / 1000

@@ -83,7 +83,7 @@ export const fault = <P extends TProperties>(
     { code, kind },
   )
 
-/** The messages of an error and of its causes, outermost first: for the log, never for a caller. */
+/** Lists the messages of an error and of its causes, outermost first: for the log, never for a caller. */
 export const chain = (error: unknown): string[] => {
   const said: string[] = []
   for (

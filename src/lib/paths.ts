@@ -33,12 +33,13 @@ export const homeMissing = fault(
 )
 
 /**
- * An absolute path out of a variable: what is empty or relative is not set, says the XDG base directory specification.
+ * Takes an absolute path out of a variable: what is empty or relative is not set, says the XDG base directory
+ * specification.
  */
 const absolute = (path: string | undefined): string | undefined =>
   path !== undefined && isAbsolute(path) ? path : undefined
 
-/** The home that the user database has for a user; undefined where it has none that is there. */
+/** Finds the home that the user database has for a user; undefined where it has none that is there. */
 const homeInDatabase = (uid: number): string | undefined => {
   // A root that holds one file alone has no user database, and one user, to whom all of it belongs.
   if (uid === 0 && !existsSync('/etc/passwd')) return '/'
@@ -56,7 +57,7 @@ const homeInDatabase = (uid: number): string | undefined => {
   return home !== undefined && isAbsolute(home) && existsSync(home) ? home : undefined
 }
 
-/** The home of a user: HOME, else what the user database says. @throws `home_missing` */
+/** Finds the home of a user: HOME, else what the user database says. @throws `home_missing` */
 export const homeOf = (env: Environment, uid: number): string => {
   const home = absolute(env['HOME']) ?? homeInDatabase(uid)
   if (home !== undefined) return home
@@ -83,7 +84,7 @@ const usable = (folder: string, uid: number): boolean => {
 const TRIES = 9
 
 /**
- * The folder in the state of a user's own daemon where its machines have their sockets, and where it listens too,
+ * Names the folder in the state of a user's own daemon where its machines have their sockets, and where it listens too,
  * wherever else it does: XDG_RUNTIME_DIR goes with the last logout and what is old in /tmp is taken away, and the vms
  * outlive both. Undefined where the path is too long for sockets.
  */
@@ -100,14 +101,14 @@ const userRun = (env: Environment, uid: number, state: string): string => {
   return lastingRun(state) ?? names.find((name) => usable(name, uid)) ?? `/tmp/aerie-${uid}`
 }
 
-/** The places of one user's own daemon, by the XDG base directory specification. @throws `home_missing` */
+/** Lists the paths of one user's own daemon, by the XDG base directory specification. @throws `home_missing` */
 export const userPaths = (env: Environment, uid: number): DaemonPaths => {
   const state = join(absolute(env['XDG_STATE_HOME']) ?? join(homeOf(env, uid), '.local/state'), 'aerie')
   const run = userRun(env, uid, state)
   return { mode: 'user', state, run, socket: join(run, 'aerie.sock') }
 }
 
-/** The configuration file of one user; undefined where the user has no home. */
+/** Names the configuration file of one user; undefined where the user has no home. */
 export const userConfigFile = (env: Environment, uid: number): string | undefined => {
   const home = absolute(env['HOME']) ?? homeInDatabase(uid)
   const folder = absolute(env['XDG_CONFIG_HOME']) ?? (home === undefined ? undefined : join(home, '.config'))

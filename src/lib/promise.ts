@@ -12,7 +12,10 @@ export const deferred = <T>(): Deferred<T> => {
   return { promise, resolve, reject }
 }
 
-/** `promise`, or the signal's reason when that comes first. What the promise stands for is not stopped. */
+/**
+ * Waits for a promise, or rejects with the signal's reason when that comes first. What the promise stands for is not
+ * stopped.
+ */
 export const orAbort = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T> => {
   if (signal.aborted) {
     promise.catch(() => undefined) // nobody waits for it any more

@@ -46,6 +46,6 @@ export const lookUp = <T>(ref: string, how: Lookup<T>, use: Use): T => {
   throw how.notFound(ref, [...meant].slice(0, MATCHES_MAX))
 }
 
-/** The hint of a thing that was not found: what may have been meant, else what `otherwise` says. */
+/** Writes the hint for a thing that was not found: what may have been meant, else what `otherwise` says. */
 export const didYouMean = (meant: readonly string[], otherwise: string): string =>
   meant.length === 0 ? otherwise : `Did you mean ${meant.map((name) => `"${name}"`).join(' or ')}?`

@@ -44,7 +44,7 @@ const RTMIN = 34
 const RTMAX = 64
 
 /**
- * The number of a signal by its name in signal(7), in any case, with or without `SIG`: also `RTMIN`, `RTMIN+n`,
+ * Finds the number of a signal by its name in signal(7), in any case, with or without `SIG`: also `RTMIN`, `RTMIN+n`,
  * `RTMAX-n`; or by its number. Undefined for what is none.
  */
 export const signalNumber = (text: string): number | undefined => {

@@ -42,8 +42,8 @@ interface Mount {
 }
 
 /**
- * proc_pid_mountinfo(5): `id parent major:minor root point options [optional…] - type source options`; spaces are
- * `\040`.
+ * Reads the mounts of proc_pid_mountinfo(5), `id parent major:minor root point options [optional…] - type source
+ * options`, where spaces are `\040`.
  */
 const parseMounts = (mountinfo: string): Mount[] =>
   mountinfo.split('\n').flatMap((line) => {

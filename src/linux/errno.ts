@@ -14,7 +14,7 @@ const NAMES = `
   .trim()
   .split(/\s+/)
 
-/** `ENOENT` for 2. A number that this table does not have becomes `E` and the number. */
+/** Names an errno, `ENOENT` for 2. A number that this table does not have becomes `E` and the number. */
 export const errnoName = (errno: number): string => {
   const name = NAMES[errno - 1]
   return name === undefined || name === '-' ? `E${errno}` : name

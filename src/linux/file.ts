@@ -2,7 +2,7 @@ import { closeSync, openSync, renameSync, writeFileSync } from 'node:fs'
 import { checked, hasCode } from './errno.ts'
 import { host } from './host-library.ts'
 
-/** An offset or a length in bytes: what a number holds exactly. */
+/** Checks an offset or a length in bytes: what a number holds exactly. */
 const whole = (bytes: number): number => {
   if (!Number.isSafeInteger(bytes) || bytes < 0) throw new RangeError(`${bytes} is not a number of bytes`)
   return bytes

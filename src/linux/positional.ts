@@ -18,7 +18,7 @@ export const readInto = async (buffer: Uint8Array, fd: number, position: number)
   }
 }
 
-/** @throws ENOSPC, EFBIG, EIO */
+/** Writes all bytes at a position. @throws ENOSPC, EFBIG, EIO */
 export const writeWhole = async (fd: number, bytes: Uint8Array, position: number): Promise<void> => {
   for (let at = 0; at < bytes.byteLength; )
     at += (await pwrite(fd, bytes, at, bytes.byteLength - at, position + at)).bytesWritten

@@ -1,7 +1,8 @@
 import { isIPv4, isIPv6 } from 'node:net'
 
 /*
- * Addresses as numbers. IPv4 is a number below 2^32; IPv6, of which only prefixes of 64 bits are handed out here, is bytes.
+ * Addresses as numbers. IPv4 is a number below 2^32; IPv6, of which only prefixes of 64 bits are handed out here, is
+ * bytes.
  */
 
 /** Reads `10.0.0.1`; undefined where it is none. */

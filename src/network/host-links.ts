@@ -36,8 +36,8 @@ interface Place {
 const HOST = ''
 
 /**
- * The links of this host that are ours: bridges, the host's ends of cards, namespaces of isolated networks. What is made here is made again
- * after a crash or a reboot from the rows alone, and making twice is fine.
+ * The links of this host that are ours: bridges, the host's ends of cards, namespaces of isolated networks. What is
+ * made here is made again after a crash or a reboot from the rows alone, and making twice is fine.
  */
 export class HostLinks implements Disposable {
   readonly #run: string
@@ -98,8 +98,8 @@ export class HostLinks implements Disposable {
   }
 
   /**
-   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called when the link is there
-   * and still down.
+   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called
+   * when the link is there and still down.
    */
   openTap(
     network: NetworkRow & { readonly bridge: string },

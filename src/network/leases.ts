@@ -31,11 +31,16 @@ export interface Wanted {
 export const newMac = (): string =>
   `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
 
-/** Names the host's end of a card: `tap-` and what of the vm's id is random, and the number of the card; 15 bytes at most. */
+/**
+ * Names the host's end of a card: `tap-` and what of the vm's id is random, and the number of the card; 15 bytes at
+ * most.
+ */
 export const tapName = (vmUid: string, nic: number): string =>
   `tap-${vmUid.slice(-9)}${nic === 0 ? '' : nic.toString(36)}`
 
-/** Names the two ends of a container's pair: `veth-…-h` in the bridge, `veth-…-c` in the container; 15 bytes at most. */
+/**
+ * Names the two ends of a container's pair: `veth-…-h` in the bridge, `veth-…-c` in the container; 15 bytes at most.
+ */
 export const vethNames = (
   networkUid: string,
   container: string,
@@ -63,8 +68,8 @@ export const poolSize = (network: NetworkRow): number => {
 const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] => leasesIn(tx, network.uid)
 
 /**
- * Gives a vm or a container its card in a network: the address that it asks for, that is reserved for its name, or that its name had a
- * moment ago, else the first that is free. Call it in the transaction that makes its owner.
+ * Gives a vm or a container its card in a network: the address that it asks for, that is reserved for its name, or that
+ * its name had a moment ago, else the first that is free. Call it in the transaction that makes its owner.
  *
  * @throws `network_exhausted`, `network_address_taken`
  */
@@ -172,7 +177,10 @@ export const unfit = (network: Pick<NetworkRow, 'subnet' | 'gateway'>, address: 
   return network.gateway !== null && address === readV4(network.gateway) ? 'it is the gateway' : undefined
 }
 
-/** Lets go of what a vm had; its name gets its addresses again if it comes back soon. Call it in the transaction that deletes the vm. */
+/**
+ * Lets go of what a vm had; its name gets its addresses again if it comes back soon. Call it in the transaction that
+ * deletes the vm.
+ */
 export const release = (tx: Store, vmUid: string): void => {
   tx.delete(leases)
     .where(and(eq(leases.vmUid, vmUid), isNull(leases.address)))

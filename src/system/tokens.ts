@@ -48,7 +48,7 @@ export class Tokens {
     this.#store = store
   }
 
-  /** @throws `token_exists` */
+  /** Makes a token; its secret is in this answer alone. @throws `token_exists` */
   create(want: TokenCreate): Token & { secret: string } {
     const secret = `${PREFIX}${randomBytes(32).toString('base64url')}`
     const now = Date.now()

@@ -10,7 +10,7 @@ import { type Running, runningAgain } from './machine/running.ts'
 const ANSWER_MS = 30_000
 const CHUNK = 65_536
 
-/** @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
+/** Looks at one path of a guest. @throws `vm_wrong_state`, `agent_unavailable`, `guest_refused` */
 export const stat = async (host: Running, ref: string, path: string, follow: boolean): Promise<FileStat> => {
   const { machine } = await runningAgain(host, ref, 'look into', 'read')
   const { conversation, ok } = await patiently(machine, ANSWER_MS, undefined, (signal) =>
@@ -63,7 +63,7 @@ export const copyIn = async (
   }
 }
 
-/** A file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
+/** Reads a file or folder of the guest as a tar stream; `isDir` says which. Not reading it holds the guest. */
 export const copyOut = async (
   host: Pick<Host, 'config' | 'store' | 'ballast' | 'vms'>,
   ref: string,

@@ -32,8 +32,8 @@ const fileOf = (host: Pick<Host, 'config'>, row: VmRow, source: Source): string 
 }
 
 /**
- * The log of a vm, and with `follow` what is added until the vm is deleted or the reader leaves. Works on stopped vms.
- * A reader that is slow holds nobody: it has its own place in the file.
+ * Reads the log of a vm, and with `follow` what is added until the vm is deleted or the reader leaves. Works on stopped
+ * vms. A reader that is slow holds nobody: it has its own place in the file.
  *
  * @throws `vm_not_found`, `vm_ambiguous`, `since_invalid`
  */

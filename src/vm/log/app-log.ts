@@ -114,7 +114,7 @@ export class AppLog extends EventEmitter<{ append: [] }> {
   }
 }
 
-/** The shorter of the two ways to write bytes into JSON that is lost in neither. */
+/** Chooses the shorter of the two ways to write bytes into JSON that is lost in neither. */
 const runOf = (bytes: Buffer): Pick<AppRun, 'x'> | Pick<AppRun, 'y'> => {
   let text: string
   try {

@@ -38,7 +38,7 @@ export class LogIntake {
     this.#signal = signal
   }
 
-  /** @throws LogUnwritable: nothing after `AppLog.next` was taken */
+  /** Takes one record. @throws LogUnwritable: nothing after `AppLog.next` was taken */
   async take(record: LogRecord): Promise<void> {
     for (let at = 0; at < record.bytes.byteLength; at += GATHER_BYTES_MAX) {
       this.#gather(record, record.bytes.subarray(at, at + GATHER_BYTES_MAX), at)

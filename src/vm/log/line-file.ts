@@ -34,8 +34,8 @@ export interface LineAt {
 }
 
 /**
- * The lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of the
- * file; none in one that holds the middle of a long line. Empty lines are left out.
+ * Reads the lines of an open file before `size` from its end, newest first, as many at a time as end in one piece of
+ * the file; none in one that holds the middle of a long line. Empty lines are left out.
  */
 export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generator<readonly LineAt[], void> {
   const from = firstByte(fd)
@@ -64,8 +64,8 @@ export function* piecesBackwards(fd: number, size = fstatSync(fd).size): Generat
 }
 
 /**
- * The lines of a file from its end, newest first: `take` says whether it wants the one before. Empty lines are left
- * out.
+ * Reads the lines of a file from its end, newest first: `take` says whether it wants the one before. Empty lines are
+ * left out.
  */
 export const readBackwards = (path: string, take: (line: string) => boolean): void => {
   if (!existsSync(path)) return

@@ -114,7 +114,8 @@ export class Tail {
   }
 
   /**
-   * The lines of a part of a file. `skip` tells how many bytes of a run are not wanted; undefined where none of it is.
+   * Reads the lines of a part of a file. `skip` tells how many bytes of a run are not wanted; undefined where none of
+   * it is.
    */
   async *#read(
     fd: number,
@@ -166,7 +167,7 @@ export class Tail {
     return beginning
   }
 
-  /** A line of the file as a run; undefined where it is of another source, or was cut by a crash. */
+  /** Reads a line of the file as a run; undefined where it is of another source, or was cut by a crash. */
   #run(text: string): AppRun | undefined {
     if (this.#isPlain) return { o: 0, t: 0, s: 1, x: `${withoutControls(text.replace(/\r$/, ''))}\n` }
     try {

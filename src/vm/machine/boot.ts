@@ -171,7 +171,7 @@ const startFault = (
   return vmStartFailed({ name: row.name, reason }, error)
 }
 
-/** A held vm that removes itself waits for its caller to attach; one that died before leaves no vm behind. */
+/** Deletes a held vm that removes itself if its caller does not attach: one that died before leaves no vm behind. */
 export const expireUnattached = (host: Pick<Host, 'vms'>, live: LiveVm, row: VmRow): void => {
   if (!row.spec.workload.hold || !row.spec.policy.auto_remove) return
   void sleep(UNATTACHED_MS).then(() => {

@@ -14,7 +14,10 @@ import { guestShare } from './parts.ts'
 /** The agent keeps this much of what the workload says while the daemon is away, in bytes of its memory. */
 const LOG_BYTES = 1_048_576
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
-/** SIGTERM where the image names none; one that is unknown is in images of releases which did not refuse it. */
+/**
+ * Finds the number of the stop signal, SIGTERM where the image names none; one that is unknown is in images of releases
+ * which did not refuse it.
+ */
 const stopSignal = (name: string): number => signalNumber(name) ?? constants.signals.SIGTERM
 
 /**

@@ -10,7 +10,7 @@ import type { GuestHost, GuestOf, Part, PartHost } from './part.ts'
 /** What a guest finds behind QEMU's user network, always (its documentation, "-netdev user"). */
 const USER: GuestNic = { address: '10.0.2.15/24', gateway: '10.0.2.2', dns: ['10.0.2.3'] }
 
-/** What the agent is told of one card of a network. */
+/** Makes what the agent is told of one card of a network. */
 const guestNic = (host: GuestHost, card: VmNetwork | VmCard, first: boolean): GuestNic => {
   const network = host.networks.find(card.network ?? '', 'read')
   const mac = card.mac_address
@@ -33,7 +33,7 @@ const guestNic = (host: GuestHost, card: VmNetwork | VmCard, first: boolean): Gu
   }
 }
 
-/** What the agent of a vm is told of its cards. */
+/** Makes what the agent of a vm is told of its cards. */
 const guestNics = (host: GuestHost, { spec }: Pick<GuestOf, 'spec'>): readonly GuestNic[] => {
   if (spec.network.mode === 'user') return [USER]
   return [spec.network, ...spec.nics].filter(needsTap).map((card, index) => guestNic(host, card, index === 0))
@@ -41,7 +41,7 @@ const guestNics = (host: GuestHost, { spec }: Pick<GuestOf, 'spec'>): readonly G
 
 const oneNic = ({ spec }: Pick<GuestOf, 'spec'>): OneNic => ({ mode: spec.network.mode === 'user' ? 'user' : 'none' })
 
-/** The same for a guest that was restored, whose cards have the addresses of the guest that was saved. */
+/** Makes what the agent of a restored guest is told, whose cards have the addresses of the guest that was saved. */
 export const identityNics = (
   host: GuestHost,
   row: VmRow,

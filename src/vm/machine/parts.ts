@@ -47,7 +47,7 @@ export const unmakeParts = async (host: MachineHost, row: VmRow): Promise<void> 
   }
 }
 
-/** What the guest's agent is told of the parts. */
+/** Makes what the guest's agent is told of the parts. */
 export const guestShare = (host: GuestHost, vm: GuestOf): Required<GuestShare> => {
   const shares = PARTS.flatMap((part) => part.guest?.(vm, host) ?? [])
   return {

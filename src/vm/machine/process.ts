@@ -68,8 +68,8 @@ export type Output =
 const STDIN_CHUNK = 65_536
 
 /**
- * A process of the guest on the conversation that it was started or attached with. `late` is when its guest must have
- * said that it ended: one that stands still says nothing.
+ * Makes a process of the guest out of the conversation that it was started or attached with. `late` is when its guest
+ * must have said that it ended: one that stands still says nothing.
  */
 export const processOf = (
   conversation: Conversation,

@@ -51,11 +51,11 @@ const LOCATION_HEADERS = ['location', 'content-location']
 /** The guest's pages share the origin of the API: they run without it. */
 const SANDBOX = 'sandbox allow-scripts allow-forms'
 
-/** Names of headers that a message says are of its connection alone. */
+/** Lists the headers that a message says are of its connection alone. */
 const ofConnection = (value: string | null | undefined): string[] =>
   (value ?? '').split(',').map((name) => name.trim().toLowerCase())
 
-/** The headers that the workload is sent. */
+/** Makes the headers that the workload is sent. */
 export const forGuest = (headers: Headers, { port, base }: Proxied): Record<string, string> => {
   const dropped = new Set([...HOP_BY_HOP, ...OURS, ...ofConnection(headers.get('connection'))])
   const kept = [...headers].filter(([name]) => !dropped.has(name))
@@ -67,7 +67,7 @@ export const forGuest = (headers: Headers, { port, base }: Proxied): Record<stri
   }
 }
 
-/** The headers of the workload's answer that reach the caller. */
+/** Picks the headers of the workload's answer that reach the caller. */
 export const forCaller = (headers: IncomingHttpHeaders, to: Proxied): Headers => {
   const dropped = new Set([...HOP_BY_HOP, ...OF_ORIGIN, ...LOCATION_HEADERS, ...ofConnection(headers.connection)])
   const out = new Headers()

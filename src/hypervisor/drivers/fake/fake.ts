@@ -23,7 +23,7 @@ import { connectVsock } from '../../vsock.ts'
  * the drivers is tested on it.
  */
 
-/** This executable, or this source under Bun. */
+/** Gives the command of this executable, or of this source under Bun. */
 const command = (): string[] =>
   import.meta.dir.startsWith('/$bunfs')
     ? [process.execPath]
@@ -59,7 +59,7 @@ const restore = async (spec: MachineSpec, from: Saved, signal: AbortSignal): Pro
   return await launch(spec, memory, signal)
 }
 
-/** A file from its beginning, wherever its position is. */
+/** Reads a file from its beginning, wherever its position is. */
 const readAll = (fd: number): string => {
   const { size } = fstatSync(fd)
   if (size > MEMORY_MAX) throw machineFailed({ hypervisor: 'fake', reason: 'what was saved is too large' })
@@ -118,7 +118,7 @@ const launch = async (spec: MachineSpec, saved: string | undefined, signal: Abor
   }
 }
 
-/** It boots nothing; what a VMM would miss is missed all the same. @throws `machine_failed` */
+/** Refuses a file that is missing, as a VMM would: this driver boots nothing. @throws `machine_failed` */
 const expectFile = (path: string): void => {
   try {
     accessSync(path)

@@ -145,7 +145,7 @@ class FakeGuest {
     this.#folder = folder
   }
 
-  /** All that it is, as text. */
+  /** Writes all that the guest is as text. */
   save(): string {
     const memory: Memory = {
       secret: this.#secret,
@@ -194,7 +194,7 @@ class FakeGuest {
     this.#held.clear()
   }
 
-  /** A guest whose processors are halted hears what was said to it when they run again. */
+  /** Waits until the processors run: a guest that is halted hears what was said to it when they run again. */
   async #running(): Promise<void> {
     while (this.#paused)
       await new Promise<void>((go) => {

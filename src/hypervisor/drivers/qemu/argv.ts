@@ -30,10 +30,12 @@ const TCG_CPU = 'max,erms=off,fsrm=off'
 
 /** Queues of a card at most. */
 const QUEUES_MAX = 8
-/** How many queues a card has: one a processor. */
+/** Counts the queues of a card: one a processor. */
 export const queuesOf = (vcpus: number): number => Math.min(vcpus, QUEUES_MAX)
 
-/** What a card on a link of the host's has beside the others: its MTU and its queues, each with two interrupts. */
+/**
+ * Lists what a card on a link of the host's has beside the others: its MTU and its queues, each with two interrupts.
+ */
 const moreOfCard = (nic: NicSpec, vcpus: number): string => {
   if (nic.kind === 'user') return ''
   const queues = queuesOf(vcpus)
@@ -46,7 +48,10 @@ const sayFds = (fds: readonly number[] | undefined): string => {
   return fds.length === 1 ? `,fd=${fds[0]},vhost=off` : `,fds=${fds.join(':')},vhost=off`
 }
 
-/** What the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it, or not at all. */
+/**
+ * Lists what the guest finds, the vsock device apart. A machine that was saved is loaded into one with the same of it,
+ * or not at all.
+ */
 const hardware = (
   { accelerator }: QemuOptions,
   spec: Pick<MachineSpec, 'vcpus' | 'memoryMib' | 'disks' | 'nics'>,
@@ -74,7 +79,7 @@ const hardware = (
   ]),
 ]
 
-/** Another text for every build of ours that gives guests other hardware. */
+/** Makes a text that is another for every build of ours which gives guests other hardware. */
 export const layoutOf = (options: QemuOptions): string =>
   createHash('sha256')
     .update(
@@ -99,7 +104,7 @@ const BURST_TIMES = 3
 
 const isThrottled = (spec: MachineSpec, disk: DiskSpec): boolean => spec.diskRate.bytesPerS > 0 && !disk.readOnly
 
-/** QEMU limits bytes; its throttle lets flushes through. */
+/** Limits the disks in bytes; QEMU's throttle lets flushes through. */
 const throttleGroup = (spec: MachineSpec): string[] =>
   spec.disks.some((disk) => isThrottled(spec, disk))
     ? [
@@ -117,8 +122,8 @@ const throttleGroup = (spec: MachineSpec): string[] =>
     : []
 
 /**
- * The arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in later (`vsock-device.ts`).
- * `disks` and `taps` are the numbers of its descriptors.
+ * Makes the arguments of a machine that starts, or of one that waits for what was saved: its vsock device is plugged in
+ * later (`vsock-device.ts`). `disks` and `taps` are the numbers of its descriptors.
  */
 export const argv = (
   options: QemuOptions,

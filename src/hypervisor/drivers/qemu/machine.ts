@@ -76,7 +76,7 @@ const BlockIoError = Type.Object({
   reason: Type.String({ maxLength: 1000 }),
 })
 
-/** A change of the host's side of the vsock device, in the machine that `control` speaks to. */
+/** Changes the host's side of the vsock device, in the machine that `control` speaks to. */
 export const plugVsock = async (
   control: Qmp,
   qtest: Qtest,
@@ -187,7 +187,7 @@ export class QemuMachine implements Machine {
     if (first) this.#heardHalt(halt) // many requests fail at once, and the guest halts once
   }
 
-  /** QEMU's ShutdownCause (qapi/run-state.json) in our words. */
+  /** Ends the machine by QEMU's ShutdownCause (qapi/run-state.json). */
   #end(cause: string): void {
     const panic = this.#panic()
     const reasons: Readonly<Record<string, EndReason>> = {

@@ -11,8 +11,9 @@ const isMemory = (link: string, bytes: number): boolean => {
 }
 
 /**
- * The guest's memory as a file, of a QEMU that is ours or was another daemon's. QEMU may have been taken over and may
- * put anything in the place of its descriptor: what was opened is looked at once more. It cannot shrink: QEMU seals it.
+ * Opens the guest's memory as a file, of a QEMU that is ours or was another daemon's. QEMU may have been taken over and
+ * may put anything in the place of its descriptor: what was opened is looked at once more. It cannot shrink: QEMU seals
+ * it.
  */
 export const openMemory = (pid: number, bytes: number, access: 'r' | 'r+'): number => {
   const folder = `/proc/${pid}/fd`

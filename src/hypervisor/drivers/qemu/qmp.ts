@@ -63,7 +63,10 @@ export class Qmp extends EventEmitter<{ event: [name: string, data: Data]; close
     )
   }
 
-  /** @throws QmpBroken: nobody answers as QEMU does; Error: nobody answers; the signal's reason */
+  /**
+   * Connects to QEMU's monitor. @throws QmpBroken: nobody answers as QEMU does; Error: nobody answers; the signal's
+   * reason
+   */
   static async connect(path: string, signal: AbortSignal): Promise<Qmp> {
     const socket = connect(path)
     const refused = new Promise<never>((_, reject) => {
@@ -134,7 +137,7 @@ export class Qmp extends EventEmitter<{ event: [name: string, data: Data]; close
   }
 }
 
-/** @throws QmpBroken */
+/** Reads one line of QEMU's. @throws QmpBroken */
 const parse = (line: string): Message => {
   let message: unknown
   try {

@@ -32,7 +32,7 @@ export class Qtest {
     })
   }
 
-  /** @throws ENOENT, ECONNREFUSED: no such socket, a machine of before it had one */
+  /** Connects to the qtest socket. @throws ENOENT, ECONNREFUSED: no such socket, a machine of before it had one */
   static async connect(path: string, signal: AbortSignal): Promise<Qtest> {
     const socket = connect(path)
     const qtest = new Qtest(socket, signal)

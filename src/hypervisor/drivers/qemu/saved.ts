@@ -78,7 +78,7 @@ const Trailer = Type.Object(
 )
 export type Trailer = Static<typeof Trailer>
 
-/** @throws an error that says what of it differs */
+/** Compares two shapes. @throws an error that says what differs */
 const sameShape = (saved: Shape, asked: Shape): void => {
   for (const key of ['accelerator', 'cpu', 'layout', 'vcpus', 'memoryMib', 'nics', 'disks'] as const) {
     const [was, is] = [JSON.stringify(saved[key]), JSON.stringify(asked[key])]
@@ -125,7 +125,7 @@ export const QemuVersion = Type.Object({
   package: Type.String({ maxLength: 256 }),
 })
 
-/** The answer to `query-version` as one text. */
+/** Writes the answer to `query-version` as one text. */
 export const sayVersion = ({ qemu, package: build }: Static<typeof QemuVersion>): string =>
   [qemu.major, qemu.minor, qemu.micro].join('.') + (build === '' ? '' : ` ${build}`)
 

@@ -38,8 +38,9 @@ const Uuid = Type.Object({ UUID: Type.String({ maxLength: 64 }) })
 const SIGKILL = constants.signals.SIGKILL
 
 /**
- * Namespaces of its own for a process that needs nothing of the host but its descriptors: a second wall behind that of
- * its user, where a guest has broken out of it. Root makes them by right; whoever is not makes a user namespace first.
+ * Gives namespaces of its own to a process that needs nothing of the host but its descriptors: a second wall behind
+ * that of its user, where a guest has broken out of it. Root makes them by right; whoever is not makes a user namespace
+ * first.
  */
 const namespaces = (needsNetwork: boolean): NonNullable<LaunchSpec['namespaces']> => [
   ...(process.getuid?.() === 0 ? [] : (['user'] as const)),
@@ -102,7 +103,7 @@ const launchApart = async (spec: LaunchSpec, files: LaunchFiles, needsNetwork: b
   return { launched: await launch(spec, files), apart: false }
 }
 
-/** What both processes of a machine have in common. */
+/** Makes what both processes of a machine have in common. */
 const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> => ({
   cwd: '/',
   umask: 0o077,
@@ -113,7 +114,7 @@ const confined = (spec: MachineSpec): Omit<LaunchSpec, 'argv' | 'exe' | 'env'> =
   ...(spec.jail ? { uid: spec.jail.uid, gid: spec.jail.gid, groups: spec.jail.groups } : {}),
 })
 
-/** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
+/** Starts a machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
 const start = async (
   options: QemuOptions,
   spec: MachineSpec,
@@ -341,8 +342,8 @@ const adopt = async (identity: MachineIdentity, signal: AbortSignal): Promise<Ma
 }
 
 /**
- * QEMU as a driver: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user backend,
- * every file an inherited descriptor: no folder of ours need be open to the user that it runs as.
+ * Makes the driver of QEMU: `q35` (its `microvm` hangs at random under TCG), the vsock device by our own vhost-user
+ * backend, every file an inherited descriptor: no folder of ours need be open to the user that it runs as.
  *
  * `-action shutdown=pause`: a guest that ends leaves QEMU standing, so an end while no daemon looks is read later;
  * `-no-reboot`: a reboot ends the machine too. A panic arrives as a reset, and the console tells the two apart.

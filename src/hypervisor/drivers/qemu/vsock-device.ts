@@ -122,7 +122,7 @@ interface Found {
   readonly caps: readonly { readonly id: number; readonly at: number }[]
 }
 
-/** The device behind its port; undefined where there is none. */
+/** Finds the device behind its port; undefined where there is none. */
 const find = async (q: Qtest): Promise<{ readonly bus: number; readonly found: Found | undefined }> => {
   const port = slotOf(0, PORT_SLOT)
   if ((await q.read(4, port)) !== ROOT_PORT) throw new Error('its vsock device stands in no slot of its own')
@@ -187,7 +187,10 @@ const write64 = async (q: Qtest, at: number, value: number): Promise<void> => {
   await q.write(4, at + 4, Math.floor(value / 2 ** 32))
 }
 
-/** All that the driver has written; the selectors are as before afterwards. Undefined where the device is not there. */
+/**
+ * Reads all that the driver has written; the selectors are as before afterwards. Undefined where the device is not
+ * there.
+ */
 export const readRegisters = async (q: Qtest): Promise<VirtioRegisters | undefined> => {
   const { bus, found } = await find(q)
   if (!found) return undefined
@@ -267,7 +270,10 @@ export const eject = async (q: Qtest): Promise<void> => {
   if ((await find(q)).found) throw new Error('its vsock device cannot be taken out')
 }
 
-/** `plug` with nothing said to the guest: it would look at its slots, find what it has there, and scan it anew. */
+/**
+ * Plugs the device in with nothing said to the guest: it would look at its slots, find what it has there, and scan it
+ * anew.
+ */
 export const plugQuietly = async (q: Qtest, plug: () => Promise<void>): Promise<void> => {
   const before = (await q.readPort(1, GPE_STATUS)) & GPE_HOTPLUG
   await plug()

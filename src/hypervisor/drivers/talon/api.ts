@@ -63,7 +63,9 @@ export class VmmApi {
     return this.#ask('GET', 'vm.info', VmInfo, ms, signal)
   }
 
-  /** The events after a sequence number: at once where there are some, else when there are or the time is over. */
+  /**
+   * Reads the events after a sequence number: at once where there are some, else when there are or the time is over.
+   */
   events(after: number, waitMs: number, signal: AbortSignal): Promise<VmEvents> {
     return this.#ask('GET', `vm.events?after=${after}&timeout_ms=${waitMs}`, VmEvents, waitMs + WAIT_SLACK_MS, signal)
   }
@@ -124,7 +126,7 @@ export class VmmApi {
   }
 }
 
-/** @throws VerbRefused; Error: it is not what this verb answers */
+/** Reads the answer of a verb. @throws VerbRefused; Error: it is not what this verb answers */
 const understand = <T extends TSchema>(status: number, text: string, shape: T): Static<T> => {
   let said: unknown
   try {

@@ -38,7 +38,7 @@ let landlock: Promise<boolean> | undefined
 export const hasLandlock = (): Promise<boolean> =>
   (landlock ??= report().then((said) => (said?.jail.landlock_abi ?? 0) > 0))
 
-/** The same while nothing else waits: at the start of a daemon. */
+/** Reads the report while nothing else waits: at the start of a daemon. */
 const reportNow = (): Report | undefined => read(Bun.spawnSync(command()).stdout.toString())
 
 /** Says why talon cannot be jailed here, and so runs nothing; undefined where it can. */

@@ -9,8 +9,8 @@ export interface RawAnswer {
 }
 
 /**
- * One PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to its end
- * (`connection: close`), of at most `bytesMax`.
+ * Sends one PUT over a Unix socket of its own, with descriptors: fetch has no way to send them. The answer is read to
+ * its end (`connection: close`), of at most `bytesMax`.
  *
  * @throws Error: nobody answers, or no HTTP; the signal's reason
  */

@@ -118,7 +118,7 @@ const launchOf = (spec: MachineSpec, numbers: Numbers, from: Saved | undefined):
     ? { restore: { state_fd: FD.state, memory_fd: FD.memory, resume: false, config: configOf(spec, numbers, false) } }
     : configOf(spec, numbers, spec.forkable)
 
-/** A machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
+/** Starts a machine that boots, or one made of what was saved. @throws `hypervisor_unavailable`, `machine_failed` */
 const start = async (
   spec: MachineSpec,
   from: Saved | undefined,
@@ -284,8 +284,8 @@ const adopt = (identity: MachineIdentity): Promise<Machine | undefined> => {
 }
 
 /**
- * The memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a fork
- * copies it where not.
+ * Opens the memory of a machine that an earlier daemon started, where it may be shared and this user may open it: a
+ * fork copies it where not.
  */
 const ramOf = (pid: number): number | undefined => {
   const path = `/proc/${pid}/fd/${FD.ram}`
