@@ -58,6 +58,8 @@ const stateUnwritable = fault(
 const TICK_MS = 5000
 /** The time between two looks, ms, whether guests that wait for room on the disk can go on. */
 const HALTED_MS = 1000
+/** The time between two comparisons of the networks with their links, ms. */
+const REPAIR_MS = 60_000
 
 /**
  * Runs the daemon. This is the composition root, the only file that names a concrete driver. Resolves with the exit
@@ -175,12 +177,16 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     void resumeAllHalted(host)
     if (clock.hasJumped()) void setClocks(host)
   }, HALTED_MS)
+  const repairs = setInterval(() => {
+    void host.networks.repair()
+  }, REPAIR_MS)
   void ballast.make()
 
   await ending.promise
   going = true
   clearInterval(timer)
   clearInterval(halted)
+  clearInterval(repairs)
   await Promise.race([host.vms.queue.idle(), sleep(10_000)]) // what is half done gets its time; what is not done then is settled at the next start
   await api.stop()
   for (const live of host.vms.live.values()) live.close()

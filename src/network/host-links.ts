@@ -24,6 +24,7 @@ import type { Netlink } from '../linux/netlink/netlink.ts'
 import { makeNetns, unmount } from '../linux/netns.ts'
 import { attachMacvtap, openTap } from '../linux/tap.ts'
 import type { LeaseRow, NetworkRow } from '../store/schema.ts'
+import type { Bridged } from './network-row.ts'
 import { bytesV4, inPrefix6, type Range4, readPrefix6, readRange4, readV4 } from './address.ts'
 
 /** The network namespace in which the links of a network stand. */
@@ -98,6 +99,27 @@ export class HostLinks implements Disposable {
   }
 
   /**
+   * Puts back what others took from a network's links: its bridge, the addresses and the MTU of that, its ports. Tells
+   * what it was.
+   */
+  repair(network: Bridged, ports: readonly string[]): { readonly anew: boolean; readonly said: string[] } {
+    const { netlink } = this.#place(network)
+    const before = linkByName(netlink, network.bridge)
+    const isWhole = before !== undefined && bridgeChanges(netlink, network, before).length === 0
+    const master = isWhole ? before.index : this.ensureBridge(network)
+    const said = isWhole ? [] : [before ? `the settings of ${network.bridge}` : `the bridge ${network.bridge}`]
+    const lost = links(netlink).filter(
+      (link) => ports.includes(link.name) && (link.master !== master || !link.up || link.mtu !== network.mtu),
+    )
+    if (lost.length > 0)
+      netlink.apply(
+        'put ports back',
+        lost.flatMap(({ index }) => portChanges(network, index, master)),
+      )
+    return { anew: before === undefined, said: [...said, ...lost.map(({ name }) => `the port ${name}`)] }
+  }
+
+  /**
    * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called
    * when the link is there and still down.
    */
@@ -114,11 +136,7 @@ export class HostLinks implements Disposable {
       const tap = linkByName(netlink, lease.link)
       if (!tap) throw new Error(`the tap ${lease.link} has gone`)
       before(tap)
-      netlink.apply('attach a tap', [
-        setLink(tap.index, { master, mtu: network.mtu, bare: true }),
-        setLink(tap.index, { up: true }),
-        ...(network.spec.peer === 'closed' ? [setPort(tap.index, { isolated: true })] : []),
-      ])
+      netlink.apply('attach a tap', portChanges(network, tap.index, master))
       return fds
     } catch (error) {
       for (const fd of fds) closeFd(fd)
@@ -219,6 +237,13 @@ export class HostLinks implements Disposable {
 /** Tables of routes (linux/rtnetlink.h). */
 const MAIN_TABLE = 254
 const LOCAL_TABLE = 255
+
+/** What makes a link a port of a network's bridge. */
+const portChanges = (network: NetworkRow, index: number, master: number): Message[] => [
+  setLink(index, { master, mtu: network.mtu, bare: true }),
+  setLink(index, { up: true }),
+  ...(network.spec.peer === 'closed' ? [setPort(index, { isolated: true })] : []),
+]
 
 /** What must be changed for a bridge to be what its row says. */
 const bridgeChanges = (netlink: Netlink, network: NetworkRow, bridge: Link): Message[] => {

@@ -34,6 +34,7 @@ import {
 import { HostLinks } from './host-links.ts'
 import { type HeldPort, ledPorts, letGo } from './ports.ts'
 import { type Bridged, gateway6Of, hasBridge } from './network-row.ts'
+import { repairNetworks } from './repair.ts'
 import { NetworkService } from './service/network-service.ts'
 import { leasesOf, leasesIn, newMac, poolSize } from './leases.ts'
 import { checkEgress, checkReservations, settingsOf } from './settings.ts'
@@ -77,6 +78,7 @@ export class Networks {
   readonly #log: Log
   /** The default network while it is made: two vms at once want one. */
   #looking = false
+  #repairing = false
   #making: Promise<Network> | undefined
 
   constructor({ store, config, stateId, log }: NetworksHost) {
@@ -88,6 +90,7 @@ export class Networks {
 
   /** Makes every network whole again, after the daemon or the host was away. One that cannot be is told in the log. */
   async start(): Promise<void> {
+    await this.repair()
     for (const row of this.all()) {
       if (!hasBridge(row)) continue
       try {
@@ -108,6 +111,17 @@ export class Networks {
       this.#log.error({ reasons: chain(error) }, 'cannot look after the networks')
     } finally {
       this.#looking = false
+    }
+  }
+
+  /** Puts back what others took from the links of the networks. */
+  async repair(): Promise<void> {
+    if (this.#repairing) return
+    this.#repairing = true
+    try {
+      await repairNetworks({ store: this.#store, links: this.links, service: this.service, log: this.#log }, this.all())
+    } finally {
+      this.#repairing = false
     }
   }
 

@@ -332,6 +332,35 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     expect(await daemon.client.call('vm.list', {})).toEqual([])
   })
 
+  test('a bridge that was deleted by hand, its address or a port is put back while vms run', async () => {
+    for (const name of ['one', 'two']) await create({ name })
+    const taps = () => linkNames().filter((name) => name.startsWith('tap-'))
+    const whole = () => {
+      expect(taps()).toHaveLength(2)
+      for (const tap of taps())
+        expect(netns.ip('link', 'show', tap)[0]).toMatchObject({
+          master: 'aerie0',
+          flags: expect.arrayContaining(['UP']),
+        })
+      expect(JSON.stringify(netns.ip('addr', 'show', 'aerie0'))).toContain('"10.42.0.1"')
+      expect(netns.run('ss', '-Hlnu')).toContain('10.42.0.1:53')
+      expect(netns.run('ss', '-Hlnu')).toContain('%aerie0:67')
+    }
+    const [tap = ''] = taps()
+    whole()
+    for (const damage of [
+      ['link', 'del', 'aerie0'],
+      ['addr', 'del', '10.42.0.1/24', 'dev', 'aerie0'],
+      ['link', 'set', tap, 'nomaster'],
+      ['link', 'set', tap, 'down'],
+    ]) {
+      netns.run('ip', ...damage)
+      await daemon.crash()
+      daemon = await startDaemon({ folder: daemon.folder, fake: true, netns: netns.path, flags: FLAGS })
+      whole()
+    }
+  })
+
   test('any number of vms without a card cost no link', async () => {
     await Promise.all(
       Array.from({ length: 10 }, (_, index) => create({ name: `v${index}`, network: { mode: 'vsock' } })),

@@ -67,6 +67,16 @@ export class NetworkService {
     await this.#queue.run(row.uid, () => this.#bringHelper(row))
   }
 
+  /** Makes a network whole whose bridge was made anew: its helper listens on the one that has gone. */
+  async renew(row: Bridged): Promise<void> {
+    await this.#queue.run(row.uid, async () => {
+      this.#helpers.get(row.uid)?.close()
+      this.#helpers.delete(row.uid)
+      await endMarked(this.markOf(row.uid))
+    })
+    await this.bring(row)
+  }
+
   /** Takes a network away, but for its links. */
   async drop(row: Bridged): Promise<void> {
     this.#firewalls.get(placeOf(row))?.removeNetwork(row.name)
