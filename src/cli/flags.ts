@@ -1,7 +1,7 @@
 import type { Noun } from './nouns.ts'
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { type Fault, fault } from '../lib/fault.ts'
-import { parseBytes, parseDuration, parseRate } from '../lib/bytes.ts'
+import { parseBytes, parseDuration, parseBandwidth, parseRate } from '../lib/bytes.ts'
 import { suggest } from './suggest.ts'
 
 /** One flag of a command: how its text is read, and what help says about it. */
@@ -131,6 +131,19 @@ export const rate = (help: string, more: More = {}): Flag<number> => ({
   read: (value) => {
     const bytes = parseRate(value)
     if (bytes === undefined) throw new RangeError('expected a rate like 100MB/s or 512k')
+    return bytes
+  },
+})
+
+/** Declares a flag for a rate of a network in bytes a second: `100Mbps`, `12MB/s`. */
+export const bandwidth = (help: string, more: More = {}): Flag<number> => ({
+  placeholder: 'RATE',
+  ...more,
+  kind: 'one',
+  help,
+  read: (value) => {
+    const bytes = parseBandwidth(value)
+    if (bytes === undefined) throw new RangeError('expected a rate like 100Mbps or 12MB/s')
     return bytes
   },
 })

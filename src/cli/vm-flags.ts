@@ -1,5 +1,5 @@
 import { VmCreate } from '../contract/vm-spec.ts'
-import { absolute, type Flag, list, rate, usageInvalid, type Values } from './flags.ts'
+import { absolute, bandwidth, type Flag, list, rate, usageInvalid, type Values } from './flags.ts'
 import { ENV_FLAGS, readEnv } from './guest-flags.ts'
 import { defined, schemaFlags } from './schema-flags.ts'
 
@@ -55,6 +55,12 @@ const FIELDS = schemaFlags(VmCreate, {
     metadata: { help: 'A label', short: 'l', aliases: ['label'] },
     kernel: { placeholder: 'KERNEL' },
     hypervisor: { help: "Driver (the daemon's)" },
+    network_bandwidth_download: {
+      flag: bandwidth("What each card receives a second, as 100Mbps (by its share of the host's CPUs)"),
+    },
+    network_bandwidth_upload: {
+      flag: bandwidth("What each card sends a second, as 100Mbps (by its share of the host's CPUs)"),
+    },
     disk_io_bps: {
       flag: rate("What the vm's own disks may read and write a second, after a burst, as 100MB/s (the daemon's)"),
     },

@@ -59,6 +59,24 @@ const Card = Type.Object(
 /** Cards of one vm at most: the places on talon's bus. */
 export const CARDS_MAX = 8
 
+/** How fast a card is; both ways are said alike. */
+const bandwidth = (way: string) =>
+  defaulted(
+    Type.Union(
+      [
+        Type.Integer({ minimum: 0, maximum: RATE_MAX }),
+        Type.String({
+          maxLength: 32,
+          pattern: '^\\d+(\\.\\d+)? ?([kKmMgG]?b(ps|it/s)|(([kKmMgG]([iI]?B)?|[bB])?(/s)?))$',
+        }),
+      ],
+      {
+        description: `What each card ${way} a second: bytes, or a text like 100Mbps or 12MB/s; 0 = the share of the host's uplink that its CPUs are of the host's`,
+      },
+    ),
+    0,
+  )
+
 /** How much machine a vm is, and on what it runs. */
 const Compute = Type.Object({
   cpu_cores: defaulted(Type.Integer({ minimum: 1, maximum: VM_LIMITS.cpuCores, description: 'Virtual CPUs' }), 1),
@@ -74,6 +92,8 @@ const Compute = Type.Object({
     Type.Boolean({ description: "Keep the guest's memory where forks can share it: a fork copies none of it" }),
     false,
   ),
+  network_bandwidth_download: bandwidth('receives'),
+  network_bandwidth_upload: bandwidth('sends'),
   kernel: Type.Optional(
     Type.String({ maxLength: 128, description: 'Kernel by name, version or digest; the default kernel where absent' }),
   ),

@@ -14,6 +14,15 @@ export const parseBytes = (text: string): number | undefined => {
 /** Reads a rate, `100MB/s`, `512k`, `1048576`, in bytes a second, as sizes are read; undefined where it is no rate. */
 export const parseRate = (text: string): number | undefined => parseBytes(text.trim().replace(/\/s$/i, ''))
 
+/** Reads a rate of a network in bytes a second: `100Mbps` (bits, decimal units), or as `parseRate` does: `12MB/s`. */
+export const parseBandwidth = (text: string): number | undefined => {
+  const match = /^(\d+(?:\.\d+)?) ?([kKmMgG]?)b(?:ps|it\/s)$/.exec(text.trim())
+  // "Mb" is bits to some and bytes to others.
+  if (!match) return /[kmgi]b(\/s)?$/i.test(text) && !/B(\/s)?$/.test(text) ? undefined : parseRate(text)
+  const unit = { '': 1, k: 1e3, m: 1e6, g: 1e9 }[(match[2] ?? '').toLowerCase()] ?? 1
+  return Math.round((Number(match[1]) * unit) / 8)
+}
+
 /** Writes bytes for people: three digits and a binary unit. */
 export const sayBytes = (bytes: number): string => {
   let at = 0

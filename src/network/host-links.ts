@@ -1,4 +1,4 @@
-import { closeSync, mkdirSync, openSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { hasCode } from '../linux/errno.ts'
 import { closeFd } from '../linux/fd.ts'
@@ -21,9 +21,11 @@ import {
 } from '../linux/netlink/links.ts'
 import type { Message } from '../linux/netlink/message.ts'
 import type { Netlink } from '../linux/netlink/netlink.ts'
+import { newTokenBucket } from '../linux/netlink/qdisc.ts'
 import { makeNetns, unmount } from '../linux/netns.ts'
 import { attachMacvtap, openTap } from '../linux/tap.ts'
 import type { LeaseRow, NetworkRow } from '../store/schema.ts'
+import { burstOf } from './bandwidth.ts'
 import type { Bridged } from './network-row.ts'
 import { bytesV4, inPrefix6, type Range4, readPrefix6, readRange4, readV4 } from './address.ts'
 
@@ -120,13 +122,14 @@ export class HostLinks implements Disposable {
   }
 
   /**
-   * Makes the tap of a card and puts it into its bridge; it goes with the last of its descriptors. `before` is called
-   * when the link is there and still down.
+   * Makes the tap of a card, which hands its guest at most `download` bytes a second, and puts it into its bridge; it
+   * goes with the last of its descriptors. `before` is called when the link is there and still down.
    */
   openTap(
     network: NetworkRow & { readonly bridge: string },
     lease: Pick<LeaseRow, 'link'>,
     queues: number,
+    download: number | undefined,
     before: (link: Link) => void,
   ): number[] {
     const master = this.ensureBridge(network)
@@ -136,7 +139,10 @@ export class HostLinks implements Disposable {
       const tap = linkByName(netlink, lease.link)
       if (!tap) throw new Error(`the tap ${lease.link} has gone`)
       before(tap)
-      netlink.apply('attach a tap', portChanges(network, tap.index, master))
+      netlink.apply('attach a tap', [
+        ...(download === undefined ? [] : [newTokenBucket(tap.index, download, burstOf(download))]),
+        ...portChanges(network, tap.index, master),
+      ])
       return fds
     } catch (error) {
       for (const fd of fds) closeFd(fd)
@@ -224,6 +230,12 @@ export class HostLinks implements Disposable {
     return uplinks.length === 0 ? 1500 : Math.max(1280, Math.min(...uplinks.map(({ mtu }) => mtu)))
   }
 
+  /** What the fastest uplink does, bytes a second; 10 Gb/s where none of them says it, as those of clouds. */
+  uplinkCapacity(): number {
+    const speeds = this.uplinks().map(({ name }) => megabitsOf(name))
+    return (Math.max(0, ...speeds) || 10_000) * 125_000
+  }
+
   /** The links of the default routes. */
   uplinks(): Link[] {
     const { netlink } = this.#place({ uid: HOST, type: 'bridged' })
@@ -231,6 +243,15 @@ export class HostLinks implements Disposable {
       routes(netlink).flatMap(({ prefix, link, table }) => (prefix === 0 && table === MAIN_TABLE ? (link ?? []) : [])),
     )
     return links(netlink).filter(({ index, name }) => over.has(index) && name !== 'lo')
+  }
+}
+
+/** Reads the speed of a link, Mb/s; 0 where it says none. */
+const megabitsOf = (link: string): number => {
+  try {
+    return Math.max(0, Number(readFileSync(`/sys/class/net/${link}/speed`, 'utf8')) || 0)
+  } catch {
+    return 0 // EINVAL: a link that is down or no card; ENOENT: one of another namespace
   }
 }
 

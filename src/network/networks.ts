@@ -65,7 +65,7 @@ type Traffic = VmStats['network'][number]
 /** What networks are made of. */
 export interface NetworksHost {
   readonly store: Store
-  readonly config: Pick<Config, 'run' | 'state'>
+  readonly config: Pick<Config, 'cpu_oversubscription' | 'cpus' | 'run' | 'state'>
   readonly stateId: string
   readonly log: Log
 }
@@ -84,7 +84,7 @@ export class Networks {
   constructor({ store, config, stateId, log }: NetworksHost) {
     this.#store = store
     this.links = new HostLinks(config.run)
-    this.service = new NetworkService({ store, links: this.links, run: config.run, state: config.state, stateId, log })
+    this.service = new NetworkService({ store, links: this.links, config, stateId, log })
     this.#log = log
   }
 
@@ -300,7 +300,7 @@ export class Networks {
   openTap(row: NetworkRow, lease: LeaseRow, queues: number): number[] {
     return this.#able(() =>
       hasBridge(row)
-        ? this.links.openTap(row, lease, queues, () => {
+        ? this.links.openTap(row, lease, queues, this.service.bandwidth(lease).download, () => {
             this.service.attach(row, lease)
           })
         : this.links.openMacvtap(row, lease, queues),

@@ -126,6 +126,7 @@ const CASES: readonly Case[] = [
   ...fit('memory_mb', 0, 63, -512, 1024 * 1024 + 1, 512.5, '512', null),
   ...fit('disk_mb', 0, 63, 4 * 1024 * 1024 + 1, '10g'),
   ...fit('shm_size_mb', 0, -1, 1.5, '64m', null, 1024 * 1024 + 1),
+  ...fit('network_bandwidth_download', -1, 1.5, 2 ** 41, null, 'fast', '100MBps', '-1', '1e9', '', '100 Mb', ['1m']),
   ...fit('disk_io_bps', -1, 1.5, 2 ** 41, null, 'fast', '100MB/h', '-1', '1e9', '', '100 MB / s', ['1m']),
   ...fit('entrypoint', 'sh', [1], [null], ['a\0b'], ['x'.repeat(131_073)]),
   ...fit('cmd', 'sh', [{}], ['a\0b'], ['x'.repeat(131_073)]),

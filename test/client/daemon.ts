@@ -116,6 +116,8 @@ export class FakeDaemon implements AsyncDisposable {
       memory_mb: body.memory_mb ?? 512,
       disk_mb: 10_240,
       shm_size_mb: body.shm_size_mb ?? 64,
+      network_bandwidth_download: body.network_bandwidth_download ?? 0,
+      network_bandwidth_upload: body.network_bandwidth_upload ?? 0,
       disk_io_bps: body.disk_io_bps ?? 0,
       kernel_cmdline: '',
       serial_socket: '',

@@ -22,6 +22,20 @@ while True:
     s.sendto(q[:2] + b'\\x81\\x80\\0\\1' + (b'\\0\\1' if a else b'\\0\\0') + b'\\0\\0\\0\\0' + q[12:end] + body, who)
 `
 
+/** Takes all that is sent to port 9000, and sends to port 9001 as fast as it can. */
+const STREAMS = `import socket, threading
+def serve(port, work):
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('${SERVER}', port)); s.listen()
+    while True:
+        c, _ = s.accept()
+        try:
+            while work(c): pass
+        except OSError: pass
+        c.close()
+threading.Thread(target=serve, args=(9000, lambda c: c.recv(65536))).start()
+serve(9001, lambda c: c.send(bytes(65536)))
+`
+
 /** The compiled file with real guests, in network namespaces of the test's own: the host, and the world outside of it. */
 describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
   const folder = mkdtempSync('/tmp/aerie-net-')
@@ -52,8 +66,10 @@ describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
     for (const address of [SERVER, OTHER, RESOLVER]) world.run('ip', 'addr', 'add', `${address}/32`, 'dev', 'up1')
     writeFileSync(join(folder, 'resolv.conf'), `nameserver ${RESOLVER}\n`)
     writeFileSync(join(folder, 'dns.py'), DNS)
+    writeFileSync(join(folder, 'streams.py'), STREAMS)
     for (const argv of [
       ['python3', join(folder, 'dns.py')],
+      ['python3', join(folder, 'streams.py')],
       ['busybox', 'httpd', '-f', '-p', `${SERVER}:80`, '-h', folder],
       ['busybox', 'httpd', '-f', '-p', `${OTHER}:80`, '-h', folder],
     ])
@@ -114,6 +130,42 @@ describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
     expect(Math.abs(sent - (guest.tx - guestBefore.tx))).toBeLessThan(4000)
     expect(Math.abs(received - (guest.rx - guestBefore.rx))).toBeLessThan(4000)
     expect((await cli(daemon, ['stats', '--no-stream', 'a'])).stdout).toContain('NET I/O')
+  }, 120_000)
+
+  test('a card receives and sends as fast as its vm says, over time', async () => {
+    const RATE = 1_500_000
+    await createVm(daemon, {
+      name: 'slow',
+      memory_mb: 192,
+      cmd: ['sleep', '100000'],
+      network_bandwidth_download: '12Mbps',
+      network_bandwidth_upload: RATE,
+    })
+    const outside = () => {
+      const [{ stats64 }] = world.ip('-s', 'link', 'show', 'up1') as unknown as [{ stats64: { rx: { bytes: number } } }]
+      return stats64.rx.bytes
+    }
+    const received = async () => (await daemon.client.call('vm.stats', at('slow'))).network[0]?.rx_bytes ?? 0
+    /** Bytes a second of what counts, from its third second on, when the first burst is over. */
+    const rateOf = async (count: () => number | Promise<number>, command: string) => {
+      const running = code('slow', `timeout 10 sh -c '${command}'`)
+      await Bun.sleep(3000)
+      const [began, before] = [performance.now(), await count()]
+      await Bun.sleep(6000)
+      const rate = (((await count()) - before) / (performance.now() - began)) * 1000
+      await running
+      return rate
+    }
+    try {
+      const down = await rateOf(received, `nc ${SERVER} 9001 > /dev/null`)
+      const up = await rateOf(outside, `nc ${SERVER} 9000 < /dev/zero`)
+      for (const rate of [down, up]) {
+        expect(rate).toBeGreaterThan(0.9 * RATE)
+        expect(rate).toBeLessThan(1.1 * RATE)
+      }
+    } finally {
+      await daemon.client.call('vm.delete', at('slow'))
+    }
   }, 120_000)
 
   test('guests of one network speak by name, and names are told both ways', async () => {

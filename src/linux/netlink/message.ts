@@ -67,6 +67,13 @@ export const u32be = (value: number): Uint8Array => {
   return bytes
 }
 
+/** Writes a number of 64 bits in the order of the host. */
+export const u64 = (value: number | bigint): Uint8Array => {
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64LE(BigInt(value))
+  return bytes
+}
+
 /** Writes a number of 64 bits in the order of the network. */
 export const u64be = (value: number | bigint): Uint8Array => {
   const bytes = Buffer.alloc(8)

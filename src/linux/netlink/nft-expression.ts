@@ -205,6 +205,16 @@ export const limitPerSecond = (packets: number, burst = 5): Expression =>
     [5, u32be(0)],
   ])
 
+/** True for what comes beyond so many bytes a second; after a rest as many go at once as in a second. */
+export const beyondBytesPerSecond = (bytes: number, burst: number): Expression =>
+  expression('limit', [
+    [1, u64be(bytes)],
+    [2, u64be(1)],
+    [3, u32be(burst)],
+    [4, u32be(1)],
+    [5, u32be(1)],
+  ])
+
 /** Marks a packet with the number in a register. */
 export const setMark = (of = 0): Expression =>
   expression('meta', [

@@ -44,6 +44,8 @@ export interface FirewallNic {
   readonly addresses: readonly string[]
   /** Whether it asks for its address. */
   readonly dhcp: boolean
+  /** Bytes a second that it may send; undefined: as many as it can. */
+  readonly upload?: number | undefined
   /** Undefined or null: its network's. */
   readonly egress?: Egress | null | undefined
 }

@@ -22,7 +22,9 @@ import {
   type Table,
 } from '../../linux/netlink/nft.ts'
 import {
+  beyondBytesPerSecond,
   compare,
+  counter,
   type Expression,
   extensionHeader,
   immediate,
@@ -122,6 +124,9 @@ const source6 = payload('network', 8, 16, AT_ADDRESS)
 /** The address that a solicitation or an advertisement of a neighbour is about. */
 const target6 = payload('transport', 8, 16, AT_ADDRESS)
 const isSource6 = (address: Uint8Array): Expression[] => [payload('network', 8, 16), compare('==', address)]
+
+/** The largest packet that a guest with offloads sends, and its header. */
+const BURST = 66_000
 
 const CHAIN = 'guard'
 const chainOf = (kind: DropKind): string => `drop-${kind}`
@@ -247,13 +252,30 @@ export const guard = (
   ...all(nics.flatMap((nic) => [ownElements(nic), droppedElements(nic.link, from?.get(nic.link))])).flatMap(
     ([set, list]) => addElements(table, set, list),
   ),
-  ...nics.flatMap(({ link }) => (there && !there.has(link) ? [] : guardChain(table, link))),
+  ...nics.flatMap((nic) => (there && !there.has(nic.link) ? [] : guardChain(table, nic))),
 ]
 
 /** Leads what comes in by a port to the rules for ports. */
-const guardChain = (table: Table, port: string): Message[] => [
-  newChain(table, port, { kind: 'filter', hook: 'ingress', priority: 0, policy: 'drop', device: port }),
+const guardChain = (table: Table, nic: FirewallNic): Message[] => [
+  newChain(table, nic.link, { kind: 'filter', hook: 'ingress', priority: 0, policy: 'drop', device: nic.link }),
+  ...guardRules(table, nic),
+]
+
+/**
+ * Drops what is beyond the rate first: TCP slows down for that, and what it sent too little while it did is in the
+ * bucket, which holds a second, so that its rate over time is the one that was asked for.
+ */
+const guardRules = (table: Table, { link: port, upload }: FirewallNic): Message[] => [
+  ...(upload === undefined
+    ? []
+    : [newRule(table, port, [beyondBytesPerSecond(upload, BURST), counter(), verdict('drop')], 'upload')]),
   newRule(table, port, [verdict({ goto: CHAIN })]),
+]
+
+/** Changes how fast a guarded port may send. */
+export const limitAgain = (table: Table, nic: FirewallNic): Message[] => [
+  deleteRules(table, nic.link),
+  ...guardRules(table, nic),
 ]
 
 /** Changes what a guarded port may send; its counters go on. */
@@ -265,9 +287,9 @@ export const reguard = (table: Table, was: FirewallNic, becomes: FirewallNic): M
 const unchain = (table: Table, port: string): Message[] => [deleteRules(table, port), deleteChain(table, port)]
 
 /** Leads to the guard again, for a link that was made anew; `isThere` where the chain of the one before is left. */
-export const guardAgain = (table: Table, port: string, isThere: boolean): Message[] => [
-  ...(isThere ? unchain(table, port) : []),
-  ...guardChain(table, port),
+export const guardAgain = (table: Table, nic: FirewallNic, isThere: boolean): Message[] => [
+  ...(isThere ? unchain(table, nic.link) : []),
+  ...guardChain(table, nic),
 ]
 
 /** Takes a guard away; the chain is not there where an older kernel took it away with its link. */

@@ -12,7 +12,7 @@ import {
   type Table,
 } from '../../linux/netlink/nft.ts'
 import type { Description, Egress, FirewallNetwork, FirewallNic, Published } from './description.ts'
-import { allDrops, type Drops, dropsOf, guard, guardAgain, guardTable, reguard, unguard } from './guard.ts'
+import { allDrops, type Drops, dropsOf, guard, guardAgain, guardTable, limitAgain, reguard, unguard } from './guard.ts'
 import { checkNamed, type Hold, Learned, learnedElements, timeoutMsOf } from './learned.ts'
 import { Lists, listLets } from './lists.ts'
 import { bytesOf } from './range.ts'
@@ -313,7 +313,7 @@ export class Firewall implements Disposable {
     const fresh = [...nicAdded(this.#rules, nic, network, lists), ...added(this.#rules, still.remaining(now))]
     const guards = [
       ...(isSameGuard(known, nic) ? [] : reguard(this.#guards, known, nic)),
-      ...this.#guardedAgain(nic.link),
+      ...this.#guardedAgain(nic, known.upload === nic.upload),
     ]
     this.#change('change a port', [...old, ...fresh, ...guards], lists, () => ({
       nics: [...this.#nics.values()].map((one) => (one.link === nic.link ? nic : one)),
@@ -333,9 +333,10 @@ export class Firewall implements Disposable {
   }
 
   /** Guards a link that was made anew, where the kernel let its guard go with the one before. */
-  #guardedAgain(link: string): Message[] {
-    const links = this.#guardedLinks(link)
-    return links?.includes(link) ? [] : guardAgain(this.#guards, link, links !== undefined)
+  #guardedAgain(nic: FirewallNic, isSameRate: boolean): Message[] {
+    const links = this.#guardedLinks(nic.link)
+    if (!links?.includes(nic.link)) return guardAgain(this.#guards, nic, links !== undefined)
+    return isSameRate ? [] : limitAgain(this.#guards, nic)
   }
 
   #removed(nic: FirewallNic, lists: Lists): Message[] {

@@ -2,6 +2,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statS
 import { isIP } from 'node:net'
 import { join } from 'node:path'
 import { eq, isNull, and } from 'drizzle-orm'
+import type { Config } from '../../config.ts'
 import type { Egress } from '../../contract/network.ts'
 import { chain } from '../../lib/fault.ts'
 import type { Log } from '../../lib/log.ts'
@@ -9,8 +10,9 @@ import { Serial } from '../../lib/serial.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { replaceFile } from '../../linux/file.ts'
 import { endMarked } from '../../linux/marked.ts'
-import { type LeaseRow, leases, type NetworkRow, networks, type PortRow } from '../../store/schema.ts'
+import { type LeaseRow, leases, type NetworkRow, networks, type PortRow, vms } from '../../store/schema.ts'
 import type { Store } from '../../store/store.ts'
+import { type Bandwidth, bandwidthOf } from '../bandwidth.ts'
 import { sayV4 } from '../address.ts'
 import type { Egress as FirewallEgress, FirewallNetwork, FirewallNic, Published } from '../firewall/description.ts'
 import { type ChangedSetting, forward, undoForwarding, uplinks } from '../firewall/forwarding.ts'
@@ -30,8 +32,7 @@ const LEASE_S = 3600
 export interface ServiceHost {
   readonly store: Store
   readonly links: HostLinks
-  readonly run: string
-  readonly state: string
+  readonly config: Pick<Config, 'cpu_oversubscription' | 'cpus' | 'run' | 'state'>
   readonly stateId: string
   readonly log: Log
 }
@@ -56,7 +57,7 @@ export class NetworkService {
 
   constructor(host: ServiceHost) {
     this.#host = host
-    this.#folder = join(host.run, 'net')
+    this.#folder = join(host.config.run, 'net')
   }
 
   /** Makes a network whole: bridge, firewall, forwarding, helper. @throws what the kernel says */
@@ -95,8 +96,18 @@ export class NetworkService {
 
   /** Guards the port of a card, before it is up, and lets its owner be found. */
   attach(row: Bridged, lease: LeaseRow): void {
-    this.#firewall(row).attach(firewallNic(row, lease))
+    this.#firewall(row).attach(firewallNic(row, lease, this.bandwidth(lease).upload))
     this.#tellLease(row, lease, true)
+  }
+
+  /** Says how fast a card may be; that of no vm is as fast as it can. */
+  bandwidth({ vmUid }: Pick<LeaseRow, 'vmUid'>): Bandwidth {
+    const vm = vmUid === null ? undefined : this.#host.store.select().from(vms).where(eq(vms.uid, vmUid)).get()
+    if (!vm) return { download: undefined, upload: undefined }
+    const { cpus, cpu_oversubscription: oversubscription } = this.#host.config
+    const share = { vcpus: vm.cpuCores, cpus, oversubscription, capacity: this.#host.links.uplinkCapacity() }
+    const { network_bandwidth_download: download, network_bandwidth_upload: upload } = vm.spec.compute
+    return { download: bandwidthOf(download, share), upload: bandwidthOf(upload, share) }
   }
 
   /** Forgets the port of a card that has gone. */
@@ -227,7 +238,7 @@ export class NetworkService {
     const nics = ours.flatMap((network) =>
       this.#members(network)
         .filter(({ link }) => links.has(link))
-        .map((lease) => firewallNic(network, lease)),
+        .map((lease) => firewallNic(network, lease, this.bandwidth(lease).upload)),
     )
     const firewall = Firewall.open(
       { table: `aerie-${this.#host.stateId.slice(0, 8)}`, netns: this.#host.links.netnsOf(row) },
@@ -247,7 +258,7 @@ export class NetworkService {
 
   /** Lets bridges and uplinks forward; what was changed for it is written down, and put back with the last network. */
   #forward(gone?: string): void {
-    const path = join(this.#host.state, 'forwarding.json')
+    const path = join(this.#host.config.state, 'forwarding.json')
     const before = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as ChangedSetting[]) : []
     const rows = this.#host.store.select().from(networks).all().filter(hasBridge)
     const bridges = rows.filter(({ type, uid }) => type !== 'isolated' && uid !== gone)
@@ -385,7 +396,8 @@ const addressesOf = ({ address, address6 }: Pick<LeaseRow, 'address' | 'address6
   ...(address6 === null ? [] : [address6]),
 ]
 
-const firewallNic = (row: Bridged, lease: LeaseRow): FirewallNic => ({
+const firewallNic = (row: Bridged, lease: LeaseRow, upload: number | undefined): FirewallNic => ({
+  upload,
   link: lease.link,
   network: row.name,
   mac: lease.mac,

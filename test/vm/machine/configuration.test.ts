@@ -21,7 +21,7 @@ const image = (config: Partial<ImageConfig> = {}): ImageConfig => ({
 const HOST = {
   networks: new Networks({
     store: openStore(':memory:'),
-    config: { run: '/nowhere', state: '/nowhere' },
+    config: { run: '/nowhere', state: '/nowhere', cpus: 1, cpu_oversubscription: 1 },
     stateId: '0',
     log: newLog('silent'),
   }),
