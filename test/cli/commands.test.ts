@@ -66,7 +66,7 @@ describe('run', () => {
         '["true"]',
         '--network',
         'user',
-        '-p',
+        '--port',
         '80',
         '--kernel-cmdline',
         'quiet',
