@@ -15,7 +15,7 @@ export interface Share {
   readonly capacity: number
 }
 
-/** Below this not even the answer to a name gets through in time. */
+/** The slowest card: with less not even the answer to a name comes in time. */
 const BYTES_PER_S_MIN = 8192
 /** 100 Gb/s, which no tap does. */
 const BYTES_PER_S_MAX = 12_500_000_000
