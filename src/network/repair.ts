@@ -32,6 +32,7 @@ export const repairNetworks = async (host: RepairHost, rows: readonly NetworkRow
 }
 
 const repairNetwork = async ({ store, links, service, log }: RepairHost, row: Bridged): Promise<void> => {
+  service.firewallOf(row) // no port comes into a bridge that nobody guards
   const members = leasesIn(store, row.uid).filter(({ releasedAt }) => releasedAt === null)
   const { anew, said } = links.repair(
     row,
