@@ -184,8 +184,10 @@ export class HostLinks implements Disposable {
 
   /** Takes away the bridge of a network, and its namespace. */
   removeNetwork(network: NetworkRow): void {
-    if (network.bridge !== null) this.removeLink(network, network.bridge)
-    if (network.type !== 'isolated') return
+    const isApart = network.type === 'isolated'
+    const isThere = !isApart || this.#places.has(network.uid) || isNetns(join(this.#run, network.uid))
+    if (network.bridge !== null && isThere) this.removeLink(network, network.bridge)
+    if (!isApart) return
     const place = this.#places.get(network.uid)
     this.#places.delete(network.uid)
     place?.netlink[Symbol.dispose]()

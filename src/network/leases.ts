@@ -1,4 +1,4 @@
-import { and, asc, eq, isNull, sql } from 'drizzle-orm'
+import { and, asc, eq, isNull, lt, sql } from 'drizzle-orm'
 import { createHash, randomBytes } from 'node:crypto'
 import { Egress } from '../contract/network.ts'
 import { fill } from '../contract/schema.ts'
@@ -74,6 +74,9 @@ const ofNetwork = (tx: Store, network: NetworkRow): LeaseRow[] => leasesIn(tx, n
  * @throws `network_exhausted`, `network_address_taken`
  */
 export const allocate = (tx: Store, network: NetworkRow, wanted: Wanted): LeaseRow => {
+  tx.delete(leases)
+    .where(lt(leases.releasedAt, Date.now() - GRACE_MS))
+    .run()
   const address = network.subnet === null ? null : choose(tx, network, wanted)
   const { mac, name, kind, vmUid, nic, mode, link } = wanted
   const row = {
@@ -114,7 +117,6 @@ const address6Of = (network: NetworkRow, address: number): string | null => {
 
 /** Picks the address, and takes what stands in its way: the lease of a name that is gone. */
 const choose = (tx: Store, network: NetworkRow, wanted: Wanted): number => {
-  const now = Date.now()
   const held = new Map(
     ofNetwork(tx, network).flatMap((lease) => (lease.address === null ? [] : [[lease.address, lease] as const])),
   )
@@ -162,7 +164,6 @@ const choose = (tx: Store, network: NetworkRow, wanted: Wanted): number => {
     const lease = held.get(address)
     if (lease === undefined) return address
     if (lease.releasedAt !== null && (old?.releasedAt ?? Number.POSITIVE_INFINITY) > lease.releasedAt) old = lease
-    if (lease.releasedAt !== null && now - lease.releasedAt > GRACE_MS) return take(address)
   }
   if (old?.address != null) return take(old.address) // nobody waits for a name that may come back
   throw networkExhausted({ name: network.name, total: poolSize(network), used: held.size })

@@ -80,6 +80,8 @@ export class Networks {
   #looking = false
   #repairing = false
   #making: Promise<Network> | undefined
+  /** The networks that are not whole yet, or no more: nobody finds them, so that nobody gets a card in them. */
+  readonly #hidden = new Map<string, Promise<unknown>>()
 
   constructor({ store, config, stateId, log }: NetworksHost) {
     this.#store = store
@@ -168,19 +170,26 @@ export class Networks {
       })
       return made
     })
-    try {
-      await this.#bring(row)
-    } catch (error) {
-      await this.#forget(row)
-      throw error
-    }
+    await this.#hide(row, async () => {
+      try {
+        await this.#bring(row)
+      } catch (error) {
+        await this.#forget(row)
+        throw error
+      }
+    })
     return this.#view(row)
   }
 
   /** The network of a vm that asks for none, made at its first use. @throws as `create` */
   async default(): Promise<void> {
-    const known = selectDefault(this.#store).get()
-    if (known) return
+    for (;;) {
+      const known = selectDefault(this.#store).get()
+      if (!known) break
+      const settled = this.#hidden.get(known.uid)
+      if (!settled) return
+      await settled
+    }
     if (!existsSync('/dev/net/tun'))
       throw networkUnable({ reason: 'it has no /dev/net/tun', hint: 'Load the module tun, or use --network vsock' })
     this.#making ??= this.create({ name: DEFAULT_NETWORK }, true).finally(() => {
@@ -218,7 +227,14 @@ export class Networks {
 
   /** @throws `network_not_found`, `network_ambiguous` */
   find(ref: string, use: Use = 'change', tx: Store = this.#store): NetworkRow {
-    const select = (where: ReturnType<typeof sql>) => tx.select().from(networks).where(where).limit(MATCHES_MAX).all()
+    const select = (where: ReturnType<typeof sql>) =>
+      tx
+        .select()
+        .from(networks)
+        .where(where)
+        .limit(MATCHES_MAX)
+        .all()
+        .filter(({ uid }) => !this.#hidden.has(uid))
     return lookUp(
       ref,
       {
@@ -270,7 +286,7 @@ export class Networks {
         throw networkInUse({ name: found.name, users: users.map(({ kind, name }) => `${kind} "${name}"`) })
       return found
     })
-    await this.#forget(row, true)
+    await this.#hide(row, () => this.#forget(row, true))
   }
 
   /** @throws as `create` */
@@ -363,6 +379,18 @@ export class Networks {
     return hasBridge(row)
       ? { ...name, rx_bytes: txBytes, tx_bytes: rxBytes, rx_packets: txPackets, tx_packets: rxPackets }
       : { ...name, rx_bytes: rxBytes, tx_bytes: txBytes, rx_packets: rxPackets, tx_packets: txPackets }
+  }
+
+  /** Keeps a network from being found while it is made or taken away. */
+  async #hide(row: NetworkRow, work: () => Promise<void>): Promise<void> {
+    const done = work().finally(() => {
+      this.#hidden.delete(row.uid)
+    })
+    this.#hidden.set(
+      row.uid,
+      done.catch(() => undefined),
+    )
+    await done
   }
 
   async #forget(row: NetworkRow, told = false): Promise<void> {

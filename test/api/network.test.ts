@@ -1,7 +1,9 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import type { Vm } from '../../src/contract/vm.ts'
 import type { VmCreate } from '../../src/contract/vm-spec.ts'
-import { clean, createVm, haveBinary, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
 import { Netns } from '../linux/netns.ts'
 import { isRoot } from '../linux/support.ts'
 
@@ -360,6 +362,66 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
       whole()
     }
   })
+
+  test('networks that go while vms come leave whole networks or none', async () => {
+    for (let round = 0; round < 5; round++) {
+      await network({ name: 'lab', subnet: '10.50.0.0/24' })
+      const [gone, ...made] = await Promise.allSettled([
+        daemon.client.call('network.delete', at('lab')),
+        ...Array.from({ length: 3 }, (_, index) => create({ name: `v${index}`, network: { network: 'lab' } })),
+        daemon.client.call('network.update', { ...at('lab'), body: { egress: { policy: 'none' } } }),
+      ])
+      const refusals = [gone, ...made].flatMap((one) =>
+        one?.status === 'rejected' ? [(one.reason as { code?: string }).code] : [],
+      )
+      expect(refusals.filter((code) => code !== 'network_not_found' && code !== 'network_in_use')).toEqual([])
+      const there = (await daemon.client.call('network.list', {})).map(({ name }) => name)
+      expect(there).toEqual(gone?.status === 'fulfilled' ? [] : ['lab'])
+      expect(machinesOf(daemon.state)).toHaveLength((await daemon.client.call('vm.list', {})).length + there.length)
+      for (const vm of await daemon.client.call('vm.list', {})) await daemon.client.call('vm.delete', at(vm.name))
+      if (there.length > 0) await daemon.client.call('network.delete', at('lab'))
+      expect(linkNames()).toEqual(['lo'])
+    }
+  }, 60_000)
+
+  test('vms at once that need the default network while it goes have one', async () => {
+    await create({ name: 'first' })
+    await daemon.client.call('vm.delete', at('first'))
+
+    const [, ...made] = await Promise.all([
+      daemon.client.call('network.delete', at('default')),
+      ...Array.from({ length: 3 }, (_, index) => create({ name: `v${index}` })),
+    ])
+    expect(made.map(({ network }) => network?.network)).toEqual(['default', 'default', 'default'])
+  })
+
+  test('a name is made once', async () => {
+    const made = await Promise.allSettled(Array.from({ length: 10 }, () => network({ name: 'lab' })))
+
+    expect(made.filter(({ status }) => status === 'fulfilled')).toHaveLength(1)
+    for (const one of made)
+      if (one.status === 'rejected') expect(one.reason).toEqual(refused('network_exists', 'there is one'))
+    expect(machinesOf(daemon.state)).toHaveLength(1)
+  })
+
+  for (const signal of ['SIGKILL', 'SIGSTOP'] as const)
+    test(`a helper that got ${signal} holds nobody up, and another comes`, async () => {
+      const { uid } = await network({ name: 'lab', subnet: '10.50.0.0/24' })
+      const [helper = 0] = machinesOf(daemon.state)
+      process.kill(helper, signal)
+
+      await create({ name: 'web', network: { network: 'lab' } })
+      await daemon.client.call('vm.delete', at('web'))
+      await until(() => {
+        const there = machinesOf(daemon.state)
+        return there.length === 1 && !there.includes(helper) && existsSync(join(daemon.run, 'net', uid))
+      }, 25)
+      const listening = () => netns.run('ss', '-Hlntu', 'sport', '=', ':53')
+      await until(() => listening().includes('10.50.0.1:53'), 10)
+      await daemon.client.call('network.delete', at('lab'))
+      expect(machinesOf(daemon.state)).toEqual([])
+      expect(listening()).toBe('')
+    }, 60_000)
 
   test('any number of vms without a card cost no link', async () => {
     await Promise.all(

@@ -173,6 +173,7 @@ export class NetHelper {
     this.#waiting.set(key, answer)
     const late = setTimeout(() => {
       answer.reject(new Error('the network helper does not answer'))
+      this.close() // whoever waits behind this one would wait as long
     }, ANSWER_MS)
     try {
       await this.#send(message, fd)

@@ -52,6 +52,8 @@ export class NetworkService {
   readonly #held = new Map<string, number>()
   /** What is done to the helper of a network goes in order. */
   readonly #queue = new Serial()
+  /** The networks that are taken away, by their uid. */
+  readonly #dropped = new Set<string>()
   #generation = Date.now()
   #upstreamsAt = ''
 
@@ -62,6 +64,7 @@ export class NetworkService {
 
   /** Makes a network whole: bridge, firewall, forwarding, helper. @throws what the kernel says */
   async bring(row: Bridged): Promise<void> {
+    this.#dropped.delete(row.uid)
     this.#host.links.ensureBridge(row)
     this.#firewall(row).setNetwork(firewallNetwork(row))
     this.#forward()
@@ -80,6 +83,7 @@ export class NetworkService {
 
   /** Takes a network away, but for its links. */
   async drop(row: Bridged): Promise<void> {
+    this.#dropped.add(row.uid)
     this.#firewalls.get(placeOf(row))?.removeNetwork(row.name)
     if (row.type === 'isolated') {
       this.#firewalls.get(row.uid)?.[Symbol.dispose]()
@@ -213,8 +217,12 @@ export class NetworkService {
     for (const row of this.#host.store.select().from(networks).all()) {
       if (!hasBridge(row)) continue
       const helper = this.helperOf(row)
-      if (!helper) await this.#queue.run(row.uid, () => this.#bringHelper(row))
-      else if (changed) await helper.tell({ type: 'upstreams', upstreams: upstreamsFor(row) })
+      try {
+        if (!helper) await this.#queue.run(row.uid, () => this.#healHelper(row))
+        else if (changed) await helper.tell({ type: 'upstreams', upstreams: upstreamsFor(row) })
+      } catch (error) {
+        this.#host.log.error({ network: row.name, reasons: chain(error) }, 'cannot look after a network')
+      }
     }
     this.#upstreamsAt = upstreamsAt()
   }
@@ -288,15 +296,30 @@ export class NetworkService {
       const lease = this.#members(row).find((one) => addressesOf(one).includes(client))
       return lease !== undefined && this.#firewall(row).learn(lease.link, name, found, ttl).length === found.length
     }
-    let helper = await NetHelper.connect(path, this.#host.log, learn)
-    if (!helper) {
-      await this.#launchHelper(row, path)
-      helper = await NetHelper.connect(path, this.#host.log, learn)
-      if (!helper) throw new Error('the network helper does not answer')
+    const told = async (): Promise<boolean> => {
+      const helper = await NetHelper.connect(path, this.#host.log, learn)
+      if (!helper) return false
+      this.#helpers.set(row.uid, helper)
+      await helper.state(++this.#generation, this.#stateOf(row))
+      return true
     }
-    this.#helpers.set(row.uid, helper)
-    await helper.state(++this.#generation, this.#stateOf(row))
+    const known = await told().catch((error: unknown) => {
+      this.#host.log.warn({ network: row.name, reasons: chain(error) }, 'a network gets another helper')
+      return false
+    })
+    if (!known) {
+      this.#helpers.get(row.uid)?.close()
+      await endMarked(this.markOf(row.uid)) // it would keep the ports that the next one needs
+      await this.#launchHelper(row, path)
+      if (!(await told())) throw new Error('the network helper does not answer')
+    }
     await this.#holdAgain(row)
+  }
+
+  /** Brings a helper back that ended, where its network is still there. */
+  async #healHelper(row: Bridged): Promise<void> {
+    const isThere = this.#host.store.select().from(networks).where(eq(networks.uid, row.uid)).get() !== undefined
+    if (isThere && !this.#dropped.has(row.uid) && !this.helperOf(row)) await this.#bringHelper(row)
   }
 
   async #launchHelper(row: Bridged, path: string): Promise<void> {
