@@ -1,9 +1,20 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { connect } from '../../src/client/client.ts'
 import type { Vm } from '../../src/contract/vm.ts'
 import type { VmCreate } from '../../src/contract/vm-spec.ts'
-import { clean, createVm, haveBinary, machinesOf, seedFake, startDaemon, until, type Daemon } from '../e2e/daemon.ts'
+import {
+  AERIE,
+  clean,
+  createVm,
+  haveBinary,
+  machinesOf,
+  seedFake,
+  startDaemon,
+  until,
+  type Daemon,
+} from '../e2e/daemon.ts'
 import { Netns } from '../linux/netns.ts'
 import { isRoot } from '../linux/support.ts'
 
@@ -422,6 +433,34 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
       expect(machinesOf(daemon.state)).toEqual([])
       expect(listening()).toBe('')
     }, 60_000)
+
+  test('a daemon without the right to change links says so, and keeps nothing of what it could not make', async () => {
+    const folder = mkdtempSync('/tmp/aerie-t-')
+    const socket = join(folder, 'run', 'aerie.sock')
+    const argv = ['serve', '--state', join(folder, 'state'), '--run', join(folder, 'run'), '--hypervisor', 'fake']
+    const weak = Bun.spawn(
+      ['nsenter', `--net=${netns.path}`, 'setpriv', '--bounding-set=-net_admin,-sys_admin', AERIE, ...argv],
+      { cwd: '/', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, stdio: ['ignore', 'ignore', 'pipe'] },
+    )
+    try {
+      await until(
+        async () => (await fetch('http://localhost/healthz', { unix: socket }).catch(() => undefined))?.ok === true,
+      )
+      const { call } = connect({ kind: 'unix', path: socket })
+      for (const type of ['bridged', 'host-only', 'isolated'] as const) {
+        const said = await call('network.create', { body: { name: 'lab', type } }).then(
+          String,
+          (error: unknown) => error,
+        )
+        expect(said).toMatchObject({ code: 'network_unable', hint: 'Run it as root, or with CAP_NET_ADMIN' })
+        expect(await call('network.list', {})).toEqual([])
+      }
+    } finally {
+      weak.kill()
+      await weak.exited
+      rmSync(folder, { recursive: true })
+    }
+  })
 
   test('any number of vms without a card cost no link', async () => {
     await Promise.all(
