@@ -121,7 +121,9 @@ export class Networks {
     if (this.#repairing) return
     this.#repairing = true
     try {
-      await repairNetworks({ store: this.#store, links: this.links, service: this.service, log: this.#log }, this.all())
+      await repairNetworks({ store: this.#store, links: this.links, service: this.service, log: this.#log }, () =>
+        this.all().filter(({ uid }) => !this.#hidden.has(uid)),
+      )
     } finally {
       this.#repairing = false
     }
@@ -227,18 +229,13 @@ export class Networks {
 
   /** @throws `network_not_found`, `network_ambiguous` */
   find(ref: string, use: Use = 'change', tx: Store = this.#store): NetworkRow {
+    const seen = (rows: NetworkRow[]): NetworkRow[] => rows.filter(({ uid }) => !this.#hidden.has(uid))
     const select = (where: ReturnType<typeof sql>) =>
-      tx
-        .select()
-        .from(networks)
-        .where(where)
-        .limit(MATCHES_MAX)
-        .all()
-        .filter(({ uid }) => !this.#hidden.has(uid))
+      seen(tx.select().from(networks).where(where).limit(MATCHES_MAX).all())
     return lookUp(
       ref,
       {
-        exact: [() => selectByUid(tx).all({ uid: ref }), () => selectByName(tx).all({ name: ref })],
+        exact: [() => seen(selectByUid(tx).all({ uid: ref })), () => seen(selectByName(tx).all({ name: ref }))],
         beginning: () =>
           new RegExp(`^net_[0-9a-z]{${ID_BEGINNING_MIN},20}$`).test(ref)
             ? select(sql`${networks.uid} GLOB ${`${ref}*`}`)

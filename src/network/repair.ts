@@ -20,9 +20,10 @@ export interface RepairHost {
  * Compares the links of networks with their rows, and puts back what is missing: bridges, their addresses and MTU, and
  * the ports of vms that run. One network that cannot be mended keeps no other from it.
  */
-export const repairNetworks = async (host: RepairHost, rows: readonly NetworkRow[]): Promise<void> => {
-  for (const row of rows) {
-    if (!hasBridge(row)) continue
+export const repairNetworks = async (host: RepairHost, there: () => readonly NetworkRow[]): Promise<void> => {
+  for (const { uid } of there()) {
+    const row = there().find((one) => one.uid === uid) // it may have gone while another was repaired
+    if (!row || !hasBridge(row)) continue
     try {
       await repairNetwork(host, row)
     } catch (error) {
