@@ -28,7 +28,7 @@ describe('after these words may follow', () => {
     ['stop w', ['web']],
     ['run ', ['alpine', 'base']],
     ['run --memory 1g b', ['base']],
-    ['run --netw', ['--network']],
+    ['run --netw', ['--network-bandwidth-download', '--network-bandwidth-upload', '--network']],
     ['run --network ', ['vsock', 'user']],
     ['ps -o j', ['json']],
     ['run base ', [FILES]],
