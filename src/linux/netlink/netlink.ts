@@ -24,6 +24,10 @@ const DATAGRAM_BYTES = 64 * 1024
 /** NLMSGERR_ATTR_MSG: the kernel's own words. */
 const ATTR_MESSAGE = 1
 const FLAG_ACK_TLVS = 0x200
+/** What the kernel marks a list with that changed while it was read: NLM_F_DUMP_INTR. */
+const FLAG_INTERRUPTED = 0x10
+/** How often a list is read that always changes. */
+const DUMPS_MAX = 10
 const EPROTO = 71
 /**
  * The messages round a batch, by linux/netfilter/nfnetlink.h; the subsystem of nf_tables is 10, in the network's order.
@@ -128,9 +132,14 @@ export class Netlink implements Disposable {
     if (answers.length === 0) throw new NetlinkError(EPROTO, doing, 0, 'no acknowledgement')
   }
 
-  /** Asks for a list. @throws NetlinkError; EINTR: it changed while it was read (ask again) */
+  /** Asks for a list. @throws NetlinkError */
   dump(doing: string, message: Message): Received[] {
-    return this.#listed(doing, this.#send([{ ...message, flags: (message.flags ?? 0) | FLAG.dump }]))
+    const ask = { ...message, flags: (message.flags ?? 0) | FLAG.dump }
+    for (let attempt = 1; ; attempt++) {
+      const found = this.#listed(doing, this.#send([ask]))
+      // A list that was changed while it was read may lack what is there: it is read anew.
+      if (attempt === DUMPS_MAX || !found.some(({ flags }) => (flags & FLAG_INTERRUPTED) !== 0)) return found
+    }
   }
 
   #listed(doing: string, first: number): Received[] {
