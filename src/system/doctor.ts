@@ -17,6 +17,7 @@ import type { DriverChecks } from '../hypervisor/hypervisors.ts'
 import { sayBytes } from '../lib/bytes.ts'
 import { Fault } from '../lib/fault.ts'
 import { homeMissing, type Environment } from '../lib/paths.ts'
+import { networkChecks } from '../network/network-checks.ts'
 import { kvmSupport } from '../linux/kvm.ts'
 import { cgroupSupport } from '../linux/cgroup.ts'
 import { reflinkSupport } from '../linux/clone-file.ts'
@@ -159,7 +160,15 @@ export const doctor = async (drivers: DriverChecks, asked: Config | Fault): Prom
     asked instanceof Fault
       ? [check('state', 'fail', asked.message, asked.hint ?? null)]
       : [writable(asked), disk(asked), reflink(asked)]
-  const checks = [kernel(), kvm(), ...(await drivers(config)), cgroups(), ...folderChecks, ...(await port(config))]
+  const checks = [
+    kernel(),
+    kvm(),
+    ...(await drivers(config)),
+    cgroups(),
+    ...networkChecks(config),
+    ...folderChecks,
+    ...(await port(config)),
+  ]
   return { healthy: checks.every((one) => one.status !== 'fail'), checks }
 }
 

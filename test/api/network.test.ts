@@ -261,6 +261,26 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     }
   })
 
+  test('doctor names the rule of another program that is in the way, and the line that heals it', async () => {
+    await create({ name: 'web' })
+    netns.run('iptables', '-P', 'FORWARD', 'DROP')
+    try {
+      const { checks } = await daemon.client.call('system.doctor', {})
+      expect(checks.find(({ name }) => name === 'networks')).toMatchObject({ status: 'ok' })
+      expect(checks.filter(({ name }) => name === 'firewall')).toContainEqual(
+        expect.objectContaining({
+          status: 'warn',
+          message: expect.stringContaining(
+            'The chain ip filter FORWARD has the policy drop: guests of aerie0',
+          ) as unknown,
+          hint: expect.stringContaining('aerie0') as unknown,
+        }),
+      )
+    } finally {
+      netns.run('iptables', '-P', 'FORWARD', 'ACCEPT')
+    }
+  })
+
   const BAD: readonly (readonly [string, object, string, string])[] = [
     ['a range that overlaps', { subnet: '10.50.0.128/25' }, 'network_conflict', 'overlaps network "lab"'],
     ['a /31', { subnet: '10.90.0.0/31' }, 'network_invalid', 'no room for a gateway and a vm'],
