@@ -243,6 +243,16 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/port/ports.ts').then((file) => file.list),
   },
   {
+    names: ['network attach'],
+    summary: 'Give a container a card in a network',
+    load: () => import('./commands/network/networks.ts').then((file) => file.attach),
+  },
+  {
+    names: ['network detach'],
+    summary: 'Take a container out of a network',
+    load: () => import('./commands/network/networks.ts').then((file) => file.detach),
+  },
+  {
     names: ['network import'],
     summary: 'Make a network of an address management file',
     load: () => import('./commands/network/networks.ts').then((file) => file.importFile),

@@ -125,6 +125,7 @@ export const Lease = named(
     ip6_address: Type.Union([Type.String(), Type.Null()]),
     mac_address: Type.String(),
     link: Type.String({ description: "The host's end: a tap or a veth" }),
+    container_link: Type.Optional(Type.String({ description: "The container's end" })),
     released_at: Type.Union([Timestamp, Type.Null()], {
       description: 'Its owner is gone, and gets the address again if it comes back soon',
     }),
@@ -173,6 +174,31 @@ export const NetworkDetail = named(
   ]),
 )
 export type NetworkDetail = Static<typeof NetworkDetail>
+
+/** A container that gets a card in a network. */
+export const NetworkAttach = named(
+  'NetworkAttach',
+  Type.Object(
+    {
+      container: Type.String({
+        pattern: '^[a-z0-9]([a-z0-9-]*[a-z0-9])?$',
+        maxLength: 63,
+        description: 'What the others find it by: a DNS label',
+      }),
+      netns: Type.Optional(
+        Type.String({
+          pattern: '^(/.+|[1-9][0-9]{0,9})$',
+          maxLength: 4096,
+          description:
+            'Its network namespace, by a path or a pid; absent: the end stays on the host, to be moved by the caller',
+        }),
+      ),
+      ip_address: Type.Optional({ ...Address4, description: 'The address; the next that is free where absent' }),
+    },
+    { additionalProperties: false },
+  ),
+)
+export type NetworkAttach = Static<typeof NetworkAttach>
 
 /** The file of seed 002's address management: what `network export` writes and `network import` reads. */
 export const IpamFile = named(
@@ -243,6 +269,35 @@ export const networkOperations = {
     params: NetworkRef,
     response: { 204: Nothing },
     faults: [...faults, 'network_in_use'],
+    scope: 'admin',
+  }),
+  'network.attach': operation({
+    method: 'POST',
+    path: '/api/v1/networks/:name/attachments',
+    detail: { tags, summary: 'Give a container a card in a network' },
+    params: NetworkRef,
+    body: NetworkAttach,
+    response: { 201: Lease },
+    faults: [
+      ...faults,
+      'network_invalid',
+      'attachment_exists',
+      'network_exhausted',
+      'network_address_taken',
+      'network_unable',
+    ],
+    scope: 'admin',
+  }),
+  'network.detach': operation({
+    method: 'DELETE',
+    path: '/api/v1/networks/:name/attachments/:container',
+    detail: { tags, summary: 'Take a container out of a network' },
+    params: Type.Object({
+      name: Type.String({ minLength: 1, maxLength: 64 }),
+      container: Type.String({ minLength: 1, maxLength: 63 }),
+    }),
+    response: { 204: Nothing },
+    faults: [...faults, 'attachment_not_found'],
     scope: 'admin',
   }),
   'network.import': operation({

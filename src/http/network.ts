@@ -9,6 +9,10 @@ export const networkHandlers = ({ networks, store }: Host) =>
     'network.get': ({ params }) => networks.get(params.name),
     'network.update': ({ params, body }) => networks.update(params.name, body),
     'network.delete': ({ params }) => networks.delete(params.name),
+    'network.attach': ({ params, body }) => networks.attach(params.name, body),
+    'network.detach': ({ params }) => {
+      networks.detach(params.name, params.container)
+    },
     'network.import': ({ body }) => networks.import(body),
     'port.list': ({ query }) => networks.ports(query.vm === undefined ? undefined : find(store, query.vm, 'read').uid),
     'network.export': ({ params }) => networks.export(params.name),

@@ -84,3 +84,18 @@ export const portDenied = fault(
   (d) => `Cannot publish port ${d.port}: this daemon may not use ports below 1024`,
   'Choose a higher port, or run the daemon as root',
 )
+const Attached = { name: Type.String(), network: Type.String() }
+export const attachmentExists = fault(
+  'attachment_exists',
+  'conflict',
+  { ...Attached, kind: Type.String() },
+  (d) => `Cannot attach container "${d.name}" to network "${d.network}": there is a ${d.kind} of this name`,
+  'Choose another name: it is what the others of the network find it by',
+)
+export const attachmentNotFound = fault(
+  'attachment_not_found',
+  'not_found',
+  Attached,
+  (d) => `There is no container "${d.name}" in network "${d.network}"`,
+  '"aerie network inspect" lists them',
+)

@@ -14,6 +14,7 @@ import {
   newAddress,
   newBridge,
   newMacvtap,
+  newVeth,
   openLinks,
   routes,
   setLink,
@@ -150,6 +151,37 @@ export class HostLinks implements Disposable {
     }
   }
 
+  /**
+   * Makes the pair of a container: the host's end goes into the bridge, the other is born in the network namespace of a
+   * descriptor, or stays in the host's. `before` is called when the pair is there and still down.
+   *
+   * @throws EEXIST: there is a link of one of the names
+   */
+  openVeth(
+    network: Bridged,
+    { link, mac }: Pick<LeaseRow, 'link' | 'mac'>,
+    inside: { readonly name: string; readonly netns: number | undefined },
+    before: (link: Link) => void,
+  ): void {
+    const master = this.ensureBridge(network)
+    const { netlink, netns } = this.#place(network)
+    const own = inside.netns === undefined && netns !== undefined ? openSync('/proc/self/ns/net', 'r') : undefined
+    const { mtu } = network
+    try {
+      const peer = { name: inside.name, mac, mtu, netns: inside.netns ?? own }
+      netlink.apply('make a pair of links', [newVeth({ name: link, mtu }, peer)])
+      const port = linkByName(netlink, link)
+      if (!port) throw new Error(`the link ${link} has gone`)
+      before(port)
+      netlink.apply('attach a container', portChanges(network, port.index, master))
+    } catch (error) {
+      this.removeLink(network, link)
+      throw error
+    } finally {
+      if (own !== undefined) closeSync(own)
+    }
+  }
+
   /** Makes a macvtap on the network's parent, and opens it. It stays when its descriptors are closed: `removeLink`. */
   openMacvtap(network: NetworkRow, lease: Pick<LeaseRow, 'link' | 'mac'>, queues: number): number[] {
     const { netlink } = this.#place(network)
@@ -264,8 +296,8 @@ const LOCAL_TABLE = 255
 /** What makes a link a port of a network's bridge. */
 const portChanges = (network: NetworkRow, index: number, master: number): Message[] => [
   setLink(index, { master, mtu: network.mtu, bare: true }),
-  setLink(index, { up: true }),
   ...(network.spec.peer === 'closed' ? [setPort(index, { isolated: true })] : []),
+  setLink(index, { up: true }),
 ]
 
 /** What must be changed for a bridge to be what its row says. */

@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { closeSync, existsSync } from 'node:fs'
 import { and, asc, eq, isNull, sql } from 'drizzle-orm'
 import {
   Egress,
@@ -6,6 +6,7 @@ import {
   type Lease,
   type Network,
   NetworkCreate,
+  type NetworkAttach,
   type NetworkDetail,
   networkEvents,
   type NetworkUpdate,
@@ -23,6 +24,7 @@ import { type LeaseRow, leases, type NetworkRow, networks, type PortRow } from '
 import { immediate, prepared, type Store } from '../store/store.ts'
 import { sayV4 } from './address.ts'
 import {
+  attachmentNotFound,
   networkAmbiguous,
   networkConflict,
   networkExists,
@@ -31,12 +33,13 @@ import {
   networkNotFound,
   networkUnable,
 } from './errors.ts'
+import { findContainer, leaseContainer, openNetns, releaseContainer, setUpInside } from './attachments.ts'
 import { HostLinks } from './host-links.ts'
 import { type HeldPort, ledPorts, letGo } from './ports.ts'
 import { type Bridged, gateway6Of, hasBridge } from './network-row.ts'
 import { repairNetworks } from './repair.ts'
 import { NetworkService } from './service/network-service.ts'
-import { leasesOf, leasesIn, newMac, poolSize } from './leases.ts'
+import { leasesOf, vethNames, leasesIn, newMac, poolSize } from './leases.ts'
 import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
@@ -355,6 +358,54 @@ export class Networks {
         guest_port: guestPort,
         ip_address: guest,
       }))
+  }
+
+  /**
+   * Gives a container a card in a network: a pair of links, one end in the bridge, the other in the container's
+   * namespace and set up there, or left on the host for the caller to move.
+   *
+   * @throws `network_not_found`, `network_ambiguous`, `network_invalid`, `attachment_exists`, `network_exhausted`,
+   * `network_address_taken`, `network_unable`
+   */
+  attach(ref: string, want: NetworkAttach): Lease {
+    const row = this.find(ref)
+    if (!hasBridge(row)) throw networkInvalid({ name: row.name, reason: 'a container needs a bridge, and it has none' })
+    const netns = want.netns === undefined ? undefined : openNetns(row, want.netns)
+    try {
+      const lease = immediate(this.#store, (tx) => leaseContainer(tx, row, want))
+      try {
+        const { inside } = vethNames(row.uid, want.container)
+        this.#able(() => {
+          this.links.openVeth(row, lease, { name: inside, netns }, () => {
+            this.service.attach(row, lease)
+          })
+          if (netns !== undefined) setUpInside(row, lease, inside, netns)
+        })
+        return { ...viewLease(lease), link: lease.link, container_link: inside }
+      } catch (error) {
+        this.#detach(row, lease)
+        throw error
+      }
+    } finally {
+      if (netns !== undefined) closeSync(netns)
+    }
+  }
+
+  /** Takes a container out of a network. @throws `network_not_found`, `network_ambiguous`, `attachment_not_found` */
+  detach(ref: string, container: string): void {
+    const row = this.find(ref)
+    if (!hasBridge(row)) throw attachmentNotFound({ name: container, network: row.name })
+    this.#detach(row, findContainer(this.#store, row, container))
+  }
+
+  #detach(row: Bridged, lease: LeaseRow): void {
+    this.#able(() => {
+      this.links.removeLink(row, lease.link)
+      this.service.detach(row, lease)
+    })
+    immediate(this.#store, (tx) => {
+      releaseContainer(tx, lease)
+    })
   }
 
   /** Takes back what does not go with the last descriptor of a card. */

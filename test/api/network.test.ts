@@ -281,6 +281,57 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     }
   })
 
+  test('a container is attached to the link of the vms, with an address and a way out, and detached', async () => {
+    using container = new Netns()
+    await create({ name: 'web' })
+    const attach = (body: Parameters<typeof daemon.client.call<'network.attach'>>[1]['body']) =>
+      daemon.client.call('network.attach', { ...at('default'), body })
+
+    const lease = await attach({ container: 'db', netns: container.path, ip_address: '10.42.0.20' })
+
+    expect(lease).toMatchObject({ name: 'db', kind: 'container', ip_address: '10.42.0.20' })
+    expect(lease.link).toMatch(/^veth-[0-9a-f]{8}-h$/)
+    expect(netns.ip('link', 'show', lease.link)[0]).toMatchObject({ master: 'aerie0' })
+    expect(container.ip('link', 'show', lease.container_link ?? '')[0]).toMatchObject({ address: lease.mac_address })
+    const [{ addr_info }] = container.ip('addr', 'show', lease.container_link ?? '') as unknown as [
+      { addr_info: unknown[] },
+    ]
+    expect(addr_info).toContainEqual(expect.objectContaining({ local: '10.42.0.20', prefixlen: 24 }))
+    expect(container.ip('route')).toContainEqual(expect.objectContaining({ dst: 'default', gateway: '10.42.0.1' }))
+    container.run('busybox', 'ping', '-c', '1', '-W', '2', '10.42.0.1')
+    expect(container.run('busybox', 'nslookup', 'web.default.aerie', '10.42.0.1')).toContain('10.42.0.2')
+    expect((await daemon.client.call('network.get', at('default'))).leases.map(({ name }) => name).sort()).toEqual([
+      'db',
+      'web',
+    ])
+
+    for (const [body, code, words] of [
+      [{ container: 'db' }, 'attachment_exists', 'there is a container of this name'],
+      [{ container: 'web' }, 'attachment_exists', 'there is a vm of this name'],
+      [{ container: 'x', ip_address: '10.42.0.20' }, 'network_address_taken', '"db" has it'],
+      [{ container: 'x', netns: '/etc/passwd' }, 'network_invalid', 'is no network namespace'],
+      [{ container: 'x', netns: '/proc/self/ns/mnt' }, 'network_invalid', 'is a namespace of another kind'],
+      [{ container: 'x', netns: '/nowhere' }, 'network_invalid', 'is not there'],
+      [{ container: 'x', netns: '999999999' }, 'network_invalid', 'is not there'],
+    ] as const)
+      expect(await attach(body).then(String, (error: unknown) => error)).toEqual(refused(code, words))
+    expect(linkNames().filter((name) => name.startsWith('veth-'))).toEqual([lease.link])
+    await expect(daemon.client.call('network.delete', at('default'))).rejects.toThrow(
+      refused('network_in_use', 'container "db"'),
+    )
+
+    const left = await attach({ container: 'moved' })
+    expect(linkNames()).toContain(left.container_link ?? '')
+    for (const name of ['db', 'moved'])
+      await daemon.client.call('network.detach', { params: { name: 'default', container: name } })
+    expect(linkNames().filter((name) => name.startsWith('veth-'))).toEqual([])
+    await expect(
+      daemon.client.call('network.detach', { params: { name: 'default', container: 'db' } }),
+    ).rejects.toThrow(refused('attachment_not_found', 'There is no container "db"'))
+    expect((await attach({ container: 'db' })).ip_address).toBe('10.42.0.20') // it came back soon
+    await daemon.client.call('network.detach', { params: { name: 'default', container: 'db' } })
+  })
+
   const BAD: readonly (readonly [string, object, string, string])[] = [
     ['a range that overlaps', { subnet: '10.50.0.128/25' }, 'network_conflict', 'overlaps network "lab"'],
     ['a /31', { subnet: '10.90.0.0/31' }, 'network_invalid', 'no room for a gateway and a vm'],

@@ -184,3 +184,43 @@ export const exportFile = command({
     return 0
   },
 })
+
+export const attach = command({
+  usage: '[FLAGS] NETWORK',
+  detail:
+    'Gives a container a card: a pair of links, one end in the network, the other in the namespace of the container, with its addresses and routes.',
+  flags: {
+    container: text('Name of the container, by which the others find it', 'NAME'),
+    netns: text('Its network namespace; the end stays on this host without it', 'PATH|PID'),
+    ip: text('Its address (the next that is free)', 'ADDRESS'),
+  },
+  args: { min: 1, max: 1, nouns: ['network'] },
+  async run(context, { flags, args: [name = ''] }) {
+    if (flags.container === undefined)
+      throw usageInvalid({ reason: 'Cannot attach a container: it has no name', hint: 'Name it with --container' })
+    const client = await context.client()
+    const body = {
+      container: flags.container,
+      ...(flags.netns !== undefined && { netns: flags.netns }),
+      ...(flags.ip !== undefined && { ip_address: flags.ip }),
+    }
+    const lease = await client.call('network.attach', { params: { name }, body })
+    await context.out.show(lease, { table: () => `${plainJson(lease, 2)}\n`, name: () => [lease.name] })
+    return 0
+  },
+})
+
+export const detach = command({
+  usage: '[FLAGS] NETWORK',
+  detail: 'Takes a container out of a network; its pair of links goes.',
+  flags: { container: text('Name of the container', 'NAME') },
+  args: { min: 1, max: 1, nouns: ['network'] },
+  async run(context, { flags, args: [name = ''] }) {
+    if (flags.container === undefined)
+      throw usageInvalid({ reason: 'Cannot detach a container: it has no name', hint: 'Name it with --container' })
+    const client = await context.client()
+    await client.call('network.detach', { params: { name, container: flags.container } })
+    await context.out.done({ name: flags.container })
+    return 0
+  },
+})
