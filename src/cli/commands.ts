@@ -82,6 +82,11 @@ export const COMMANDS: readonly Entry[] = [
     load: () => import('./commands/vm/moves.ts').then((file) => file.stop),
   },
   {
+    names: ['update', 'vm update'],
+    summary: 'Change ports, egress and speed of a vm',
+    load: () => import('./commands/vm/update.ts').then((file) => file.update),
+  },
+  {
     names: ['restart', 'vm restart'],
     summary: 'Stop and start vms',
     load: () => import('./commands/vm/moves.ts').then((file) => file.restart),

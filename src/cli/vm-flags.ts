@@ -33,7 +33,7 @@ const NETWORK: Flag<readonly Card[]> = {
 }
 
 /** Ports of the host, one a flag. */
-const PUBLISH = list(
+export const PUBLISH = list(
   'A port of the host that leads into it; 0 picks one; the loopback where no address is said',
   '[ADDR:]HOST:GUEST[/udp]',
   {

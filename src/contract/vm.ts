@@ -3,6 +3,8 @@ import { nounEvents } from './event.ts'
 import { ARGUMENTS_JSON_MAX, Argv, Env } from './guest.ts'
 import { defaulted, named } from './schema.ts'
 import { Nothing, oneOf, operation, Timestamp } from './operation.ts'
+import { Egress } from './network.ts'
+import { Publish } from './port.ts'
 import { ONE_VM, VmRef } from './vm-ref.ts'
 import { Metadata, NewVmName, SHOWN_FIELDS, VmCreate, VmName } from './vm-spec.ts'
 import { VmListQuery } from './vm-list.ts'
@@ -105,6 +107,26 @@ export const VmForks = named(
   }),
 )
 export type VmForks = Static<typeof VmForks>
+
+/** What of a vm may change while it runs; what is absent stays. */
+export const VmUpdate = named(
+  'VmUpdate',
+  Type.Object(
+    {
+      publish: Type.Optional(
+        Type.Array(Publish, {
+          maxItems: 64,
+          description: 'Ports of the host that lead into it, in the place of those there are',
+        }),
+      ),
+      egress: Type.Optional(Egress),
+      network_bandwidth_download: Type.Optional(VmCreate.properties.network_bandwidth_download),
+      network_bandwidth_upload: Type.Optional(VmCreate.properties.network_bandwidth_upload),
+    },
+    { additionalProperties: false },
+  ),
+)
+export type VmUpdate = Static<typeof VmUpdate>
 
 /** Loosened on start: what the next run of the workload shall be; absent = as before (H8). */
 export const VmStart = named(
@@ -258,6 +280,15 @@ export const vmOperations = {
     body: Type.Optional(VmStop),
     response: { 200: Vm },
     faults: [...ONE_VM, 'vm_wrong_state', 'stop_timeout', 'vm_deleted'],
+  }),
+  'vm.update': operation({
+    ...admin,
+    method: 'PATCH',
+    path: '/api/v1/vms/:name',
+    detail: { tags, summary: 'Change what of a vm may change while it runs' },
+    body: VmUpdate,
+    response: { 200: Vm },
+    faults: [...ONE_VM, 'port_in_use', 'port_denied', 'network_unable', 'vm_deleted'],
   }),
   'vm.restart': operation({
     ...admin,

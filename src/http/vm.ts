@@ -20,6 +20,7 @@ import { start } from '../vm/start.ts'
 import { stats } from '../vm/stats.ts'
 import { restart } from '../vm/restart.ts'
 import { stop } from '../vm/stop.ts'
+import { update } from '../vm/update.ts'
 import { wait } from '../vm/wait.ts'
 import { bodyOf, sse, tar } from './answer.ts'
 import type { Handlers } from './handler.ts'
@@ -50,6 +51,7 @@ export const vmHandlers = (host: Host) => {
     'vm.delete': ({ params }) => remove(host, params.name),
     'vm.start': ({ params, body }) => start(host, params.name, body),
     'vm.stop': ({ params, body }) => stop(host, params.name, body),
+    'vm.update': ({ params, body }) => update(host, params.name, body),
     'vm.restart': ({ params, body }) => restart(host, params.name, body),
     'vm.pause': ({ params }) => pause(host, params.name),
     'vm.resume': ({ params }) => resume(host, params.name),

@@ -22,7 +22,7 @@ import {
 } from '../linux/netlink/links.ts'
 import type { Message } from '../linux/netlink/message.ts'
 import type { Netlink } from '../linux/netlink/netlink.ts'
-import { newTokenBucket } from '../linux/netlink/qdisc.ts'
+import { deleteTokenBucket, newTokenBucket } from '../linux/netlink/qdisc.ts'
 import { makeNetns, unmount } from '../linux/netns.ts'
 import { attachMacvtap, openTap } from '../linux/tap.ts'
 import type { LeaseRow, NetworkRow } from '../store/schema.ts'
@@ -149,6 +149,24 @@ export class HostLinks implements Disposable {
       for (const fd of fds) closeFd(fd)
       throw error
     }
+  }
+
+  /** Lets a port hand its guest so many bytes a second, or as many as come. Tells whether the port is there. */
+  setDownload(network: Pick<NetworkRow, 'uid' | 'type'>, name: string, download: number | undefined): boolean {
+    const { netlink } = this.#place(network)
+    const link = linkByName(netlink, name)
+    if (!link) return false
+    try {
+      netlink.apply('limit a port', [
+        download === undefined
+          ? deleteTokenBucket(link.index)
+          : newTokenBucket(link.index, download, burstOf(download)),
+      ])
+    } catch (error) {
+      // It had no limit.
+      if (download !== undefined || !hasCode(error, 'ENOENT', 'EINVAL')) throw error
+    }
+    return true
   }
 
   /**

@@ -214,3 +214,11 @@ export const leasesOf = (store: Store, vmUid: string): LeaseRow[] => selectOfVm(
 
 /** Reads who is in a network, the names that may come back too. */
 export const leasesIn = (store: Store, networkUid: string): LeaseRow[] => selectOfNetwork(store).all({ networkUid })
+
+/** Changes what the first card of a vm may reach. */
+export const setEgress = (tx: Store, vmUid: string, egress: Egress): void => {
+  tx.update(leases)
+    .set({ egress: fill(Egress, egress) })
+    .where(and(eq(leases.vmUid, vmUid), eq(leases.nic, 0)))
+    .run()
+}

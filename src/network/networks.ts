@@ -323,6 +323,18 @@ export class Networks {
     )
   }
 
+  /** Makes rules and limits of a vm's cards that are there what its row says. */
+  refresh(vmUid: string): void {
+    for (const lease of leasesOf(this.#store, vmUid)) {
+      const row = this.byUid(lease.networkUid)
+      if (!row || !hasBridge(row)) continue
+      this.#able(() => {
+        if (!this.links.setDownload(row, lease.link, this.service.bandwidth(lease).download)) return
+        this.service.attach(row, lease)
+      })
+    }
+  }
+
   /** Leads ports of the host, which are held and written down, into a vm. */
   async publish(vmUid: string, held: readonly HeldPort[]): Promise<void> {
     const row = this.#homeOf(vmUid)

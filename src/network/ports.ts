@@ -247,6 +247,42 @@ export const recordPorts = (tx: Store, vmUid: string, held: readonly HeldPort[])
 export const forgetPorts = (tx: Store, vmUid: string): PortRow[] =>
   tx.delete(ports).where(eq(ports.vmUid, vmUid)).returning().all()
 
+/** Forgets one port of a vm. */
+export const forgetPort = (tx: Store, { id }: PortRow): void => {
+  tx.delete(ports).where(eq(ports.id, id)).run()
+}
+
+/**
+ * Compares what a vm publishes with what it is to publish: what stays, what goes, and what must be had first. A port of
+ * the host that is to lead to another port of the guest cannot be changed in place.
+ *
+ * @throws `request_invalid`
+ */
+export const keepPorts = (
+  store: Store,
+  vmUid: string,
+  wanted: readonly WantedPort[],
+): { readonly kept: PortRow[]; readonly gone: PortRow[]; readonly missing: WantedPort[] } => {
+  const before = store.select().from(ports).where(eq(ports.vmUid, vmUid)).all()
+  const kept = new Set<PortRow>()
+  const missing = wanted.flatMap((want) => {
+    const without = want.addresses.filter((address) => {
+      const there = before.find(
+        (one) => one.protocol === want.protocol && one.address === address && one.port === want.port,
+      )
+      if (there && there.guestPort !== want.guestPort)
+        throw requestInvalid({
+          field: 'publish',
+          reason: `port ${want.port}/${want.protocol} leads to port ${there.guestPort} of the guest: take it back first`,
+        })
+      if (there) kept.add(there)
+      return !there
+    })
+    return without.length === 0 ? [] : [{ ...want, addresses: without }]
+  })
+  return { kept: [...kept], gone: before.filter((one) => !kept.has(one)), missing }
+}
+
 /** A port with the guest that it leads to. */
 export interface LedPort extends PortRow {
   readonly vm: string

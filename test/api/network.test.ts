@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { connect } from '../../src/client/client.ts'
-import type { Vm } from '../../src/contract/vm.ts'
+import type { Vm, VmUpdate } from '../../src/contract/vm.ts'
 import type { VmCreate } from '../../src/contract/vm-spec.ts'
 import {
   AERIE,
@@ -330,6 +330,41 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     ).rejects.toThrow(refused('attachment_not_found', 'There is no container "db"'))
     expect((await attach({ container: 'db' })).ip_address).toBe('10.42.0.20') // it came back soon
     await daemon.client.call('network.detach', { params: { name: 'default', container: 'db' } })
+  })
+
+  test('ports, egress and speed of a vm change while it runs, whole or not at all', async () => {
+    await create({ name: 'web', publish: ['8080:80', '0.0.0.0:9000:90'] })
+    await create({ name: 'other', publish: ['7000:70'] })
+    const update = (body: VmUpdate) => daemon.client.call('vm.update', { ...at('web'), body })
+    const rules = () => netns.run('nft', 'list', 'ruleset')
+    const listening = () => netns.run('ss', '-Hltn')
+    const tap =
+      (await daemon.client.call('network.get', at('default'))).leases.find(({ name }) => name === 'web')?.link ?? ''
+
+    expect((await update({ publish: ['8080:80', '0.0.0.0:9001:91'] })).publish).toEqual([
+      '8080:80/tcp',
+      '0.0.0.0:9001:91/tcp',
+    ])
+    expect(rules()).toContain('9001 : 10.42.0.2 . 91')
+    expect(rules()).not.toContain('9000 : 10.42.0.2 . 90')
+    expect(listening()).toContain('127.0.0.1:8080')
+
+    for (const [body, code, words] of [
+      [{ publish: ['7000:1'] }, 'port_in_use', 'vm "other" has it'],
+      [{ publish: ['8080:81'] }, 'request_invalid', 'leads to port 80 of the guest: take it back first'],
+      [{ egress: { policy: 'all', allow: [{ name: 'a.b' }] } }, 'request_invalid', 'has a list'],
+    ] as const)
+      expect(await update(body as never).then(String, (error: unknown) => error)).toEqual(refused(code, words))
+    expect((await daemon.client.call('vm.get', at('web'))).publish).toEqual(['8080:80/tcp', '0.0.0.0:9001:91/tcp'])
+
+    await update({ network_bandwidth_download: '80Mbps', egress: { policy: 'none' } })
+    expect(netns.run('tc', 'qdisc', 'show', 'dev', tap)).toContain('tbf')
+    expect(rules()).toMatch(/set none4 \{[^}]*elements = \{ 10\.42\.0\.2 \}/)
+    await update({ publish: [], egress: { policy: 'all' } })
+    expect(await daemon.client.call('port.list', { query: { vm: 'web' } })).toEqual([])
+    await until(() => !listening().includes('127.0.0.1:8080'))
+    expect(listening()).toContain('127.0.0.1:7000')
+    expect(rules()).not.toMatch(/set none4 \{[^}]*10\.42\.0\.2/)
   })
 
   const BAD: readonly (readonly [string, object, string, string])[] = [

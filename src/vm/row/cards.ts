@@ -6,6 +6,7 @@ import { Fault } from '../../lib/fault.ts'
 import { sayV4 } from '../../network/address.ts'
 import { networkInvalid } from '../../network/errors.ts'
 import { DEFAULT_NETWORK } from '../../network/networks.ts'
+import { checkEgress } from '../../network/settings.ts'
 import { allocate, tapName } from '../../network/leases.ts'
 import { type LeaseRow, type NetworkRow, type VmRow, vms } from '../../store/schema.ts'
 import type { Store } from '../../store/store.ts'
@@ -64,6 +65,8 @@ export const planCards = (host: CardHost, { network, nics }: Pick<VmSpec, 'netwo
     const found = host.networks.find(card.network ?? DEFAULT_NETWORK, 'read')
     if (found.subnet === null && card.ip_address !== undefined)
       throw networkInvalid({ name: found.name, reason: 'it gives out no addresses', hint: 'Leave the address out' })
+    if (card.egress !== undefined)
+      checkEgress(card.egress, (reason) => requestInvalid({ field: 'network.egress', reason }))
     return { card, network: found }
   })
 }

@@ -1,9 +1,10 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { Value } from '@sinclair/typebox/value'
 import type { Client } from '../../../client/client.ts'
-import { type Egress, IpamFile, NetworkCreate, NetworkUpdate } from '../../../contract/network.ts'
+import { IpamFile, NetworkCreate, NetworkUpdate } from '../../../contract/network.ts'
 import { plainJson } from '../../../lib/plain.ts'
 import { command } from '../../command.ts'
+import { EGRESS } from '../../egress-flag.ts'
 import { text, usageInvalid } from '../../flags.ts'
 import { pairs, schemaFlags } from '../../schema-flags.ts'
 import { inspecting, listing, onEach } from '../../shapes.ts'
@@ -57,43 +58,13 @@ const RESERVATION = {
   },
 } as const
 
-/** Reads what a workload may reach: `all`, `none`, or entries of an allow-list behind commas. */
-export const readEgress = (said: string): Egress => {
-  if (said === 'all' || said === 'none') return { policy: said }
-  return { policy: 'allow-list', allow: said.split(',').map(readAllowed) }
-}
-
-/** Reads `HOST[:PORTS][/tcp|udp]`, where HOST is a name, an address or a range. */
-const readAllowed = (entry: string): NonNullable<Egress['allow']>[number] => {
-  const [, host = '', ports, protocol] =
-    /^(\[[^\]]+\](?:\/\d+)?|[^:]+?)(?::(\d+(?:-\d+)?))?(?:\/(tcp|udp))?$/.exec(entry) ?? []
-  const bare = host.replace(/^\[([^\]]+)\]/, '$1')
-  if (bare === '')
-    throw new RangeError(`"${entry}" is no host: write NAME, ADDRESS or RANGE, then :PORT and /tcp or /udp`)
-  const isAddress = /^[\d.]+(\/\d+)?$/.test(bare) || bare.includes(':')
-  return {
-    ...(isAddress ? { cidr: bare } : { name: bare }),
-    ...(ports !== undefined && { ports }),
-    ...(protocol !== undefined && { protocol: protocol as 'tcp' }),
-  }
-}
-
-const EGRESS = {
-  egress: {
-    flag: {
-      kind: 'one' as const,
-      placeholder: 'all|none|HOST[:PORT],…',
-      help: 'What its workloads may reach outside: all, none, or a list of names, addresses and ranges (all)',
-      read: readEgress,
-    },
-  },
-} as const
+const EGRESS_FIELD = { egress: { flag: EGRESS } } as const
 
 const CREATE = schemaFlags(NetworkCreate, {
   omit: ['name', 'pool'],
   more: {
     ...RESERVATION,
-    ...EGRESS,
+    ...EGRESS_FIELD,
     subnet: { placeholder: 'RANGE' },
     gateway: { placeholder: 'ADDRESS' },
     ipv6: { placeholder: 'auto|off|PREFIX' },
@@ -126,7 +97,7 @@ export const create = command({
   },
 })
 
-const UPDATE = schemaFlags(NetworkUpdate, { more: { ...RESERVATION, ...EGRESS } })
+const UPDATE = schemaFlags(NetworkUpdate, { more: { ...RESERVATION, ...EGRESS_FIELD } })
 
 export const update = command({
   usage: '[FLAGS] NAME',
