@@ -50,6 +50,7 @@ export class Typist implements Disposable {
   #more = Promise.withResolvers<void>()
 
   constructor(argv: readonly string[], how: How & { readonly cols?: number; readonly rows?: number } = {}) {
+    const decoder = new TextDecoder()
     this.#child = Bun.spawn([...PROGRAM, ...argv], {
       env: { TERM: 'xterm', ...envOf(how) },
       cwd: '/',
@@ -57,7 +58,7 @@ export class Typist implements Disposable {
         cols: how.cols ?? 80,
         rows: how.rows ?? 24,
         data: (_, bytes) => {
-          this.seen += Buffer.from(bytes).toString()
+          this.seen += decoder.decode(bytes, { stream: true }) // a character may come in two pieces
           this.#more.resolve()
           this.#more = Promise.withResolvers()
         },
