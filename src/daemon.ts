@@ -85,6 +85,9 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
 
   const ballast = new Ballast(config.state)
   const store = openStore(join(config.state, 'state.db'), () => ballast.throwOff())
+  const step = (name: string): void => {
+    if (config.crash_at === name) process.kill(process.pid, 'SIGKILL')
+  }
   const host: Host = {
     config,
     log,
@@ -92,9 +95,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
       stateId: stateId(config.state),
       version: VERSION,
       startedAt: Date.now(),
-      step: (name) => {
-        if (config.crash_at === name) process.kill(process.pid, 'SIGKILL')
-      },
+      step,
     },
     store,
     ballast,
@@ -102,7 +103,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: findHypervisors(DRIVERS, config),
-    networks: new Networks({ store, config, stateId: stateId(config.state), log }),
+    networks: new Networks({ store, config, stateId: stateId(config.state), log, step }),
     vms: { queue: new Serial(), live: new Map() },
   }
   await adoptSeeds(host)

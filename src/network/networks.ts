@@ -71,6 +71,8 @@ export interface NetworksHost {
   readonly config: Pick<Config, 'cpu_oversubscription' | 'cpus' | 'run' | 'state'>
   readonly stateId: string
   readonly log: Log
+  /** For crash tests: ends the daemon here if the configuration says so. */
+  readonly step: (name: string) => void
 }
 
 /** The networks of this host: their rows, and the links that make them true. */
@@ -79,6 +81,7 @@ export class Networks {
   readonly service: NetworkService
   readonly #store: Store
   readonly #log: Log
+  readonly #step: (name: string) => void
   /** The default network while it is made: two vms at once want one. */
   #looking = false
   #repairing = false
@@ -86,11 +89,12 @@ export class Networks {
   /** The networks that are not whole yet, or no more: nobody finds them, so that nobody gets a card in them. */
   readonly #hidden = new Map<string, Promise<unknown>>()
 
-  constructor({ store, config, stateId, log }: NetworksHost) {
+  constructor({ store, config, stateId, log, step }: NetworksHost) {
     this.#store = store
     this.links = new HostLinks(config.run)
     this.service = new NetworkService({ store, links: this.links, config, stateId, log })
     this.#log = log
+    this.#step = step
   }
 
   /** Makes every network whole again, after the daemon or the host was away. One that cannot be is told in the log. */
@@ -175,9 +179,11 @@ export class Networks {
       })
       return made
     })
+    this.#step('network-recorded')
     await this.#hide(row, async () => {
       try {
         await this.#bring(row)
+        this.#step('network-brought')
       } catch (error) {
         await this.#forget(row)
         throw error
@@ -318,6 +324,7 @@ export class Networks {
       hasBridge(row)
         ? this.links.openTap(row, lease, queues, this.service.bandwidth(lease).download, () => {
             this.service.attach(row, lease)
+            this.#step('port-guarded')
           })
         : this.links.openMacvtap(row, lease, queues),
     )
@@ -455,9 +462,11 @@ export class Networks {
 
   async #forget(row: NetworkRow, told = false): Promise<void> {
     if (hasBridge(row)) await this.service.drop(row)
+    this.#step('network-dropped')
     this.#able(() => {
       this.links.removeNetwork(row)
     })
+    this.#step('network-unlinked')
     immediate(this.#store, (tx) => {
       tx.delete(leases)
         .where(and(eq(leases.networkUid, row.uid), isNull(leases.vmUid)))

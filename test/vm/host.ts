@@ -68,7 +68,7 @@ export const testHost = (flags: Readonly<Record<string, unknown>> = {}): TestHos
     kernels: new Kernels(store, config.state),
     snapshots: new Snapshots(store, config.state),
     hypervisors: new Hypervisors([], { name: 'fake', accelerator: 'none', reason: 'a test' }),
-    networks: new Networks({ store, config, stateId: '0'.repeat(16), log: newLog('silent') }),
+    networks: new Networks({ store, config, stateId: '0'.repeat(16), log: newLog('silent'), step: () => undefined }),
     vms: { queue: new Serial(), live: new Map() },
   }
   store

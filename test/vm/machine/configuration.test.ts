@@ -24,6 +24,7 @@ const HOST = {
     config: { run: '/nowhere', state: '/nowhere', cpus: 1, cpu_oversubscription: 1 },
     stateId: '0',
     log: newLog('silent'),
+    step: () => undefined,
   }),
 }
 const specOf = (want: VmCreate = {}): VmSpec => grouped(fill(VmFields, want))
