@@ -71,7 +71,7 @@ export interface NetworksHost {
   readonly config: Pick<Config, 'cpu_oversubscription' | 'cpus' | 'run' | 'state'>
   readonly stateId: string
   readonly log: Log
-  /** For crash tests: ends the daemon here if the configuration says so. */
+  /** Ends the daemon here if the configuration says so: for crash tests. */
   readonly step: (name: string) => void
 }
 
@@ -485,6 +485,12 @@ export class Networks {
   #checkParent(name: string, parent: string): void {
     const link = this.#able(() => this.links.hostLink(parent))
     if (!link) throw networkConflict({ name, reason: `this host has no NIC "${parent}"`, hint: '"ip link" lists them' })
+    if (link.master !== undefined)
+      throw networkConflict({
+        name,
+        reason: `"${parent}" is a port of a bridge, which takes all its frames`,
+        hint: 'Use a bridged network, or take it out of its bridge',
+      })
     if (isWireless(parent))
       throw networkConflict({
         name,

@@ -367,6 +367,47 @@ describe.skipIf(!haveBinary || !isRoot)('networks', () => {
     expect(rules()).not.toMatch(/set none4 \{[^}]*10\.42\.0\.2/)
   })
 
+  test('a card on a NIC of the host is a link of its own, which goes with its machine', async () => {
+    netns.run('ip', 'link', 'add', 'nic0', 'type', 'veth', 'peer', 'name', 'wire0')
+    try {
+      for (const name of ['nic0', 'wire0']) netns.run('ip', 'link', 'set', name, 'up')
+      const made = await network({ name: 'lan', type: 'macvtap', parent: 'nic0' })
+      expect(made).toMatchObject({
+        bridge: null,
+        subnet: null,
+        parent: 'nic0',
+        parent_mode: 'bridge',
+        addresses_total: 0,
+      })
+
+      const vm = await create({ name: 'web', network: { network: 'lan' } })
+
+      const tap = linkNames().find((name) => name.startsWith('tap-')) ?? ''
+      expect(vm.ip_address).toBe('')
+      expect(netns.ip('link', 'show', tap)[0]).toMatchObject({
+        link: 'nic0',
+        address: vm.mac_address,
+        linkinfo: { info_kind: 'macvtap' },
+      })
+      await daemon.client.call('vm.stop', { ...at('web'), body: { timeout_s: 0 } })
+      expect(linkNames()).not.toContain(tap)
+      await daemon.client.call('vm.start', at('web'))
+      expect(linkNames()).toContain(tap)
+      await daemon.client.call('vm.delete', at('web'))
+      expect(linkNames().filter((name) => name.startsWith('tap-'))).toEqual([])
+      await daemon.client.call('network.delete', at('lan'))
+
+      netns.run('ip', 'link', 'add', 'br9', 'type', 'bridge')
+      netns.run('ip', 'link', 'set', 'nic0', 'master', 'br9')
+      expect(
+        await network({ name: 'lan', type: 'macvtap', parent: 'nic0' }).then(String, (error: unknown) => error),
+      ).toEqual(refused('network_conflict', '"nic0" is a port of a bridge'))
+    } finally {
+      netns.run('ip', 'link', 'del', 'nic0')
+      if (linkNames().includes('br9')) netns.run('ip', 'link', 'del', 'br9')
+    }
+  })
+
   const BAD: readonly (readonly [string, object, string, string])[] = [
     ['a range that overlaps', { subnet: '10.50.0.128/25' }, 'network_conflict', 'overlaps network "lab"'],
     ['a /31', { subnet: '10.90.0.0/31' }, 'network_invalid', 'no room for a gateway and a vm'],

@@ -327,4 +327,16 @@ describe.skipIf(!haveBinary || !isRoot)('networks of real guests', () => {
       expect([address, await code('x', `ping -c 1 -W 1 ${address}`)]).not.toEqual([address, 0])
     }
   }, 120_000)
+
+  test('a guest on a NIC of the host is there as a machine of its own', async () => {
+    await daemon.client.call('network.create', { body: { name: 'lan', type: 'macvtap', parent: 'up0' } })
+    await createVm(daemon, { name: 'm', memory_mb: 192, cmd: ['sleep', '100000'], network: { network: 'lan' } })
+
+    await say('m', 'ip addr add 192.0.2.9/24 dev eth0')
+
+    expect(await code('m', 'ping -c 1 -W 2 192.0.2.1')).toBe(0)
+    expect(world.run('ip', 'neigh')).toContain((await daemon.client.call('vm.get', at('m'))).mac_address)
+    await daemon.client.call('vm.delete', at('m'))
+    await daemon.client.call('network.delete', at('lan'))
+  }, 120_000)
 })
