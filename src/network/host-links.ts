@@ -133,8 +133,9 @@ export class HostLinks implements Disposable {
     download: number | undefined,
     before: (link: Link) => void,
   ): number[] {
-    const master = this.ensureBridge(network)
     const { netlink, netns } = this.#place(network)
+    // Its addresses are looked at by the repair of every minute.
+    const master = linkByName(netlink, network.bridge)?.index ?? this.ensureBridge(network)
     const fds = openTap(lease.link, queues, netns)
     try {
       const tap = linkByName(netlink, lease.link)

@@ -27,6 +27,8 @@ const RESOLV_CONF = '/etc/resolv.conf'
 /** The domain below which every network has its own. */
 const DOMAIN = 'aerie'
 const LEASE_S = 3600
+/** How long the speed of the uplink is taken for what it was. */
+const CAPACITY_MS = 10_000
 
 /** What a network service is made of. */
 export interface ServiceHost {
@@ -55,6 +57,7 @@ export class NetworkService {
   /** The networks that are taken away, by their uid. */
   readonly #dropped = new Set<string>()
   #generation = Date.now()
+  #capacityIs: { readonly at: number; readonly bytesPerS: number } | undefined
   #upstreamsAt = ''
 
   constructor(host: ServiceHost) {
@@ -109,9 +112,17 @@ export class NetworkService {
     const vm = vmUid === null ? undefined : this.#host.store.select().from(vms).where(eq(vms.uid, vmUid)).get()
     if (!vm) return { download: undefined, upload: undefined }
     const { cpus, cpu_oversubscription: oversubscription } = this.#host.config
-    const share = { vcpus: vm.cpuCores, cpus, oversubscription, capacity: this.#host.links.uplinkCapacity() }
+    const share = { vcpus: vm.cpuCores, cpus, oversubscription, capacity: this.#capacity() }
     const { network_bandwidth_download: download, network_bandwidth_upload: upload } = vm.spec.compute
     return { download: bandwidthOf(download, share), upload: bandwidthOf(upload, share) }
+  }
+
+  /** Tells what the uplink does; it is asked anew after a while only, since asking lists links and routes. */
+  #capacity(): number {
+    const now = performance.now()
+    if (this.#capacityIs === undefined || now - this.#capacityIs.at > CAPACITY_MS)
+      this.#capacityIs = { at: now, bytesPerS: this.#host.links.uplinkCapacity() }
+    return this.#capacityIs.bytesPerS
   }
 
   /** Forgets the port of a card that has gone. */
