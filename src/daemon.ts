@@ -124,6 +124,7 @@ export const serve = async (flags: Readonly<Record<string, unknown>>): Promise<n
     },
     'aerie serves',
   )
+  if (config.mode === 'user') log.info("a user's own daemon changes no links: vms have no network card")
   if (chosen.accelerator !== 'kvm') log.warn({ reason: chosen.reason }, 'guests run without KVM')
   else if (chosen.insteadOf !== undefined) log.warn({ reason: chosen.reason }, `guests run on ${chosen.name}`)
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const)

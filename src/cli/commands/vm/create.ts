@@ -1,6 +1,7 @@
 import { command } from '../../command.ts'
 import { text, usageInvalid, yes } from '../../flags.ts'
 import { ttyChoice } from '../../guest-flags.ts'
+import { sayPicked } from '../../made.ts'
 import { VM_FLAGS, vmCreateOf } from '../../vm-flags.ts'
 
 export const create = command({
@@ -29,9 +30,9 @@ export const create = command({
     }
     const body = vmCreateOf(image, { ...flags, ...(name !== undefined && { name }) }, rest, context.env)
     const client = await context.client('start')
-    const vm = await client.call('vm.create', {
-      body: { ...body, ...ttyChoice(flags), ...(flags.rm && { auto_remove: true }) },
-    })
+    const asked = { ...body, ...ttyChoice(flags), ...(flags.rm && { auto_remove: true }) }
+    const vm = await client.call('vm.create', { body: asked })
+    sayPicked(context.out, asked, vm)
     await context.out.done(vm)
     return 0
   },

@@ -1,3 +1,4 @@
+import { sayPicked } from '../../made.ts'
 import type { Client } from '../../../client/client.ts'
 import type { Vm } from '../../../contract/vm.ts'
 import type { VmCreate } from '../../../contract/vm-spec.ts'
@@ -72,6 +73,7 @@ const stayIn = (exec: Exec | undefined, join: Stay): Promise<Left> | { readonly 
 
 const detached = async (context: Context, client: Client, body: VmCreate): Promise<number> => {
   const vm = await client.call('vm.create', { body })
+  sayPicked(context.out, body, vm)
   await context.out.done(vm)
   return 0
 }
@@ -119,6 +121,7 @@ Exit code: the command's own; 128+n where signal n ended it; 126, 127 as in a sh
       if (interrupted.signal.aborted) return interruptedBy
       throw error
     }
+    sayPicked(context.out, base, vm)
     await using cleanup = new AsyncDisposableStack()
     if (!keep) {
       // The command's exit code is the answer; a vm that stays behind is only worth a word.
