@@ -318,17 +318,36 @@ mod tests {
         check(unsafe { libc::listen(listener.as_raw_fd(), 0) }).unwrap();
     }
 
-    /// Answers `clients` connections one after the other, the first when all of them have been made.
-    fn answers<S: Write>(accept: impl Fn() -> S, clients: Vec<Conn>) {
+    /// Answers `clients` connections one after the other, the first when all of them have been made. Each says a word
+    /// first: what a queue had no room for may be known to its client alone (tcp(7), `tcp_syncookies`), and only what
+    /// that sends brings it back.
+    fn answers<S: Read + Write>(accept: impl Fn() -> io::Result<S>, clients: Vec<Conn>) {
         let count = clients.len();
         let hosts: Vec<_> = clients
             .into_iter()
-            .map(|mut client| std::thread::spawn(move || rest(&mut client)))
+            .map(|mut client| {
+                client.output.queue(&Frame::Stdin(b"hello")).unwrap();
+                client.flush(None).unwrap();
+                std::thread::spawn(move || rest(&mut client))
+            })
             .collect();
         // Of those that found the queue full at once, every one is in its turn now.
         std::thread::sleep(AGAIN * 2);
-        for _ in 0..count {
-            accept().write_all(b"served").unwrap();
+        let last = Instant::now() + CONNECT * 2;
+        let mut served = 0;
+        while served < count {
+            match accept() {
+                Ok(mut stream) => {
+                    stream.read_exact(&mut [0; 5]).unwrap();
+                    stream.write_all(b"served").unwrap();
+                    served += 1;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    assert!(Instant::now() < last, "{served} of {count} came");
+                    std::thread::sleep(AGAIN / 10);
+                }
+                Err(error) => panic!("{error}"),
+            }
         }
         for host in hosts {
             assert_eq!(host.join().unwrap(), (b"served".to_vec(), None));
@@ -339,11 +358,12 @@ mod tests {
     fn a_burst_that_a_tcp_queue_cannot_hold_waits_for_its_turn() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         shorten(&listener);
+        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let clients = (0..20).map(|_| open(Proxy::Port { port })).collect();
 
         let started = Instant::now();
-        answers(|| listener.accept().unwrap().0, clients);
+        answers(|| listener.accept().map(|(stream, _)| stream), clients);
 
         assert!(started.elapsed() < CONNECT);
     }
@@ -354,12 +374,13 @@ mod tests {
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         shorten(&listener);
+        listener.set_nonblocking(true).unwrap();
         let unix = path.to_str().unwrap();
         let clients = (0..20)
             .map(|_| open(Proxy::Unix { unix: unix.into() }))
             .collect();
 
-        answers(|| listener.accept().unwrap().0, clients);
+        answers(|| listener.accept().map(|(stream, _)| stream), clients);
     }
 
     #[test]
