@@ -5,13 +5,14 @@
 //! is what gives us the right to), mounts an empty read-only file system and makes it the root of all who are in there:
 //! pivot_root(2) moves every process whose root or working folder is the old one.
 
-use std::error::Error;
 use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use libc::{c_int, c_long, c_ulong};
+
+use crate::error_line::error_line;
 
 #[derive(Debug, thiserror::Error)]
 enum BareError {
@@ -38,15 +39,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let Err(error) = parse(argv).and_then(empty_root) else {
         return ExitCode::SUCCESS;
     };
-    let chain: Vec<String> = error
-        .source()
-        .map(ToString::to_string)
-        .into_iter()
-        .collect();
-    eprintln!(
-        "{}",
-        serde_json::json!({ "code": error.code(), "message": error.to_string(), "chain": chain })
-    );
+    eprint!("{}", error_line(error.code(), &error));
     ExitCode::from(1)
 }
 

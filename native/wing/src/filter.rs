@@ -1,7 +1,7 @@
 //! What the seccomp filters of wing's confined processes have in common: a table of calls with any arguments, memory that
 //! cannot be run, and death for everything else.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -56,4 +56,40 @@ pub fn program(
         TargetArch::x86_64,
     )?;
     Ok(filter.try_into()?)
+}
+
+/// Confines this process for good to a filter, and to no more privileges than it has.
+///
+/// # Errors
+/// Those of the filter, and what the kernel says.
+pub fn confine(filter: Result<BpfProgram, seccompiler::Error>) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    seccompiler::apply_filter(&filter.map_err(io::Error::other)?).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+pub mod tests {
+    /// Runs `body` in a child that `confine` has confined, and gives the signal that ended it, or its exit code as a
+    /// negative number.
+    pub fn end_of<E>(confine: impl FnOnce() -> Result<(), E>, body: impl FnOnce() -> i32) -> i32 {
+        // SAFETY: the child confines itself, runs `body`, which only makes system calls, and leaves by exit_group.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            let code = if confine().is_ok() { body() } else { 99 };
+            // SAFETY: ends the child without the handlers of the test's process.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: `pid` is our child and `status` a valid place.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+        if libc::WIFSIGNALED(status) {
+            libc::WTERMSIG(status)
+        } else {
+            -libc::WEXITSTATUS(status)
+        }
+    }
 }

@@ -1,7 +1,9 @@
 //! wing: the short helpers of an aerie host, one static file with five commands.
-//! Each command is a module of its own and shares nothing with its neighbours but this table.
+//! Each command is a module of its own and shares with its neighbours this table, how an error is said, and how a filter
+//! of system calls is made.
 
 mod bare;
+mod error_line;
 mod filter;
 mod launch;
 mod net;

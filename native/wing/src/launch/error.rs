@@ -3,11 +3,11 @@
 //! A code is `<step>_<problem>` and stable. The problem is what the caller can act on: `missing` (it is not
 //! there), `denied` (this user may not), `failed` (the rest, with the errno in the chain).
 
-use std::error::Error;
 use std::io::{self, ErrorKind};
 
-use serde::Serialize;
 use thiserror::Error;
+
+use crate::error_line::error_line;
 
 #[derive(Debug, Error)]
 pub enum LaunchError {
@@ -86,13 +86,6 @@ impl Step {
     }
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    code: String,
-    message: String,
-    chain: &'a [String],
-}
-
 impl LaunchError {
     /// Stable, for programs.
     pub fn code(&self) -> String {
@@ -108,23 +101,9 @@ impl LaunchError {
         }
     }
 
-    /// `{"code", "message", "chain"}` and a newline; the chain goes from the outermost cause inwards.
+    /// The line that the daemon reads.
     pub fn line(&self) -> String {
-        let mut chain = Vec::new();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            chain.push(error.to_string());
-            cause = error.source();
-        }
-        let line = Line {
-            code: self.code(),
-            message: self.to_string(),
-            chain: &chain,
-        };
-        // Three strings always serialise; the fallback keeps a launcher from ever ending in a panic.
-        let json =
-            serde_json::to_string(&line).unwrap_or_else(|_| r#"{"code":"unknown"}"#.to_owned());
-        json + "\n"
+        error_line(&self.code(), self)
     }
 }
 

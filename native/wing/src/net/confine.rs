@@ -1,8 +1,6 @@
 //! The system calls that are left once the sockets are taken over. A guest that finds a fault in how its packets are read
 //! speaks to this process next: it may talk on sockets of the internet, and open, start or reach nothing else.
 
-use std::io;
-
 use seccompiler::BpfProgram;
 
 use super::error::NetError;
@@ -61,13 +59,7 @@ const OPTIONS: [(i32, i32); 3] = [
 /// # Errors
 /// `confinement_failed`.
 pub fn confine() -> Result<(), NetError> {
-    let failed = |source| NetError::Confinement { source };
-    // SAFETY: takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    let program = filter().map_err(|error| failed(io::Error::other(error)))?;
-    seccompiler::apply_filter(&program).map_err(|error| failed(io::Error::other(error)))
+    crate::filter::confine(filter()).map_err(|source| NetError::Confinement { source })
 }
 
 /// Any call but those of the table kills the process.
@@ -97,24 +89,8 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
 mod tests {
     use super::*;
 
-    /// Runs `body` confined in a child and gives the signal that ended it, or its exit code as a negative number.
     fn end_of(body: impl FnOnce() -> i32) -> i32 {
-        // SAFETY: the child confines itself, runs `body`, which only makes system calls, and leaves by exit_group.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            let code = if confine().is_ok() { body() } else { 99 };
-            // SAFETY: ends the child without the handlers of the test's process.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = 0;
-        // SAFETY: `pid` is our child and `status` a valid place.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        if libc::WIFSIGNALED(status) {
-            libc::WTERMSIG(status)
-        } else {
-            -libc::WEXITSTATUS(status)
-        }
+        crate::filter::tests::end_of(confine, body)
     }
 
     fn call(number: i64, arguments: [i64; 4]) -> i32 {

@@ -1,8 +1,8 @@
 //! What can go wrong in `wing net`, and the one JSON line that says so.
 
-use std::{error::Error, ffi::OsString, io};
+use std::{ffi::OsString, io};
 
-use serde::Serialize;
+use crate::error_line::error_line;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -30,13 +30,6 @@ pub enum NetError {
     },
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    code: &'a str,
-    message: String,
-    chain: Vec<String>,
-}
-
 impl NetError {
     /// Wraps the error of a step; to be given to `map_err`.
     pub fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
@@ -60,22 +53,8 @@ impl NetError {
         }
     }
 
-    /// `{"code", "message", "chain"}` and a newline; the chain goes from the outermost cause inwards.
+    /// The line that the daemon reads.
     pub fn line(&self) -> String {
-        let mut chain = Vec::new();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            chain.push(error.to_string());
-            cause = error.source();
-        }
-        let line = Line {
-            code: self.code(),
-            message: self.to_string(),
-            chain,
-        };
-        // Strings always serialize; the fallback keeps the one-line promise even so.
-        let json = serde_json::to_string(&line)
-            .unwrap_or_else(|_| format!(r#"{{"code":"{}"}}"#, self.code()));
-        json + "\n"
+        error_line(self.code(), self)
     }
 }

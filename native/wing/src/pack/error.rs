@@ -1,7 +1,7 @@
 //! Everything that can go wrong in `wing pack`, each with the code that the daemon turns into a fault.
 //! The message says what was tried; what the system or a decoder answered is the source and goes into the chain.
 
-use std::{error::Error as StdError, fmt::Write as _, io};
+use std::{fmt::Write as _, io};
 
 /// What `wing pack` functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -288,13 +288,7 @@ impl Error {
 
     /// The messages of the sources, outermost first.
     pub fn chain(&self) -> Vec<String> {
-        let mut chain = Vec::new();
-        let mut next = self.source();
-        while let Some(error) = next {
-            chain.push(error.to_string());
-            next = error.source();
-        }
-        chain
+        crate::error_line::chain(self)
     }
 
     /// Takes an error of ours out of the `io::Error` in which a stack of readers carried it,

@@ -1,8 +1,6 @@
 //! The system calls that are left once the device is made. Whoever breaks out of QEMU, or finds a fault in how rings are
 //! read, speaks to this process next: it may talk on Unix sockets and wait, and open, start or reach nothing else.
 
-use std::io;
-
 use seccompiler::BpfProgram;
 
 use super::error::VsockError;
@@ -50,13 +48,7 @@ const FREE: &[i64] = &[
 /// # Errors
 /// `confinement_failed`.
 pub fn confine() -> Result<(), VsockError> {
-    let failed = |source| VsockError::Confinement { source };
-    // SAFETY: takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    let program = filter().map_err(|error| failed(io::Error::other(error)))?;
-    seccompiler::apply_filter(&program).map_err(|error| failed(io::Error::other(error)))
+    crate::filter::confine(filter()).map_err(|source| VsockError::Confinement { source })
 }
 
 /// Any call but those of the table kills the process.
@@ -71,24 +63,8 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
 mod tests {
     use super::*;
 
-    /// Runs `body` confined in a child and gives the signal that ended it, or its exit code as a negative number.
     fn end_of(body: impl FnOnce() -> i32) -> i32 {
-        // SAFETY: the child confines itself, runs `body`, which only makes system calls, and leaves by exit_group.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            let code = if confine().is_ok() { body() } else { 99 };
-            // SAFETY: ends the child without the handlers of the test's process.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = 0;
-        // SAFETY: `pid` is our child and `status` a valid place.
-        assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-        if libc::WIFSIGNALED(status) {
-            libc::WTERMSIG(status)
-        } else {
-            -libc::WEXITSTATUS(status)
-        }
+        crate::filter::tests::end_of(confine, body)
     }
 
     fn call(number: i64, arguments: [i64; 4]) -> i32 {
