@@ -1,18 +1,16 @@
-import { closeSync, openSync, statfsSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { and, eq, isNull, sql } from 'drizzle-orm'
 import type { NetworkAttach } from '../contract/network.ts'
 import { hasCode } from '../linux/errno.ts'
 import { linkByName, newAddress, newRoute, openLinks, setLink } from '../linux/netlink/links.ts'
+import { isNamespace } from '../linux/netns.ts'
 import { type LeaseRow, leases, vms } from '../store/schema.ts'
 import type { Store } from '../store/store.ts'
-import { bytesV4, readV6 } from './address.ts'
+import { bytesV4, readV4, readV6 } from './address.ts'
 import { attachmentExists, attachmentNotFound, networkInvalid } from './errors.ts'
 import { allocate, vethNames } from './leases.ts'
 import { type Bridged, gateway6Of, lengthOf } from './network-row.ts'
-import { readV4 } from './address.ts'
 
-/** What a mounted namespace is, by statfs(2): NSFS_MAGIC of linux/magic.h. */
-const NSFS_MAGIC = 0x6e736673
 const LOOPBACK = 'lo'
 
 /** Opens the network namespace of a path or of a process. @throws `network_invalid`: it is none */
@@ -27,7 +25,7 @@ export const openNetns = (network: Bridged, where: string): number => {
   let fd: number
   try {
     // Looked at before it is opened: opening a pipe or a device of somebody else does things.
-    if (statfsSync(path).type !== NSFS_MAGIC) throw invalid('is no network namespace')
+    if (!isNamespace(path)) throw invalid('is no network namespace')
     fd = openSync(path, 'r')
   } catch (error) {
     if (hasCode(error, 'ENOENT', 'ENOTDIR', 'ESRCH')) throw invalid('is not there', error)
@@ -83,14 +81,6 @@ export const findContainer = (store: Store, network: Bridged, container: string)
     .get()
   if (!found) throw attachmentNotFound({ name: container, network: network.name })
   return found
-}
-
-/** Lets go of what a container had; its name gets its address again if it comes back soon. */
-export const releaseContainer = (tx: Store, { id }: LeaseRow): void => {
-  tx.update(leases)
-    .set({ releasedAt: Date.now(), link: sql`'-' || ${leases.id}`, mac: sql`'-' || ${leases.id}` })
-    .where(eq(leases.id, id))
-    .run()
 }
 
 /** Sets up the container's end in its namespace: its addresses, the loopback, and a way out where the network has one. */

@@ -1,4 +1,4 @@
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { hasCode } from '../linux/errno.ts'
 import { closeFd } from '../linux/fd.ts'
@@ -23,10 +23,11 @@ import {
 import type { Message } from '../linux/netlink/message.ts'
 import type { Netlink } from '../linux/netlink/netlink.ts'
 import { deleteTokenBucket, newTokenBucket } from '../linux/netlink/qdisc.ts'
-import { makeNetns, unmount } from '../linux/netns.ts'
+import { isNamespace, makeNetns, unmount } from '../linux/netns.ts'
 import { attachMacvtap, openTap } from '../linux/tap.ts'
 import type { LeaseRow, NetworkRow } from '../store/schema.ts'
 import { burstOf } from './bandwidth.ts'
+import { uplinks as uplinkNames } from './firewall/forwarding.ts'
 import type { Bridged } from './network-row.ts'
 import { bytesV4, inPrefix6, type Range4, readPrefix6, readRange4, readV4 } from './address.ts'
 
@@ -87,7 +88,7 @@ export class HostLinks implements Disposable {
   }
 
   /** Makes the bridge of a network what its row says, with its addresses; gives its index. */
-  ensureBridge(network: NetworkRow & { readonly bridge: string }): number {
+  ensureBridge(network: Bridged): number {
     const { netlink } = this.#place(network)
     let bridge = linkByName(netlink, network.bridge)
     if (!bridge) {
@@ -127,7 +128,7 @@ export class HostLinks implements Disposable {
    * goes with the last of its descriptors. `before` is called when the link is there and still down.
    */
   openTap(
-    network: NetworkRow & { readonly bridge: string },
+    network: Bridged,
     lease: Pick<LeaseRow, 'link'>,
     queues: number,
     download: number | undefined,
@@ -291,11 +292,9 @@ export class HostLinks implements Disposable {
 
   /** The links of the default routes. */
   uplinks(): Link[] {
-    const { netlink } = this.#place({ uid: HOST, type: 'bridged' })
-    const over = new Set(
-      routes(netlink).flatMap(({ prefix, link, table }) => (prefix === 0 && table === MAIN_TABLE ? (link ?? []) : [])),
-    )
-    return links(netlink).filter(({ index, name }) => over.has(index) && name !== 'lo')
+    const netlink = this.hostNetlink()
+    const { v4, v6 } = uplinkNames(netlink)
+    return links(netlink).filter(({ name }) => v4.includes(name) || v6.includes(name))
   }
 }
 
@@ -308,8 +307,7 @@ const megabitsOf = (link: string): number => {
   }
 }
 
-/** Tables of routes (linux/rtnetlink.h). */
-const MAIN_TABLE = 254
+/** The table of the host's own addresses (linux/rtnetlink.h). */
 const LOCAL_TABLE = 255
 
 /** What makes a link a port of a network's bridge. */
@@ -344,13 +342,10 @@ const bridgeChanges = (netlink: Netlink, network: NetworkRow, bridge: Link): Mes
   ]
 }
 
-/** What a mounted namespace is, by statfs(2) (linux/magic.h). */
-const NSFS_MAGIC = 0x6e736673
-
 /** Whether a network namespace is mounted at a path. */
 const isNetns = (path: string): boolean => {
   try {
-    return statfsSync(path).type === NSFS_MAGIC
+    return isNamespace(path)
   } catch (error) {
     if (hasCode(error, 'ENOENT')) return false
     throw error

@@ -178,6 +178,14 @@ export const unfit = (network: Pick<NetworkRow, 'subnet' | 'gateway'>, address: 
   return network.gateway !== null && address === readV4(network.gateway) ? 'it is the gateway' : undefined
 }
 
+/** What a lease is of which only the address is kept: the link and the MAC address are free again. */
+const released = () => ({
+  vmUid: null,
+  releasedAt: Date.now(),
+  link: sql`'-' || ${leases.id}`,
+  mac: sql`'-' || ${leases.id}`,
+})
+
 /**
  * Lets go of what a vm had; its name gets its addresses again if it comes back soon. Call it in the transaction that
  * deletes the vm.
@@ -186,10 +194,12 @@ export const release = (tx: Store, vmUid: string): void => {
   tx.delete(leases)
     .where(and(eq(leases.vmUid, vmUid), isNull(leases.address)))
     .run()
-  tx.update(leases)
-    .set({ vmUid: null, releasedAt: Date.now(), link: sql`'-' || ${leases.id}`, mac: sql`'-' || ${leases.id}` })
-    .where(eq(leases.vmUid, vmUid))
-    .run()
+  tx.update(leases).set(released()).where(eq(leases.vmUid, vmUid)).run()
+}
+
+/** Lets go of what a container had; its name gets its address again if it comes back soon. */
+export const releaseContainer = (tx: Store, { id }: LeaseRow): void => {
+  tx.update(leases).set(released()).where(eq(leases.id, id)).run()
 }
 
 const selectOfVm = prepared((store) =>
@@ -222,3 +232,7 @@ export const setEgress = (tx: Store, vmUid: string, egress: Egress): void => {
     .where(and(eq(leases.vmUid, vmUid), eq(leases.nic, 0)))
     .run()
 }
+
+/** Reads who is in a network now. */
+export const membersOf = (store: Store, networkUid: string): LeaseRow[] =>
+  leasesIn(store, networkUid).filter(({ releasedAt }) => releasedAt === null)

@@ -15,6 +15,7 @@ import type { Port } from '../contract/port.ts'
 import { fill } from '../contract/schema.ts'
 import type { VmStats } from '../contract/stats.ts'
 import { chain } from '../lib/fault.ts'
+import { messageOf } from '../lib/thrown.ts'
 import type { Log } from '../lib/log.ts'
 import type { Config } from '../config.ts'
 import { newId } from '../lib/id.ts'
@@ -33,13 +34,13 @@ import {
   networkNotFound,
   networkUnable,
 } from './errors.ts'
-import { findContainer, leaseContainer, openNetns, releaseContainer, setUpInside } from './attachments.ts'
+import { findContainer, leaseContainer, openNetns, setUpInside } from './attachments.ts'
 import { HostLinks } from './host-links.ts'
 import { type HeldPort, ledPorts, letGo } from './ports.ts'
 import { type Bridged, gateway6Of, hasBridge } from './network-row.ts'
 import { repairNetworks } from './repair.ts'
 import { NetworkService } from './service/network-service.ts'
-import { leasesOf, vethNames, leasesIn, newMac, poolSize } from './leases.ts'
+import { leasesIn, leasesOf, membersOf, newMac, poolSize, releaseContainer, vethNames } from './leases.ts'
 import { checkEgress, checkReservations, settingsOf } from './settings.ts'
 
 /** The network that a vm is in which asks for none. */
@@ -82,9 +83,9 @@ export class Networks {
   readonly #store: Store
   readonly #log: Log
   readonly #step: (name: string) => void
-  /** The default network while it is made: two vms at once want one. */
   #looking = false
   #repairing = false
+  /** The default network while it is made: two vms at once want one. */
   #making: Promise<Network> | undefined
   /** The networks that are not whole yet, or no more: nobody finds them, so that nobody gets a card in them. */
   readonly #hidden = new Map<string, Promise<unknown>>()
@@ -287,7 +288,7 @@ export class Networks {
   async delete(ref: string): Promise<void> {
     const row = immediate(this.#store, (tx) => {
       const found = this.find(ref, 'change', tx)
-      const users = leasesIn(tx, found.uid).filter(({ releasedAt }) => releasedAt === null)
+      const users = membersOf(tx, found.uid)
       if (users.length > 0)
         throw networkInUse({ name: found.name, users: users.map(({ kind, name }) => `${kind} "${name}"`) })
       return found
@@ -344,22 +345,18 @@ export class Networks {
 
   /** Leads ports of the host, which are held and written down, into a vm. */
   async publish(vmUid: string, held: readonly HeldPort[]): Promise<void> {
-    const row = this.#homeOf(vmUid)
+    const row = this.homeOf(vmUid)
     if (row) await this.service.publish(row, vmUid, held)
     else letGo(held)
   }
 
   /** Takes back what a vm published; `row` is its first card's network. */
-  async unpublish(row: NetworkRow | undefined, gone: readonly PortRow[]): Promise<void> {
-    if (row && hasBridge(row)) await this.service.unpublish(row, gone)
+  async unpublish(row: Bridged | undefined, gone: readonly PortRow[]): Promise<void> {
+    if (row) await this.service.unpublish(row, gone)
   }
 
   /** The network of a vm's first card, where that stands on a bridge. */
-  homeOf(vmUid: string): NetworkRow | undefined {
-    return this.#homeOf(vmUid)
-  }
-
-  #homeOf(vmUid: string): Bridged | undefined {
+  homeOf(vmUid: string): Bridged | undefined {
     const [first] = leasesOf(this.#store, vmUid)
     const row = first && this.byUid(first.networkUid)
     return row && hasBridge(row) ? row : undefined
@@ -568,7 +565,7 @@ const unableOf = (error: unknown): unknown => {
   if (hasCode(error, 'EPROTONOSUPPORT', 'EAFNOSUPPORT', 'EOPNOTSUPP', 'ENOENT'))
     return networkUnable(
       {
-        reason: `its kernel lacks what networks are made of (${error instanceof Error ? error.message : String(error)})`,
+        reason: `its kernel lacks what networks are made of (${messageOf(error)})`,
         hint: 'Bridges, taps and nf_tables are needed: load the modules bridge, tun and nf_tables',
       },
       error,

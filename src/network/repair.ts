@@ -3,7 +3,7 @@ import { chain } from '../lib/fault.ts'
 import type { Log } from '../lib/log.ts'
 import { immediate, type Store } from '../store/store.ts'
 import type { HostLinks } from './host-links.ts'
-import { leasesIn } from './leases.ts'
+import { membersOf } from './leases.ts'
 import { type Bridged, hasBridge } from './network-row.ts'
 import type { NetworkRow } from '../store/schema.ts'
 import type { NetworkService } from './service/network-service.ts'
@@ -34,11 +34,8 @@ export const repairNetworks = async (host: RepairHost, there: () => readonly Net
 
 const repairNetwork = async ({ store, links, service, log }: RepairHost, row: Bridged): Promise<void> => {
   service.firewallOf(row) // no port comes into a bridge that nobody guards
-  const members = leasesIn(store, row.uid).filter(({ releasedAt }) => releasedAt === null)
-  const { anew, said } = links.repair(
-    row,
-    members.map(({ link }) => link),
-  )
+  const ports = membersOf(store, row.uid).map(({ link }) => link)
+  const { anew, said } = links.repair(row, ports)
   if (said.length === 0) return
   // What the helper listens on went with the bridge, and so did what the kernel was told of it.
   if (anew) await service.renew(row)

@@ -1,3 +1,4 @@
+import { isIPv6 } from 'node:net'
 import { randomBytes } from 'node:crypto'
 import type { NetworkCreate } from '../contract/network.ts'
 import { RESERVED_NETWORK_NAMES } from '../contract/network.ts'
@@ -183,14 +184,9 @@ export const checkEgress = ({ policy, allow = [] }: NetworkSpec['egress'], inval
 
 const isCidr = (text: string): boolean => {
   const [address = '', bits] = text.split('/')
-  if (text.includes(':')) return sixBits(address, bits)
+  if (text.includes(':')) return isIPv6(address) && (bits === undefined || Number(bits) <= 128)
   return readRange4(bits === undefined ? `${address}/32` : text) !== undefined
 }
-
-const sixBits = (address: string, bits: string | undefined): boolean =>
-  /^[0-9a-fA-F:.]+$/.test(address) &&
-  URL.canParse(`http://[${address}]/`) &&
-  (bits === undefined || Number(bits) <= 128)
 
 const prefix6Of = (
   want: { readonly name: string; readonly ipv6: string },

@@ -34,7 +34,10 @@ export interface FirewallOptions {
   readonly onForeignChange?: (failed?: unknown) => void
 }
 
-const publishedKey = ({ proto, address, port }: Published): string => `${proto} ${address} ${port}`
+/** What names a published port. */
+export type PublishedPlace = Pick<Published, 'proto' | 'address' | 'port'>
+
+const publishedKey = ({ proto, address, port }: PublishedPlace): string => `${proto} ${address} ${port}`
 
 const ENOENT = 2
 const NOBODY: Description = { networks: [], nics: [], published: [] }
@@ -173,6 +176,7 @@ export class Firewall implements Disposable {
 
   /** Makes or changes a network: by everything anew, since its rules are among all the others. */
   setNetwork(network: FirewallNetwork): void {
+    if (Bun.deepEquals(this.#networks.get(network.name), network)) return
     const { networks, ...rest } = this.description
     this.rebuild({ ...rest, networks: [...networks.filter(({ name }) => name !== network.name), network] })
   }
@@ -241,7 +245,7 @@ export class Firewall implements Disposable {
   }
 
   /** Takes published ports back; those that are not known are no matter. Connections that are open stay so. */
-  unpublish(published: readonly Published[]): void {
+  unpublish(published: readonly PublishedPlace[]): void {
     const keys = new Set(published.map(publishedKey))
     const known = [...keys].flatMap((key) => this.#published.get(key) ?? [])
     const elements = known.flatMap(publishedElements)

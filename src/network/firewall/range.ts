@@ -1,4 +1,5 @@
 import { isIPv4, isIPv6 } from 'node:net'
+import { readV4, readV6 } from '../address.ts'
 
 /** All addresses from one to another, both in it; one address where both are the same. */
 export interface Range {
@@ -9,19 +10,8 @@ export interface Range {
 
 export const BITS = { 4: 32, 6: 128 } as const
 
-const readV4 = (text: string): bigint => text.split('.').reduce((sum, part) => sum * 256n + BigInt(part), 0n)
-
-const readV6 = (text: string): bigint => {
-  const dotted = /^(.*:)(\d+\.\d+\.\d+\.\d+)$/.exec(text)
-  if (dotted) {
-    const low = readV4(dotted[2] ?? '')
-    return readV6(`${dotted[1]}${(low >> 16n).toString(16)}:${(low & 0xffffn).toString(16)}`)
-  }
-  const [before, behind] = text.split('::').map((part) => (part === '' ? [] : part.split(':')))
-  const missing = behind ? 8 - (before?.length ?? 0) - behind.length : 0
-  const words = [...(before ?? []), ...Array<string>(missing).fill('0'), ...(behind ?? [])]
-  return words.reduce((sum, word) => (sum << 16n) | BigInt(`0x${word}`), 0n)
-}
+const numberOf = (version: 4 | 6, text: string): bigint =>
+  version === 4 ? BigInt(readV4(text) ?? 0) : BigInt(`0x${Buffer.from(readV6(text) ?? [0]).toString('hex')}`)
 
 /** Reads `10.0.0.1`, `10.0.0.0/8` or the same of IPv6; bits behind the length are cleared. @throws RangeError */
 export const readRange = (text: string): Range => {
@@ -31,7 +21,7 @@ export const readRange = (text: string): Range => {
   const prefix = length === undefined ? bits : /^\d{1,3}$/.test(length) ? Number(length) : undefined
   if (version === undefined || bits === undefined || prefix === undefined || prefix > bits)
     throw new RangeError(`no address and no range of addresses: ${JSON.stringify(text)}`)
-  const number = version === 4 ? readV4(address) : readV6(address)
+  const number = numberOf(version, address)
   const host = (1n << BigInt(bits - prefix)) - 1n
   return { version, first: number & ~host, last: number | host }
 }

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { join } from 'node:path'
-import { eq, isNull, and } from 'drizzle-orm'
+import { eq } from 'drizzle-orm'
 import type { Config } from '../../config.ts'
 import type { Egress } from '../../contract/network.ts'
 import { chain } from '../../lib/fault.ts'
@@ -10,7 +10,7 @@ import { Serial } from '../../lib/serial.ts'
 import { closeFd } from '../../linux/fd.ts'
 import { replaceFile } from '../../linux/file.ts'
 import { endMarked } from '../../linux/marked.ts'
-import { type LeaseRow, leases, type NetworkRow, networks, type PortRow, vms } from '../../store/schema.ts'
+import { type LeaseRow, type NetworkRow, networks, type PortRow, vms } from '../../store/schema.ts'
 import type { Store } from '../../store/store.ts'
 import { type Bandwidth, bandwidthOf } from '../bandwidth.ts'
 import { sayV4 } from '../address.ts'
@@ -18,6 +18,7 @@ import type { Egress as FirewallEgress, FirewallNetwork, FirewallNic, Published 
 import { type ChangedSetting, forward, undoForwarding, uplinks } from '../firewall/forwarding.ts'
 import { Firewall } from '../firewall/live-firewall.ts'
 import { bindPort, type HeldPort, isLoopback, type LedPort, ledPorts } from '../ports.ts'
+import { membersOf } from '../leases.ts'
 import type { HostLinks } from '../host-links.ts'
 import { type Bridged, gateway6Of, hasBridge } from '../network-row.ts'
 import { openHelperSockets } from './helper-sockets.ts'
@@ -76,11 +77,7 @@ export class NetworkService {
 
   /** Makes a network whole whose bridge was made anew: its helper listens on the one that has gone. */
   async renew(row: Bridged): Promise<void> {
-    await this.#queue.run(row.uid, async () => {
-      this.#helpers.get(row.uid)?.close()
-      this.#helpers.delete(row.uid)
-      await endMarked(this.markOf(row.uid))
-    })
+    await this.#queue.run(row.uid, () => this.#endHelper(row))
     await this.bring(row)
   }
 
@@ -93,9 +90,7 @@ export class NetworkService {
       this.#firewalls.delete(row.uid)
     }
     await this.#queue.run(row.uid, async () => {
-      this.#helpers.get(row.uid)?.close()
-      this.#helpers.delete(row.uid)
-      await endMarked(this.markOf(row.uid))
+      await this.#endHelper(row)
       rmSync(this.#pathOf(row.uid), { force: true })
     })
     this.#forward(row.uid)
@@ -142,10 +137,17 @@ export class NetworkService {
       if (!one) closeFd(fd)
       else if (isLoopback(address)) await this.#queue.run(row.uid, () => this.#listen(row, one, fd))
       else {
-        this.#firewall(row).publish(publishedOf(one))
         this.#held.set(keyOf(one), fd)
+        this.#lead(row, one)
       }
     }
+  }
+
+  /** Leads a port on by the firewall, which may know it already by the rows that it was opened with. */
+  #lead(row: Bridged, one: LedPort): void {
+    const published = publishedOf(one)
+    this.#firewall(row).unpublish(published)
+    this.#firewall(row).publish(published)
   }
 
   /** Takes back ports that led into a guest. */
@@ -157,9 +159,8 @@ export class NetworkService {
         })
         continue
       }
-      this.#firewalls
-        .get(placeOf(row))
-        ?.unpublish([{ proto: one.protocol, address: one.address, port: one.port, target: '0.0.0.0', targetPort: 1 }])
+      const { protocol: proto, address, port } = one
+      this.#firewalls.get(placeOf(row))?.unpublish([{ proto, address, port }])
       const fd = this.#held.get(keyOf(one))
       this.#held.delete(keyOf(one))
       if (fd !== undefined) closeFd(fd)
@@ -186,12 +187,9 @@ export class NetworkService {
         const fd = bindPort(one.protocol, one.address, one.port)
         if (fd === undefined) continue
         if (isLoopback(one.address)) await this.#listen(row, one, fd)
-        else {
-          this.#held.set(keyOf(one), fd)
-          this.#firewall(row).unpublish(publishedOf(one))
-          this.#firewall(row).publish(publishedOf(one))
-        }
+        else this.#held.set(keyOf(one), fd)
       } catch (error) {
+        this.#firewall(row).unpublish(publishedOf(one))
         this.#host.log.error(
           { vm: one.vm, port: one.port, reasons: chain(error) },
           'cannot have a published port again',
@@ -255,24 +253,20 @@ export class NetworkService {
     const ours = there.filter((one) => placeOf(one) === place)
     const links = new Set(this.#host.links.linksOf(row).map(({ name }) => name))
     const nics = ours.flatMap((network) =>
-      this.#members(network)
+      membersOf(this.#host.store, network.uid)
         .filter(({ link }) => links.has(link))
         .map((lease) => firewallNic(network, lease, this.bandwidth(lease).upload)),
     )
+    const here = new Set(ours.map(({ uid }) => uid))
+    const published = ledPorts(this.#host.store)
+      .filter(({ address, networkUid }) => !isLoopback(address) && here.has(networkUid))
+      .flatMap(publishedOf)
     const firewall = Firewall.open(
       { table: `aerie-${this.#host.stateId.slice(0, 8)}`, netns: this.#host.links.netnsOf(row) },
-      { networks: ours.map(firewallNetwork), nics, published: [] },
+      { networks: ours.map(firewallNetwork), nics, published },
     )
     this.#firewalls.set(place, firewall)
     return firewall
-  }
-
-  #members(row: NetworkRow): LeaseRow[] {
-    return this.#host.store
-      .select()
-      .from(leases)
-      .where(and(eq(leases.networkUid, row.uid), isNull(leases.releasedAt)))
-      .all()
   }
 
   /** Lets bridges and uplinks forward; what was changed for it is written down, and put back with the last network. */
@@ -300,11 +294,10 @@ export class NetworkService {
   }
 
   async #bringHelper(row: Bridged): Promise<void> {
-    this.#helpers.get(row.uid)?.close()
-    this.#helpers.delete(row.uid)
+    this.#leaveHelper(row)
     const path = this.#pathOf(row.uid)
     const learn = (client: string, name: string, found: readonly string[], ttl: number): boolean => {
-      const lease = this.#members(row).find((one) => addressesOf(one).includes(client))
+      const lease = membersOf(this.#host.store, row.uid).find((one) => addressesOf(one).includes(client))
       return lease !== undefined && this.#firewall(row).learn(lease.link, name, found, ttl).length === found.length
     }
     const told = async (): Promise<boolean> => {
@@ -319,12 +312,22 @@ export class NetworkService {
       return false
     })
     if (!known) {
-      this.#helpers.get(row.uid)?.close()
-      await endMarked(this.markOf(row.uid)) // it would keep the ports that the next one needs
+      await this.#endHelper(row) // it would keep the ports that the next one needs
       await this.#launchHelper(row, path)
       if (!(await told())) throw new Error('the network helper does not answer')
     }
     await this.#holdAgain(row)
+  }
+
+  /** Hangs up on the helper of a network, which serves on. */
+  #leaveHelper({ uid }: Bridged): void {
+    this.#helpers.get(uid)?.close()
+    this.#helpers.delete(uid)
+  }
+
+  async #endHelper(row: Bridged): Promise<void> {
+    this.#leaveHelper(row)
+    await endMarked(this.markOf(row.uid))
   }
 
   /** Brings a helper back that ended, where its network is still there. */
@@ -349,7 +352,7 @@ export class NetworkService {
 
   #stateOf(row: Bridged): HelperState {
     const links = new Set(this.#host.links.linksOf(row).map(({ name }) => name))
-    const members = this.#members(row)
+    const members = membersOf(this.#host.store, row.uid)
     const hasWayOut = row.type !== 'isolated'
     const domain = `${row.name}.${DOMAIN}`
     return {

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { eq, sql } from 'drizzle-orm'
 import { vmEvents } from '../../contract/vm.ts'
+import { newMac } from '../../network/leases.ts'
 import { newId, newName } from '../../lib/id.ts'
 import { boots, type VmRow, vms } from '../../store/schema.ts'
 import { type Store, isDuplicate, prepared } from '../../store/store.ts'
@@ -50,9 +51,6 @@ const selectName = prepared((store) =>
     .where(eq(vms.name, value('name')))
     .prepare(),
 )
-
-/** Makes a locally administered unicast address (IEEE 802, bit 1 of the first octet). */
-const newMac = (): string => `02:${[...randomBytes(5)].map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`
 
 /** Makes what the database may find taken. A test chooses them. */
 export interface Chance {
